@@ -1,0 +1,50 @@
+# Every target makes what it needs: a venv in .venv, pinned dependencies, the compiled extension.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export HF_HUB_DISABLE_PROGRESS_BARS := 1
+
+CXX_SOURCES := $(wildcard csrc/*.cpp csrc/*.h csrc/cpu/*.cpp csrc/cpu/*.h csrc/cuda/*.cu csrc/cuda/*.h)
+
+.PHONY: install demo test lint format bench clean help
+
+help:  ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+install: $(VENV)/.installed  ## make the venv and build the extension
+
+$(VENV)/.torch: constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q torch numpy "setuptools>=77" wheel ninja pybind11
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.torch setup.py pyproject.toml constraints.txt $(CXX_SOURCES)
+	$(BIN)/python -m pip install -q --no-build-isolation -e ".[dev]"
+	@touch $@
+
+demo: install  ## quantize, save, reload, transcribe and score
+	$(BIN)/tarq demo
+
+test: install  ## run the test-suite
+	$(BIN)/python -P -m pytest
+
+lint: install  ## ruff, mypy, clang-format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(CXX_SOURCES)
+	@rm -rf build/typing && TARQ_SKIP_EXTENSION=1 $(BIN)/python setup.py -q build_py --build-lib build/typing >/dev/null
+	$(BIN)/mypy --config-file pyproject.toml build/typing/tarq
+
+format: install  ## rewrite the sources in the project's format
+	$(BIN)/ruff check --fix -q .
+	$(BIN)/ruff format -q .
+	$(BIN)/clang-format -i $(CXX_SOURCES)
+
+bench: install  ## time the three operations against their peers
+	$(BIN)/python -P benchmarks/bench_group_quantize.py
+	$(BIN)/python -P benchmarks/bench_w4_linear.py
+
+clean:  ## remove what the build made
+	rm -rf build dist *.egg-info tarq/_C*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis

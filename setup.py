@@ -1,0 +1,69 @@
+"""Build of the C++ (and, with an NVIDIA GPU and nvcc, CUDA) extension ``tarq._C``.
+
+Everything declarative is in ``pyproject.toml``. What needs code is here: which packages there are
+(``kernels/`` installs as ``tarq.kernels``) and what the extension is built from.
+
+Environment:
+    TARQ_SKIP_EXTENSION=1  leave the extension out; the reference backends run instead
+    TARQ_CUDA=0|1          leave the CUDA part out, or build it even where no GPU is visible
+"""
+
+import os
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+
+
+def packages() -> dict[str, str]:
+    """Package name -> folder, with ``kernels`` and its subpackages placed under ``tarq``."""
+    here = {name: name.replace(".", "/") for name in find_packages(include=["tarq", "tarq.*"])}
+    kernels = {f"tarq.{name}": name.replace(".", "/") for name in find_packages(include=["kernels", "kernels.*"])}
+    return here | kernels
+
+
+def with_cuda() -> bool:
+    """Whether to build the CUDA part; says in one line why not."""
+    import torch
+    from torch.utils.cpp_extension import CUDA_HOME
+
+    wanted = os.environ.get("TARQ_CUDA")
+    if wanted == "0":
+        reason = "TARQ_CUDA=0"
+    elif torch.version.cuda is None:
+        reason = "this torch is a CPU build"
+    elif CUDA_HOME is None:
+        reason = "no nvcc found (set CUDA_HOME)"
+    elif wanted != "1" and not torch.cuda.is_available():
+        reason = "no NVIDIA GPU is visible (TARQ_CUDA=1 builds it all the same)"
+    else:
+        return True
+    print(f"tarq: CUDA part left out: {reason}")
+    return False
+
+
+def extension() -> dict:
+    """``setup()`` arguments that build ``tarq._C``; empty with TARQ_SKIP_EXTENSION=1."""
+    if os.environ.get("TARQ_SKIP_EXTENSION") == "1":
+        print("tarq: extension left out: TARQ_SKIP_EXTENSION=1")
+        return {}
+    from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
+
+    cuda = with_cuda()
+    sources = ["csrc/bindings.cpp", *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/cpu/*.cpp"))]
+    # -g0: a third of the compile time. No -march: each instruction set is its own file, chosen at run time.
+    cxx = ["-O3", "-g0", "-std=c++20", "-fopenmp", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
+    flags = {"cxx": cxx}
+    kind = CppExtension
+    if cuda:
+        kind = CUDAExtension
+        sources += ["csrc/bindings_cuda.cpp"]
+        sources += sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/cuda/*.cu"))
+        flags["nvcc"] = ["-O3", "-std=c++17", "--use_fast_math", "-lineinfo"]
+    include = [str(ROOT / "csrc")]
+    ext = kind("tarq._C", sources, include_dirs=include, extra_compile_args=flags, extra_link_args=["-fopenmp"])
+    return {"ext_modules": [ext], "cmdclass": {"build_ext": BuildExtension}}
+
+
+setup(packages=sorted(packages()), package_dir=packages(), **extension())
