@@ -14,33 +14,54 @@ struct Scalar {
   using Words = uint32_t;
   using Vector = float;
   using Sum = float;
-  static constexpr int lanes = 1, steps = 8, width = 1, micro_rows = 2;
+  struct Four {
+    float of[kTile];
+  };
+  struct Table {
+    float of[16];
+  };
+  static constexpr int lanes = 1, steps = 8, width = 1, fused_rows = 4, micro_rows = 2;
+  static constexpr bool scale_after = false;
 
   static int source(int e) { return e; }
-  static Words load_words(const uint32_t* from) { return *from; }
-  static Words load_words_part(const uint32_t*, int) { return 0; }
+  struct Window {};
+  static Window window(int64_t) { return {}; }
+  static Words load_words(const uint32_t* from, Window) { return *from; }
   static Words shift(Words words) { return words >> 4; }
+  static Table weight_table(float scale, float zero, Float type) {
+    Table table;
+    for (int code = 0; code < 16; ++code) table.of[code] = round_to((float(code) - zero) * scale, type);
+    return table;
+  }
   template <int parts>
-  static Vector lookup(const float* table, Words words) {
-    return table[words & 15];
+  static Vector lookup(const Table* table, Words words) {
+    return table->of[words & 15];
   }
   static Vector load(const float* from) { return *from; }
   static void store(float* to, Vector v) { *to = v; }
   static Sum zero() { return 0.0f; }
+  static Sum add(Sum a, Sum b) { return a + b; }
   static Sum dot(Sum sum, Vector w, Vector x) { return sum + w * x; }
-  static void reduce(const Sum* sums, float* out) { std::memcpy(out, sums, sizeof(float) * kTile); }
-  static void fill_table(float* table, const void* scales, Float type, int64_t i, float zero) {
-    const float scale = read(scales, type, i);
-    for (int code = 0; code < 16; ++code) table[code] = round_to((float(code) - zero) * scale, type);
+  static Four load_four(const float* from) { return {{from[0], from[1], from[2], from[3]}}; }
+  static Four reduce(const Sum* sums) { return load_four(sums); }
+  static Four add_four(Four a, Four b) {
+    for (int r = 0; r < kTile; ++r) a.of[r] += b.of[r];
+    return a;
+  }
+  static void write_four(void* to, Float type, int64_t i, Four values) {
+    for (int r = 0; r < kTile; ++r) write(to, type, i + r, values.of[r]);
+  }
+  static void to_float(const void* from, Float type, int64_t first, int64_t count, float* to) {
+    for (int64_t i = 0; i < count; ++i) to[i] = read(from, type, first + i);
   }
   static void pack_block(const void* x, Float type, int64_t first, float* to) {
-    for (int k = 0; k < 8; ++k) to[k] = read(x, type, first + k);
+    to_float(x, type, first, 8, to);
   }
 };
 
 }  // namespace
 
-const W4Kernel kW4Scalar = make_kernel<Scalar>("scalar", Float::f32, 4, 16);
+const W4Kernel kW4Scalar = make_kernel<Scalar>("scalar", Float::f32, 16);
 
 const W4Kernel* const* w4_kernels(int* count) {
   static const W4Kernel* found[4];

@@ -16,42 +16,46 @@
 namespace tarq {
 namespace {
 
-struct Avx512Bf16 {
+struct Avx512Bf16 : Avx512Words {
   using Element = uint16_t;
-  using Words = __m512i;
   using Vector = __m512i;
-  using Sum = __m512;
-  static constexpr int lanes = 16, steps = 4, width = 32, micro_rows = 6;
+  using Table = __m512i;
+  static constexpr int steps = 4, width = 32, fused_rows = 2;
+  // Codes minus zero point are exact in bf16: scaling their sums is both cheaper than scaling a table and
+  // exact.
+  static constexpr bool scale_after = true;
 
   // A 16-bit half of a word holds four codes; lane 2i + h of step j is code 4h + j of word i.
   static int source(int e) { return 8 * (e % 32 / 2) + 4 * (e % 2) + e / 32; }
-  static Words load_words(const uint32_t* from) { return _mm512_loadu_si512(from); }
-  static Words load_words_part(const uint32_t* from, int count) {
-    return _mm512_maskz_loadu_epi32(__mmask16((1u << count) - 1), from);
-  }
   static Words shift(Words words) { return _mm512_srli_epi16(words, 4); }
-  static __m512i twice(const uint16_t* table) {
-    return _mm512_broadcast_i64x4(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(table)));
+  static Table twice(__m512 table) {
+    const __m256i half = reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(table));
+    return _mm512_broadcast_i64x4(half);
   }
+  static Table weight_table(float scale, float zero, Float type) {
+    return twice(weight_table16(scale, zero, type));
+  }
+  static Table code_table(float zero) { return twice(weight_table16(1.0f, zero, Float::f32)); }
   template <int parts>
-  static Vector lookup(const uint16_t* table, Words words) {
-    Vector v = _mm512_permutexvar_epi16(words, twice(table));
-    for (int p = 1; p < parts; ++p) {
-      const __mmask32 upper = __mmask32(0xffffffffu << (32 / parts * p));
-      v = _mm512_mask_permutexvar_epi16(v, upper, words, twice(table + 16 * p));
-    }
+  static Vector lookup(const Table* tables, Words words) {
+    Vector v = _mm512_permutexvar_epi16(words, tables[0]);
+    for (int p = 1; p < parts; ++p)
+      v = _mm512_mask_permutexvar_epi16(v, __mmask32(0xffffffffu << (32 / parts * p)), words, tables[p]);
     return v;
   }
   static Vector load(const uint16_t* from) { return _mm512_loadu_si512(from); }
   static void store(uint16_t* to, Vector v) { _mm512_storeu_si512(to, v); }
-  static Sum zero() { return _mm512_setzero_ps(); }
   static Sum dot(Sum sum, Vector w, Vector x) {
     return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(w), reinterpret_cast<__m512bh>(x));
   }
-  static void reduce(const Sum* sums, float* out) { reduce_tile(sums, out); }
-  static void fill_table(uint16_t* table, const void* scales, Float type, int64_t i, float zero) {
-    const __m256bh half = _mm512_cvtneps_pbh(weight_table(scales, type, i, zero));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(table), reinterpret_cast<__m256i>(half));
+  static Sum multiply_add(Sum sum, Sum part, Sum scale) { return _mm512_fmadd_ps(part, scale, sum); }
+  /// The scales of a block's groups, each in the lanes of its words.
+  template <int parts>
+  static Sum spread(const float* scales) {
+    Sum v = _mm512_set1_ps(scales[0]);
+    for (int p = 1; p < parts; ++p)
+      v = _mm512_mask_broadcastss_ps(v, __mmask16(0xffffu << (16 / parts * p)), _mm_load_ss(scales + p));
+    return v;
   }
   static void pack_block(const void* x, Float, int64_t first, uint16_t* to) {
     const uint16_t* from = static_cast<const uint16_t*>(x) + first;
@@ -61,7 +65,7 @@ struct Avx512Bf16 {
 
 }  // namespace
 
-const W4Kernel kW4Avx512Bf16 = make_kernel<Avx512Bf16>("avx512_bf16", Float::bf16, 4, 1 << 30);
+const W4Kernel kW4Avx512Bf16 = make_kernel<Avx512Bf16>("avx512_bf16", Float::bf16, 1 << 30);
 
 }  // namespace tarq
 #endif

@@ -2,9 +2,13 @@
 // per instruction set, after its `#pragma GCC target`; everything is in an anonymous namespace, so that no
 // function compiled for a newer instruction set can be linked into another file.
 //
-// S has: Element (of activations and weights), Words, Vector, Sum; lanes, steps, width = elements a Vector;
-// micro_rows; load_words, load_words_part, shift, lookup, load, store, zero, dot, reduce, fill_table,
-// convert, source (which input of a block lies at element e).
+// S has
+//   Element      type of activations and decoded weights;  Vector: `width` of them;  Words: `lanes` int32
+//   words Sum          partial sums of one output;  Four: kTile finished outputs Window       which lanes of
+//   a row's last words are there;  Table: 16 weights to look up lanes, steps (vectors a block decodes to),
+//   width fused_rows, micro_rows (activation rows of a register tile in `fused`, in `tiled`) scale_after
+//   `fused` multiplies by the scale after summing a group's products instead of before
+// and the functions used below.
 #pragma once
 
 #include <cstdint>
@@ -65,15 +69,11 @@ inline float round_to(float value, Float type) {
   return type == Float::bf16 ? bf16_to_float(float_to_bf16(value)) : half_to_float(float_to_half(value));
 }
 
-inline void write(void* data, Float type, int64_t i, const float* values, int count) {
-  for (int k = 0; k < count; ++k) {
-    if (type == Float::f32) {
-      static_cast<float*>(data)[i + k] = values[k];
-    } else {
-      static_cast<uint16_t*>(data)[i + k] =
-          type == Float::bf16 ? float_to_bf16(values[k]) : float_to_half(values[k]);
-    }
-  }
+inline void write(void* data, Float type, int64_t i, float value) {
+  if (type == Float::f32)
+    static_cast<float*>(data)[i] = value;
+  else
+    static_cast<uint16_t*>(data)[i] = type == Float::bf16 ? float_to_bf16(value) : float_to_half(value);
 }
 
 inline void assign(float* to, float value) { *to = value; }
@@ -102,33 +102,58 @@ int64_t padded_inputs(const W4Layer& layer) {
   return round_up(layer.in_features, kBlock<S>);
 }
 
-/// Groups with a table: those of the padded row, so that the last block needs no bounds.
-template <class S>
-int64_t table_groups(const W4Layer& layer) {
-  return layer.groups == 1 ? 1 : ceil_div(padded_inputs<S>(layer), layer.group_size);
+constexpr float kSymmetricZero = 8.0f;
+
+/// Rows past the end repeat the last one; their results are not stored.
+inline int64_t clamp_row(const W4Layer& layer, int64_t row) {
+  return row < layer.out_features ? row : layer.out_features - 1;
 }
 
-template <class S>
-int64_t table_elements(const W4Layer& layer) {
-  return kTile * table_groups<S>(layer) * 16;
-}
+/// Scales and zero points of a tile's rows in fp32, [kTile][groups of the padded row], so that the last block
+/// needs no bounds.
+struct TileGroups {
+  float* scales;
+  float* zeros;
+  int64_t stride;
 
-/// Tables of the tile's rows: [kTile][table_groups][16]. Rows past the end repeat the last one.
-template <class S>
-void fill_tables(const W4Layer& layer, int64_t first_row, typename S::Element* tables) {
-  const int64_t stride = table_groups<S>(layer) * 16;
-  for (int r = 0; r < kTile; ++r) {
-    const int64_t row = first_row + r < layer.out_features ? first_row + r : layer.out_features - 1;
-    typename S::Element* table = tables + r * stride;
-    const uint32_t* zeros = layer.zeros ? layer.zeros + row / 8 * layer.groups : nullptr;
-    const int shift = 4 * (row % 8);
-    for (int64_t g = 0; g < layer.groups; ++g, table += 16) {
-      const float zero = zeros ? float(zeros[g] >> shift & 15) : 8.0f;
-      S::fill_table(table, layer.scales, layer.scale_type, row * layer.groups + g, zero);
-    }
-    std::memset(table, 0, (stride - layer.groups * 16) * sizeof(*table));
+  template <class S>
+  static int64_t row_stride(const W4Layer& layer) {
+    return layer.groups == 1 ? 1 : ceil_div(padded_inputs<S>(layer), layer.group_size);
   }
-}
+
+  template <class S>
+  static int64_t bytes(const W4Layer& layer) {
+    return round_up(2 * kTile * row_stride<S>(layer) * int64_t(sizeof(float)), 64);
+  }
+
+  template <class S>
+  static TileGroups in(void* scratch, const W4Layer& layer) {
+    const int64_t stride = row_stride<S>(layer);
+    float* scales = static_cast<float*>(scratch);
+    const TileGroups groups{scales, scales + kTile * stride, stride};
+    for (int64_t i = 0; i < kTile * stride; ++i) groups.scales[i] = 0.0f;
+    for (int64_t i = 0; i < kTile * stride; ++i) groups.zeros[i] = kSymmetricZero;
+    return groups;
+  }
+
+  template <class S>
+  void read_rows(const W4Layer& layer, int64_t first_row) const {
+    if (stride == layer.groups && first_row + kTile <= layer.out_features) {
+      S::to_float(layer.scales, layer.scale_type, first_row * stride, kTile * stride, scales);
+    } else {
+      for (int r = 0; r < kTile; ++r)
+        S::to_float(layer.scales, layer.scale_type, clamp_row(layer, first_row + r) * layer.groups,
+                    layer.groups, scales + r * stride);
+    }
+    if (!layer.zeros) return;
+    for (int r = 0; r < kTile; ++r) {
+      const int64_t row = clamp_row(layer, first_row + r);
+      const uint32_t* words = layer.zeros + row / 8 * layer.groups;
+      const int shift = 4 * (row % 8);
+      for (int64_t g = 0; g < layer.groups; ++g) zeros[r * stride + g] = float(words[g] >> shift & 15);
+    }
+  }
+};
 
 /// The tile's word rows and its position in them.
 template <class S>
@@ -137,42 +162,55 @@ struct Tile {
   int64_t words;
 
   Tile(const W4Layer& layer, int64_t first_row) : words(ceil_div(layer.in_features, 8)) {
-    for (int r = 0; r < kTile; ++r) {
-      const int64_t n = first_row + r < layer.out_features ? first_row + r : layer.out_features - 1;
-      row[r] = layer.codes + n * words;
-    }
+    for (int r = 0; r < kTile; ++r) row[r] = layer.codes + clamp_row(layer, first_row + r) * words;
   }
 
-  typename S::Words load(int r, int64_t word) const {
-    return word + S::lanes <= words ? S::load_words(row[r] + word)
-                                    : S::load_words_part(row[r] + word, int(words - word));
+  /// Which lanes of a block's words lie in the row.
+  typename S::Window window(int64_t block) const { return S::window(words - block * S::lanes); }
+
+  typename S::Words load(int r, int64_t block, typename S::Window window) const {
+    return S::load_words(row[r] + block * S::lanes, window);
   }
 };
 
-/// Calls visit(block, tables of that block's groups) for every block; `stride` is between two rows' tables.
+/// Calls visit(block, its first group) for every block.
 template <class S, int parts, class Visit>
-inline __attribute__((always_inline)) void for_blocks(const W4Layer& layer, const typename S::Element* tables,
-                                                      Visit&& visit) {
+inline __attribute__((always_inline)) void for_blocks(const W4Layer& layer, Visit&& visit) {
   const int64_t blocks = padded_inputs<S>(layer) / kBlock<S>;
   if constexpr (parts > 1) {
-    for (int64_t b = 0; b < blocks; ++b) visit(b, tables + b * parts * 16);
+    for (int64_t b = 0; b < blocks; ++b) visit(b, b * parts);
   } else {
     const int64_t run = layer.groups == 1 ? blocks : layer.group_size / kBlock<S>;
-    for (int64_t first = 0; first < blocks; first += run, tables += 16) {
+    for (int64_t first = 0, group = 0; first < blocks; first += run, ++group) {
       const int64_t end = first + run < blocks ? first + run : blocks;
-      for (int64_t b = first; b < end; ++b) visit(b, tables);
+      for (int64_t b = first; b < end; ++b) visit(b, group);
     }
   }
 }
 
-/// Any group size: one code at a time. `out` holds the tile's rows at out_row(r) + k · out_step.
+/// Weight tables of one row's groups in a block: entry c is (c − zero) · scale rounded to the scale's type.
+template <class S, int parts>
+struct Tables {
+  typename S::Table of[parts];
+
+  inline __attribute__((always_inline)) Tables(const W4Layer& layer, const TileGroups& groups, int r,
+                                               int64_t group) {
+    const int64_t at = r * groups.stride + group;
+    for (int p = 0; p < parts; ++p) {
+      of[p] = S::weight_table(groups.scales[at + p], groups.zeros[at + p], layer.scale_type);
+    }
+  }
+};
+
+/// Any group size: one code at a time. `out` holds the tile's rows at r · row_stride + vector ·
+/// vector_stride.
 template <class S>
 void decode_any(const W4Layer& layer, int64_t first_row, typename S::Element* out, int64_t row_stride,
                 int64_t vector_stride) {
   using Element = typename S::Element;
   const int64_t words = ceil_div(layer.in_features, 8), padded = padded_inputs<S>(layer);
   for (int r = 0; r < kTile; ++r) {
-    const int64_t row = first_row + r < layer.out_features ? first_row + r : layer.out_features - 1;
+    const int64_t row = clamp_row(layer, first_row + r);
     for (int64_t e = 0; e < padded; ++e) {
       const int64_t k = e / kBlock<S> * kBlock<S> + S::source(int(e % kBlock<S>));
       Element* to = out + r * row_stride + e / S::width * vector_stride + e % S::width;
@@ -192,16 +230,17 @@ void decode_any(const W4Layer& layer, int64_t first_row, typename S::Element* ou
 
 template <class S, int parts>
 void decode_blocks(const W4Layer& layer, int64_t first_row, typename S::Element* out, int64_t row_stride,
-                   int64_t vector_stride, const typename S::Element* tables) {
+                   int64_t vector_stride, const TileGroups& groups) {
   const Tile<S> tile(layer, first_row);
-  const int64_t table_stride = table_groups<S>(layer) * 16;
-  for_blocks<S, parts>(layer, tables, [&](int64_t b, const typename S::Element* table) {
+  for_blocks<S, parts>(layer, [&](int64_t b, int64_t group) __attribute__((always_inline)) {
+    const typename S::Window window = tile.window(b);
     for (int r = 0; r < kTile; ++r) {
-      typename S::Words words = tile.load(r, b * S::lanes);
+      const Tables<S, parts> tables(layer, groups, r, group);
+      typename S::Words words = tile.load(r, b, window);
       typename S::Element* to = out + r * row_stride + b * S::steps * vector_stride;
 #pragma GCC unroll 8
       for (int j = 0; j < S::steps; ++j, words = S::shift(words))
-        S::store(to + j * vector_stride, S::template lookup<parts>(table + r * table_stride, words));
+        S::store(to + j * vector_stride, S::template lookup<parts>(tables.of, words));
     }
   });
 }
@@ -209,73 +248,113 @@ void decode_blocks(const W4Layer& layer, int64_t first_row, typename S::Element*
 /// A tile's weights in block order: vector v of row r goes to out + r · row_stride + v · vector_stride.
 template <class S>
 void decode_tile(const W4Layer& layer, int64_t first_row, typename S::Element* out, int64_t row_stride,
-                 int64_t vector_stride, typename S::Element* tables) {
+                 int64_t vector_stride, const TileGroups& groups) {
   const int parts = block_parts<S>(layer);
   if (parts == 0) return decode_any<S>(layer, first_row, out, row_stride, vector_stride);
-  fill_tables<S>(layer, first_row, tables);
-  if (parts == 1) return decode_blocks<S, 1>(layer, first_row, out, row_stride, vector_stride, tables);
-  if (parts == 2) return decode_blocks<S, 2>(layer, first_row, out, row_stride, vector_stride, tables);
-  if constexpr (S::lanes >= 4) decode_blocks<S, 4>(layer, first_row, out, row_stride, vector_stride, tables);
+  groups.read_rows<S>(layer, first_row);
+  if (parts == 1) return decode_blocks<S, 1>(layer, first_row, out, row_stride, vector_stride, groups);
+  if (parts == 2) return decode_blocks<S, 2>(layer, first_row, out, row_stride, vector_stride, groups);
+  if constexpr (S::lanes >= 4) decode_blocks<S, 4>(layer, first_row, out, row_stride, vector_stride, groups);
 }
 
 // ---- products
 // ----------------------------------------------------------------------------------------------
 
-/// Reduce the sums of one activation row and a tile of outputs, add the bias, round, store.
+/// The tile's bias in fp32; zeros where the layer has none.
 template <class S>
-inline void finish(const W4Layer& layer, const W4Product& product, int64_t m, int64_t first_row,
-                   const typename S::Sum* sums) {
-  float values[kTile];
-  S::reduce(sums, values);
+typename S::Four tile_bias(const W4Layer& layer, int64_t first_row) {
+  float values[kTile] = {};
   const int64_t left = layer.out_features - first_row;
-  const int count = left < kTile ? int(left) : kTile;
   if (layer.bias)
-    for (int r = 0; r < count; ++r) values[r] += read(layer.bias, layer.bias_type, first_row + r);
-  write(product.y, product.y_type, m * layer.out_features + first_row, values, count);
+    for (int r = 0; r < kTile && r < left; ++r) values[r] = read(layer.bias, layer.bias_type, first_row + r);
+  return S::load_four(values);
 }
 
-/// rows ≤ 4 activation rows: the weights live in registers only, read once for all rows.
-template <class S, int parts, int rows>
-void fused_tile(const W4Layer& layer, const W4Product& product, int64_t first_row,
-                const typename S::Element* tables) {
+/// Sum up one activation row's outputs of a tile, add the bias, round, store.
+template <class S>
+inline __attribute__((always_inline)) void finish(const W4Layer& layer, const W4Product& product, int64_t m,
+                                                  int64_t first_row, const typename S::Sum* sums,
+                                                  typename S::Four bias) {
+  const typename S::Four values = S::add_four(S::reduce(sums), bias);
+  const int64_t at = m * layer.out_features + first_row, left = layer.out_features - first_row;
+  if (left >= kTile) return S::write_four(product.y, product.y_type, at, values);
+  float each[kTile];
+  S::write_four(each, Float::f32, 0, values);
+  for (int64_t r = 0; r < left; ++r) write(product.y, product.y_type, at + r, each[r]);
+}
+
+/// A few activation rows: the weights live in registers only, read once for all rows.
+template <class S, int parts, int rows, bool symmetric>
+void fused_tile(const W4Layer& layer, const W4Product& product, int64_t first_row, const TileGroups& groups) {
   using Element = typename S::Element;
+  // Sums in flight hide the latency of a multiply-add: two for every output where there are few outputs.
+  constexpr int chains = rows == 1 && !S::scale_after ? 2 : 1;
   const Tile<S> tile(layer, first_row);
-  const int64_t table_stride = table_groups<S>(layer) * 16;
   const Element* x = static_cast<const Element*>(product.x);
-  typename S::Sum sums[rows][kTile];
+  typename S::Sum sums[rows][chains][kTile];
   for (int m = 0; m < rows; ++m)
-    for (int r = 0; r < kTile; ++r) sums[m][r] = S::zero();
-  for_blocks<S, parts>(layer, tables, [&](int64_t b, const Element* table) __attribute__((always_inline)) {
-    typename S::Words words[kTile];
-    for (int r = 0; r < kTile; ++r) words[r] = tile.load(r, b * S::lanes);
+    for (int c = 0; c < chains; ++c)
+      for (int r = 0; r < kTile; ++r) sums[m][c][r] = S::zero();
+
+  for_blocks<S, parts>(layer, [&](int64_t b, int64_t group) __attribute__((always_inline)) {
     const Element* at = x + b * kBlock<S>;
-#pragma GCC unroll 8
-    for (int j = 0; j < S::steps; ++j) {
-      typename S::Vector inputs[rows];
-      for (int m = 0; m < rows; ++m) inputs[m] = S::load(at + m * product.stride + j * S::width);
+    const typename S::Window window = tile.window(b);
+    if constexpr (S::scale_after) {
+      constexpr int tables_used = symmetric ? 1 : parts;
       for (int r = 0; r < kTile; ++r) {
-        const typename S::Vector weight = S::template lookup<parts>(table + r * table_stride, words[r]);
-        words[r] = S::shift(words[r]);
-        for (int m = 0; m < rows; ++m) sums[m][r] = S::dot(sums[m][r], weight, inputs[m]);
+        typename S::Table tables[tables_used];
+        for (int p = 0; p < tables_used; ++p)
+          tables[p] = S::code_table(symmetric ? kSymmetricZero : groups.zeros[r * groups.stride + group + p]);
+        typename S::Words words = tile.load(r, b, window);
+        typename S::Sum part[rows];
+        for (int m = 0; m < rows; ++m) part[m] = S::zero();
+#pragma GCC unroll 8
+        for (int j = 0; j < S::steps; ++j, words = S::shift(words)) {
+          const typename S::Vector weight = S::template lookup<tables_used>(tables, words);
+          for (int m = 0; m < rows; ++m)
+            part[m] = S::dot(part[m], weight, S::load(at + m * product.stride + j * S::width));
+        }
+        const typename S::Sum scale = S::template spread<parts>(groups.scales + r * groups.stride + group);
+        for (int m = 0; m < rows; ++m) sums[m][0][r] = S::multiply_add(sums[m][0][r], part[m], scale);
+      }
+    } else {
+      typename S::Words words[kTile];
+      typename S::Table tables[kTile][parts];
+      for (int r = 0; r < kTile; ++r) {
+        const Tables<S, parts> of_row(layer, groups, r, group);
+        for (int p = 0; p < parts; ++p) tables[r][p] = of_row.of[p];
+        words[r] = tile.load(r, b, window);
+      }
+#pragma GCC unroll 8
+      for (int j = 0; j < S::steps; ++j) {
+        typename S::Vector inputs[rows];
+        for (int m = 0; m < rows; ++m) inputs[m] = S::load(at + m * product.stride + j * S::width);
+        for (int r = 0; r < kTile; ++r) {
+          const typename S::Vector weight = S::template lookup<parts>(tables[r], words[r]);
+          words[r] = S::shift(words[r]);
+          for (int m = 0; m < rows; ++m)
+            sums[m][j % chains][r] = S::dot(sums[m][j % chains][r], weight, inputs[m]);
+        }
       }
     }
   });
-  for (int m = 0; m < rows; ++m) finish<S>(layer, product, m, first_row, sums[m]);
+
+  const typename S::Four bias = tile_bias<S>(layer, first_row);
+  for (int m = 0; m < rows; ++m) {
+    for (int c = 1; c < chains; ++c)
+      for (int r = 0; r < kTile; ++r) sums[m][0][r] = S::add(sums[m][0][r], sums[m][c][r]);
+    finish<S>(layer, product, m, first_row, sums[m][0], bias);
+  }
 }
 
-template <class S, int parts>
-void fused_rows(const W4Layer& layer, const W4Product& product, int64_t first_row,
-                const typename S::Element* tables) {
-  switch (product.rows) {
-    case 1:
-      return fused_tile<S, parts, 1>(layer, product, first_row, tables);
-    case 2:
-      return fused_tile<S, parts, 2>(layer, product, first_row, tables);
-    case 3:
-      return fused_tile<S, parts, 3>(layer, product, first_row, tables);
-    default:
-      return fused_tile<S, parts, 4>(layer, product, first_row, tables);
-  }
+template <class S, int parts, int rows = S::fused_rows>
+void fused_rows(const W4Layer& layer, const W4Product& product, int64_t first_row, const TileGroups& groups) {
+  if constexpr (rows > 1)
+    if (product.rows < rows) return fused_rows<S, parts, rows - 1>(layer, product, first_row, groups);
+  if (S::scale_after && layer.zeros)  // a table that scales absorbs the zero point
+    fused_tile<S, parts, rows, false>(layer, product, first_row, groups);
+  else
+    fused_tile<S, parts, rows, true>(layer, product, first_row, groups);
 }
 
 /// rows × kTile outputs from decoded weights [padded / width][kTile][width].
@@ -296,7 +375,8 @@ void micro_tile(const W4Layer& layer, const W4Product& product, int64_t m0, int6
       for (int r = 0; r < kTile; ++r) sums[m][r] = S::dot(sums[m][r], weight[r], input);
     }
   }
-  for (int m = 0; m < rows; ++m) finish<S>(layer, product, m0 + m, first_row, sums[m]);
+  const typename S::Four bias = tile_bias<S>(layer, first_row);
+  for (int m = 0; m < rows; ++m) finish<S>(layer, product, m0 + m, first_row, sums[m], bias);
 }
 
 template <class S, int rows = S::micro_rows>
@@ -322,7 +402,12 @@ int64_t scratch_tiles(const W4Layer& layer) {
 template <class S>
 int64_t scratch_bytes(const W4Layer& layer) {
   const int64_t weights = scratch_tiles<S>(layer) * kTile * padded_inputs<S>(layer);
-  return (weights + table_elements<S>(layer)) * int64_t(sizeof(typename S::Element));
+  return TileGroups::bytes<S>(layer) + weights * int64_t(sizeof(typename S::Element));
+}
+
+template <class S>
+typename S::Element* scratch_weights(void* scratch, const W4Layer& layer) {
+  return reinterpret_cast<typename S::Element*>(static_cast<char*>(scratch) + TileGroups::bytes<S>(layer));
 }
 
 template <class S>
@@ -343,28 +428,28 @@ void pack_input(const void* x, Float x_type, int64_t rows, int64_t in_features, 
 
 template <class S>
 void fused(const W4Layer& layer, const W4Product& product, int64_t begin, int64_t end, void* scratch) {
-  typename S::Element* tables = static_cast<typename S::Element*>(scratch);
+  const TileGroups groups = TileGroups::in<S>(scratch, layer);
   const int parts = block_parts<S>(layer);
   for (int64_t n = begin; n < end; n += kTile) {
-    fill_tables<S>(layer, n, tables);
-    if (parts == 1) fused_rows<S, 1>(layer, product, n, tables);
-    if (parts == 2) fused_rows<S, 2>(layer, product, n, tables);
+    groups.read_rows<S>(layer, n);
+    if (parts == 1) fused_rows<S, 1>(layer, product, n, groups);
+    if (parts == 2) fused_rows<S, 2>(layer, product, n, groups);
     if constexpr (S::lanes >= 4)
-      if (parts == 4) fused_rows<S, 4>(layer, product, n, tables);
+      if (parts == 4) fused_rows<S, 4>(layer, product, n, groups);
   }
 }
 
 template <class S>
 void tiled(const W4Layer& layer, const W4Product& product, int64_t begin, int64_t end, void* scratch) {
   using Element = typename S::Element;
-  Element* tables = static_cast<Element*>(scratch);
-  Element* weights = tables + table_elements<S>(layer);
+  const TileGroups groups = TileGroups::in<S>(scratch, layer);
+  Element* weights = scratch_weights<S>(scratch, layer);
   const int64_t tile_size = kTile * padded_inputs<S>(layer), step = scratch_tiles<S>(layer) * kTile;
   const int64_t strips = ceil_div(product.rows, S::micro_rows);
   for (int64_t n0 = begin; n0 < end; n0 += step) {
     const int64_t n1 = n0 + step < end ? n0 + step : end;
     for (int64_t n = n0; n < n1; n += kTile)
-      decode_tile<S>(layer, n, weights + (n - n0) / kTile * tile_size, S::width, kTile * S::width, tables);
+      decode_tile<S>(layer, n, weights + (n - n0) / kTile * tile_size, S::width, kTile * S::width, groups);
     for (int64_t s = 0; s < strips; ++s) {  // strips of equal height, give or take one row
       const int64_t m0 = product.rows * s / strips, m1 = product.rows * (s + 1) / strips;
       for (int64_t n = n0; n < n1; n += kTile)
@@ -384,16 +469,16 @@ void fused_or_tiled(const W4Layer& layer, const W4Product& product, int64_t begi
 template <class S>
 void decode(const W4Layer& layer, void* out, int64_t stride, int64_t begin, int64_t end, void* scratch) {
   using Element = typename S::Element;
-  Element* tables = static_cast<Element*>(scratch);
-  Element* rows = tables + table_elements<S>(layer);
+  const TileGroups groups = TileGroups::in<S>(scratch, layer);
+  Element* rows = scratch_weights<S>(scratch, layer);
   const int64_t padded = padded_inputs<S>(layer);
   for (int64_t n = begin; n < end; n += kTile) {
     Element* to = static_cast<Element*>(out) + n * stride;
     const int64_t left = layer.out_features - n;
     if (left >= kTile) {
-      decode_tile<S>(layer, n, to, stride, S::width, tables);
+      decode_tile<S>(layer, n, to, stride, S::width, groups);
     } else {  // the last tile repeats a row, which has no place in `out`
-      decode_tile<S>(layer, n, rows, padded, S::width, tables);
+      decode_tile<S>(layer, n, rows, padded, S::width, groups);
       for (int64_t r = 0; r < left; ++r)
         std::memcpy(to + r * stride, rows + r * padded, size_t(padded) * sizeof(Element));
     }
@@ -401,9 +486,9 @@ void decode(const W4Layer& layer, void* out, int64_t stride, int64_t begin, int6
 }
 
 template <class S>
-constexpr W4Kernel make_kernel(const char* isa, Float element, int64_t fused_rows, int64_t tiled_rows) {
-  return {isa,           element,          kBlock<S>,         fused_rows, tiled_rows,
-          pack_input<S>, scratch_bytes<S>, fused_or_tiled<S>, tiled<S>,   decode<S>};
+constexpr W4Kernel make_kernel(const char* isa, Float element, int64_t tiled_rows) {
+  return {isa,           element,          kBlock<S>,         S::fused_rows, tiled_rows,
+          pack_input<S>, scratch_bytes<S>, fused_or_tiled<S>, tiled<S>,      decode<S>};
 }
 
 }  // namespace
