@@ -102,9 +102,8 @@ at::Tensor w4_linear_cpu(const at::Tensor& x, const at::Tensor& weight_packed, c
 
   at::DimVector shape(x.sizes());
   shape.back() = out_features;
-  at::Tensor y = at::empty(shape, x.options().memory_format(at::MemoryFormat::Contiguous));
   const int64_t rows = x.numel() / in_features;
-  if (rows == 0 || out_features == 0) return y;
+  if (rows == 0 || out_features == 0) return at::empty(shape, x.scalar_type());
 
   const tarq::W4Kernel* kernel = tarq::w4_select(x_type);
   TORCH_CHECK(kernel,
@@ -113,10 +112,21 @@ at::Tensor w4_linear_cpu(const at::Tensor& x, const at::Tensor& weight_packed, c
   const bool bf16 = kernel->element == tarq::Float::bf16;
   const at::ScalarType element = bf16 ? at::kBFloat16 : at::kFloat;
   const int64_t padded = (in_features + kernel->block - 1) / kernel->block * kernel->block;
-  // One cache line more a row: rows a power of two apart would share the few lines of one cache set.
-  const bool library = rows > kernel->tiled_rows;
-  const int64_t stride = library ? padded : padded + (bf16 ? 32 : 16);
+  if (rows > kernel->tiled_rows) {
+    at::Tensor dense = at::empty({out_features, padded}, element);
+    over_tiles(*kernel, layer, 1, [&](int64_t begin, int64_t end, void* scratch) {
+      kernel->decode(layer, dense.data_ptr(), padded, begin, end, scratch);
+    });
+    // The GEMM below is this operator's own affair: no autograd graph, no cast of its operands.
+    const at::AutoDispatchBelowADInplaceOrView below;
+    const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::DispatchKey::AutocastCPU);
+    std::optional<at::Tensor> addend;
+    if (bias) addend = offset.to(element);
+    return at::linear(x.to(element), dense.narrow(1, 0, in_features), addend).to(x.scalar_type());
+  }
 
+  // One cache line more a row: rows a power of two apart would share the few lines of one cache set.
+  const int64_t stride = padded + (bf16 ? 32 : 16);
   const at::Tensor input = x.contiguous();
   at::Tensor packed = at::empty({rows, stride}, element);
   const char* from = static_cast<const char*>(input.const_data_ptr());
@@ -125,16 +135,7 @@ at::Tensor w4_linear_cpu(const at::Tensor& x, const at::Tensor& weight_packed, c
     kernel->pack_input(from + begin * in_features * x.element_size(), x_type, end - begin, in_features,
                        to + begin * stride * packed.element_size(), stride);
   });
-
-  if (library) {
-    at::Tensor dense = at::empty({out_features, stride}, element);
-    over_tiles(*kernel, layer, 1, [&](int64_t begin, int64_t end, void* scratch) {
-      kernel->decode(layer, dense.data_ptr(), stride, begin, end, scratch);
-    });
-    std::optional<at::Tensor> addend;
-    if (bias) addend = offset.to(element);
-    return at::linear(packed, dense, addend).to(x.scalar_type()).view(shape);
-  }
+  at::Tensor y = at::empty(shape, x.scalar_type());
   const tarq::W4Product product{
       .x = packed.const_data_ptr(), .rows = rows, .stride = stride, .y = y.data_ptr(), .y_type = x_type};
   const auto run = rows <= kernel->fused_rows ? kernel->fused : kernel->tiled;

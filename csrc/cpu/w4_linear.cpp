@@ -37,6 +37,9 @@ struct Scalar {
   static Vector lookup(const Table* table, Words words) {
     return table->of[words & 15];
   }
+  static Vector lookup_natural(const Table& table, Words words, int j) {
+    return table.of[words >> 4 * j & 15];
+  }
   static Vector load(const float* from) { return *from; }
   static void store(float* to, Vector v) { *to = v; }
   static Sum zero() { return 0.0f; }
@@ -61,7 +64,7 @@ struct Scalar {
 
 }  // namespace
 
-const W4Kernel kW4Scalar = make_kernel<Scalar>("scalar", Float::f32, 16);
+const W4Kernel kW4Scalar = make_kernel<Scalar>("scalar", Float::f32, 8);
 
 const W4Kernel* const* w4_kernels(int* count) {
   static const W4Kernel* found[4];

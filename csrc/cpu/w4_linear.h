@@ -57,7 +57,7 @@ struct W4Kernel {
   /// Output features [begin, end) of the product; begin is a multiple of kTile.
   void (*fused)(const W4Layer& layer, const W4Product& product, int64_t begin, int64_t end, void* scratch);
   void (*tiled)(const W4Layer& layer, const W4Product& product, int64_t begin, int64_t end, void* scratch);
-  /// Dense weights of output features [begin, end) in block order: out [out_features, stride].
+  /// Dense weights of output features [begin, end): out [out_features, stride], stride a multiple of `block`.
   void (*decode)(const W4Layer& layer, void* out, int64_t stride, int64_t begin, int64_t end, void* scratch);
 };
 

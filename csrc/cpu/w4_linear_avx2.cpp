@@ -60,6 +60,11 @@ struct Avx2 : X86 {
       v = _mm256_blendv_ps(lookup_one(tables[p], words), v, _mm256_castsi256_ps(lanes_below(8 / parts * p)));
     return v;
   }
+  /// Inputs 8j … 8j + 7: one word in every lane, shifted to the lane's code.
+  static Vector lookup_natural(const Table& table, Words words, int j) {
+    const Words word = _mm256_permutevar8x32_epi32(words, _mm256_set1_epi32(j));
+    return lookup_one(table, _mm256_srlv_epi32(word, _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28)));
+  }
   static Vector load(const float* from) { return _mm256_loadu_ps(from); }
   static void store(float* to, Vector v) { _mm256_storeu_ps(to, v); }
   static Sum zero() { return _mm256_setzero_ps(); }
@@ -73,7 +78,7 @@ struct Avx2 : X86 {
 
 }  // namespace
 
-const W4Kernel kW4Avx2 = make_kernel<Avx2>("avx2", Float::f32, 1 << 30);
+const W4Kernel kW4Avx2 = make_kernel<Avx2>("avx2", Float::f32, 32);
 
 }  // namespace tarq
 #endif

@@ -43,6 +43,15 @@ struct Avx512Bf16 : Avx512Words {
       v = _mm512_mask_permutexvar_epi16(v, __mmask32(0xffffffffu << (32 / parts * p)), words, tables[p]);
     return v;
   }
+  /// Inputs 32j … 32j + 31: eight half words, each spread over four lanes and shifted to its lane's code.
+  static Vector lookup_natural(Table table, Words words, int j) {
+    const Words quarter = _mm512_set_epi16(7, 7, 7, 7, 6, 6, 6, 6, 5, 5, 5, 5, 4, 4, 4, 4,  //
+                                           3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0);
+    const Words shifts = _mm512_set1_epi64(0x000c000800040000);
+    const Words spread =
+        _mm512_permutexvar_epi16(_mm512_add_epi16(quarter, _mm512_set1_epi16(short(8 * j))), words);
+    return _mm512_permutexvar_epi16(_mm512_srlv_epi16(spread, shifts), table);
+  }
   static Vector load(const uint16_t* from) { return _mm512_loadu_si512(from); }
   static void store(uint16_t* to, Vector v) { _mm512_storeu_si512(to, v); }
   static Sum dot(Sum sum, Vector w, Vector x) {
@@ -59,13 +68,21 @@ struct Avx512Bf16 : Avx512Words {
   }
   static void pack_block(const void* x, Float, int64_t first, uint16_t* to) {
     const uint16_t* from = static_cast<const uint16_t*>(x) + first;
-    for (int e = 0; e < 128; ++e) to[e] = from[source(e)];
+    const Vector a = load(from), b = load(from + 32), c = load(from + 64), d = load(from + 96);
+    // Elements 8i + 4h of words i = 0 … 7, which lie in two vectors; the same picks serve words 8 … 15.
+    alignas(64) static constexpr uint16_t kPick[16] = {0,  4,  8,  12, 16, 20, 24, 28,
+                                                       32, 36, 40, 44, 48, 52, 56, 60};
+    Vector pick = _mm512_broadcast_i64x4(_mm256_load_si256(reinterpret_cast<const __m256i*>(kPick)));
+    for (int j = 0; j < 4; ++j, pick = _mm512_add_epi16(pick, _mm512_set1_epi16(1))) {
+      const Vector low = _mm512_permutex2var_epi16(a, pick, b), high = _mm512_permutex2var_epi16(c, pick, d);
+      store(to + 32 * j, _mm512_mask_mov_epi16(low, 0xffff0000, high));
+    }
   }
 };
 
 }  // namespace
 
-const W4Kernel kW4Avx512Bf16 = make_kernel<Avx512Bf16>("avx512_bf16", Float::bf16, 1 << 30);
+const W4Kernel kW4Avx512Bf16 = make_kernel<Avx512Bf16>("avx512_bf16", Float::bf16, 160);
 
 }  // namespace tarq
 #endif

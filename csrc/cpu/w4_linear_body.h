@@ -155,8 +155,8 @@ struct TileGroups {
   }
 };
 
-/// How far ahead of the loads words are fetched. Processors do not see by themselves that a tile's rows are one
-/// stream: without this a layer that is not in cache takes five times as long.
+/// How far ahead of the loads words are fetched. Processors do not see by themselves that a tile's rows are
+/// one stream: without this a layer that is not in cache takes five times as long.
 constexpr int64_t kPrefetchBytes = 8 << 10;
 
 /// The words of a tile's rows.
@@ -210,59 +210,68 @@ struct Tables {
   }
 };
 
-/// Any group size: one code at a time. `out` holds the tile's rows at r · row_stride + vector ·
-/// vector_stride.
+/// Where a tile's decoded weights go: vector v of row r to out + r · row_stride + v · vector_stride, the
+/// inputs of a block in block order or as they are numbered (`natural`).
 template <class S>
-void decode_any(const W4Layer& layer, int64_t first_row, typename S::Element* out, int64_t row_stride,
-                int64_t vector_stride) {
-  using Element = typename S::Element;
+struct Decoded {
+  typename S::Element* out;
+  int64_t row_stride, vector_stride;
+};
+
+/// Any group size: one code at a time.
+template <class S, bool natural>
+void decode_any(const W4Layer& layer, int64_t first_row, Decoded<S> to) {
   const int64_t words = ceil_div(layer.in_features, 8), padded = padded_inputs<S>(layer);
   for (int r = 0; r < kTile; ++r) {
     const int64_t row = clamp_row(layer, first_row + r);
     for (int64_t e = 0; e < padded; ++e) {
-      const int64_t k = e / kBlock<S> * kBlock<S> + S::source(int(e % kBlock<S>));
-      Element* to = out + r * row_stride + e / S::width * vector_stride + e % S::width;
+      const int64_t block = e / kBlock<S> * kBlock<S>;
+      const int64_t k = natural ? e : block + S::source(int(e - block));
+      typename S::Element* at = to.out + r * to.row_stride + e / S::width * to.vector_stride + e % S::width;
       if (k >= layer.in_features) {
-        assign(to, 0.0f);
+        assign(at, 0.0f);
         continue;
       }
       const int64_t g = k / layer.group_size;
       const float zero =
-          layer.zeros ? float(layer.zeros[row / 8 * layer.groups + g] >> 4 * (row % 8) & 15) : 8.0f;
+          layer.zeros ? float(layer.zeros[row / 8 * layer.groups + g] >> 4 * (row % 8) & 15) : kSymmetricZero;
       const float code = float(layer.codes[row * words + k / 8] >> 4 * (k % 8) & 15);
       const float scale = read(layer.scales, layer.scale_type, row * layer.groups + g);
-      assign(to, round_to((code - zero) * scale, layer.scale_type));
+      assign(at, round_to((code - zero) * scale, layer.scale_type));
     }
   }
 }
 
-template <class S, int parts>
-void decode_blocks(const W4Layer& layer, int64_t first_row, typename S::Element* out, int64_t row_stride,
-                   int64_t vector_stride, const TileGroups& groups) {
+template <class S, int parts, bool natural>
+void decode_blocks(const W4Layer& layer, int64_t first_row, Decoded<S> to, const TileGroups& groups) {
   const Tile<S> tile(layer, first_row);
   for_blocks<S, parts>(layer, [&](int64_t b, int64_t group) __attribute__((always_inline)) {
     const typename S::Window window = tile.window(b);
     for (int r = 0; r < kTile; ++r) {
       const Tables<S, parts> tables(layer, groups, r, group);
       typename S::Words words = tile.load(r, b, window);
-      typename S::Element* to = out + r * row_stride + b * S::steps * vector_stride;
+      typename S::Element* at = to.out + r * to.row_stride + b * S::steps * to.vector_stride;
 #pragma GCC unroll 8
-      for (int j = 0; j < S::steps; ++j, words = S::shift(words))
-        S::store(to + j * vector_stride, S::template lookup<parts>(tables.of, words));
+      for (int j = 0; j < S::steps; ++j, at += to.vector_stride) {
+        if constexpr (natural) {
+          S::store(at, S::lookup_natural(tables.of[j * parts / S::steps], words, j));
+        } else {
+          S::store(at, S::template lookup<parts>(tables.of, words));
+          words = S::shift(words);
+        }
+      }
     }
   });
 }
 
-/// A tile's weights in block order: vector v of row r goes to out + r · row_stride + v · vector_stride.
-template <class S>
-void decode_tile(const W4Layer& layer, int64_t first_row, typename S::Element* out, int64_t row_stride,
-                 int64_t vector_stride, const TileGroups& groups) {
+template <class S, bool natural = false>
+void decode_tile(const W4Layer& layer, int64_t first_row, Decoded<S> to, const TileGroups& groups) {
   const int parts = block_parts<S>(layer);
-  if (parts == 0) return decode_any<S>(layer, first_row, out, row_stride, vector_stride);
+  if (parts == 0) return decode_any<S, natural>(layer, first_row, to);
   groups.read_rows<S>(layer, first_row);
-  if (parts == 1) return decode_blocks<S, 1>(layer, first_row, out, row_stride, vector_stride, groups);
-  if (parts == 2) return decode_blocks<S, 2>(layer, first_row, out, row_stride, vector_stride, groups);
-  if constexpr (S::lanes >= 4) decode_blocks<S, 4>(layer, first_row, out, row_stride, vector_stride, groups);
+  if (parts == 1) return decode_blocks<S, 1, natural>(layer, first_row, to, groups);
+  if (parts == 2) return decode_blocks<S, 2, natural>(layer, first_row, to, groups);
+  if constexpr (S::lanes >= 4) decode_blocks<S, 4, natural>(layer, first_row, to, groups);
 }
 
 // ---- products
@@ -457,7 +466,7 @@ void tiled(const W4Layer& layer, const W4Product& product, int64_t begin, int64_
   for (int64_t n0 = begin; n0 < end; n0 += step) {
     const int64_t n1 = n0 + step < end ? n0 + step : end;
     for (int64_t n = n0; n < n1; n += kTile)
-      decode_tile<S>(layer, n, weights + (n - n0) / kTile * tile_size, S::width, kTile * S::width, groups);
+      decode_tile<S>(layer, n, {weights + (n - n0) / kTile * tile_size, S::width, kTile * S::width}, groups);
     for (int64_t s = 0; s < strips; ++s) {  // strips of equal height, give or take one row
       const int64_t m0 = product.rows * s / strips, m1 = product.rows * (s + 1) / strips;
       for (int64_t n = n0; n < n1; n += kTile)
@@ -478,17 +487,17 @@ template <class S>
 void decode(const W4Layer& layer, void* out, int64_t stride, int64_t begin, int64_t end, void* scratch) {
   using Element = typename S::Element;
   const TileGroups groups = TileGroups::in<S>(scratch, layer);
-  Element* rows = scratch_weights<S>(scratch, layer);
+  Element* spare = scratch_weights<S>(scratch, layer);
   const int64_t padded = padded_inputs<S>(layer);
   for (int64_t n = begin; n < end; n += kTile) {
     Element* to = static_cast<Element*>(out) + n * stride;
     const int64_t left = layer.out_features - n;
     if (left >= kTile) {
-      decode_tile<S>(layer, n, to, stride, S::width, groups);
+      decode_tile<S, true>(layer, n, {to, stride, S::width}, groups);
     } else {  // the last tile repeats a row, which has no place in `out`
-      decode_tile<S>(layer, n, rows, padded, S::width, groups);
+      decode_tile<S, true>(layer, n, {spare, padded, S::width}, groups);
       for (int64_t r = 0; r < left; ++r)
-        std::memcpy(to + r * stride, rows + r * padded, size_t(padded) * sizeof(Element));
+        std::memcpy(to + r * stride, spare + r * padded, size_t(padded) * sizeof(Element));
     }
   }
 }

@@ -1,0 +1,60 @@
+// What the vector kernels share. Included after their `#pragma GCC target` and <immintrin.h>.
+#pragma once
+
+#include "w4_linear_body.h"
+
+namespace tarq {
+namespace {
+
+inline __m256 load_float8(const void* from, Float type, int64_t i) {
+  if (type == Float::f32) return _mm256_loadu_ps(static_cast<const float*>(from) + i);
+  const __m128i half =
+      _mm_loadu_si128(reinterpret_cast<const __m128i*>(static_cast<const uint16_t*>(from) + i));
+  if (type == Float::f16) return _mm256_cvtph_ps(half);
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
+}
+
+/// `count` values from element `first` on, as fp32.
+inline void convert_to_float(const void* from, Float type, int64_t first, int64_t count, float* to) {
+  int64_t i = 0;
+  for (; i + 8 <= count; i += 8) _mm256_storeu_ps(to + i, load_float8(from, type, first + i));
+  for (; i < count; ++i) to[i] = read(from, type, first + i);
+}
+
+/// Four vectors to their four sums.
+inline __m128 sum_each(const __m256* v) {
+  const __m256 pairs = _mm256_hadd_ps(_mm256_hadd_ps(v[0], v[1]), _mm256_hadd_ps(v[2], v[3]));
+  return _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1));
+}
+
+inline void write_float4(void* to, Float type, int64_t i, __m128 values) {
+  if (type == Float::f32) return _mm_storeu_ps(static_cast<float*>(to) + i, values);
+  __m128i half;
+  if (type == Float::f16) {
+    half = _mm_cvtps_ph(values, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  } else {  // bf16, to nearest even; NaN stays NaN
+    const __m128i bits = _mm_castps_si128(values);
+    const __m128i odd = _mm_and_si128(_mm_srli_epi32(bits, 16), _mm_set1_epi32(1));
+    const __m128i up = _mm_add_epi32(_mm_add_epi32(bits, _mm_set1_epi32(0x7fff)), odd);
+    const __m128 nan = _mm_cmpunord_ps(values, values);
+    const __m128 rounded =
+        _mm_blendv_ps(_mm_castsi128_ps(up), _mm_castsi128_ps(_mm_set1_epi32(0x7fc00000)), nan);
+    const __m128i top = _mm_srli_epi32(_mm_castps_si128(rounded), 16);
+    half = _mm_packus_epi32(top, top);
+  }
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(static_cast<uint16_t*>(to) + i), half);
+}
+
+/// The functions of a kernel description that do not depend on the vectors' width.
+struct X86 {
+  using Four = __m128;
+  static Four load_four(const float* from) { return _mm_loadu_ps(from); }
+  static Four add_four(Four a, Four b) { return _mm_add_ps(a, b); }
+  static void write_four(void* to, Float type, int64_t i, Four values) { write_float4(to, type, i, values); }
+  static void to_float(const void* from, Float type, int64_t first, int64_t count, float* to) {
+    convert_to_float(from, type, first, count, to);
+  }
+};
+
+}  // namespace
+}  // namespace tarq

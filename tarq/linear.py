@@ -1,0 +1,184 @@
+"""``QuantLinear``: ``nn.Linear`` whose weight stays packed, with the tensors and names of the checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tarq.kernels.scheme import Scheme
+from tarq.kernels.w4_linear import dequantize, pack, pack_zeros, packed_words, w4_linear
+from tarq.kernels.w4_linear.reference import w4_linear as reference
+
+
+class QuantLinear(nn.Module):
+    """A linear layer in compressed-tensors' ``pack-quantized`` layout, used as it lies on disk.
+
+    Its state dict is what the checkpoint holds, under the same names:
+
+    - ``weight_packed`` int32 [N, ceil(K · bits / 32)]
+    - ``weight_scale`` [N, ceil(K / group_size)] in ``scale_dtype``
+    - ``weight_shape`` int64 [2]: N, K
+    - ``weight_zero_point`` int32 [ceil(N · bits / 32), ceil(K / group_size)], asymmetric schemes only
+    - ``bias`` [N], if there is one
+
+    4 bits run on the ``w4_linear`` kernels. 2, 3 and 8 bits are right but not accelerated: every call expands
+    the weight.
+
+    Casting the module (``.to(dtype)``, ``.half()``, ``.bfloat16()``) casts the bias only. Scales keep the dtype
+    they were saved in, because rounding them would change the weights; loading a state dict adopts the dtype
+    of its scales. Inside an autocast region activations are cast as ``nn.Linear`` casts them.
+
+    Nothing here is trainable: packed weights, scales and bias are buffers. Gradients with respect to the input
+    are computed (so layers around this one can be trained), through a weight expanded for the backward pass.
+
+    There is no ``weight`` attribute: a dense copy made unnoticed would undo the packing. Use
+    :meth:`dequantize`.
+
+    Args:
+        in_features: K.
+        out_features: N.
+        scheme: bits, group size and symmetry.
+        bias: whether the layer has one.
+        scale_dtype: float16, bfloat16 or float32; the bias starts in it too.
+        device: where the buffers are; they are not initialised (``"meta"`` allocates nothing).
+
+    Raises:
+        ValueError: ``scale_dtype`` is none of the three.
+    """
+
+    weight_packed: Tensor
+    weight_scale: Tensor
+    weight_shape: Tensor
+    weight_zero_point: Tensor | None
+    bias: Tensor | None
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        scheme: Scheme,
+        bias: bool = True,
+        scale_dtype: torch.dtype = torch.float16,
+        device: torch.device | str | None = None,
+    ) -> None:
+        super().__init__()
+        if scale_dtype not in (torch.float16, torch.bfloat16, torch.float32):
+            raise ValueError(f"scale_dtype must be float16, bfloat16 or float32, not {scale_dtype}")
+        self.in_features, self.out_features, self.scheme = in_features, out_features, scheme
+        groups = -(-in_features // scheme.group_size)
+
+        def empty(*shape: int, dtype: torch.dtype) -> Tensor:
+            return torch.empty(shape, dtype=dtype, device=device)
+
+        words = packed_words(in_features, scheme.bits)
+        self.register_buffer("weight_packed", empty(out_features, words, dtype=torch.int32))
+        self.register_buffer("weight_scale", empty(out_features, groups, dtype=scale_dtype))
+        self.register_buffer("weight_shape", torch.tensor([out_features, in_features], device=device))
+        zeros = None
+        if not scheme.symmetric:
+            zeros = empty(packed_words(out_features, scheme.bits), groups, dtype=torch.int32)
+        self.register_buffer("weight_zero_point", zeros)
+        self.register_buffer("bias", empty(out_features, dtype=scale_dtype) if bias else None)
+
+    @classmethod
+    def from_codes(
+        cls,
+        codes: Tensor,
+        scales: Tensor,
+        zeros: Tensor | None,
+        scheme: Scheme,
+        bias: Tensor | None = None,
+    ) -> QuantLinear:
+        """Pack unsigned codes into a layer on their device.
+
+        Args:
+            codes: uint8 [N, K], each below ``2**scheme.bits``.
+            scales: float16, bfloat16 or float32 [N, ceil(K / group_size)]; kept in this dtype.
+            zeros: uint8 [N, ceil(K / group_size)] for an asymmetric scheme, None for a symmetric one.
+            scheme: what the codes mean.
+            bias: float [N] or None; kept in its dtype.
+
+        Raises:
+            ValueError: a shape or dtype is not that, a code does not fit, or ``zeros`` contradicts the scheme.
+        """
+        if (zeros is None) != scheme.symmetric:
+            wanted = "None" if scheme.symmetric else "a tensor"
+            raise ValueError(f"zeros must be {wanted} for a scheme with symmetric={scheme.symmetric}")
+        packed = pack(codes, scheme.bits)
+        rows, columns = codes.shape
+        groups = (rows, -(-columns // scheme.group_size))
+        for name, tensor, shape in (("scales", scales, groups), ("zeros", zeros, groups), ("bias", bias, (rows,))):
+            if tensor is not None and tuple(tensor.shape) != shape:
+                raise ValueError(f"{name} must have shape {list(shape)}, not {list(tensor.shape)}")
+        layer = cls(columns, rows, scheme, bias=False, scale_dtype=scales.dtype, device="meta")
+        layer.weight_packed = packed
+        layer.weight_scale = scales.detach().contiguous()
+        layer.weight_shape = torch.tensor([rows, columns], device=codes.device)
+        layer.weight_zero_point = None if zeros is None else pack_zeros(zeros, scheme.bits)
+        layer.bias = None if bias is None else bias.detach().clone()
+        return layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``x`` [..., K] to [..., N] in the dtype of ``x`` (under autocast, in autocast's dtype)."""
+        if torch.is_autocast_enabled(x.device.type):
+            x = x.to(torch.get_autocast_dtype(x.device.type))
+        # The dictionary, not attributes: nn.Module looks buffers up last, half a microsecond each.
+        tensors = self._buffers
+        layer = (
+            tensors["weight_packed"],
+            tensors["weight_scale"],
+            tensors["weight_zero_point"],
+            tensors["bias"],
+            self.in_features,
+            self.scheme.group_size,
+        )
+        if self.scheme.bits == 4:
+            return w4_linear(x, *layer)  # type: ignore[arg-type]
+        return reference(x, *layer, bits=self.scheme.bits)  # type: ignore[arg-type]
+
+    def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
+        """The dense weight [N, K], computed in the scales' dtype, then cast to ``dtype`` if one is given."""
+        weight = dequantize(
+            self.weight_packed,
+            self.weight_scale,
+            self.weight_zero_point,
+            self.in_features,
+            self.scheme.group_size,
+            self.scheme.bits,
+        )
+        return weight if dtype is None else weight.to(dtype)
+
+    def packed_bytes(self) -> int:
+        """Bytes that stand for the weight: codes, scales, zero points and shape, not the bias."""
+        tensors = (self.weight_packed, self.weight_scale, self.weight_shape, self.weight_zero_point)
+        return sum(t.nbytes for t in tensors if t is not None)
+
+    def extra_repr(self) -> str:
+        scheme = self.scheme
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, bits={scheme.bits}, "
+            f"group_size={scheme.group_size}, symmetric={scheme.symmetric}, "
+            f"scales={str(self.weight_scale.dtype).removeprefix('torch.')}, bias={self.bias is not None}"
+        )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantLinear:
+        scale = self.weight_scale
+        super()._apply(fn, recurse)
+        if self.weight_scale.dtype != scale.dtype:  # a cast, which is not for scales: see the class docstring
+            self.weight_scale = scale.to(self.weight_scale.device)
+        return self
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        scale = state_dict.get(f"{prefix}weight_scale")
+        if scale is not None and scale.dtype != self.weight_scale.dtype:
+            self.weight_scale = torch.empty_like(self.weight_scale, dtype=scale.dtype)
+        shape = state_dict.get(f"{prefix}weight_shape")
+        expected = [self.out_features, self.in_features]
+        if shape is not None and not shape.is_meta and shape.tolist() != expected:
+            # Words are padded, so widths such as 127 and 128 pack alike: only this tells them apart.
+            errors = args[-1]
+            errors.append(f"{prefix}weight_shape is {shape.tolist()}, but this layer is {expected}")
+        super()._load_from_state_dict(state_dict, prefix, *args)
