@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from .config import TarqConfig
 from .errors import CalibrationError
 from .families.family import Batch, Positions, Recognizer, Stage
-from .kernels.group_quantize import round_to_nearest
 from .linear import QuantLinear
 from .method.algorithm import Solution, tail_aware_quantize
 from .method.metrics import Metric, make_metric
@@ -270,7 +269,7 @@ class _Walk:
         for name in self._targets(block_name, block):
             linear = block.get_submodule(name)
             group_size, note = choose_group_size(linear.in_features, self.config.group_size)
-            quantized = round_to_nearest(linear.weight.float(), self.config.scheme(group_size), self.scale_dtype)
+            quantized = self.solver.quantize(linear.weight, None, self.config.scheme(group_size), self.scale_dtype)
             self._swap(
                 stage, block_name, block, name, Solution(quantized), group_size, {"common": 0, "tail": 0}, note
             )

@@ -138,7 +138,8 @@ class Control:
     seed: int = 0
 
     def assign(self, tail: Tensor, exists: Tensor, key: str) -> tuple[Tensor, Tensor | None]:
-        generator = torch.Generator().manual_seed((self.seed << 32) ^ zlib.crc32(key.encode()))
+        # 32 bits, since that is all a CPU generator takes of its seed.
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{self.seed}/{key}".encode()))
         pool = (exists if self.among == "random" else exists & ~tail).nonzero().flatten()
         count = min(int((tail & exists).sum()), len(pool))
         chosen = torch.zeros_like(tail)

@@ -62,7 +62,9 @@ class RoundToNearest:
         return factorize(hessian.to(self.dtype), self.damp)
 
     def quantize(self, weight: Tensor, factor: Factor | None, scheme: Scheme, scale_dtype: torch.dtype) -> Quantized:
-        return round_to_nearest(weight.to(self.dtype), scheme, scale_dtype)
+        codes, scales, zeros = round_to_nearest(weight.to(self.dtype), scheme, scale_dtype)
+        no_metric = torch.full((len(weight),), float("nan"), dtype=torch.float64)
+        return Quantized(codes, scales, zeros, no_metric, scheme.group_size)
 
 
 def make_solver(name: str, *, damp: float = 0.01, act_order: str = "none") -> Solver:
