@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -84,7 +85,7 @@ def replacing(path: Path, overwrite: bool) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
         yield folder
-        folder.chmod(0o755)  # mkdtemp makes it private; a checkpoint is an ordinary folder
+        _make_readable(folder)
         if path.exists():
             old = path.with_name(f".{path.name}.replaced")
             path.rename(old)
@@ -97,6 +98,15 @@ def replacing(path: Path, overwrite: bool) -> Iterator[Path]:
     finally:
         if folder is not None and folder.exists():
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _make_readable(folder: Path) -> None:
+    """Undo the private modes of mkdtemp and safetensors: a checkpoint is an ordinary folder of ordinary files."""
+    umask = os.umask(0)
+    os.umask(umask)
+    folder.chmod(0o777 & ~umask)
+    for file in folder.rglob("*"):
+        file.chmod((0o777 if file.is_dir() else 0o666) & ~umask)
 
 
 def quantization_config(model: nn.Module) -> dict[str, Any]:

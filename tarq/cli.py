@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -26,6 +27,9 @@ console = Console()
 JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file.")]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
 Language = Annotated[str, typer.Option(help="Of the speech: word frequencies, and the prompt of a multilingual model.")]
+Where = Annotated[
+    list[str] | None, typer.Option(help="KEY=VALUE of a manifest that scored utterances must have (repeatable).")
+]
 BatchSize = Annotated[int, typer.Option(help="Utterances a forward pass takes at once.")]
 
 
@@ -132,6 +136,7 @@ def evaluate(
         typer.Option(help="Full-precision model damage is measured against. Default: the only unpacked MODEL."),
     ] = None,
     samples: Annotated[int | None, typer.Option(help="Score a random sample of each set.")] = None,
+    where: Where = None,
     decode: Annotated[bool, typer.Option(help="Transcribe too; without, teacher-forced figures only.")] = True,
     normalizer: Annotated[str, typer.Option(help="english, basic or none.")] = "english",
     tail_threshold: Annotated[float, typer.Option(help="A word is rare below this Zipf frequency.")] = 3.0,
@@ -145,6 +150,7 @@ def evaluate(
     """Score models: WER, rare-WER, KL and NLL, with paired intervals and the rare words lost."""
     from . import api
     from .config import TarqConfig
+    from .data.corpora import load_utterances, select_utterances
     from .screen import ScreenReporter, show_evaluation
 
     config = TarqConfig(
@@ -163,7 +169,7 @@ def evaluate(
         plain = [label for label, recognizer in recognizers.items() if not recognizer.is_quantized]
         result = api.evaluate(
             recognizers,
-            _labelled(data),
+            {label: select_utterances(load_utterances(d), where or []) for label, d in _labelled(data).items()},
             reference=next((label for label, source in sources.items() if source == reference), None)
             or (plain[0] if len(plain) == 1 else None),
             config=config,
@@ -213,6 +219,44 @@ def inspect(
     show_report(console, report, layers=True)
     if json_file:
         json_file.write_text(report.to_json())
+
+
+@app.command()
+def demo(
+    model: Annotated[str, typer.Argument(help="Full-precision model: a folder or a hub id.")],
+    calibration: Annotated[str, typer.Option(help="Transcribed speech to calibrate on.")],
+    data: Annotated[str, typer.Option(help="Other transcribed speech, to score on.")],
+    samples: Annotated[int, typer.Option(help="Calibration utterances.")] = 24,
+    score: Annotated[int, typer.Option(help="Utterances scored.")] = 24,
+    where: Where = None,
+    bits: Annotated[int, typer.Option(help="2, 3, 4 or 8.")] = 4,
+    language: Language = "en",
+    batch_size: BatchSize = 4,
+    device: Device = "auto",
+    seed: Annotated[int, typer.Option(help="Of the samples.")] = 0,
+    json_file: JsonFile = None,
+) -> None:
+    """Quantize with RTN, GPTQ and TARQ, save, reload, transcribe, and print the score table."""
+    from .config import TarqConfig
+    from .data.corpora import load_utterances, sample_utterances, select_utterances
+    from .demo import demonstrate
+    from .screen import ScreenReporter, show_evaluation
+
+    config = TarqConfig(bits=bits, samples=samples, language=language, batch_size=batch_size, seed=seed)
+    scored = sample_utterances(
+        select_utterances(load_utterances(data), where or []), score, seed, max_duration=30, require_text=True
+    )
+    # The two may come from one corpus; what is scored is never calibrated on.
+    taken = {u.audio.resolve() for u in scored}
+    pool = [u for u in load_utterances(calibration) if u.audio.resolve() not in taken]
+    with ScreenReporter(console) as reporter:
+        scores, sizes = demonstrate(model, pool, scored, config, reporter, device=_device(device))
+    show_evaluation(console, scores, sizes)
+    console.print(
+        f"next, on your own model: tarq quantize MODEL OUT --calibration {calibration}", highlight=False
+    )
+    if json_file:
+        json_file.write_text(json.dumps(scores.to_dict(), indent=1))
 
 
 @app.command()
@@ -269,6 +313,9 @@ def _labelled(sources: list[str]) -> dict[str, str]:
 
 def main() -> None:
     """Entry point: tarq's own errors are one line and exit code 1, not a traceback."""
+    # Set before transformers is imported: its bars and advice would run into this program's own.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         app()
     except (TarqError, ValueError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 
@@ -66,8 +67,6 @@ class ScreenReporter(Reporter):
         loss = "" if record.loss is None else f" loss {record.loss:.2e}"
         detail = f"{record.name} λ {record.lam:.2f} α {record.alpha:.2f}{loss}"
         self.progress.update(self.task, advance=1, detail=escape(detail))
-        for text in record.notes:
-            self.note(f"{record.name}: {text}")
 
     def note(self, text: str) -> None:
         self.console.print(f"[yellow]note[/] {escape(text)}", highlight=False)
@@ -113,30 +112,27 @@ def show_report(console: Console, report: Report, layers: bool) -> None:
         )
     for name, reason in report.left_out.items():
         console.print(f"left in full precision: {escape(name)} ({escape(reason)})")
-    degraded = [(r.name, text) for r in report.layers for text in [r.skipped, *r.notes] if text]
-    for name, text in degraded if not layers else []:
-        console.print(f"[yellow]note[/] {escape(name)}: {escape(text)}")
+    for text, count in Counter(t for r in report.layers for t in [r.skipped, *r.notes] if t).items():
+        console.print(f"[yellow]note[/] {count} layers: {escape(text)}")
     for text in report.notes:
         console.print(f"[yellow]note[/] {escape(text)}")
     console.print(f"walk: {report.seconds:.1f} s")
 
 
+def _number(figure: str, value: float, sign: str = "") -> str:
+    """Rates as percentages with two decimals, nats with four."""
+    return f"{100 * value:{sign}.2f}" if figure in WORD_RATES else f"{value:{sign}.4f}"
+
+
 def _value(figure: str, interval: Interval) -> str:
-    scale, digits = (100, 2) if figure in WORD_RATES else (1, 4)
-    return (
-        f"{scale * interval.value:.{digits}f} [dim]\\[{scale * interval.low:.{digits}f}, "
-        f"{scale * interval.high:.{digits}f}][/]"
-    )
+    low, high = _number(figure, interval.low), _number(figure, interval.high)
+    return f"{_number(figure, interval.value)} [dim]\\[{low}, {high}][/]"
 
 
 def _difference(figure: str, d: Difference) -> str:
-    scale, digits = (100, 2) if figure in WORD_RATES else (1, 4)
-    clear = d.low > 0 or d.high < 0
-    text = (
-        f"{scale * d.value:+.{digits}f} \\[{scale * d.low:+.{digits}f}, {scale * d.high:+.{digits}f}] "
-        f"flips {d.sign_flips:.1%}"
-    )
-    return f"[bold]{text}[/]" if clear else text
+    value, low, high = (_number(figure, v, "+") for v in (d.value, d.low, d.high))
+    text = f"{value} \\[{low}, {high}] {d.sign_flips:.1%}"
+    return f"[bold]{text}[/]" if d.low > 0 or d.high < 0 else text
 
 
 def show_evaluation(console: Console, evaluation: Evaluation, sizes: Mapping[str, int], examples: int = 3) -> None:
@@ -152,28 +148,25 @@ def show_evaluation(console: Console, evaluation: Evaluation, sizes: Mapping[str
 
 
 def show_set(console: Console, label: str, scores: SetScores, sizes: Mapping[str, int]) -> None:
+    """One set: a column a model, then a row a pair of models."""
     title = f"{label}: {scores.utterances} utterances, {scores.words} words, {scores.rare_words} rare"
     figures = [f for f in (*WORD_RATES, *DIVERGENCES) if any(f in m.figures for m in scores.models.values())]
-    table = Table(title=title, header_style="bold")
-    table.add_column("model")
-    table.add_column("Linear weights", justify="right")
-    table.add_column("S/D/I", justify="right")
+    table = Table("", *map(escape, scores.models), title=title, header_style="bold")
+    table.add_row("Linear weights", *(megabytes(sizes[name]) if name in sizes else "–" for name in scores.models))
+    keys = ("substitutions", "deletions", "insertions")
+    counts = [m.counts.get("all") for m in scores.models.values()]
+    table.add_row("S / D / I", *(" / ".join(str(c[k]) for k in keys) if c else "–" for c in counts))
     for figure in figures:
-        table.add_column(TITLES[figure], justify="right")
-    for name, model in scores.models.items():
-        counts = model.counts.get("all")
-        sdi = "–" if not counts else "/".join(str(counts[k]) for k in ("substitutions", "deletions", "insertions"))
-        size = megabytes(sizes[name]) if name in sizes else "–"
-        values = [_value(f, model.figures[f]) if f in model.figures else "–" for f in figures]
-        table.add_row(escape(name), size, sdi, *values)
+        cells = [_value(figure, m.figures[figure]) if figure in m.figures else "–" for m in scores.models.values()]
+        table.add_row(TITLES[figure], *cells)
     console.print(table)
     if scores.differences:
-        table = Table(title=f"{label}: paired differences", header_style="bold")
-        table.add_column("difference")
-        for figure in figures:
-            table.add_column(TITLES[figure], justify="right")
+        shown = [f for f in ("wer", "rare_wer", "kl_rare", "kl_common") if f in figures]
+        table = Table(
+            "", *(TITLES[f] for f in shown), title=f"{label}: paired differences, sign flips", header_style="bold"
+        )
         for pair, differences in scores.differences.items():
-            row = [_difference(f, differences[f]) if f in differences else "–" for f in figures]
+            row = [_difference(f, differences[f]) if f in differences else "–" for f in shown]
             table.add_row(escape(pair), *row)
         console.print(table)
     for text in scores.notes:

@@ -59,10 +59,10 @@ class _Path:
 
 @dataclass
 class _Pair:
-    """One batch on both paths, and what its rows are."""
+    """One batch on both paths; the full-precision one is walked only where a residual compares with it."""
 
     batch: Batch
-    full: _Path
+    full: _Path | None
     quantized: _Path
 
 
@@ -137,28 +137,35 @@ class _Walk:
         """Quantize a stage's blocks; returns what it hands to the next stage, per batch and path."""
         first = stage.blocks[0][1]
         pairs = [
-            _Pair(b, _first_input(first, stage, b, full), _first_input(first, stage, b, quantized))
+            _Pair(
+                b,
+                _first_input(first, stage, b, full) if self.paired else None,
+                _first_input(first, stage, b, quantized),
+            )
             for b, (full, quantized) in zip(self.batches, handed, strict=True)
         ]
         shared: dict[str, Moments] = {}  # of tensors that every block of the stage reads
         for name, block in stage.blocks:
-            full_block = copy.deepcopy(block)
+            full_block = copy.deepcopy(block) if self.paired else None
             groups = _groups(block, pairs[0].quantized)
             for group in groups:
                 self._quantize_group(stage, name, block, full_block, group, pairs, shared)
             self._skip_uncalled(stage, name, block, groups)
             for pair in pairs:
-                pair.full.hidden = pair.full.run(full_block)
                 pair.quantized.hidden = pair.quantized.run(block)
-            del full_block
-        return [(stage.finish(pair.full.hidden), stage.finish(pair.quantized.hidden)) for pair in pairs]
+                if pair.full is not None and full_block is not None:
+                    pair.full.hidden = pair.full.run(full_block)
+        return [
+            (None if pair.full is None else stage.finish(pair.full.hidden), stage.finish(pair.quantized.hidden))
+            for pair in pairs
+        ]
 
     def _quantize_group(
         self,
         stage: Stage,
         block_name: str,
         block: nn.Module,
-        full_block: nn.Module,
+        full_block: nn.Module | None,
         group: _Group,
         pairs: list[_Pair],
         shared: dict[str, Moments],
@@ -191,7 +198,7 @@ class _Walk:
             self._swap(stage, block_name, block, name, solution, group_size, moments.positions, note)
 
     def _moments(
-        self, stage: Stage, label: str, block: nn.Module, full_block: nn.Module, group: _Group, pairs: list[_Pair]
+        self, stage: Stage, label: str, block: nn.Module, full_block: nn.Module | None, group: _Group, pairs: list[_Pair]
     ) -> Moments:
         """One pass over the calibration set: the group's inputs on both paths into running moments."""
         name = group.names[0]
@@ -201,7 +208,9 @@ class _Walk:
         reads = stage.reads if group.context else stage.name
         for index, pair in enumerate(pairs):
             x = _input_of(block, name, pair.quantized, group.context)
-            x_full = _input_of(full_block, name, pair.full, group.context) if self.paired else None
+            x_full = None
+            if pair.full is not None and full_block is not None:
+                x_full = _input_of(full_block, name, pair.full, group.context)
             tail, weight = self._row_weights(reads or stage.name, index, pair.batch)
             if x.shape[:-1].numel() != len(tail):
                 raise CalibrationError(f"{label}: its input has {x.shape[:-1].numel()} rows for {len(tail)} positions")

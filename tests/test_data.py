@@ -9,7 +9,7 @@ import pytest
 import soundfile
 
 from tarq.data.audio import audio_duration, read_audio
-from tarq.data.corpora import load_utterances, sample_utterances
+from tarq.data.corpora import load_utterances, sample_utterances, select_utterances
 from tarq.data.utterance import Utterance
 from tarq.errors import DataError, TarqError
 
@@ -117,9 +117,26 @@ def test_manifest_gives_every_field(tmp_path):
     )
     one, two = load_utterances(path)
     assert one == Utterance("x", tmp_path / "audio/a.wav", "Mr. O’Brien", 2.0, "7", ("O’Brien",))
+    assert one.extra == {"other": 1}
     assert isinstance(one.duration, float)
     assert two == Utterance(str(elsewhere.with_suffix("")), elsewhere)
     assert one.waveform().shape == (8000,)
+
+
+def test_utterances_are_selected_by_any_key(tmp_path):
+    write(tmp_path / "a.wav")
+    rows = [{"audio": "a.wav", "id": str(i), "speaker": "ab"[i % 2], "held_out": i > 2} for i in range(5)]
+    utterances = load_utterances(manifest(tmp_path, *rows))
+    assert [u.id for u in select_utterances(utterances, ["held_out=true"])] == ["3", "4"]
+    assert [u.id for u in select_utterances(utterances, ["held_out=false", "speaker=b"])] == ["1"]
+    assert select_utterances(utterances, []) == utterances
+    for condition, message in (
+        ("held_out", "write KEY=VALUE"),
+        ("accent=x", "no utterance has a 'accent'"),
+        ("speaker=c", "values of 'speaker' are a, b"),
+    ):
+        with pytest.raises(DataError, match=message):
+            select_utterances(utterances, [condition])
 
 
 def test_manifest_by_its_folder_and_ids_by_path(tmp_path):

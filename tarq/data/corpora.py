@@ -6,6 +6,7 @@ loads it, and one line in ``CORPORA``.
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -59,6 +60,31 @@ def load_utterances(source: str | Path) -> list[Utterance]:
     if times > 1:
         raise DataError(f"{path}: id {name!r} occurs {times} times; ids must differ")
     return utterances
+
+
+def select_utterances(utterances: Sequence[Utterance], conditions: Sequence[str]) -> list[Utterance]:
+    """Those that meet every ``KEY=VALUE`` condition, KEY being ``id``, ``speaker`` or another manifest key.
+
+    Args:
+        conditions: VALUE is compared with the manifest's value as text (``in_training=false``).
+
+    Raises:
+        DataError: a condition is malformed, no utterance has its key, or none is left.
+    """
+    chosen = list(utterances)
+    for condition in conditions:
+        key, equals, wanted = condition.partition("=")
+        if not equals:
+            raise DataError(f"{condition!r} is no condition: write KEY=VALUE")
+        values = [{"id": u.id, "speaker": u.speaker, **u.extra}.get(key) for u in chosen]
+        if all(value is None for value in values):
+            raise DataError(f"no utterance has a {key!r}, which {condition!r} asks for")
+        texts = [value if isinstance(value, str) else json.dumps(value) for value in values]
+        chosen = [u for u, text in zip(chosen, texts, strict=True) if text == wanted]
+        if not chosen:
+            known = ", ".join(sorted(set(texts))[:8])
+            raise DataError(f"no utterance meets {condition!r}; values of {key!r} are {known}")
+    return chosen
 
 
 def sample_utterances(

@@ -1,7 +1,8 @@
 """JSONL manifests: one utterance a line, as a JSON object.
 
 ``audio`` (a path, absolute or relative to the manifest's folder) is required; ``text``, ``duration``
-(seconds), ``id``, ``speaker`` and ``entities`` (a list of strings) are optional; other keys are ignored.
+(seconds), ``id``, ``speaker`` and ``entities`` (a list of strings) are optional; other keys are kept as
+``extra``, to select utterances by.
 Without ``id`` an utterance is called by its ``audio`` path as written, less the suffix.
 """
 
@@ -14,6 +15,8 @@ from typing import Any
 
 from tarq.data.utterance import Utterance
 from tarq.errors import DataError
+
+KEYS = ("audio", "text", "duration", "id", "speaker", "entities")
 
 
 def is_manifest(source: Path) -> bool:
@@ -68,6 +71,7 @@ def _utterance(line: str, folder: Path, where: str) -> Utterance:
         duration=duration,
         speaker=_field(row, "speaker", str, where),
         entities=tuple(entities),
+        extra={key: value for key, value in row.items() if key not in KEYS},
     )
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +25,7 @@ class Utterance:
         duration: seconds, where the corpus states them; ``seconds()`` asks the file otherwise.
         speaker: who speaks, where known.
         entities: the names and terms in the transcript, where a corpus marks them.
+        extra: whatever else a manifest says of it, for selecting utterances by.
     """
 
     id: str
@@ -31,6 +34,7 @@ class Utterance:
     duration: float | None = None
     speaker: str | None = None
     entities: tuple[str, ...] = ()
+    extra: Mapping[str, Any] = field(default_factory=dict, compare=False)
 
     def waveform(self, sampling_rate: int = 16000) -> NDArray[np.float32]:
         """The audio: float32 [samples], mono, at ``sampling_rate`` Hz. Raises DataError (``read_audio``)."""
