@@ -89,6 +89,7 @@ def make_model(folder: Path, *, width: int = 128, dtype: torch.dtype = torch.flo
     torch.manual_seed(seed)
     model = WhisperForConditionalGeneration(config).to(dtype)
     generation = model.generation_config
+    generation._from_model_config = False  # or loading would rebuild it from config.json
     generation.no_timestamps_token_id, generation.is_multilingual, generation.max_length = 2, False, 48
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
