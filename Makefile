@@ -24,8 +24,15 @@ $(VENV)/.installed: $(VENV)/.torch setup.py pyproject.toml constraints.txt $(CXX
 	$(BIN)/python -m pip install -q --no-build-isolation -e ".[dev]"
 	@touch $@
 
+# A real Whisper body and speech, where they lie beside the repository.
+ASSETS ?= ../shared/assets
+DEMO_MODEL ?= $(ASSETS)/whisper-tiny-relearned
+DEMO_CALIBRATION ?= $(ASSETS)/speech/librispeech_train/manifest.jsonl
+DEMO_DATA ?= $(ASSETS)/speech/lj/manifest.jsonl
+
 demo: install  ## quantize, save, reload, transcribe and score
-	$(BIN)/tarq demo
+	@test -d $(DEMO_MODEL) || { echo "no model at $(DEMO_MODEL): make demo DEMO_MODEL=… DEMO_CALIBRATION=… DEMO_DATA=…"; exit 1; }
+	$(BIN)/tarq demo $(DEMO_MODEL) --calibration $(DEMO_CALIBRATION) --data $(DEMO_DATA)
 
 test: install  ## run the test-suite
 	$(BIN)/python -P -m pytest

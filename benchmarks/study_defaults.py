@@ -61,9 +61,7 @@ def main() -> None:
 
     pool = load_utterances(arguments.calibration)
     recognizer = tarq.load_recognizer(arguments.model)
-    calibrated = {
-        u.id for u in sample_utterances(pool, arguments.samples, 0, max_duration=recognizer.window)
-    }
+    calibrated = {u.id for u in sample_utterances(pool, arguments.samples, 0, max_duration=recognizer.window)}
     scored = []
     for source in arguments.data:
         # Ids are unique within a corpus only; the calibration pool may be one of the sets.
@@ -84,9 +82,7 @@ def main() -> None:
         began = time.monotonic()
         preset, fields = CONFIGURATIONS[name]
         recognizer = tarq.load_recognizer(arguments.model)
-        report = tarq.quantize(
-            recognizer, pool, tarq.TarqConfig.preset(preset, samples=arguments.samples, **fields)
-        )
+        report = tarq.quantize(recognizer, pool, tarq.TarqConfig.preset(preset, samples=arguments.samples, **fields))
         with torch.no_grad():
             parts = [
                 divergence(full, recognizer.logits(b), b.targets, b.rare_target)
@@ -102,7 +98,11 @@ def main() -> None:
             "lambda_max": max(r.lam for r in report.layers),
             "positions": {kind: int(s.positions.sum()) for kind, s in sums.items()},
             "per_utterance": {
-                kind: {"kl": s.kl.tolist(), "delta_nll": s.delta_nll.tolist(), "positions": s.positions.tolist()}
+                kind: {
+                    "kl": s.kl.tolist(),
+                    "delta_nll": s.delta_nll.tolist(),
+                    "positions": s.positions.tolist(),
+                }
                 for kind, s in sums.items()
             },
             "figures": {

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import AutoFeatureExtractor, AutoTokenizer, PreTrainedModel
@@ -18,7 +18,7 @@ from .data.audio import read_audio
 from .data.corpora import load_utterances, sample_utterances
 from .data.utterance import Utterance
 from .errors import CheckpointError, ModelError
-from .families.family import Recognizer
+from .families.family import Batch, Recognizer
 from .families.registry import adapt
 from .linear import QuantLinear
 from .method.metrics import Metric
@@ -49,7 +49,11 @@ def load(
 
 
 def load_recognizer(
-    source: str | Path, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu", language: str = "en"
+    source: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+    language: str = "en",
 ) -> Recognizer:
     """A model with its tokenizer and feature extractor; a processor file is not needed.
 
@@ -69,7 +73,10 @@ def _recognizer(
     stored_dtype: torch.dtype,
     language: str,
 ) -> Recognizer:
-    parts = {"tokenizer": (tokenizer, AutoTokenizer), "feature_extractor": (feature_extractor, AutoFeatureExtractor)}
+    parts: dict[str, tuple[Any, Any]] = {
+        "tokenizer": (tokenizer, AutoTokenizer),
+        "feature_extractor": (feature_extractor, AutoFeatureExtractor),
+    }
     loaded = {}
     for name, (given, auto) in parts.items():
         try:
@@ -123,7 +130,9 @@ def quantize(
     recognizer.model.eval()
     config = config.with_scale_dtype(recognizer.stored_dtype)
     began = time.monotonic()
-    batches, summary, notes = [], {}, []
+    batches: list[Batch] = []
+    summary: dict[str, Any] = {}
+    notes: list[str] = []
     if config.needs_statistics:
         if calibration is None:
             raise ModelError(f"{config.method} needs calibration speech: pass a manifest or a LibriSpeech folder")
@@ -175,14 +184,14 @@ def save(
     if isinstance(model, Recognizer):
         tokenizer = tokenizer or model.tokenizer
         feature_extractor = feature_extractor or model.feature_extractor
-        model = model.model
-    scales = [m.weight_scale.dtype for m in model.modules() if isinstance(m, QuantLinear)]
+    plain: PreTrainedModel = model.model if isinstance(model, Recognizer) else model
+    scales = [cast(torch.Tensor, m.weight_scale).dtype for m in plain.modules() if isinstance(m, QuantLinear)]
     if not scales:
         raise CheckpointError("the model holds no quantized layer: run tarq.quantize first")
     extras = [e for e in (tokenizer, feature_extractor) if e is not None]
     if report is not None:
         extras.append(_ReportFile(report))
-    checkpoint.save(model, path, dtype=dtype or scales[0], extras=extras, overwrite=overwrite)
+    checkpoint.save(plain, path, dtype=dtype or scales[0], extras=extras, overwrite=overwrite)
 
 
 class _ReportFile:

@@ -95,7 +95,9 @@ def make_examples(
         waveforms.append(utterance.waveform(recognizer.sampling_rate))
         reporter.advance()
     wanted = [config.transcripts == "self" or u.text is None for u in utterances]
-    own = iter(_own_transcripts(recognizer, [w for w, yes in zip(waveforms, wanted, strict=True) if yes], config, reporter))
+    own = iter(
+        _own_transcripts(recognizer, [w for w, yes in zip(waveforms, wanted, strict=True) if yes], config, reporter)
+    )
     texts = [next(own) if yes else (u.text or "") for u, yes in zip(utterances, wanted, strict=True)]
     made.self_transcribed = sum(wanted)
     made.style = transcript_style(recognizer, [t for t, yes in zip(texts, wanted, strict=True) if not yes])

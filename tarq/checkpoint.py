@@ -184,7 +184,7 @@ class _PackedConfig(QuantizationConfigMixin):
     """In memory only, never written: routes ``from_pretrained`` to :class:`_PackedLoader`."""
 
     def __init__(self, stored: dict[str, Any], scale_dtype: torch.dtype, **_: Any) -> None:
-        self.quant_method = "tarq-packed"
+        self.quant_method: Any = "tarq-packed"
         self.stored, self.scale_dtype = stored, scale_dtype
 
 
@@ -193,7 +193,7 @@ class _PackedLoader(HfQuantizer):
     """Lets transformers load a packed checkpoint into :class:`QuantLinear` layers, never expanding it."""
 
     def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
-        config = self.quantization_config
+        config: Any = self.quantization_config
         for name, scheme in layer_schemes(config.stored, model).items():
             linear = model.get_submodule(name)
             packed = QuantLinear(
@@ -208,11 +208,12 @@ class _PackedLoader(HfQuantizer):
         return model
 
     def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
+        config: Any = self.quantization_config
         # from_pretrained casts every float tensor to the model's dtype; a float16 scale survives the trip
         # through float32 unchanged, so casting it back restores the stored value exactly.
         for module in model.modules():
             if isinstance(module, QuantLinear):
-                module.weight_scale = module.weight_scale.to(self.quantization_config.scale_dtype)
+                module.weight_scale = module.weight_scale.to(config.scale_dtype)
         return model
 
     def is_serializable(self, *_: Any, **__: Any) -> bool:

@@ -28,7 +28,8 @@ JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the fi
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
 Language = Annotated[str, typer.Option(help="Of the speech: word frequencies, and the prompt of a multilingual model.")]
 Where = Annotated[
-    list[str] | None, typer.Option(help="KEY=VALUE of a manifest that scored utterances must have (repeatable).")
+    list[str] | None,
+    typer.Option(help="KEY=VALUE of a manifest that scored utterances must have (repeatable)."),
 ]
 BatchSize = Annotated[int, typer.Option(help="Utterances a forward pass takes at once.")]
 
@@ -55,12 +56,14 @@ def quantize(
     asymmetric: Annotated[bool, typer.Option("--asymmetric", help="An integer zero point per group.")] = False,
     scale_rule: Annotated[str | None, typer.Option(help="absmax, minmax (paper eq. 1) or mse.")] = None,
     metric: Annotated[
-        str | None, typer.Option(help="rarebal, plain, or the controls random and common. Default: the method's.")
+        str | None,
+        typer.Option(help="rarebal, plain, or the controls random and common. Default: the method's."),
     ] = None,
     cost_ratio: Annotated[float, typer.Option(help="c of RareBAL.")] = 1.0,
     max_lambda: Annotated[float | None, typer.Option(help="Cap on RareBAL's λ.")] = None,
     residual: Annotated[
-        str | None, typer.Option(help="least-squares, paper, none, or a number (a fixed α). Default: the method's.")
+        str | None,
+        typer.Option(help="least-squares, paper, none, or a number (a fixed α). Default: the method's."),
     ] = None,
     solver: Annotated[str | None, typer.Option(help="sweep or rtn. Default: the method's.")] = None,
     damp: Annotated[float, typer.Option(help="Damping, as a share of the metric's mean diagonal.")] = 0.01,
@@ -209,7 +212,8 @@ def transcribe(
 
 @app.command()
 def inspect(
-    checkpoint: Annotated[Path, typer.Argument(help="Folder tarq quantize wrote.")], json_file: JsonFile = None
+    checkpoint: Annotated[Path, typer.Argument(help="Folder tarq quantize wrote.")],
+    json_file: JsonFile = None,
 ) -> None:
     """Show how each layer of a checkpoint was quantized, and the sizes before and after."""
     from .report import Report
@@ -252,9 +256,7 @@ def demo(
     with ScreenReporter(console) as reporter:
         scores, sizes = demonstrate(model, pool, scored, config, reporter, device=_device(device))
     show_evaluation(console, scores, sizes)
-    console.print(
-        f"next, on your own model: tarq quantize MODEL OUT --calibration {calibration}", highlight=False
-    )
+    console.print(f"next, on your own model: tarq quantize MODEL OUT --calibration {calibration}", highlight=False)
     if json_file:
         json_file.write_text(json.dumps(scores.to_dict(), indent=1))
 
@@ -268,7 +270,9 @@ def doctor(json_file: JsonFile = None) -> None:
     found = checks()
     show_checks(console, found)
     if json_file:
-        json_file.write_text(json.dumps([dict(zip(("check", "ok", "detail"), c, strict=True)) for c in found], indent=1))
+        json_file.write_text(
+            json.dumps([dict(zip(("check", "ok", "detail"), c, strict=True)) for c in found], indent=1)
+        )
 
 
 def _version(wanted: bool) -> None:

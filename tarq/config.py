@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
 import torch
@@ -155,4 +155,4 @@ class TarqConfig:
         if self.scale_dtype != "auto":
             return self
         name = str(stored).removeprefix("torch.")
-        return replace(self, scale_dtype=name if name in get_args(ScaleDtype) else "float32")
+        return self.from_dict(self.to_dict() | {"scale_dtype": name if name in get_args(ScaleDtype) else "float32"})

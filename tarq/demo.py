@@ -49,8 +49,6 @@ def demonstrate(
             api.save(recognizer, out, report)
             models[method] = api.load_recognizer(out, device=device)
         ordered = {name: models[name] for name in ("full precision", "rtn", "gptq", "tarq")}
-        scores = api.evaluate(
-            ordered, {"demo": scored}, reference="full precision", config=config, reporter=reporter
-        )
+        scores = api.evaluate(ordered, {"demo": scored}, reference="full precision", config=config, reporter=reporter)
     sizes = {name: r.linear_bytes() for name, r in ordered.items() if isinstance(r, Recognizer)}
     return scores, sizes

@@ -9,9 +9,6 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 from .kernels import dispatch
-from .kernels.gram import op as _gram  # registers tarq::gram
-from .kernels.group_quantize import op as _group_quantize  # registers tarq::group_quantize
-from .kernels.w4_linear import op as _w4_linear  # registers tarq::w4_linear
 from .version import __version__
 
 OPERATIONS = ("gram", "group_quantize", "w4_linear")

@@ -8,7 +8,14 @@ from types import TracebackType
 
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from .report import LayerReport, Report, Reporter
@@ -163,7 +170,10 @@ def show_set(console: Console, label: str, scores: SetScores, sizes: Mapping[str
     if scores.differences:
         shown = [f for f in ("wer", "rare_wer", "kl_rare", "kl_common") if f in figures]
         table = Table(
-            "", *(TITLES[f] for f in shown), title=f"{label}: paired differences, sign flips", header_style="bold"
+            "",
+            *(TITLES[f] for f in shown),
+            title=f"{label}: paired differences, sign flips",
+            header_style="bold",
         )
         for pair, differences in scores.differences.items():
             row = [_difference(f, differences[f]) if f in differences else "–" for f in shown]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -80,7 +80,11 @@ class _Group:
 
 
 def quantize_model(
-    recognizer: Recognizer, batches: Sequence[Batch], config: TarqConfig, reporter: Reporter, metric: Metric | None = None
+    recognizer: Recognizer,
+    batches: Sequence[Batch],
+    config: TarqConfig,
+    reporter: Reporter,
+    metric: Metric | None = None,
 ) -> list[LayerReport]:
     """Quantize every Linear of the model's blocks in place and swap it for a :class:`QuantLinear`.
 
@@ -156,7 +160,10 @@ class _Walk:
                 if pair.full is not None and full_block is not None:
                     pair.full.hidden = pair.full.run(full_block)
         return [
-            (None if pair.full is None else stage.finish(pair.full.hidden), stage.finish(pair.quantized.hidden))
+            (
+                None if pair.full is None else stage.finish(pair.full.hidden),
+                stage.finish(pair.quantized.hidden),
+            )
             for pair in pairs
         ]
 
@@ -170,7 +177,7 @@ class _Walk:
         pairs: list[_Pair],
         shared: dict[str, Moments],
     ) -> None:
-        linears = {n: block.get_submodule(n) for n in group.names if self._wanted(f"{block_name}.{n}")}
+        linears = {n: _linear(block, n) for n in group.names if self._wanted(f"{block_name}.{n}")}
         if not linears:
             return
         label = f"{block_name}.{'|'.join(linears)}"
@@ -198,13 +205,17 @@ class _Walk:
             self._swap(stage, block_name, block, name, solution, group_size, moments.positions, note)
 
     def _moments(
-        self, stage: Stage, label: str, block: nn.Module, full_block: nn.Module | None, group: _Group, pairs: list[_Pair]
+        self,
+        stage: Stage,
+        label: str,
+        block: nn.Module,
+        full_block: nn.Module | None,
+        group: _Group,
+        pairs: list[_Pair],
     ) -> Moments:
         """One pass over the calibration set: the group's inputs on both paths into running moments."""
         name = group.names[0]
-        moments = Moments(
-            block.get_submodule(name).in_features, paired=self.paired, device=self.recognizer.device
-        )
+        moments = Moments(_linear(block, name).in_features, paired=self.paired, device=self.recognizer.device)
         reads = stage.reads if group.context else stage.name
         for index, pair in enumerate(pairs):
             x = _input_of(block, name, pair.quantized, group.context)
@@ -246,7 +257,7 @@ class _Walk:
         note: str,
     ) -> None:
         """Put the quantized layer in place of the Linear and record it."""
-        linear = block.get_submodule(name)
+        linear = _linear(block, name)
         q = solution.quantized
         scheme = self.config.scheme(group_size)
         block.set_submodule(
@@ -276,20 +287,25 @@ class _Walk:
     def _round_block(self, stage: Stage, block_name: str, block: nn.Module) -> None:
         """Round-to-nearest needs no activations: the weights of a block, as they stand."""
         for name in self._targets(block_name, block):
-            linear = block.get_submodule(name)
+            linear = _linear(block, name)
             group_size, note = choose_group_size(linear.in_features, self.config.group_size)
             quantized = self.solver.quantize(linear.weight, None, self.config.scheme(group_size), self.scale_dtype)
             self._swap(
-                stage, block_name, block, name, Solution(quantized), group_size, {"common": 0, "tail": 0}, note
+                stage,
+                block_name,
+                block,
+                name,
+                Solution(quantized),
+                group_size,
+                {"common": 0, "tail": 0},
+                note,
             )
 
     def _wanted(self, name: str) -> bool:
         return not any(name == pattern or name.startswith(f"{pattern}.") for pattern in self.config.ignore)
 
     def _targets(self, block_name: str, block: nn.Module) -> list[str]:
-        return [
-            n for n, m in block.named_modules() if isinstance(m, nn.Linear) and self._wanted(f"{block_name}.{n}")
-        ]
+        return [n for n, m in block.named_modules() if isinstance(m, nn.Linear) and self._wanted(f"{block_name}.{n}")]
 
     def _skip_uncalled(self, stage: Stage, block_name: str, block: nn.Module, groups: list[_Group]) -> None:
         """Linears still there after the walk: ignored by name, or never called on calibration audio."""
@@ -297,9 +313,11 @@ class _Walk:
             if isinstance(module, nn.Linear):
                 full_name = f"{block_name}.{name}"
                 reason = "not called during calibration" if self._wanted(full_name) else "ignored by configuration"
-                self.records.append(
-                    LayerReport(full_name, stage.name, tuple(module.weight.shape), skipped=reason)
-                )
+                self.records.append(LayerReport(full_name, stage.name, tuple(module.weight.shape), skipped=reason))
+
+
+def _linear(block: nn.Module, name: str) -> nn.Linear:
+    return cast(nn.Linear, block.get_submodule(name))
 
 
 def choose_group_size(in_features: int, group_size: int) -> tuple[int, str]:

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-
 from tarq.kernels.scheme import Scheme
+
 from tarq.method.algorithm import tail_aware_quantize
 from tarq.method.metrics import Plain, RareBAL
 from tarq.method.residual import residual_target

@@ -67,12 +67,16 @@ def test_compressed_tensors_decompresses_to_exactly_our_weights(model_folder, tm
     tarq.quantize(recognizer, None, config)
     tarq.save(recognizer, tmp_path / "out")
     state = load_file(tmp_path / "out" / "model.safetensors")
-    entry = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]["config_groups"]["group_0"]
+    entry = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]["config_groups"][
+        "group_0"
+    ]
     args = QuantizationArgs(**entry["weights"])
     scheme = QuantizationScheme(targets=["Linear"], weights=args, format=entry["format"])
     compressor = BaseCompressor.get_value_from_registry("pack-quantized")
     for name, layer in layers(tarq.load(tmp_path / "out")).items():
-        parts = {k.removeprefix(f"{name}."): v for k, v in state.items() if k.startswith(f"{name}.") and "bias" not in k}
+        parts = {
+            k.removeprefix(f"{name}."): v for k, v in state.items() if k.startswith(f"{name}.") and "bias" not in k
+        }
         weight = compressor.decompress(parts, scheme)["weight"]
         assert torch.equal(weight, layer.dequantize())
         assert weight.dtype == torch.float16

@@ -100,7 +100,10 @@ def test_doctor(tmp_path):
 
 def script(*arguments: object) -> subprocess.CompletedProcess:
     return subprocess.run(
-        [sys.executable, "-P", "-m", "tarq", *map(str, arguments)], capture_output=True, text=True, check=False
+        [sys.executable, "-P", "-m", "tarq", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 

@@ -37,9 +37,9 @@ def evaluation(model_folder, manifest):
         recognizer = tarq.load_recognizer(model_folder)
         tarq.quantize(recognizer, None, tarq.TarqConfig.preset("rtn", group_size=32, bits=bits))
         quantized[f"{bits} bits"] = recognizer
-    return tarq.evaluate(
-        {"full": full} | quantized, {"made up": manifest}, reference="full", resamples=500
-    ).sets["made up"]
+    return tarq.evaluate({"full": full} | quantized, {"made up": manifest}, reference="full", resamples=500).sets[
+        "made up"
+    ]
 
 
 def test_every_model_gets_every_figure(evaluation):
@@ -76,9 +76,7 @@ def test_scores_do_not_depend_on_the_batch(model_folder, manifest):
     def figures(batch_size):
         config = dataclasses.replace(tarq.TarqConfig(), batch_size=batch_size)
         models = {"full": tarq.load_recognizer(model_folder), "rtn": recognizer}
-        result = tarq.evaluate(
-            models, {"s": manifest}, reference="full", config=config, resamples=100, decode=False
-        )
+        result = tarq.evaluate(models, {"s": manifest}, reference="full", config=config, resamples=100, decode=False)
         return result.sets["s"].models["rtn"].figures
 
     one, all_at_once = figures(1), figures(8)

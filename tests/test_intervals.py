@@ -33,8 +33,7 @@ def test_difference_against_a_loop():
     errors, base, words = some_counts()
     other_words = words + 1
     differences = [
-        errors[row].sum() / words[row].sum() - base[row].sum() / other_words[row].sum()
-        for row in drawn(37, 500, 11)
+        errors[row].sum() / words[row].sum() - base[row].sum() / other_words[row].sum() for row in drawn(37, 500, 11)
     ]
     result = difference_interval(errors, words, base, other_words, resamples=500, seed=11)
     assert result.value == pytest.approx(errors.sum() / words.sum() - base.sum() / other_words.sum())
@@ -66,12 +65,8 @@ def test_memory_is_bounded_for_large_sets(monkeypatch):
 
 def test_seed():
     errors, _, words = some_counts()
-    assert ratio_interval(errors, words, seed=1, resamples=200) == ratio_interval(
-        errors, words, seed=1, resamples=200
-    )
-    assert ratio_interval(errors, words, seed=1, resamples=200) != ratio_interval(
-        errors, words, seed=2, resamples=200
-    )
+    assert ratio_interval(errors, words, seed=1, resamples=200) == ratio_interval(errors, words, seed=1, resamples=200)
+    assert ratio_interval(errors, words, seed=1, resamples=200) != ratio_interval(errors, words, seed=2, resamples=200)
 
 
 def test_one_utterance_has_no_spread():

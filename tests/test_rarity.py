@@ -168,9 +168,7 @@ WORDS += ["um", "well-known", "Šušteršič", "and a half", "don't", "double", 
 
 
 @settings(max_examples=150, deadline=None)
-@given(
-    st.lists(st.sampled_from(WORDS), max_size=12).map(" ".join), st.sampled_from(["english", "basic", "none"])
-)
+@given(st.lists(st.sampled_from(WORDS), max_size=12).map(" ".join), st.sampled_from(["english", "basic", "none"]))
 def test_spans_hold_up_on_any_text(text, name):
     normalizer = get_normalizer(name)
     spans = rare_spans(text, normalizer)

@@ -14,7 +14,7 @@ from tarq.linear import QuantLinear
 from tarq.method.metrics import PositionWeights, RareBAL
 from tarq.method.statistics import Moments
 from tarq.report import Reporter
-from tarq.sequential import _groups, _first_input, choose_group_size, quantize_model
+from tarq.sequential import _first_input, _groups, choose_group_size, quantize_model
 
 CONFIG = tarq.TarqConfig(group_size=32, scale_dtype="float16", batch_size=3)
 
@@ -182,7 +182,12 @@ def test_rtn_reads_no_audio(recognizer):
 def test_non_finite_activations_name_the_layer(recognizer, batches, bad):
     recognizer.decoder.layers[1].fc1.weight.data[3, 5] = bad
     with pytest.raises(CalibrationError, match=r"model\.decoder\.layers\.1\.fc2.*NaN or infinite.*utterances"):
-        quantize_model(recognizer, batches, dataclasses.replace(CONFIG, ignore=("model.decoder.layers.1.fc1",)), Reporter())
+        quantize_model(
+            recognizer,
+            batches,
+            dataclasses.replace(CONFIG, ignore=("model.decoder.layers.1.fc1",)),
+            Reporter(),
+        )
 
 
 def test_a_weight_per_position_takes_the_place_of_the_metric(model_folder, batches):
@@ -191,7 +196,9 @@ def test_a_weight_per_position_takes_the_place_of_the_metric(model_folder, batch
         records = quantize_model(recognizer, batches, CONFIG, Reporter(), metric)
         return records, {n: m.weight_packed for n, m in recognizer.model.named_modules() if isinstance(m, QuantLinear)}
 
-    records, weighted = codes(PositionWeights(lambda key: torch.linspace(0, 1, 100) if "encoder" in key else _none(key)))
+    records, weighted = codes(
+        PositionWeights(lambda key: torch.linspace(0, 1, 100) if "encoder" in key else _none(key))
+    )
     assert all(r.lam == 1 for r in records)
     _, plain = codes(RareBAL())
     assert any(not torch.equal(weighted[name], plain[name]) for name in plain)
@@ -202,7 +209,8 @@ def _none(key):
 
 
 @pytest.mark.parametrize(
-    ("inputs", "asked", "got"), [(384, 128, 128), (288, 128, 32), (320, 128, 64), (416, 128, 32), (96, 32, 32)]
+    ("inputs", "asked", "got"),
+    [(384, 128, 128), (288, 128, 32), (320, 128, 64), (416, 128, 32), (96, 32, 32)],
 )
 def test_group_size_divides_the_layer(inputs, asked, got):
     size, note = choose_group_size(inputs, asked)

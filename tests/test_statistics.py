@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-
 from tarq.kernels.gram import gram
 from tarq.kernels.gram.reference import gram_reference
+
 from tarq.method.statistics import Moments
 
 
@@ -22,7 +22,10 @@ def test_moments_equal_the_formula():
         d = torch.diag(weight * mask)
         torch.testing.assert_close(moments.hessian[side], x.T @ d @ x, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(moments.cross[side], (xf - x).T @ d @ x, rtol=1e-5, atol=1e-6)
-    assert moments.positions == {"common": int((~tail & (weight > 0)).sum()), "tail": int((tail & (weight > 0)).sum())}
+    assert moments.positions == {
+        "common": int((~tail & (weight > 0)).sum()),
+        "tail": int((tail & (weight > 0)).sum()),
+    }
 
 
 def test_unpaired_moments_hold_no_cross_moment():

@@ -40,9 +40,7 @@ def read_audio(path: str | Path, sampling_rate: int = 16000) -> NDArray[np.float
     if rate != sampling_rate:
         mono = soxr.resample(mono, rate, sampling_rate)
         if mono.size == 0:
-            raise DataError(
-                f"{path}: {samples.shape[0]} samples at {rate} Hz are too few to resample; remove it"
-            )
+            raise DataError(f"{path}: {samples.shape[0]} samples at {rate} Hz are too few to resample; remove it")
     return np.ascontiguousarray(mono, dtype=np.float32)
 
 

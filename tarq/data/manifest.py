@@ -36,11 +36,7 @@ def load_manifest(source: Path) -> list[Utterance]:
         lines = path.read_text(encoding="utf-8-sig").split("\n")  # splitlines() would cut at U+2028
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 text ({error}); save the manifest as UTF-8") from error
-    return [
-        _utterance(line, path.parent, f"{path}:{number}")
-        for number, line in enumerate(lines, 1)
-        if line.strip()
-    ]
+    return [_utterance(line, path.parent, f"{path}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
 
 
 def _utterance(line: str, folder: Path, where: str) -> Utterance:
@@ -55,9 +51,7 @@ def _utterance(line: str, folder: Path, where: str) -> Utterance:
     name = _field(row, "audio", str, where)
     audio = folder / name  # an absolute name stays as it is
     if not audio.is_file():
-        raise DataError(
-            f"{where}: audio file {audio} does not exist; 'audio' is relative to the manifest's folder"
-        )
+        raise DataError(f"{where}: audio file {audio} does not exist; 'audio' is relative to the manifest's folder")
     duration = _field(row, "duration", float, where)
     if duration is not None and not (math.isfinite(duration) and duration >= 0):
         raise DataError(f"{where}: 'duration' is {duration}; give seconds, or leave it out")

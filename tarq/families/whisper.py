@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ class WhisperRecognizer(Recognizer):
 
     def __init__(self, model: nn.Module, tokenizer, feature_extractor, stored_dtype: torch.dtype) -> None:
         super().__init__(model, tokenizer, feature_extractor, stored_dtype)
-        body = getattr(model, "model", None)
+        body: Any = getattr(model, "model", None)
         for part in ("encoder", "decoder"):
             if not hasattr(getattr(body, part, None), "layers"):
                 raise ModelError(
@@ -77,7 +78,9 @@ class WhisperRecognizer(Recognizer):
         for flags in said:
             flags[-1] = True  # the end token is the model's to predict; the prompt is not
         targets = pad_sequence(
-            [i[1:].masked_fill(~s, -100) for i, s in zip(ids, said, strict=True)], batch_first=True, padding_value=-100
+            [i[1:].masked_fill(~s, -100) for i, s in zip(ids, said, strict=True)],
+            batch_first=True,
+            padding_value=-100,
         )
         exists = pad_sequence([torch.ones(len(i) - 1, dtype=torch.bool) for i in ids], batch_first=True)
         tail = pad_sequence([e.tail for e in examples], batch_first=True)
@@ -118,9 +121,7 @@ class WhisperRecognizer(Recognizer):
         ]
 
     def logits(self, batch: Batch) -> Tensor:
-        return self.model(
-            input_features=batch.features, decoder_input_ids=batch.input_ids, use_cache=False
-        ).logits
+        return self.model(input_features=batch.features, decoder_input_ids=batch.input_ids, use_cache=False).logits
 
     def transcribe(self, waveforms: Sequence[np.ndarray]) -> list[str]:
         features = torch.stack([self.audio_inputs(w)[0] for w in waveforms]).to(self.device, self.dtype)

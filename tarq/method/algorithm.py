@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -79,7 +80,11 @@ def tail_aware_quantize(
     for name, weight in weights.items():
         w = weight.to(dtype).masked_fill(factor.dead, 0)  # an input that is always zero has no say
         target = residual_target(
-            w, rebalanced, factor, residual, lambda w=w: solver.quantize(w, factor, scheme, scale_dtype)  # Ŵ0
+            w,
+            rebalanced,
+            factor,
+            residual,
+            partial(solver.quantize, w, factor, scheme, scale_dtype),  # Ŵ0
         )
         quantized = solver.quantize(target.weight, factor, scheme, scale_dtype)  # Ŵ
         error = quantized.dequantize().to(dtype) - target.weight

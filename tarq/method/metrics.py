@@ -39,12 +39,9 @@ class Rebalanced:
 
     def to(self, dtype: torch.dtype) -> Rebalanced:
         """The same in another dtype."""
-        cast = {
-            name: None if value is None else value.to(dtype)
-            for name in ("hessian", "cross", "plain_cross")
-            for value in (getattr(self, name),)
-        }
-        return replace(self, **cast)
+        cross = None if self.cross is None else self.cross.to(dtype)
+        plain = None if self.plain_cross is None else self.plain_cross.to(dtype)
+        return replace(self, hessian=self.hessian.to(dtype), cross=cross, plain_cross=plain)
 
 
 class Metric(Protocol):

@@ -61,9 +61,7 @@ def is_rare(word: str, threshold: float = 3.0, language: str = "en") -> bool:
     return any(map(str.isalnum, word)) and zipf(word, language) < threshold
 
 
-def rare_share(
-    texts: Iterable[str], normalizer: Normalizer, threshold: float = 3.0, language: str = "en"
-) -> float:
+def rare_share(texts: Iterable[str], normalizer: Normalizer, threshold: float = 3.0, language: str = "en") -> float:
     """ρ: share of the texts' normalised words, pooled, that are rare (paper §5); 0.0 without any word."""
     words = [word for text in texts for word in normalizer.words(text)]
     return sum(is_rare(word, threshold, language) for word in words) / len(words) if words else 0.0
@@ -148,10 +146,7 @@ def tag_tokens(offsets: Iterable[Sequence[int]], spans: Sequence[Span]) -> list[
     Returns:
         one tag a token.
     """
-    return [
-        bool(start < end) and any(start < stop and begin < end for begin, stop in spans)
-        for start, end in offsets
-    ]
+    return [bool(start < end) and any(start < stop and begin < end for begin, stop in spans) for start, end in offsets]
 
 
 def position_tags(token_tags: torch.Tensor, mode: str = "target") -> torch.Tensor:

@@ -168,7 +168,9 @@ def _score_divergence(
         for batch in batched(models[reference], made.examples, config.batch_size):
             full = models[reference].logits(batch)
             for name in others:
-                for kind, part in divergence(full, models[name].logits(batch), batch.targets, batch.rare_target).items():
+                for kind, part in divergence(
+                    full, models[name].logits(batch), batch.targets, batch.rare_target
+                ).items():
                     parts[name][kind].append(part)
             seen += batch.ids
             reporter.advance(len(batch.ids))
@@ -213,9 +215,7 @@ def _score_words(
             "rare_miss_rate": Ratio(rare.misses, rare.words),
             "common_wer": Ratio(common.errors, common.words),
         }
-        ratios[name] |= {
-            f"rare_wer_zipf_{t:g}": Ratio(w.rare[t].errors, w.rare[t].words) for t in thresholds[1:]
-        }
+        ratios[name] |= {f"rare_wer_zipf_{t:g}": Ratio(w.rare[t].errors, w.rare[t].words) for t in thresholds[1:]}
         scores.models[name] = ModelScores(
             counts={
                 "all": _totals(w.plain),
@@ -235,6 +235,4 @@ def _score_words(
 
 
 def _totals(counts: Any) -> dict[str, int]:
-    return {
-        name: int(np.sum(getattr(counts, name))) for name in ("substitutions", "deletions", "insertions", "words")
-    }
+    return {name: int(np.sum(getattr(counts, name))) for name in ("substitutions", "deletions", "insertions", "words")}

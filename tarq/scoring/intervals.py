@@ -122,9 +122,7 @@ def resampled_sums(counts: ArrayLike, resamples: int = RESAMPLES, seed: int = 0)
     """
     table = np.asarray(counts, dtype=np.float64)
     if table.ndim != 2 or len(table) == 0:
-        raise ValueError(
-            f"counts must be [utterances, columns] with at least one utterance, not {table.shape}"
-        )
+        raise ValueError(f"counts must be [utterances, columns] with at least one utterance, not {table.shape}")
     if resamples < 1:
         raise ValueError(f"resamples must be at least 1, not {resamples}")
     generator = np.random.default_rng(seed)

@@ -136,17 +136,14 @@ def score_words(
         )
     names = tuple(ids) if ids is not None else tuple(map(str, range(len(references))))
     if len(names) != len(references) or len(set(names)) != len(names):
-        raise DataError(
-            f"{len(set(names))} different ids for {len(references)} utterances: give each its own"
-        )
+        raise DataError(f"{len(set(names))} different ids for {len(references)} utterances: give each its own")
     if not thresholds:
         raise DataError("no Zipf threshold to score rare words with: give at least one, such as 3")
 
     # jiwer's own transforms split at single spaces, which is how a Normalizer joins its words.
     aligned = jiwer.process_words(list(map(normalizer, references)), list(map(normalizer, hypotheses)))
     scored = [
-        _outcomes(len(words), chunks)
-        for words, chunks in zip(aligned.references, aligned.alignments, strict=True)
+        _outcomes(len(words), chunks) for words, chunks in zip(aligned.references, aligned.alignments, strict=True)
     ]
     owner = np.repeat(np.arange(len(names)), [len(words) for words in aligned.references])
     outcome = np.concatenate([outcome for outcome, _ in scored])
@@ -189,9 +186,7 @@ def score_words(
     )
 
 
-def _outcomes(
-    length: int, chunks: Sequence[jiwer.AlignmentChunk]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _outcomes(length: int, chunks: Sequence[jiwer.AlignmentChunk]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """What became of each of ``length`` reference words, and how many insertions it is charged with."""
     outcome = np.full(length, HIT, dtype=np.int64)
     inserted = np.zeros(length, dtype=np.int64)
@@ -216,9 +211,7 @@ def _insertions(alignments: Sequence[Sequence[jiwer.AlignmentChunk]]) -> NDArray
     )
 
 
-def biased_counts(
-    scores: WordScores, words: Collection[str] | Mapping[str, Collection[str]]
-) -> tuple[Counts, Counts]:
+def biased_counts(scores: WordScores, words: Collection[str] | Mapping[str, Collection[str]]) -> tuple[Counts, Counts]:
     """Counts of B-WER and U-WER for a list of words (Le et al., arXiv 2104.02194).
 
     S, D and N go to B where the *reference* word is listed; an insertion goes to B where the *hypothesis*
