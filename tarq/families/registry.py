@@ -32,4 +32,12 @@ def adapt(model: nn.Module, tokenizer: Any, feature_extractor: Any, stored_dtype
             f"{type(tokenizer).__name__} gives no character offsets, which tagging rare words needs: "
             "load a fast tokenizer (AutoTokenizer does where tokenizer.json exists)"
         )
+    # For a folder without tokenizer files transformers makes up an empty tokenizer instead of failing.
+    ids = tokenizer("speech", add_special_tokens=False)["input_ids"]
+    vocabulary = model.config.get_text_config(decoder=True).vocab_size
+    if not ids or max(ids) >= vocabulary:
+        raise ModelError(
+            f"the tokenizer does not fit the model ({len(tokenizer)} tokens, the model has {vocabulary}): "
+            "is tokenizer.json missing, or another model's? Pass tokenizer=… or add its files"
+        )
     return family(model, tokenizer, feature_extractor, stored_dtype)
