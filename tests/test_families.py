@@ -58,7 +58,7 @@ def test_other_models_are_refused(recognizer):
 def test_a_whisper_without_the_expected_parts_is_refused(recognizer):
     config = WhisperConfig(
         d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=1, decoder_attention_heads=1,
-        encoder_ffn_dim=16, decoder_ffn_dim=16, vocab_size=20, pad_token_id=0, bos_token_id=0, eos_token_id=0,
+        encoder_ffn_dim=16, decoder_ffn_dim=16, vocab_size=400, pad_token_id=0, bos_token_id=0, eos_token_id=0,
         decoder_start_token_id=1,
     )  # fmt: skip
     with pytest.raises(ModelError, match=r"WhisperModel has no model\.encoder\.layers"):
