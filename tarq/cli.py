@@ -24,7 +24,17 @@ app = typer.Typer(
 )
 console = Console()
 
-JsonFile = Annotated[Path | None, typer.Option("--json", help="Also write the figures to this file.")]
+
+def _writable(path: Path | None) -> Path | None:
+    """Refuse a JSON file that could not be written now, not after the work is done."""
+    if path is not None and (path.is_dir() or not path.parent.is_dir()):
+        raise typer.BadParameter(f"{path} cannot be written: its folder does not exist, or it is one")
+    return path
+
+
+JsonFile = Annotated[
+    Path | None, typer.Option("--json", callback=_writable, help="Also write the figures to this file.")
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
 Language = Annotated[str, typer.Option(help="Of the speech: word frequencies, and the prompt of a multilingual model.")]
 Where = Annotated[

@@ -1,6 +1,7 @@
 """The score table: teacher-forced divergence against the formula, pairing, lost words."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -104,6 +105,14 @@ def test_words_without_a_reference_model(model_folder, manifest):
     assert "wer" in scores.models["m"].figures
     assert "kl_rare" not in scores.models["m"].figures
     assert np.isfinite(scores.models["m"].figures["wer"].value)
+
+
+def test_a_rate_without_denominator_is_null_in_json(model_folder, manifest):
+    common = [dataclasses.replace(u, text="it was a good day") for u in load_utterances(manifest)]
+    result = tarq.evaluate({"m": model_folder}, {"s": common}, resamples=50)
+    assert np.isnan(result.sets["s"].models["m"].figures["rare_wer"].value)
+    text = json.dumps(result.to_dict(), allow_nan=False)
+    assert json.loads(text)["sets"]["s"]["models"]["m"]["figures"]["rare_wer"]["value"] is None
 
 
 def test_bad_calls(model_folder, manifest):

@@ -94,7 +94,8 @@ class Evaluation:
     sets: dict[str, SetScores] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """Plain values, ready for JSON; a rate without denominator is null."""
+        return _without_nan(asdict(self))
 
 
 def evaluate_models(
@@ -232,6 +233,14 @@ def _score_words(
             if name != reference:
                 lost, regained = changed_words(words[reference], words[name])
                 scores.models[name].lost, scores.models[name].regained = lost, regained
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def _totals(counts: Any) -> dict[str, int]:
