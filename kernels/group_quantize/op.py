@@ -1,0 +1,259 @@
+"""``group_quantize`` as torch operators, and what a caller uses: factorize once, quantize what shares it.
+
+Two operators: ``tarq::upper_cholesky`` (H = L Lᵀ, L upper triangular) and ``tarq::group_quantize`` (the sweep).
+The sweep needs no inverse. With E = W − Ŵ against the original weights,
+
+    ‖(w − ŵ)‖²_H = Σ_j ( Σ_{i≤j} e_i L_ij )²     so    ŵ_j = round( w_j + Σ_{i<j} e_i L_ij / L_jj )
+
+which are GPTQ's codes (``reference.textbook_sweep``, arXiv 2210.17323) for one Cholesky in place of two and an
+inverse.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from .. import dispatch
+from ..scheme import Scheme
+from .reference import textbook_sweep
+
+
+@dataclass(frozen=True)
+class Factor:
+    """Cholesky factor of a damped Hessian, shared by every weight that reads the same input.
+
+    Attributes:
+        upper: ``[n, n]`` upper triangular L with ``H + δI = L Lᵀ`` (of the permuted H where ``order`` is set).
+        damp: the damping it took, as a share of the mean diagonal.
+        retries: how often damping was raised because the Cholesky failed.
+        dead: ``bool [n]``, natural order: inputs that were always zero (H_jj = 0). Their diagonal is the mean
+            of the others', and :func:`group_quantize` zeroes their weights itself.
+        order: the columns' order of visit, ``int64 [n]``, or None for the natural one.
+    """
+
+    upper: torch.Tensor
+    damp: float
+    retries: int
+    dead: torch.Tensor
+    order: torch.Tensor | None = None
+
+    def solve(self, rows: torch.Tensor) -> torch.Tensor:
+        """``rows (H + δI)⁻¹`` by two triangular solves.
+
+        Args:
+            rows: ``[m, n]`` in natural order, dtype of ``upper``.
+
+        Returns:
+            ``[m, n]``, natural order.
+
+        Raises:
+            RuntimeError: shape or dtype do not fit ``upper``.
+        """
+        rows = rows if self.order is None else rows[:, self.order]
+        half = torch.linalg.solve_triangular(self.upper.mT, rows, upper=False, left=False)
+        whole = torch.linalg.solve_triangular(self.upper, half, upper=True, left=False)
+        return whole if self.order is None else whole[:, torch.argsort(self.order)]
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A weight on its lattice: ``w ≈ scale · (code − zero)``.
+
+    Attributes:
+        codes: ``uint8 [m, n]``, natural order.
+        scales: ``[m, G]`` in the dtype they are stored in, ``G = ceil(n / group_size)``.
+        zeros: ``uint8 [m, G]``; a symmetric scheme's are all ``Scheme.symmetric_zero``.
+        loss: ``float64 [m]``, each row's damped quadratic error ``‖(w − ŵ) L‖²``.
+        group_size: columns per group.
+    """
+
+    codes: torch.Tensor
+    scales: torch.Tensor
+    zeros: torch.Tensor
+    loss: torch.Tensor
+    group_size: int
+
+    def dequantize(self, dtype: torch.dtype | None = None) -> torch.Tensor:
+        """``(codes − zeros) · scales`` ``[m, n]``, multiplied in the scales' dtype as compressed-tensors does.
+
+        Args:
+            dtype: dtype of the result; None keeps the scales'.
+        """
+        group = torch.arange(self.codes.shape[1], device=self.codes.device) // self.group_size
+        levels = self.codes.to(self.scales.dtype) - self.zeros.to(self.scales.dtype)[:, group]
+        weight = levels * self.scales[:, group]
+        return weight if dtype is None else weight.to(dtype)
+
+
+def factorize(
+    hessian: torch.Tensor,
+    damp: float = 0.01,
+    max_damp: float = 1.0,
+    *,
+    order: torch.Tensor | None = None,
+    backend: str | None = None,
+) -> Factor:
+    """Factor ``H + δI = L Lᵀ`` with ``δ = damp · mean(diag H)`` over the inputs that were seen.
+
+    A failed Cholesky is retried with ten times the damping, up to ``max_damp``; the result says how often.
+
+    Args:
+        hessian: ``[n, n]`` symmetric, ``float32`` or ``float64``; only its upper triangle is read.
+        damp: damping to begin with.
+        max_damp: damping to give up at.
+        order: visit the columns in this order (``int64 [n]``, a permutation): static act-order.
+        backend: ``auto | reference | native``.
+
+    Raises:
+        ValueError: ``hessian`` is not square, not finite, or all zero (its input was never seen).
+        torch.linalg.LinAlgError: no damping up to ``max_damp`` makes it positive definite.
+    """
+    if hessian.dim() != 2 or hessian.shape[0] != hessian.shape[1] or hessian.shape[0] == 0:
+        raise ValueError(f"the Hessian must be [n, n], not {list(hessian.shape)}")
+    # The sum is finite in all sound cases and costs one pass; element by element only where it is not.
+    if not torch.isfinite(hessian.sum()) and not torch.isfinite(hessian).all():
+        raise ValueError("the Hessian has values that are not finite: the calibration activations overflowed")
+    diagonal = hessian.diagonal()
+    dead = diagonal == 0
+    live = diagonal[~dead]
+    if live.numel() == 0:
+        raise ValueError("the Hessian is zero: this layer's input was never seen")
+    mean = float(live.double().mean())
+    diagonal = diagonal.masked_fill(dead, mean)
+    if order is not None:
+        hessian, diagonal = hessian[order][:, order], diagonal[order]
+
+    cholesky = _reference_cholesky if _use_reference(backend, "upper_cholesky", hessian) else _ops.upper_cholesky
+    retries = 0
+    while True:
+        upper, failed = cholesky(hessian, diagonal + damp * mean)
+        if int(failed) == 0:
+            return Factor(upper, damp, retries, dead, order)
+        if mean <= 0 or damp >= max_damp:
+            raise torch.linalg.LinAlgError(
+                f"the Hessian is not positive definite with damping {damp:g} after {retries} retries "
+                f"(n = {hessian.shape[0]}, mean diagonal {mean:g}, pivot {int(failed) - 1} fails)"
+            )
+        damp, retries = min(max(10 * damp, 1e-6), max_damp), retries + 1
+
+
+def group_quantize(
+    weight: torch.Tensor,
+    factor: Factor,
+    scheme: Scheme,
+    *,
+    scale_dtype: torch.dtype = torch.float32,
+    backend: str | None = None,
+) -> Quantized:
+    """Quantize ``weight`` under the metric that ``factor`` factors.
+
+    Args:
+        weight: ``[m, n]``, any floating dtype; computed in that of the factor. Columns of dead inputs count
+            as zero, and so become zero.
+        factor: of the Hessian of the layer's inputs; its order, if it has one, is the order of visit.
+        scheme: the lattice.
+        scale_dtype: what scales are rounded to: ``float16``, ``bfloat16`` or ``float32``.
+        backend: ``auto | reference | native``.
+
+    Raises:
+        ValueError: shapes do not fit, the weight is not finite, or the backend is not there.
+    """
+    n = factor.upper.shape[0]
+    if weight.dim() != 2 or weight.shape[1] != n:
+        raise ValueError(f"the weight must be [m, {n}] for this factor, not {list(weight.shape)}")
+    if scale_dtype not in (torch.float16, torch.bfloat16, torch.float32):
+        raise ValueError(f"scales are float16, bfloat16 or float32, not {scale_dtype}")
+    weight = weight.detach().to(factor.upper.dtype)
+    if not torch.isfinite(weight.sum()) and not torch.isfinite(weight).all():
+        raise ValueError("the weight has values that are not finite")
+    if bool(factor.dead.any()):
+        weight = weight.masked_fill(factor.dead, 0)
+    run = _reference if _use_reference(backend, "group_quantize", weight) else _ops.group_quantize
+    codes, scales, zeros, loss = run(
+        weight,
+        factor.upper,
+        factor.order,
+        scheme.bits,
+        scheme.group_size,
+        scheme.symmetric,
+        scheme.scale_rule,
+        scale_dtype,
+    )
+    return Quantized(codes, scales, zeros, loss, scheme.group_size)
+
+
+def _use_reference(backend: str | None, name: str, tensor: torch.Tensor) -> bool:
+    if backend == "native" and not dispatch.has_native(name, tensor.device.type):
+        raise ValueError(f"tarq::{name} has no native kernel on {tensor.device.type}")
+    return dispatch.use_reference(backend)
+
+
+def _reference_cholesky(hessian: torch.Tensor, diagonal: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Upper L with L Lᵀ = H (its diagonal replaced): flip both axes, lower Cholesky, flip back."""
+    n = hessian.shape[0]
+    flipped = hessian.flip(0, 1)
+    flipped.diagonal().copy_(diagonal.flip(0))
+    lower, failed = torch.linalg.cholesky_ex(flipped)
+    return lower.flip(0, 1).contiguous(), torch.where(failed > 0, n + 1 - failed.long(), 0)
+
+
+def _fake_cholesky(hessian: torch.Tensor, diagonal: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.empty_like(hessian), hessian.new_empty((), dtype=torch.long)
+
+
+def _reference(
+    weight: torch.Tensor,
+    upper: torch.Tensor,
+    order: torch.Tensor | None,
+    bits: int,
+    group_size: int,
+    symmetric: bool,
+    scale_rule: str,
+    scale_dtype: torch.dtype,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Rebuild the Hessian from its factor and run the textbook sweep, in float64 where the device has it."""
+    scheme = Scheme(bits, group_size, symmetric, scale_rule)  # type: ignore[arg-type]
+    precise = torch.float32 if weight.device.type == "mps" else torch.float64
+    w, L = weight.to(precise), upper.to(precise)
+    hessian = L @ L.mT
+    natural = slice(None) if order is None else torch.argsort(order)
+    codes, scales, zeros = textbook_sweep(w, hessian[natural][:, natural], scheme, scale_dtype, order)
+    group = torch.arange(w.shape[1], device=w.device) // group_size
+    error = w - (codes.to(precise) - zeros.to(precise)[:, group]) * scales.to(precise)[:, group]
+    error = error if order is None else error[:, order]
+    return codes, scales, zeros, (error @ L).square().sum(1).to(torch.float64)
+
+
+def _fake(
+    weight: torch.Tensor,
+    upper: torch.Tensor,
+    order: torch.Tensor | None,
+    bits: int,
+    group_size: int,
+    symmetric: bool,
+    scale_rule: str,
+    scale_dtype: torch.dtype,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    m, n = weight.shape
+    groups = -(-n // group_size)
+    return (
+        weight.new_empty((m, n), dtype=torch.uint8),
+        weight.new_empty((m, groups), dtype=scale_dtype),
+        weight.new_empty((m, groups), dtype=torch.uint8),
+        weight.new_empty((m,), dtype=torch.float64),
+    )
+
+
+dispatch.define(
+    "upper_cholesky", "(Tensor hessian, Tensor diagonal) -> (Tensor, Tensor)", _reference_cholesky, _fake_cholesky
+)
+dispatch.define(
+    "group_quantize",
+    "(Tensor weight, Tensor upper, Tensor? order, int bits, int group_size, bool symmetric, str scale_rule, "
+    "ScalarType scale_dtype) -> (Tensor, Tensor, Tensor, Tensor)",
+    _reference,
+    _fake,
+)
+_ops = torch.ops.tarq

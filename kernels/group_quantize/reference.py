@@ -1,0 +1,164 @@
+"""``group_quantize`` in plain PyTorch: the specification, to be read beside the GPTQ paper.
+
+Frantar et al., *GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers*,
+arXiv 2210.17323, algorithm 1. Same order and same letters: ``U`` upper triangular with ``H⁻¹ = Uᵀ U``, and a
+block of 128 columns between two lazy updates of what lies behind it.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ..scheme import Scheme
+
+#: Columns between two lazy updates.
+BLOCK = 128
+
+#: Factors of the ``mse`` rule's grid, tried in this order; the first of equally good ones is kept.
+SHRINKS = tuple(1.0 - 0.02 * k for k in range(36))
+
+
+def stored_scale(scale: torch.Tensor, scale_dtype: torch.dtype) -> torch.Tensor:
+    """``scale`` rounded to what ``scale_dtype`` holds, kept within its normal numbers; dtype unchanged."""
+    limits = torch.finfo(scale_dtype)
+    return scale.clamp(limits.tiny, limits.max).to(scale_dtype).to(scale.dtype)
+
+
+def encode(weights: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, scheme: Scheme) -> torch.Tensor:
+    """Nearest codes of ``weights`` (ties to even), in the dtype of ``weights``; broadcasts scale and zero."""
+    return (torch.round(weights / scale) + zero).clamp(0, scheme.max_code)
+
+
+def group_scales(
+    weights: torch.Tensor, scheme: Scheme, scale_dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scale and zero point of groups of weights.
+
+    Scales are rounded to ``scale_dtype`` before anything is rounded with them, because that is what the
+    checkpoint stores. An all-zero group gets scale 1; where ``minmax`` has no span (equal weights, or a single
+    one) it falls back to ``absmax``. Asymmetric ranges include 0, so that the zero point is a code.
+
+    Args:
+        weights: ``[..., g]``, any floating dtype; computed in it.
+        scheme: bits, symmetry and scale rule (its group size is not used).
+        scale_dtype: ``float16``, ``bfloat16`` or ``float32``.
+
+    Returns:
+        ``(scale, zero)``, both ``[...]`` in the dtype of ``weights``; every value of ``scale`` is exact in
+        ``scale_dtype`` and normal there.
+    """
+    low, high = weights.aminmax(dim=-1)
+    magnitude = torch.maximum(-low, high)
+    if scheme.symmetric:
+        base = magnitude / (scheme.max_code / 2)
+        if scheme.scale_rule == "minmax":
+            base = torch.where(high > low, (high - low) / scheme.max_code, base)
+    else:
+        low, high = low.clamp(max=0), high.clamp(min=0)
+        base = (high - low) / scheme.max_code
+
+    def zero_point(scale: torch.Tensor, shrink: float) -> torch.Tensor:
+        if scheme.symmetric:
+            return torch.full_like(scale, scheme.symmetric_zero)
+        return torch.round(-low * shrink / scale).clamp(0, scheme.max_code)
+
+    scale = stored_scale(base, scale_dtype)
+    zero = zero_point(scale, 1.0)
+    if scheme.scale_rule == "mse":
+        least = torch.full_like(scale, torch.inf)
+        for shrink in SHRINKS:
+            tried = stored_scale(base * shrink, scale_dtype)
+            shift = zero_point(tried, shrink)
+            codes = encode(weights, tried[..., None], shift[..., None], scheme)
+            error = (weights - (codes - shift[..., None]) * tried[..., None]).square().sum(-1)
+            better = error < least
+            scale, zero = torch.where(better, tried, scale), torch.where(better, shift, zero)
+            least = torch.where(better, error, least)
+    return torch.where(magnitude > 0, scale, 1.0), zero
+
+
+def natural_scales(
+    weight: torch.Tensor, scheme: Scheme, scale_dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """:func:`group_scales` of every group of ``weight [m, n]``; two ``[m, ceil(n / group_size)]``."""
+    pairs = [group_scales(group, scheme, scale_dtype) for group in weight.split(scheme.group_size, dim=1)]
+    scales, zeros = zip(*pairs, strict=True)
+    return torch.stack(scales, dim=1), torch.stack(zeros, dim=1)
+
+
+def round_to_nearest(
+    weight: torch.Tensor, scheme: Scheme, scale_dtype: torch.dtype = torch.float32
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Every weight to the nearest code of its group: the baseline that sees no data.
+
+    Args:
+        weight: ``[m, n]``, any floating dtype.
+        scheme: the lattice; a last group may be shorter.
+        scale_dtype: what the scales are stored in.
+
+    Returns:
+        codes ``uint8 [m, n]``, scales ``scale_dtype [m, G]``, zeros ``uint8 [m, G]``.
+    """
+    scales, zeros = natural_scales(weight, scheme, scale_dtype)
+    group = torch.arange(weight.shape[1], device=weight.device) // scheme.group_size
+    codes = encode(weight, scales[:, group], zeros[:, group], scheme)
+    return codes.to(torch.uint8), scales.to(scale_dtype), zeros.to(torch.uint8)
+
+
+def textbook_sweep(
+    weight: torch.Tensor,
+    hessian: torch.Tensor,
+    scheme: Scheme,
+    scale_dtype: torch.dtype = torch.float32,
+    order: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """GPTQ as its paper writes it: invert the Hessian, then one column after another.
+
+    Args:
+        weight: ``[m, n]``; the sweep runs in its dtype.
+        hessian: ``[n, n]``, damped already, in natural order.
+        scheme: the lattice; a group's scale comes from its weights as they stand (already compensated) when
+            the sweep reaches its first column.
+        scale_dtype: what the scales are stored in.
+        order: static act-order, a permutation of the columns: scales are fixed first, from the original
+            weights, then columns are visited in this order; each keeps its natural group.
+
+    Returns:
+        codes ``uint8 [m, n]`` and, per natural group, scales ``scale_dtype [m, G]`` and zeros ``uint8 [m, G]``.
+
+    Raises:
+        torch.linalg.LinAlgError: ``hessian`` is not positive definite.
+    """
+    m, n = weight.shape
+    g = scheme.group_size
+    W = weight.clone()
+    if order is not None:
+        scales, zeros = natural_scales(weight, scheme, scale_dtype)
+        W, hessian = W[:, order], hessian[order][:, order]
+    else:
+        scales, zeros = W.new_empty(m, -(-n // g)), W.new_empty(m, -(-n // g))
+    U = torch.linalg.cholesky(torch.linalg.inv(hessian), upper=True)
+
+    codes = torch.empty_like(W)
+    start = 0
+    while start < n:
+        end = min(start + BLOCK, n)
+        last_group = (end - 1) // g * g
+        if order is None and start < last_group and end < min(last_group + g, n):
+            end = last_group  # a scale needs its whole group up to date, so no group may start early
+        E = torch.empty(m, end - start, dtype=W.dtype, device=W.device)
+        for j in range(start, end):
+            if order is None and j % g == 0:
+                scales[:, j // g], zeros[:, j // g] = group_scales(W[:, j : j + g], scheme, scale_dtype)
+            group = (j if order is None else int(order[j])) // g
+            s, z = scales[:, group], zeros[:, group]
+            codes[:, j] = encode(W[:, j], s, z, scheme)
+            e = (W[:, j] - (codes[:, j] - z) * s) / U[j, j]
+            W[:, j:end] -= e[:, None] * U[j, j:end]
+            E[:, j - start] = e
+        W[:, end:] -= E @ U[start:end, end:]
+        start = end
+
+    if order is not None:
+        codes = codes[:, torch.argsort(order)]
+    return codes.to(torch.uint8), scales.to(scale_dtype), zeros.to(torch.uint8)
