@@ -4,12 +4,12 @@
 
 // `import tarq._C` loads this library, whose static initialisers register the operators; the module is empty.
 extern "C" PyObject* PyInit__C() {
-  static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr,
-                               nullptr};
+  static PyModuleDef module = {
+      PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
   return PyModule_Create(&module);
 }
 
-// ---- group_quantize ----------------------------------------------------------------------------------------
+// ---- group_quantize ----
 
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
@@ -27,7 +27,7 @@ extern "C" PyObject* PyInit__C() {
 
 namespace {
 
-// Call body(0) … body(count − 1) over torch's threads, each taking the next one when it is done with the last.
+// Call body(0) … body(count − 1) over torch's threads, each taking the next one when it is done.
 template <typename Body>
 void for_each_dynamic(int64_t count, const Body& body) {
   std::atomic<int64_t> next{0};
@@ -175,4 +175,4 @@ TORCH_LIBRARY_IMPL(tarq, CPU, m) {
   m.impl("group_quantize", &group_quantize);
 }
 
-// ---- end of group_quantize ---------------------------------------------------------------------------------
+// ---- end of group_quantize ----

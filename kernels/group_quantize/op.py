@@ -1,9 +1,10 @@
 """``group_quantize`` as torch operators, and what a caller uses: factorize once, quantize what shares it.
 
-Two operators: ``tarq::upper_cholesky`` (H = L Lᵀ, L upper triangular) and ``tarq::group_quantize`` (the sweep).
-The sweep needs no inverse. With E = W − Ŵ against the original weights,
+``tarq::upper_cholesky`` factors H = L Lᵀ with L upper triangular; ``tarq::group_quantize`` is the sweep. It
+needs no inverse. With E = W − Ŵ against the original weights,
 
-    ‖(w − ŵ)‖²_H = Σ_j ( Σ_{i≤j} e_i L_ij )²     so    ŵ_j = round( w_j + Σ_{i<j} e_i L_ij / L_jj )
+    ‖w − ŵ‖²_H = Σ_j ( Σ_{i≤j} e_i L_ij )²
+    so  ŵ_j = round( w_j + Σ_{i<j} e_i L_ij / L_jj )
 
 which are GPTQ's codes (``reference.textbook_sweep``, arXiv 2210.17323) for one Cholesky in place of two and an
 inverse.
@@ -25,7 +26,7 @@ class Factor:
     """Cholesky factor of a damped Hessian, shared by every weight that reads the same input.
 
     Attributes:
-        upper: ``[n, n]`` upper triangular L with ``H + δI = L Lᵀ`` (of the permuted H where ``order`` is set).
+        upper: ``[n, n]`` upper triangular L with ``H + δI = L Lᵀ`` (H permuted if there is an ``order``).
         damp: the damping it took, as a share of the mean diagonal.
         retries: how often damping was raised because the Cholesky failed.
         dead: ``bool [n]``, natural order: inputs that were always zero (H_jj = 0). Their diagonal is the mean
@@ -76,7 +77,7 @@ class Quantized:
     group_size: int
 
     def dequantize(self, dtype: torch.dtype | None = None) -> torch.Tensor:
-        """``(codes − zeros) · scales`` ``[m, n]``, multiplied in the scales' dtype as compressed-tensors does.
+        """``(codes − zeros) · scales`` ``[m, n]``, multiplied in their dtype as compressed-tensors does.
 
         Args:
             dtype: dtype of the result; None keeps the scales'.
@@ -125,7 +126,9 @@ def factorize(
     if order is not None:
         hessian, diagonal = hessian[order][:, order], diagonal[order]
 
-    cholesky = _reference_cholesky if _use_reference(backend, "upper_cholesky", hessian) else _ops.upper_cholesky
+    cholesky = (
+        _reference_cholesky if _use_reference(backend, "upper_cholesky", hessian) else _ops.upper_cholesky
+    )
     retries = 0
     while True:
         upper, failed = cholesky(hessian, diagonal + damp * mean)
@@ -247,7 +250,10 @@ def _fake(
 
 
 dispatch.define(
-    "upper_cholesky", "(Tensor hessian, Tensor diagonal) -> (Tensor, Tensor)", _reference_cholesky, _fake_cholesky
+    "upper_cholesky",
+    "(Tensor hessian, Tensor diagonal) -> (Tensor, Tensor)",
+    _reference_cholesky,
+    _fake_cholesky,
 )
 dispatch.define(
     "group_quantize",

@@ -35,8 +35,8 @@ def group_scales(
     """Scale and zero point of groups of weights.
 
     Scales are rounded to ``scale_dtype`` before anything is rounded with them, because that is what the
-    checkpoint stores. An all-zero group gets scale 1; where ``minmax`` has no span (equal weights, or a single
-    one) it falls back to ``absmax``. Asymmetric ranges include 0, so that the zero point is a code.
+    checkpoint stores. An all-zero group gets scale 1; where ``minmax`` has no span (all weights equal)
+    it falls back to ``absmax``. Asymmetric ranges include 0, so that the zero point is a code.
 
     Args:
         weights: ``[..., g]``, any floating dtype; computed in it.
@@ -124,7 +124,7 @@ def textbook_sweep(
             weights, then columns are visited in this order; each keeps its natural group.
 
     Returns:
-        codes ``uint8 [m, n]`` and, per natural group, scales ``scale_dtype [m, G]`` and zeros ``uint8 [m, G]``.
+        codes ``uint8 [m, n]``, scales ``scale_dtype [m, G]`` and zeros ``uint8 [m, G]`` of the natural groups.
 
     Raises:
         torch.linalg.LinAlgError: ``hessian`` is not positive definite.
