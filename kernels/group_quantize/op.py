@@ -3,11 +3,11 @@
 ``tarq::upper_cholesky`` factors H = L Lᵀ with L upper triangular; ``tarq::group_quantize`` is the sweep. It
 needs no inverse. With E = W − Ŵ against the original weights,
 
-    ‖w − ŵ‖²_H = Σ_j ( Σ_{i≤j} e_i L_ij )²
-    so  ŵ_j = round( w_j + Σ_{i<j} e_i L_ij / L_jj )
+    ‖w − ŵ‖²_H = Σ_j (Σ_{i≤j} e_i L_ij)²
+    so ŵ_j = round(w_j + Σ_{i<j} e_i L_ij / L_jj)
 
-which are GPTQ's codes (``reference.textbook_sweep``, arXiv 2210.17323) for one Cholesky in place of two and an
-inverse.
+which are the codes of GPTQ (``reference.textbook_sweep``, arXiv 2210.17323) for one Cholesky, in place of two
+and an inverse.
 """
 
 from __future__ import annotations
@@ -173,7 +173,11 @@ def group_quantize(
         raise ValueError("the weight has values that are not finite")
     if bool(factor.dead.any()):
         weight = weight.masked_fill(factor.dead, 0)
-    run = _reference if _use_reference(backend, "group_quantize", weight) else _ops.group_quantize
+    # The CUDA kernel is float32 only; elsewhere the dispatcher finds the kernel, or the reference.
+    slow = _use_reference(backend, "group_quantize", weight) or (
+        weight.is_cuda and weight.dtype == torch.float64
+    )
+    run = _reference if slow else _ops.group_quantize
     codes, scales, zeros, loss = run(
         weight,
         factor.upper,

@@ -124,7 +124,7 @@ def textbook_sweep(
             weights, then columns are visited in this order; each keeps its natural group.
 
     Returns:
-        codes ``uint8 [m, n]``, scales ``scale_dtype [m, G]`` and zeros ``uint8 [m, G]`` of the natural groups.
+        codes ``uint8 [m, n]``, scales ``scale_dtype [m, G]`` and zeros ``uint8 [m, G]`` per natural group.
 
     Raises:
         torch.linalg.LinAlgError: ``hessian`` is not positive definite.
