@@ -29,7 +29,7 @@ def spills(report: str) -> dict[str, int]:
 
 def test_spills_are_read_from_the_report():
     report = (
-        "ptxas info    : Compiling entry function 'tidy' for 'sm_90'\nptxas info    : Function properties for tidy\n"
+        "ptxas info    : Compiling entry function 'tidy' for 'sm_90'\n"
         "    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads\n"
         "ptxas info    : Compiling entry function 'greedy' for 'sm_90'\n"
         "    32 bytes stack frame, 28 bytes spill stores, 24 bytes spill loads\n"

@@ -337,6 +337,27 @@ def test_operators_are_registered_soundly():
         torch.ops.tarq.group_quantize(w, upper, torch.zeros(40).long(), 4, 16, True, "absmax", torch.float32)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(
+    not (torch.cuda.is_available() and dispatch.has_native("group_quantize", "cuda")),
+    reason="no CUDA device, or the extension is built without CUDA",
+)
+@pytest.mark.parametrize("ordered", [False, True])
+@pytest.mark.parametrize("scheme", SCHEMES, ids=str)
+def test_cuda_is_the_cpu_kernel(scheme, ordered):
+    for n in (1, 70, 129, 300, 384):
+        h, w = hessian(n, torch.float32), weights(33, n, torch.float32)
+        order = falling(h) if ordered else None
+        cpu = group_quantize(w, factorize(h, order=order), scheme, scale_dtype=torch.float16)
+        factor = factorize(h.cuda(), order=order.cuda() if ordered else None)
+        gpu = group_quantize(w.cuda(), factor, scheme, scale_dtype=torch.float16, backend="native")
+        fetched = Quantized(*(t.cpu() for t in (gpu.codes, gpu.scales, gpu.zeros, gpu.loss)), gpu.group_size)
+        assert (fetched.codes == cpu.codes).double().mean() >= 0.97
+        torch.testing.assert_close(fetched.loss.sum(), cpu.loss.sum(), rtol=1e-2, atol=0)
+        expected = quadratic_error(w, exact(fetched), damped(h.double()))
+        torch.testing.assert_close(fetched.loss, expected, rtol=1e-3, atol=1e-9)
+
+
 def test_reference_can_be_forced(monkeypatch):
     monkeypatch.setattr(torch.ops.tarq, "group_quantize", None)
     monkeypatch.setenv("TARQ_BACKEND", "reference")

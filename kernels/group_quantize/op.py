@@ -126,9 +126,8 @@ def factorize(
     if order is not None:
         hessian, diagonal = hessian[order][:, order], diagonal[order]
 
-    cholesky = (
-        _reference_cholesky if _use_reference(backend, "upper_cholesky", hessian) else _ops.upper_cholesky
-    )
+    # On CUDA "native" is the fallback too: the library's Cholesky is the right one there.
+    cholesky = _reference_cholesky if dispatch.use_reference(backend) else _ops.upper_cholesky
     retries = 0
     while True:
         upper, failed = cholesky(hessian, diagonal + damp * mean)
@@ -173,10 +172,10 @@ def group_quantize(
         raise ValueError("the weight has values that are not finite")
     if bool(factor.dead.any()):
         weight = weight.masked_fill(factor.dead, 0)
+    if backend == "native" and not dispatch.has_native("group_quantize", weight.device.type):
+        raise ValueError(f"tarq::group_quantize has no native kernel on {weight.device.type}")
     # The CUDA kernel is float32 only; elsewhere the dispatcher finds the kernel, or the reference.
-    slow = _use_reference(backend, "group_quantize", weight) or (
-        weight.is_cuda and weight.dtype == torch.float64
-    )
+    slow = dispatch.use_reference(backend) or (weight.is_cuda and weight.dtype == torch.float64)
     run = _reference if slow else _ops.group_quantize
     codes, scales, zeros, loss = run(
         weight,
@@ -189,12 +188,6 @@ def group_quantize(
         scale_dtype,
     )
     return Quantized(codes, scales, zeros, loss, scheme.group_size)
-
-
-def _use_reference(backend: str | None, name: str, tensor: torch.Tensor) -> bool:
-    if backend == "native" and not dispatch.has_native(name, tensor.device.type):
-        raise ValueError(f"tarq::{name} has no native kernel on {tensor.device.type}")
-    return dispatch.use_reference(backend)
 
 
 def _reference_cholesky(hessian: torch.Tensor, diagonal: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
