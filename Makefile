@@ -16,16 +16,27 @@ help:  ## list the targets
 install: $(VENV)/.installed  ## make the venv and build the extension
 
 $(VENV)/.torch: constraints.txt
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@command -v c++ >/dev/null || { echo "a C++ compiler is needed: apt install g++"; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "python3-venv is needed: apt install python3-venv"; exit 1; }
 	$(BIN)/python -m pip install -q torch numpy "setuptools>=77" wheel ninja pybind11
 	@touch $@
 
 $(VENV)/.installed: $(VENV)/.torch setup.py pyproject.toml constraints.txt $(CXX_SOURCES)
-	$(BIN)/python -m pip install -q --no-build-isolation -e ".[dev]"
+	@mkdir -p build
+	@echo "installing tarq and its dependencies"
+	@$(BIN)/python -m pip install -v --no-build-isolation -e ".[dev]" >build/install.log 2>&1 || { cat build/install.log; exit 1; }
+	@grep -ho 'tarq: .* left out.*' build/install.log | sort -u || true
 	@touch $@
 
+# A real Whisper body and speech, where they lie beside the repository.
+ASSETS ?= ../shared/assets
+DEMO_MODEL ?= $(ASSETS)/whisper-tiny-relearned
+DEMO_CALIBRATION ?= $(ASSETS)/speech/librispeech_train/manifest.jsonl
+DEMO_DATA ?= $(ASSETS)/speech/lj/manifest.jsonl
+
 demo: install  ## quantize, save, reload, transcribe and score
-	$(BIN)/tarq demo
+	@test -d $(DEMO_MODEL) || { echo "no model at $(DEMO_MODEL): make demo DEMO_MODEL=… DEMO_CALIBRATION=… DEMO_DATA=…"; exit 1; }
+	$(BIN)/tarq demo $(DEMO_MODEL) --calibration $(DEMO_CALIBRATION) --data $(DEMO_DATA)
 
 test: install  ## run the test-suite
 	$(BIN)/python -P -m pytest

@@ -4,8 +4,8 @@
 
 // `import tarq._C` loads this library, whose static initialisers register the operators; the module is empty.
 extern "C" PyObject* PyInit__C() {
-  static PyModuleDef module = {
-      PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
+  static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr,
+                               nullptr};
   return PyModule_Create(&module);
 }
 
@@ -148,3 +148,151 @@ TORCH_LIBRARY_IMPL(tarq, CPU, m) {
 }
 
 // ---- end of group_quantize ----
+
+// ---- w4_linear
+// ---------------------------------------------------------------------------------------------
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/linear.h>
+#include <torch/library.h>
+
+#include "cpu/w4_linear.h"
+
+namespace {
+
+tarq::Float float_type(const at::Tensor& t, const char* name) {
+  switch (t.scalar_type()) {
+    case at::kFloat:
+      return tarq::Float::f32;
+    case at::kHalf:
+      return tarq::Float::f16;
+    case at::kBFloat16:
+      return tarq::Float::bf16;
+    default:
+      TORCH_CHECK(false, "w4_linear: ", name, " must be float32, bfloat16 or float16, not ", t.scalar_type(),
+                  "; convert it with .to(torch.float32)");
+  }
+}
+
+void check_shape(const at::Tensor& t, const char* name, at::IntArrayRef shape) {
+  TORCH_CHECK(t.is_cpu(), "w4_linear: ", name, " is on ", t.device(), " but x is on cpu; move one of them");
+  TORCH_CHECK(t.sizes() == shape, "w4_linear: ", name, " must have shape ", shape, ", not ", t.sizes());
+}
+
+/// `run(kernel, begin, end, scratch)` over tiles of output features, on as many threads as the work is worth.
+template <class Run>
+void over_tiles(const tarq::W4Kernel& kernel, const tarq::W4Layer& layer, int64_t rows, Run run) {
+  constexpr int64_t kWorkPerThread = 1 << 17;  // weights times rows below which a second thread costs more
+  const int64_t tiles = (layer.out_features + tarq::kTile - 1) / tarq::kTile;
+  const int64_t grain = std::max<int64_t>(1, kWorkPerThread / (tarq::kTile * layer.in_features * rows));
+  const int64_t scratch_bytes = (kernel.scratch_bytes(layer) + 63) / 64 * 64;
+  at::Tensor scratch = at::empty({at::get_num_threads() * scratch_bytes}, at::kByte);
+  char* base = static_cast<char*>(scratch.data_ptr());
+  at::parallel_for(0, tiles, grain, [&](int64_t first, int64_t last) {
+    const int64_t end = std::min(last * tarq::kTile, layer.out_features);
+    run(first * tarq::kTile, end, base + at::get_thread_num() * scratch_bytes);
+  });
+}
+
+at::Tensor w4_linear_cpu(const at::Tensor& x, const at::Tensor& weight_packed, const at::Tensor& weight_scale,
+                         const std::optional<at::Tensor>& weight_zero_point,
+                         const std::optional<at::Tensor>& bias, int64_t in_features, int64_t group_size) {
+  TORCH_CHECK(in_features > 0, "w4_linear: in_features must be positive, not ", in_features);
+  TORCH_CHECK(group_size > 0, "w4_linear: group_size must be positive, not ", group_size);
+  TORCH_CHECK(x.dim() > 0 && x.size(-1) == in_features,
+              "w4_linear: the last dimension of x must be in_features = ", in_features, ", but x has shape ",
+              x.sizes());
+  TORCH_CHECK(weight_packed.scalar_type() == at::kInt, "w4_linear: weight_packed must be int32, not ",
+              weight_packed.scalar_type(), "; pack codes with tarq.kernels.w4_linear.pack");
+  TORCH_CHECK(weight_packed.dim() == 2, "w4_linear: weight_packed must have two dimensions, not shape ",
+              weight_packed.sizes());
+  const int64_t out_features = weight_packed.size(0), groups = (in_features + group_size - 1) / group_size;
+  check_shape(weight_packed, "weight_packed", {out_features, (in_features + 7) / 8});
+  check_shape(weight_scale, "weight_scale", {out_features, groups});
+
+  const tarq::Float x_type = float_type(x, "x");
+  // Already contiguous in every loaded layer, so these are no copies.
+  const at::Tensor codes = weight_packed.contiguous(), scales = weight_scale.contiguous();
+  tarq::W4Layer layer{.out_features = out_features,
+                      .in_features = in_features,
+                      .group_size = group_size,
+                      .groups = groups,
+                      .codes = reinterpret_cast<const uint32_t*>(codes.const_data_ptr<int32_t>()),
+                      .scales = scales.const_data_ptr(),
+                      .scale_type = float_type(scales, "weight_scale"),
+                      .zeros = nullptr,
+                      .bias = nullptr,
+                      .bias_type = tarq::Float::f32};
+  at::Tensor zeros, offset;
+  if (weight_zero_point) {
+    TORCH_CHECK(weight_zero_point->scalar_type() == at::kInt,
+                "w4_linear: weight_zero_point must be int32, not ", weight_zero_point->scalar_type(),
+                "; pack zero points with tarq.kernels.w4_linear.pack_zeros");
+    check_shape(*weight_zero_point, "weight_zero_point", {(out_features + 7) / 8, groups});
+    zeros = weight_zero_point->contiguous();
+    layer.zeros = reinterpret_cast<const uint32_t*>(zeros.const_data_ptr<int32_t>());
+  }
+  if (bias) {
+    check_shape(*bias, "bias", {out_features});
+    offset = bias->contiguous();
+    layer.bias = offset.const_data_ptr();
+    layer.bias_type = float_type(offset, "bias");
+  }
+
+  at::DimVector shape(x.sizes());
+  shape.back() = out_features;
+  at::Tensor y = at::empty(shape, x.options().memory_format(at::MemoryFormat::Contiguous));
+  const int64_t rows = x.numel() / in_features;
+  if (rows == 0 || out_features == 0) return y;
+
+  const tarq::W4Kernel* kernel = tarq::w4_select(x_type);
+  TORCH_CHECK(kernel,
+              "w4_linear: TARQ_CPU_ISA names an instruction set this machine does not have; "
+              "torch.ops.tarq.w4_linear_isas() lists those it has");
+  const bool bf16 = kernel->element == tarq::Float::bf16;
+  const at::ScalarType element = bf16 ? at::kBFloat16 : at::kFloat;
+  const int64_t padded = (in_features + kernel->block - 1) / kernel->block * kernel->block;
+  // One cache line more a row: rows a power of two apart would share the few lines of one cache set.
+  const bool library = rows > kernel->tiled_rows;
+  const int64_t stride = library ? padded : padded + (bf16 ? 32 : 16);
+
+  const at::Tensor input = x.contiguous();
+  at::Tensor packed = at::empty({rows, stride}, element);
+  const char* from = static_cast<const char*>(input.const_data_ptr());
+  char* to = static_cast<char*>(packed.data_ptr());
+  at::parallel_for(0, rows, std::max<int64_t>(1, 16384 / in_features), [&](int64_t begin, int64_t end) {
+    kernel->pack_input(from + begin * in_features * x.element_size(), x_type, end - begin, in_features,
+                       to + begin * stride * packed.element_size(), stride);
+  });
+
+  if (library) {
+    at::Tensor dense = at::empty({out_features, stride}, element);
+    over_tiles(*kernel, layer, 1, [&](int64_t begin, int64_t end, void* scratch) {
+      kernel->decode(layer, dense.data_ptr(), stride, begin, end, scratch);
+    });
+    std::optional<at::Tensor> addend;
+    if (bias) addend = offset.to(element);
+    return at::linear(packed, dense, addend).to(x.scalar_type()).view(shape);
+  }
+  const tarq::W4Product product{
+      .x = packed.const_data_ptr(), .rows = rows, .stride = stride, .y = y.data_ptr(), .y_type = x_type};
+  const auto run = rows <= kernel->fused_rows ? kernel->fused : kernel->tiled;
+  over_tiles(*kernel, layer, rows,
+             [&](int64_t begin, int64_t end, void* scratch) { run(layer, product, begin, end, scratch); });
+  return y;
+}
+
+std::vector<std::string> w4_linear_isas() {
+  int count;
+  const tarq::W4Kernel* const* kernels = tarq::w4_kernels(&count);
+  std::vector<std::string> names;
+  for (int k = 0; k < count; ++k) names.emplace_back(kernels[k]->isa);
+  return names;
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(tarq, CPU, m) { m.impl("w4_linear", w4_linear_cpu); }
+// For tests and benchmarks: the instruction sets TARQ_CPU_ISA can name on this machine, best first.
+TORCH_LIBRARY_FRAGMENT(tarq, m) { m.def("w4_linear_isas", w4_linear_isas); }

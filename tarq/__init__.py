@@ -1,1 +1,52 @@
-"""placeholder"""
+"""tarq: tail-aware 4-bit quantization for speech recognizers.
+
+``tarq.quantize(model, calibration)``, ``tarq.save``, ``tarq.load``, ``tarq.transcribe``, ``tarq.evaluate``.
+Names are imported when first used, so ``import tarq`` is quick.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from .version import __version__
+
+if TYPE_CHECKING:
+    from .api import evaluate, load, load_recognizer, quantize, save, transcribe
+    from .config import TarqConfig
+    from .errors import CalibrationError, CheckpointError, DataError, ModelError, TarqError
+    from .linear import QuantLinear
+    from .report import Report
+
+_HOME = {
+    "api": ("evaluate", "load", "load_recognizer", "quantize", "save", "transcribe"),
+    "config": ("TarqConfig",),
+    "errors": ("CalibrationError", "CheckpointError", "DataError", "ModelError", "TarqError"),
+    "linear": ("QuantLinear",),
+    "report": ("Report",),
+}
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+
+__all__ = [
+    "CalibrationError",
+    "CheckpointError",
+    "DataError",
+    "ModelError",
+    "QuantLinear",
+    "Report",
+    "TarqConfig",
+    "TarqError",
+    "__version__",
+    "evaluate",
+    "load",
+    "load_recognizer",
+    "quantize",
+    "save",
+    "transcribe",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'tarq' has no attribute {name!r}")
+    return getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)

@@ -1,0 +1,135 @@
+"""Measure what the defaults rest on: teacher-forced damage of one option at a time, with paired intervals.
+
+Every configuration quantizes the same model from the same calibration utterances and is compared with the
+first one on the same held-out utterances. Results go to a JSON file that is added to, so a study can grow.
+
+    python benchmarks/study_defaults.py MODEL --calibration MANIFEST --data MANIFEST … --json FILE NAME …
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import tarq
+from tarq.calibration import batched, make_examples
+from tarq.data.corpora import load_utterances, sample_utterances
+from tarq.report import Reporter
+from tarq.scoring.divergence import divergence, joined
+from tarq.scoring.intervals import difference_interval, ratio_interval
+
+#: Name → (preset, fields). A study is the difference of a line to the line it varies.
+CONFIGURATIONS = {
+    "rtn": ("rtn", {}),
+    "gptq": ("gptq", {}),
+    "gptq+ls": ("gptq", {"residual": "least-squares"}),
+    "gptq+paper": ("gptq", {"residual": "paper"}),
+    "rarebal": ("tarq", {"residual": "none"}),
+    "tarq": ("tarq", {}),
+    "tarq-paper-residual": ("tarq", {"residual": "paper"}),
+    "tarq-c.25": ("tarq", {"cost_ratio": 0.25}),
+    "tarq-random": ("tarq", {"metric": "random"}),
+    "tarq-common": ("tarq", {"metric": "common"}),
+    "tarq-input": ("tarq", {"tail_positions": "input"}),
+    "tarq-either": ("tarq", {"tail_positions": "either"}),
+    "gptq+ls-padding.1": ("gptq", {"residual": "least-squares", "padding_weight": 0.1}),
+    "gptq+ls-padding1": ("gptq", {"residual": "least-squares", "padding_weight": 1.0}),
+    "gptq+ls-mse": ("gptq", {"residual": "least-squares", "scale_rule": "mse"}),
+    "gptq+ls-minmax": ("gptq", {"residual": "least-squares", "scale_rule": "minmax"}),
+    "gptq+ls-asymmetric": ("gptq", {"residual": "least-squares", "symmetric": False}),
+    "gptq+ls-static": ("gptq", {"residual": "least-squares", "act_order": "static"}),
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("names", nargs="+", choices=list(CONFIGURATIONS), metavar="NAME")
+    parser.add_argument("--calibration", required=True)
+    parser.add_argument("--samples", type=int, default=96)
+    parser.add_argument("--data", action="append", required=True)
+    parser.add_argument("--score", type=int, default=60, help="utterances scored from each set")
+    parser.add_argument("--json", type=Path, required=True)
+    arguments = parser.parse_args()
+
+    pool = load_utterances(arguments.calibration)
+    recognizer = tarq.load_recognizer(arguments.model)
+    calibrated = {u.id for u in sample_utterances(pool, arguments.samples, 0, max_duration=recognizer.window)}
+    scored = []
+    for source in arguments.data:
+        # Ids are unique within a corpus only; the calibration pool may be one of the sets.
+        same = Path(source).resolve() == Path(arguments.calibration).resolve()
+        rest = [u for u in load_utterances(source) if not (same and u.id in calibrated) and (u.text or "").strip()]
+        scored += [(source, u) for u in sample_utterances(rest, arguments.score, 1, max_duration=recognizer.window)]
+    config = tarq.TarqConfig()
+    examples = []
+    for source in arguments.data:
+        examples += make_examples(recognizer, [u for s, u in scored if s == source], config, Reporter()).examples
+    with torch.no_grad():
+        batches = list(batched(recognizer, examples, 4))
+        reference = [recognizer.logits(b) for b in batches]
+    print(f"{len(examples)} utterances scored")
+
+    results = json.loads(arguments.json.read_text()) if arguments.json.exists() else {}
+    for name in arguments.names:
+        began = time.monotonic()
+        preset, fields = CONFIGURATIONS[name]
+        recognizer = tarq.load_recognizer(arguments.model)
+        report = tarq.quantize(recognizer, pool, tarq.TarqConfig.preset(preset, samples=arguments.samples, **fields))
+        with torch.no_grad():
+            parts = [
+                divergence(full, recognizer.logits(b), b.targets, b.rare_target)
+                for full, b in zip(reference, batches, strict=True)
+            ]
+        sums = {kind: joined([p[kind] for p in parts], list(range(len(examples)))) for kind in ("rare", "common")}
+        alphas = [r.alpha for r in report.layers]
+        results[name] = {
+            "config": report.config,
+            "versions": report.versions | {"python": platform.python_version()},
+            "quantize_seconds": report.seconds,
+            "alpha": [float(np.min(alphas)), float(np.median(alphas)), float(np.max(alphas))],
+            "lambda_max": max(r.lam for r in report.layers),
+            "positions": {kind: int(s.positions.sum()) for kind, s in sums.items()},
+            "per_utterance": {
+                kind: {
+                    "kl": s.kl.tolist(),
+                    "delta_nll": s.delta_nll.tolist(),
+                    "positions": s.positions.tolist(),
+                }
+                for kind, s in sums.items()
+            },
+            "figures": {
+                f"{figure}_{kind}": asdict(ratio_interval(getattr(s, figure), s.positions))
+                for kind, s in sums.items()
+                for figure in ("kl", "delta_nll")
+            },
+        }
+        arguments.json.parent.mkdir(parents=True, exist_ok=True)
+        arguments.json.write_text(json.dumps(results, indent=1))
+        show(name, results, time.monotonic() - began)
+
+
+def show(name: str, results: dict, seconds: float) -> None:
+    """A line a configuration, and its paired difference from every other one measured so far."""
+    f = results[name]["figures"]
+    print(f"{name:24s} KL rare {f['kl_rare']['value']:.4f} common {f['kl_common']['value']:.4f} ({seconds:.0f} s)")
+    for other, result in results.items():
+        if other == name:
+            continue
+        cells = []
+        for kind in ("rare", "common"):
+            a, b = results[name]["per_utterance"][kind], result["per_utterance"][kind]
+            d = difference_interval(a["kl"], a["positions"], b["kl"], b["positions"])
+            cells.append(f"{kind} {d.value:+.4f} [{d.low:+.4f}, {d.high:+.4f}]")
+        print(f"    − {other:20s} {'  '.join(cells)}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,77 @@
+// y = x · Wᵀ + bias with W kept as packed 4-bit codes: what the kernels read and how one is chosen.
+//
+// A row of W is a run of int32 words, eight codes each. A vector holds `lanes` words, so a *block* of
+// 8 · lanes inputs; step j of a block takes bits 4j … 4j+3 of every lane. Lane i of step j is therefore input
+// 8i + j: decoding never shuffles across lanes, because the activations are put in that order once a call
+// (`pack_input`) and every weight row then reads them as they lie.
+//
+//   words   w0 = c7…c1c0 | w1 = c15…c9c8 | w2 = …      step 0: c0 c8 c16 …   ·  x0 x8 x16 …
+//                                                       step 1: c1 c9 c17 …   ·  x1 x9 x17 …
+//
+// A code becomes a weight through a 16-entry table per group (scale and zero point are in the table, rounded
+// as the reference rounds them), held in a register where the instruction set can look up 16 entries.
+#pragma once
+
+#include <cstdint>
+
+namespace tarq {
+
+enum class Float : int { f32, f16, bf16 };
+
+/// Weight rows that are decoded and multiplied together; they share every load of the activations.
+constexpr int kTile = 4;
+
+/// One linear layer in the on-disk layout. Pointers are borrowed.
+struct W4Layer {
+  int64_t out_features, in_features;
+  int64_t group_size, groups;  // groups = ceil(in_features / group_size)
+  const uint32_t* codes;       // [out_features, ceil(in_features / 8)]
+  const void* scales;          // [out_features, groups]
+  Float scale_type;
+  const uint32_t* zeros;  // [ceil(out_features / 8), groups], or null: symmetric, zero point 8
+  const void* bias;       // [out_features], or null
+  Float bias_type;
+};
+
+/// Activations in the kernel's own order and element type (see `pack_input`), and where the result goes.
+struct W4Product {
+  const void* x;  // [rows, stride]
+  int64_t rows, stride;
+  void* y;  // [rows, out_features]
+  Float y_type;
+};
+
+/// The kernel of one instruction set.
+struct W4Kernel {
+  const char* isa;
+  Float element;       // what activations and decoded weights are held in: f32 or bf16
+  int64_t block;       // inputs a vector of words holds; packed rows are padded with zeros to a multiple
+  int64_t fused_rows;  // up to this many activation rows, weights are decoded in registers (`fused`)
+  int64_t tiled_rows;  // up to this many, through a scratch in cache (`tiled`); above, a library GEMM
+
+  /// Rows of x [rows, in_features] (contiguous, `x_type`) to `out` [rows, stride] in block order.
+  void (*pack_input)(const void* x, Float x_type, int64_t rows, int64_t in_features, void* out,
+                     int64_t stride);
+  /// Bytes of scratch that one thread needs for `fused` / `tiled` / `decode`.
+  int64_t (*scratch_bytes)(const W4Layer& layer);
+  /// Output features [begin, end) of the product; begin is a multiple of kTile.
+  void (*fused)(const W4Layer& layer, const W4Product& product, int64_t begin, int64_t end, void* scratch);
+  void (*tiled)(const W4Layer& layer, const W4Product& product, int64_t begin, int64_t end, void* scratch);
+  /// Dense weights of output features [begin, end) in block order: out [out_features, stride].
+  void (*decode)(const W4Layer& layer, void* out, int64_t stride, int64_t begin, int64_t end, void* scratch);
+};
+
+/// Kernels this machine can run, best first; `count` receives how many.
+const W4Kernel* const* w4_kernels(int* count);
+
+/// The best kernel for activations of this type, or the one that TARQ_CPU_ISA names; null if it names none.
+const W4Kernel* w4_select(Float x_type);
+
+extern const W4Kernel kW4Scalar;
+#if defined(__x86_64__)
+extern const W4Kernel kW4Avx2;
+extern const W4Kernel kW4Avx512;
+extern const W4Kernel kW4Avx512Bf16;
+#endif
+
+}  // namespace tarq

@@ -1,0 +1,20 @@
+"""The specification of ``gram``: plain PyTorch, one line of mathematics."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def gram_reference(x: Tensor, y: Tensor | None, weight: Tensor | None) -> Tensor:
+    """``Σ_t d_t y_t x_tᵀ`` over the rows of ``x`` and ``y`` (``y = x`` and ``d = 1`` where not given)."""
+    x = x.to(accumulator(x))
+    y = x if y is None else y.to(x.dtype)
+    if weight is not None:
+        y = y * weight.to(x.dtype)[:, None]
+    return y.T @ x
+
+
+def accumulator(x: Tensor) -> torch.dtype:
+    """Accumulation dtype: float64 for float64 rows, else float32 (low precision never accumulates)."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32

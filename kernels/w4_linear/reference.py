@@ -1,0 +1,80 @@
+"""``w4_linear`` as a formula: the specification of the operation and the oracle of its tests."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .packing import unpack, unpack_zeros
+
+
+def dequantize(
+    weight_packed: Tensor,
+    weight_scale: Tensor,
+    weight_zero_point: Tensor | None,
+    in_features: int,
+    group_size: int,
+    bits: int = 4,
+) -> Tensor:
+    """``W = (code − zero) · scale``, bitwise what compressed-tensors decompresses the tensors to.
+
+    Args:
+        weight_packed: int32 [N, ceil(K · bits / 32)].
+        weight_scale: float16, bfloat16 or float32 [N, G] with G = ceil(K / group_size).
+        weight_zero_point: int32 [ceil(N · bits / 32), G], or None: zero point ``2**(bits−1)``.
+        in_features: K.
+        group_size: consecutive inputs that share a scale; the last group may be shorter.
+        bits: 2, 3, 4 or 8.
+
+    Returns:
+        [N, K] in the dtype of ``weight_scale``, in which both steps are computed.
+
+    Raises:
+        ValueError: a tensor's shape or dtype is not that.
+    """
+    codes = unpack(weight_packed, bits, in_features)
+    rows, groups = codes.shape[0], -(-in_features // group_size)
+    if tuple(weight_scale.shape) != (rows, groups):
+        raise ValueError(f"weight_scale must have shape [{rows}, {groups}], not {list(weight_scale.shape)}")
+    if weight_zero_point is None:
+        zeros = torch.full_like(weight_scale, 2 ** (bits - 1))
+    else:
+        zeros = unpack_zeros(weight_zero_point, bits, rows).to(weight_scale.dtype)
+
+    def spread(per_group: Tensor) -> Tensor:
+        return per_group.repeat_interleave(group_size, dim=1, output_size=groups * group_size)[
+            :, :in_features
+        ]
+
+    # Differences of codes are small integers, exact in all three dtypes: the one rounding is the product's.
+    return (codes.to(weight_scale.dtype) - spread(zeros)) * spread(weight_scale)
+
+
+def w4_linear(
+    x: Tensor,
+    weight_packed: Tensor,
+    weight_scale: Tensor,
+    weight_zero_point: Tensor | None,
+    bias: Tensor | None,
+    in_features: int,
+    group_size: int,
+    bits: int = 4,
+) -> Tensor:
+    """``y = x · Wᵀ + bias``, the product in float32 (float64 for float64 x), rounded once to x's dtype.
+
+    Args:
+        x: float [..., K].
+        weight_packed, weight_scale, weight_zero_point, in_features, group_size, bits: see :func:`dequantize`.
+        bias: float [N] or None.
+
+    Returns:
+        [..., N] in the dtype of ``x``.
+    """
+    weight = dequantize(weight_packed, weight_scale, weight_zero_point, in_features, group_size, bits)
+    compute = torch.float64 if x.dtype == torch.float64 else torch.float32
+    # Products of float32 tensors must not become bf16 products inside an autocast region.
+    with torch.autocast(x.device.type, enabled=False):
+        y = x.to(compute) @ weight.to(compute).T
+        if bias is not None:
+            y = y + bias.to(compute)
+    return y.to(x.dtype)

@@ -1,0 +1,5 @@
+"""``python -m tarq``."""
+
+from .cli import main
+
+main()

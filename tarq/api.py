@@ -1,0 +1,286 @@
+"""What ``import tarq`` offers: quantize, save, load, transcribe, evaluate."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from transformers import AutoFeatureExtractor, AutoTokenizer, PreTrainedModel
+
+from . import checkpoint
+from .calibration import calibration_set
+from .config import TarqConfig
+from .data.audio import read_audio
+from .data.corpora import load_utterances, sample_utterances
+from .data.utterance import Utterance
+from .errors import CheckpointError, ModelError
+from .families.family import Batch, Recognizer
+from .families.registry import adapt
+from .linear import QuantLinear
+from .method.metrics import Metric
+from .report import FILE_NAME, Report, Reporter
+from .scoring.evaluate import Evaluation, evaluate_models
+from .sequential import quantize_model
+from .transcription import transcribe_waveforms
+from .version import __version__
+
+Data = str | Path | Sequence[Utterance]
+
+
+def load(
+    source: str | Path, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
+) -> PreTrainedModel:
+    """A model from a folder or the hub, ready to run; a tarq checkpoint's weights stay packed.
+
+    Args:
+        source: folder or hub id of a full-precision or a compressed-tensors ``pack-quantized`` checkpoint.
+        dtype: of the computation; float32 on a CPU, elsewhere the stored dtype, when not given.
+        device: where the model goes.
+
+    Raises:
+        ModelError: there is no usable model.
+        CheckpointError: the checkpoint is damaged or of another format.
+    """
+    return checkpoint.load_model(source, dtype=dtype, device=device)[0]
+
+
+def load_recognizer(
+    source: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+    language: str = "en",
+) -> Recognizer:
+    """A model with its tokenizer and feature extractor; a processor file is not needed.
+
+    Raises:
+        ModelError: parts are missing or the family is not supported.
+        CheckpointError: the checkpoint is damaged.
+    """
+    model, stored_dtype = checkpoint.load_model(source, dtype=dtype, device=device)
+    return _recognizer(model, source, None, None, stored_dtype, language)
+
+
+def _recognizer(
+    model: PreTrainedModel,
+    source: str | Path | None,
+    tokenizer: Any,
+    feature_extractor: Any,
+    stored_dtype: torch.dtype,
+    language: str,
+) -> Recognizer:
+    parts: dict[str, tuple[Any, Any]] = {
+        "tokenizer": (tokenizer, AutoTokenizer),
+        "feature_extractor": (feature_extractor, AutoFeatureExtractor),
+    }
+    loaded = {}
+    for name, (given, auto) in parts.items():
+        try:
+            loaded[name] = given if given is not None else auto.from_pretrained(source)
+        except Exception as error:  # transformers raises OSError, ValueError, TypeError … for a missing file
+            raise ModelError(f"{source}: no {name} there ({error}); pass {name}=… or add its files") from error
+    recognizer = adapt(model, loaded["tokenizer"], loaded["feature_extractor"], stored_dtype)
+    recognizer.language = language
+    return recognizer
+
+
+def quantize(
+    model: PreTrainedModel | Recognizer,
+    calibration: Data | None,
+    config: TarqConfig | None = None,
+    *,
+    tokenizer: Any = None,
+    feature_extractor: Any = None,
+    metric: Metric | None = None,
+    reporter: Reporter | None = None,
+) -> Report:
+    """Quantize the Linear layers of a speech model's blocks, in place.
+
+    Args:
+        model: a transformers model (or a :class:`Recognizer`, which brings its own tokenizer).
+        calibration: transcribed speech: a manifest, a LibriSpeech folder, or utterances. None for a method
+            that looks at the weights alone (``rtn``).
+        config: what to do; TARQ at W4G128 by default.
+        tokenizer: fast tokenizer; found where the model was loaded from when not given.
+        feature_extractor: likewise.
+        metric: takes the place of the one the configuration names: a weight for every position, say.
+        reporter: hears of progress.
+
+    Returns:
+        The report: configuration, versions, calibration, one record per layer, everything degraded.
+
+    Raises:
+        TarqError: a ModelError, DataError or CalibrationError; the model is then only partly quantized and
+            should be loaded again.
+    """
+    config = config or TarqConfig()
+    reporter = reporter or Reporter()
+    if isinstance(model, Recognizer):
+        recognizer = model
+    else:
+        recognizer = _recognizer(
+            model, model.config._name_or_path, tokenizer, feature_extractor, model.dtype, config.language
+        )
+    if recognizer.is_quantized:
+        raise ModelError("the model is quantized already: load the full-precision one")
+    recognizer.model.eval()
+    config = config.with_scale_dtype(recognizer.stored_dtype)
+    began = time.monotonic()
+    batches: list[Batch] = []
+    summary: dict[str, Any] = {}
+    notes: list[str] = []
+    if config.needs_statistics:
+        if calibration is None:
+            raise ModelError(f"{config.method} needs calibration speech: pass a manifest or a LibriSpeech folder")
+        with torch.no_grad():
+            utterances = load_utterances(calibration) if isinstance(calibration, str | Path) else calibration
+            batches, summary, notes = calibration_set(recognizer, utterances, config, reporter)
+    for note in notes:
+        reporter.note(note)
+    left_out = recognizer.left_out()
+    before = recognizer.linear_bytes()
+    layers = quantize_model(recognizer, batches, config, reporter, metric)
+    recognizer.model.config.quantization_config = checkpoint.quantization_config(recognizer.model)
+    return Report(
+        config=config.to_dict(),
+        versions={"tarq": __version__} | {p: version(p) for p in ("torch", "transformers", "numpy", "wordfreq")},
+        calibration=summary,
+        layers=layers,
+        left_out=left_out,
+        sizes={"linear_bytes_before": before, "linear_bytes_after": recognizer.linear_bytes()},
+        seconds=round(time.monotonic() - began, 2),
+        notes=notes,
+    )
+
+
+def save(
+    model: PreTrainedModel | Recognizer,
+    path: str | Path,
+    report: Report | None = None,
+    *,
+    tokenizer: Any = None,
+    feature_extractor: Any = None,
+    dtype: torch.dtype | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write a compressed-tensors ``pack-quantized`` checkpoint, with the report beside it.
+
+    Args:
+        model: quantized, or a :class:`Recognizer` around it.
+        path: folder to write; it appears only when it is complete.
+        report: of the quantization.
+        tokenizer: saved along.
+        feature_extractor: saved along.
+        dtype: of everything not quantized; the dtype the scales are stored in when not given.
+        overwrite: replace an existing folder.
+
+    Raises:
+        CheckpointError: the folder exists, or writing failed; nothing is left behind.
+    """
+    if isinstance(model, Recognizer):
+        tokenizer = tokenizer or model.tokenizer
+        feature_extractor = feature_extractor or model.feature_extractor
+    plain: PreTrainedModel = model.model if isinstance(model, Recognizer) else model
+    scales = [cast(torch.Tensor, m.weight_scale).dtype for m in plain.modules() if isinstance(m, QuantLinear)]
+    if not scales:
+        raise CheckpointError("the model holds no quantized layer: run tarq.quantize first")
+    extras = [e for e in (tokenizer, feature_extractor) if e is not None]
+    if report is not None:
+        extras.append(_ReportFile(report))
+    checkpoint.save(plain, path, dtype=dtype or scales[0], extras=extras, overwrite=overwrite)
+
+
+class _ReportFile:
+    """A report as one of a checkpoint's parts."""
+
+    def __init__(self, report: Report) -> None:
+        self.report = report
+
+    def save_pretrained(self, folder: Path) -> None:
+        weights = sum(f.stat().st_size for f in folder.glob("*.safetensors"))
+        self.report.sizes["checkpoint_bytes"] = weights
+        (folder / FILE_NAME).write_text(self.report.to_json())
+
+
+def transcribe(
+    model: PreTrainedModel | Recognizer | str | Path,
+    audio: Sequence[str | Path],
+    *,
+    tokenizer: Any = None,
+    feature_extractor: Any = None,
+    language: str = "en",
+    batch_size: int = 4,
+    reporter: Reporter | None = None,
+) -> list[str]:
+    """Greedy transcripts of audio files of any length, format and rate.
+
+    Raises:
+        DataError: a file cannot be read.
+        ModelError: the model is not usable.
+    """
+    if isinstance(model, str | Path):
+        model = load_recognizer(model, language=language)
+    elif not isinstance(model, Recognizer):
+        name = model.config._name_or_path
+        model = _recognizer(model, name, tokenizer, feature_extractor, model.dtype, language)
+    waveforms = [read_audio(Path(a), model.sampling_rate) for a in audio]
+    reporter = reporter or Reporter()
+    reporter.phase("transcribing", len(waveforms))
+    return transcribe_waveforms(model, waveforms, batch_size, reporter)
+
+
+def evaluate(
+    models: Mapping[str, Recognizer | str | Path],
+    data: Mapping[str, Data],
+    *,
+    reference: str | None = None,
+    config: TarqConfig | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    samples: int | None = None,
+    resamples: int = 10_000,
+    decode: bool = True,
+    reporter: Reporter | None = None,
+) -> Evaluation:
+    """Score models on transcribed sets: word error rates, teacher-forced divergence, paired intervals.
+
+    Args:
+        models: label to recognizer, folder or hub id.
+        data: label to manifest, LibriSpeech folder or utterances.
+        reference: label of the full-precision model damage is measured against.
+        config: normaliser, threshold, language, batch size and seed are read from it.
+        device: where models that are loaded here go.
+        dtype: their computation.
+        samples: score a random sample of each set, drawn by the configuration's seed.
+        resamples: of the bootstrap.
+        decode: False for the teacher-forced figures only.
+        reporter: hears of progress.
+
+    Raises:
+        TarqError: a model or a set is not usable.
+    """
+    config = config or TarqConfig()
+    if reference is not None and reference not in models:
+        raise ModelError(f"reference {reference!r} is none of the models {', '.join(models)}")
+    recognizers = {
+        label: m
+        if isinstance(m, Recognizer)
+        else load_recognizer(m, dtype=dtype, device=device, language=config.language)
+        for label, m in models.items()
+    }
+    sets = {label: load_utterances(d) if isinstance(d, str | Path) else list(d) for label, d in data.items()}
+    if samples is not None:
+        sets = {label: sample_utterances(d, samples, config.seed) for label, d in sets.items()}
+    return evaluate_models(
+        recognizers,
+        sets,
+        reference=reference,
+        config=config,
+        reporter=reporter or Reporter(),
+        resamples=resamples,
+        decode=decode,
+    )

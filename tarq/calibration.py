@@ -1,0 +1,183 @@
+"""From utterances to teacher-forced examples: transcripts, tokens, tags, batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from .config import TarqConfig
+from .data.corpora import sample_utterances
+from .data.utterance import Utterance
+from .errors import CalibrationError
+from .families.family import Batch, Example, Recognizer
+from .method.rarity import position_tags, rare_share, rare_spans, tag_tokens
+from .normalize import Normalizer, get_normalizer
+from .report import Reporter
+
+
+@dataclass
+class Examples:
+    """Teacher-forced examples and how they came about.
+
+    Attributes:
+        examples: in the order of the utterances they were made from.
+        utterances: those utterances.
+        style: ``as written`` or ``lower case``, how transcripts were fed to the tokenizer.
+        self_transcribed: how many transcripts the model made itself.
+        notes: whatever was left out or changed, with the reason.
+    """
+
+    examples: list[Example] = field(default_factory=list)
+    utterances: list[Utterance] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    style: str = "as written"
+    self_transcribed: int = 0
+    notes: list[str] = field(default_factory=list)
+
+
+def calibration_set(
+    recognizer: Recognizer, utterances: Sequence[Utterance], config: TarqConfig, reporter: Reporter
+) -> tuple[list[Batch], dict[str, Any], list[str]]:
+    """Sample a pool and make it into batches.
+
+    Returns:
+        Batches; the report's ``calibration`` entry; notes on whatever was left out.
+
+    Raises:
+        CalibrationError: nothing usable is left.
+        DataError: audio cannot be read.
+    """
+    notes = []
+    usable = [u for u in utterances if config.transcripts == "self" or u.text is None or u.text.strip()]
+    if len(usable) < len(utterances):
+        notes.append(f"{len(utterances) - len(usable)} utterances with an empty transcript left out")
+    if not usable:
+        raise CalibrationError("no calibration utterance has a transcript; use --transcripts self")
+    # `seconds()` asks the file where the corpus does not say, so nothing longer than the window gets in.
+    chosen = sample_utterances(usable, config.samples, config.seed, max_duration=recognizer.window)
+    if len(chosen) < config.samples:
+        notes.append(f"{len(chosen)} calibration utterances of at most {recognizer.window:g} s, {config.samples} asked")
+    made = make_examples(recognizer, chosen, config, reporter)
+    if not made.examples:
+        raise CalibrationError(f"no calibration utterance is usable: {'; '.join(made.notes)}")
+    batches = list(batched(recognizer, made.examples, config.batch_size))
+    positions = sum(len(e.tail) for e in made.examples)
+    summary = {
+        "ids": [u.id for u in made.utterances],
+        "utterances": len(made.examples),
+        "seconds": round(sum(u.seconds() for u in made.utterances), 2),
+        "transcript_style": made.style,
+        "self_transcribed": made.self_transcribed,
+        "rare_word_share": rare_share(
+            made.texts, get_normalizer(config.normalizer), config.tail_threshold, config.language
+        ),
+        "decoder_positions": positions,
+        "tail_positions": sum(int(e.tail.sum()) for e in made.examples),
+    }
+    return batches, summary, notes + made.notes
+
+
+def make_examples(
+    recognizer: Recognizer, utterances: Sequence[Utterance], config: TarqConfig, reporter: Reporter
+) -> Examples:
+    """Features, forced tokens and tags of utterances; those that do not fit are left out with a note.
+
+    Raises:
+        DataError: audio cannot be read.
+    """
+    made = Examples()
+    reporter.phase("reading audio", len(utterances))
+    waveforms = []
+    for utterance in utterances:
+        waveforms.append(utterance.waveform(recognizer.sampling_rate))
+        reporter.advance()
+    wanted = [config.transcripts == "self" or u.text is None for u in utterances]
+    own = iter(
+        _own_transcripts(recognizer, [w for w, yes in zip(waveforms, wanted, strict=True) if yes], config, reporter)
+    )
+    texts = [next(own) if yes else (u.text or "") for u, yes in zip(utterances, wanted, strict=True)]
+    made.self_transcribed = sum(wanted)
+    made.style = transcript_style(recognizer, [t for t, yes in zip(texts, wanted, strict=True) if not yes])
+    normalizer = get_normalizer(config.normalizer)
+    for utterance, waveform, text in zip(utterances, waveforms, texts, strict=True):
+        if made.style == "lower case":
+            text = text.lower()
+        if not text.strip():
+            made.notes.append(f"{utterance.id}: nothing was recognized, left out")
+            continue
+        if len(waveform) > recognizer.window * recognizer.sampling_rate:
+            made.notes.append(f"{utterance.id}: longer than the {recognizer.window:g} s window, left out")
+            continue
+        example = make_example(recognizer, utterance.id, waveform, text, config, normalizer)
+        if len(example.prompted.ids) > recognizer.max_target_tokens:
+            made.notes.append(
+                f"{utterance.id}: {len(example.prompted.ids)} tokens, the decoder takes "
+                f"{recognizer.max_target_tokens}, left out"
+            )
+            continue
+        made.examples.append(example)
+        made.utterances.append(utterance)
+        made.texts.append(text)
+    return made
+
+
+def make_example(
+    recognizer: Recognizer, name: str, waveform: Any, text: str, config: TarqConfig, normalizer: Normalizer
+) -> Example:
+    """One utterance with its transcript: features, tokens, tags."""
+    features, frames = recognizer.audio_inputs(waveform)
+    prompted = recognizer.prompt(text)
+    spans = rare_spans(text, normalizer, config.tail_threshold, config.language)
+    rare = torch.tensor(tag_tokens(prompted.offsets, spans)) & torch.tensor(prompted.is_text)
+    return Example(
+        id=name,
+        features=features,
+        frames=frames,
+        prompted=prompted,
+        tail=position_tags(rare, config.tail_positions),
+        rare_target=position_tags(rare, "target"),
+    )
+
+
+def batched(recognizer: Recognizer, examples: Sequence[Example], size: int) -> Iterator[Batch]:
+    """Examples of similar length together, so that little is padded; deterministic."""
+    ordered = sorted(examples, key=lambda e: (len(e.prompted.ids), e.id))
+    for start in range(0, len(ordered), size):
+        yield recognizer.collate(ordered[start : start + size])
+
+
+def transcript_style(recognizer: Recognizer, texts: Sequence[str]) -> str:
+    """How transcripts should be fed to the tokenizer: ``as written`` or ``lower case``.
+
+    Transcripts in capitals throughout (LibriSpeech) are nothing a recognizer would ever write, and a
+    tokenizer that knows lower case only drops every capital: both are lowered.
+    """
+    sample = [t for t in texts if any(c.isalpha() for c in t)][:64]
+    if not sample:
+        return "as written"
+    if sum(t.isupper() for t in sample) > len(sample) / 2:
+        return "lower case"
+    lowered = [t.lower() for t in sample]
+    return "lower case" if _survivors(recognizer, lowered) > _survivors(recognizer, sample) else "as written"
+
+
+def _survivors(recognizer: Recognizer, texts: Sequence[str]) -> int:
+    """Characters that come back from the tokenizer."""
+    ids = [recognizer.tokenizer(t, add_special_tokens=False)["input_ids"] for t in texts]
+    return sum(len(t.replace(" ", "")) for t in recognizer.tokenizer.batch_decode(ids))
+
+
+def _own_transcripts(
+    recognizer: Recognizer, waveforms: Sequence[Any], config: TarqConfig, reporter: Reporter
+) -> list[str]:
+    if not waveforms:
+        return []
+    reporter.phase("transcribing", len(waveforms))
+    texts: list[str] = []
+    for start in range(0, len(waveforms), config.batch_size):
+        texts += recognizer.transcribe(waveforms[start : start + config.batch_size])
+        reporter.advance(min(config.batch_size, len(waveforms) - start))
+    return texts

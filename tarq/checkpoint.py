@@ -1,0 +1,291 @@
+"""Checkpoints: compressed-tensors ``pack-quantized`` out, and in again without expanding it (formats.md)."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import AutoConfig, PreTrainedModel
+from transformers.quantizers.auto import register_quantization_config, register_quantizer
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from .errors import CheckpointError, ModelError
+from .kernels.scheme import Scheme
+from .linear import QuantLinear
+
+FORMAT = "pack-quantized"
+#: The format's version this package writes.
+FORMAT_VERSION = "0.20.0"
+
+
+def save(model: PreTrainedModel, path: str | Path, *, dtype: torch.dtype, extras: list[Any], overwrite: bool) -> None:
+    """Write a checkpoint that transformers, vLLM and SGLang load.
+
+    Everything is written into a temporary folder beside ``path`` which is renamed at the end, so a crash, a
+    full disk or an interrupt leaves no half checkpoint and an overwritten one is intact until then.
+
+    Args:
+        model: with :class:`QuantLinear` layers.
+        path: folder to write.
+        dtype: of everything that is not quantized.
+        extras: whatever else belongs into the folder, each with ``save_pretrained(folder)``.
+        overwrite: replace an existing folder.
+
+    Raises:
+        CheckpointError: the folder exists, the model holds no quantized layer, or writing failed.
+    """
+    path = Path(path)
+    check_writable(path, overwrite)
+    quantization = quantization_config(model)
+    state = {
+        name: tensor.to(dtype) if tensor.is_floating_point() and not name.endswith(".weight_scale") else tensor
+        for name, tensor in model.state_dict().items()
+    }
+    with replacing(path, overwrite) as folder:
+        model.save_pretrained(folder, state_dict=state)
+        config_file = folder / "config.json"
+        config = json.loads(config_file.read_text())
+        config |= {"dtype": str(dtype).removeprefix("torch."), "quantization_config": quantization}
+        config_file.write_text(json.dumps(config, indent=2) + "\n")
+        for extra in extras:
+            extra.save_pretrained(folder)
+
+
+def check_writable(path: Path, overwrite: bool) -> None:
+    """Refuse an existing path early, before any work is done.
+
+    Raises:
+        CheckpointError: ``path`` exists and ``overwrite`` is off, or is no folder.
+    """
+    if path.exists() and not overwrite:
+        raise CheckpointError(f"{path} exists already: choose another folder or pass --overwrite")
+    if path.exists() and not path.is_dir():
+        raise CheckpointError(f"{path} is a file, not a folder: choose another path")
+
+
+@contextmanager
+def replacing(path: Path, overwrite: bool) -> Iterator[Path]:
+    """A temporary folder that becomes ``path`` when the block ends well, and vanishes when it does not.
+
+    Raises:
+        CheckpointError: the operating system refused to write (full disk, no permission).
+    """
+    folder = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
+        yield folder
+        _make_readable(folder)
+        if path.exists():
+            old = path.with_name(f".{path.name}.replaced")
+            path.rename(old)
+            folder.rename(path)
+            shutil.rmtree(old)
+        else:
+            folder.rename(path)
+    except OSError as error:
+        raise CheckpointError(f"could not write {path}: {error.strerror or error}; nothing was left there") from error
+    finally:
+        if folder is not None and folder.exists():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _make_readable(folder: Path) -> None:
+    """Undo the private modes of mkdtemp and safetensors: a checkpoint is an ordinary folder of ordinary files."""
+    umask = os.umask(0)
+    os.umask(umask)
+    folder.chmod(0o777 & ~umask)
+    for file in folder.rglob("*"):
+        file.chmod((0o777 if file.is_dir() else 0o666) & ~umask)
+
+
+def quantization_config(model: nn.Module) -> dict[str, Any]:
+    """The ``quantization_config`` entry of config.json for a model with :class:`QuantLinear` layers.
+
+    Layers are grouped by scheme; the commonest one targets ``Linear``, the others name their layers.
+
+    Raises:
+        CheckpointError: no layer is quantized.
+    """
+    schemes: dict[Scheme, list[str]] = {}
+    for name, module in model.named_modules():
+        if isinstance(module, QuantLinear):
+            # How a scale was chosen is no property of the checkpoint.
+            s = module.scheme
+            schemes.setdefault(Scheme(s.bits, s.group_size, s.symmetric), []).append(name)
+    if not schemes:
+        raise CheckpointError("the model holds no quantized layer: run tarq.quantize first")
+    ordered = sorted(schemes.items(), key=lambda item: len(item[1]))
+    *special, (commonest, _) = ordered
+    groups = [(scheme, names) for scheme, names in special] + [(commonest, ["Linear"])]
+    return {
+        "quant_method": "compressed-tensors",
+        "format": FORMAT,
+        "quantization_status": "compressed",
+        "config_groups": {
+            f"group_{i}": {
+                "targets": targets,
+                "format": FORMAT,
+                "input_activations": None,
+                "output_activations": None,
+                "weights": {
+                    "num_bits": scheme.bits,
+                    "type": "int",
+                    "strategy": "group",
+                    "group_size": scheme.group_size,
+                    "symmetric": scheme.symmetric,
+                    "dynamic": False,
+                },
+            }
+            for i, (scheme, targets) in enumerate(groups)
+        },
+        "ignore": [name for name, module in model.named_modules() if isinstance(module, nn.Linear)],
+        "kv_cache_scheme": None,
+        "version": FORMAT_VERSION,
+    }
+
+
+def layer_schemes(config: dict[str, Any], model: nn.Module) -> dict[str, Scheme]:
+    """Which Linear layers of a model a ``quantization_config`` packs, and how.
+
+    Raises:
+        CheckpointError: the configuration asks for something other than weight-only integer groups.
+    """
+    if config.get("quant_method") != "compressed-tensors" or config.get("format") != FORMAT:
+        raise CheckpointError(
+            f"this checkpoint is {config.get('quant_method')!r} in format {config.get('format')!r}; "
+            f"tarq loads compressed-tensors {FORMAT!r}"
+        )
+    schemes: dict[str, Scheme] = {}
+    linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    for key, group in config["config_groups"].items():
+        weights = group["weights"]
+        if weights.get("type") != "int" or weights.get("strategy") != "group" or group.get("input_activations"):
+            raise CheckpointError(f"{key}: only integer weights in groups are supported, not {weights}")
+        scheme = Scheme(weights["num_bits"], weights["group_size"], weights["symmetric"])
+        named = [name for name in linears if name in group["targets"]]
+        rest = [name for name in linears if "Linear" in group["targets"]]
+        schemes |= dict.fromkeys(rest, scheme) | schemes | dict.fromkeys(named, scheme)
+    return {name: scheme for name, scheme in schemes.items() if name not in config.get("ignore", [])}
+
+
+@register_quantization_config("tarq-packed")
+class _PackedConfig(QuantizationConfigMixin):
+    """In memory only, never written: routes ``from_pretrained`` to :class:`_PackedLoader`."""
+
+    def __init__(self, stored: dict[str, Any], scale_dtype: torch.dtype, **_: Any) -> None:
+        self.quant_method: Any = "tarq-packed"
+        self.stored, self.scale_dtype = stored, scale_dtype
+
+
+@register_quantizer("tarq-packed")
+class _PackedLoader(HfQuantizer):
+    """Lets transformers load a packed checkpoint into :class:`QuantLinear` layers, never expanding it."""
+
+    def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
+        config: Any = self.quantization_config
+        for name, scheme in layer_schemes(config.stored, model).items():
+            linear = model.get_submodule(name)
+            packed = QuantLinear(
+                linear.in_features,
+                linear.out_features,
+                scheme,
+                bias=linear.bias is not None,
+                scale_dtype=config.scale_dtype,
+                device="meta",
+            )
+            model.set_submodule(name, packed)
+        return model
+
+    def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
+        config: Any = self.quantization_config
+        # from_pretrained casts every float tensor to the model's dtype; a float16 scale survives the trip
+        # through float32 unchanged, so casting it back restores the stored value exactly.
+        for module in model.modules():
+            if isinstance(module, QuantLinear):
+                module.weight_scale = module.weight_scale.to(config.scale_dtype)
+        return model
+
+    def is_serializable(self, *_: Any, **__: Any) -> bool:
+        return True
+
+    @property
+    def is_trainable(self) -> bool:
+        return False
+
+
+def load_model(source: str | Path, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"):
+    """A full-precision or packed model from a local folder or the hub; packed weights stay packed.
+
+    Args:
+        source: folder or hub id.
+        dtype: of the computation; on a CPU float32, elsewhere the stored dtype, when not given.
+        device: where the model goes.
+
+    Returns:
+        (model, dtype it was stored in).
+
+    Raises:
+        ModelError: not a model, or of no class transformers has.
+        CheckpointError: a packed checkpoint is damaged or of another format.
+    """
+    try:
+        config = AutoConfig.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{source}: no model there that transformers can read: {_first_line(error)}") from error
+    architecture = (getattr(config, "architectures", None) or [None])[0]
+    model_class = getattr(transformers, architecture or "", None)
+    if model_class is None:
+        raise ModelError(f"{source}: config.json names the architecture {architecture!r}, which transformers lacks")
+    stored_dtype = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
+    if dtype is None:
+        dtype = torch.float32 if torch.device(device).type == "cpu" else stored_dtype
+    stored = getattr(config, "quantization_config", None)
+    if stored is not None:
+        stored = stored if isinstance(stored, dict) else stored.to_dict()
+        _check_packed(source, stored)
+        config.quantization_config = {
+            "quant_method": "tarq-packed",
+            "stored": stored,
+            "scale_dtype": stored_dtype,
+        }
+    try:
+        model, info = model_class.from_pretrained(source, config=config, dtype=dtype, output_loading_info=True)
+    except CheckpointError:
+        raise
+    except Exception as error:  # whatever safetensors, transformers or the file system make of a damaged file
+        raise CheckpointError(f"{source}: could not load the weights: {_first_line(error)}") from error
+    problems = {k: sorted(map(str, v))[:3] for k, v in info.items() if v and k != "unexpected_keys"}
+    if stored is not None and info.get("unexpected_keys"):
+        problems["unexpected_keys"] = sorted(info["unexpected_keys"])[:3]
+    if problems:
+        raise CheckpointError(f"{source}: the weights do not fit config.json: {problems}")
+    if stored is not None:
+        # From here on it is an ordinary model whose Linears happen to be packed.
+        model.config.quantization_config = stored
+        for attribute in ("hf_quantizer", "quantization_method"):
+            if hasattr(model, attribute):
+                delattr(model, attribute)
+        model.is_quantized = False
+    return model.to(device).eval(), stored_dtype
+
+
+def _check_packed(source: str | Path, stored: dict[str, Any]) -> None:
+    try:
+        layer_schemes(stored, nn.Module())
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(f"{source}: quantization_config in config.json is not usable: {error}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,0 +1,344 @@
+"""The command line: options in, a call of the API, a table out."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from .errors import TarqError
+from .version import __version__
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Tail-aware 4-bit quantization for speech recognizers.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+console = Console()
+
+
+def _writable(path: Path | None) -> Path | None:
+    """Refuse a JSON file that could not be written now, not after the work is done."""
+    if path is not None and (path.is_dir() or not path.parent.is_dir()):
+        raise typer.BadParameter(f"{path} cannot be written: its folder does not exist, or it is one")
+    return path
+
+
+JsonFile = Annotated[
+    Path | None, typer.Option("--json", callback=_writable, help="Also write the figures to this file.")
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
+Language = Annotated[str, typer.Option(help="Of the speech: word frequencies, and the prompt of a multilingual model.")]
+Where = Annotated[
+    list[str] | None,
+    typer.Option(help="KEY=VALUE of a manifest that scored utterances must have (repeatable)."),
+]
+BatchSize = Annotated[int, typer.Option(help="Utterances a forward pass takes at once.")]
+
+
+class Method(StrEnum):
+    """The presets of :data:`tarq.config.PRESETS`."""
+
+    tarq = "tarq"
+    gptq = "gptq"
+    rtn = "rtn"
+
+
+@app.command()
+def quantize(
+    model: Annotated[str, typer.Argument(help="Full-precision model: a folder or a hub id.")],
+    out: Annotated[Path, typer.Argument(help="Folder to write the checkpoint to.")],
+    calibration: Annotated[
+        str | None, typer.Option(help="Transcribed speech: a JSONL manifest or a LibriSpeech folder.")
+    ] = None,
+    samples: Annotated[int, typer.Option(help="Calibration utterances drawn from it.")] = 128,
+    method: Annotated[Method, typer.Option(help="Preset; the options below override its parts.")] = Method.tarq,
+    bits: Annotated[int, typer.Option(help="2, 3, 4 or 8.")] = 4,
+    group_size: Annotated[int, typer.Option(help="Input features that share a scale.")] = 128,
+    asymmetric: Annotated[bool, typer.Option("--asymmetric", help="An integer zero point per group.")] = False,
+    scale_rule: Annotated[str | None, typer.Option(help="absmax, minmax (paper eq. 1) or mse.")] = None,
+    metric: Annotated[
+        str | None,
+        typer.Option(help="rarebal, plain, or the controls random and common. Default: the method's."),
+    ] = None,
+    cost_ratio: Annotated[float, typer.Option(help="c of RareBAL.")] = 1.0,
+    max_lambda: Annotated[float | None, typer.Option(help="Cap on RareBAL's λ.")] = None,
+    residual: Annotated[
+        str | None,
+        typer.Option(help="least-squares, paper, none, or a number (a fixed α). Default: the method's."),
+    ] = None,
+    solver: Annotated[str | None, typer.Option(help="sweep or rtn. Default: the method's.")] = None,
+    damp: Annotated[float, typer.Option(help="Damping, as a share of the metric's mean diagonal.")] = 0.01,
+    act_order: Annotated[str, typer.Option(help="none or static.")] = "none",
+    tail_positions: Annotated[str | None, typer.Option(help="Tag by input, target or either token.")] = None,
+    tail_threshold: Annotated[float, typer.Option(help="A word is rare below this Zipf frequency.")] = 3.0,
+    normalizer: Annotated[str, typer.Option(help="english, basic or none.")] = "english",
+    transcripts: Annotated[str, typer.Option(help="reference, or self (the model's own).")] = "reference",
+    padding_weight: Annotated[
+        float | None, typer.Option(help="Weight of encoder frames beyond the end of the audio.")
+    ] = None,
+    scale_dtype: Annotated[str, typer.Option(help="auto, float16, bfloat16 or float32.")] = "auto",
+    ignore: Annotated[list[str] | None, typer.Option(help="Leave this layer or block alone (repeatable).")] = None,
+    language: Language = "en",
+    batch_size: BatchSize = 4,
+    device: Device = "auto",
+    seed: Annotated[int, typer.Option(help="Of the sample and of the random controls.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing OUT.")] = False,
+    json_file: JsonFile = None,
+) -> None:
+    """Quantize a model and write a compressed-tensors checkpoint."""
+    from . import api
+    from .checkpoint import check_writable
+    from .config import TarqConfig
+    from .screen import ScreenReporter, show_report
+
+    check_writable(out, overwrite)
+    optional = {
+        "scale_rule": scale_rule,
+        "metric": metric,
+        "residual": _residual(residual),
+        "solver": solver,
+        "tail_positions": tail_positions,
+        "padding_weight": padding_weight,
+    }
+    config = TarqConfig.preset(
+        method.value,
+        **{name: value for name, value in optional.items() if value is not None},
+        bits=bits,
+        group_size=group_size,
+        symmetric=not asymmetric,
+        cost_ratio=cost_ratio,
+        max_lambda=max_lambda,
+        damp=damp,
+        act_order=act_order,
+        tail_threshold=tail_threshold,
+        language=language,
+        normalizer=normalizer,
+        transcripts=transcripts,
+        scale_dtype=scale_dtype,
+        ignore=tuple(ignore or ()),
+        samples=samples,
+        batch_size=batch_size,
+        seed=seed,
+    )
+    with ScreenReporter(console) as reporter:
+        reporter.phase(f"loading {model}")
+        recognizer = api.load_recognizer(model, device=_device(device), language=language)
+        report = api.quantize(recognizer, calibration, config, reporter=reporter)
+        api.save(recognizer, out, report, overwrite=overwrite)
+    show_report(console, report, layers=False)
+    console.print(f"written to {out}; next: tarq evaluate {model} {out} --reference {model} --data …", highlight=False)
+    if json_file:
+        json_file.write_text(report.to_json())
+
+
+@app.command()
+def evaluate(
+    models: Annotated[list[str], typer.Argument(help="Models to score: folders or hub ids.")],
+    data: Annotated[list[str], typer.Option(help="Transcribed speech (repeatable).")],
+    reference: Annotated[
+        str | None,
+        typer.Option(help="Full-precision model damage is measured against. Default: the only unpacked MODEL."),
+    ] = None,
+    samples: Annotated[int | None, typer.Option(help="Score a random sample of each set.")] = None,
+    where: Where = None,
+    decode: Annotated[bool, typer.Option(help="Transcribe too; without, teacher-forced figures only.")] = True,
+    normalizer: Annotated[str, typer.Option(help="english, basic or none.")] = "english",
+    tail_threshold: Annotated[float, typer.Option(help="A word is rare below this Zipf frequency.")] = 3.0,
+    resamples: Annotated[int, typer.Option(help="Of the paired bootstrap.")] = 10_000,
+    language: Language = "en",
+    batch_size: BatchSize = 4,
+    device: Device = "auto",
+    seed: Annotated[int, typer.Option(help="Of the sample and the bootstrap.")] = 0,
+    json_file: JsonFile = None,
+) -> None:
+    """Score models: WER, rare-WER, KL and NLL, with paired intervals and the rare words lost."""
+    from . import api
+    from .config import TarqConfig
+    from .data.corpora import load_utterances, select_utterances
+    from .screen import ScreenReporter, show_evaluation
+
+    config = TarqConfig(
+        normalizer=normalizer,
+        tail_threshold=tail_threshold,
+        language=language,
+        batch_size=batch_size,
+        seed=seed,
+    )
+    sources = _labelled([*models, *([reference] if reference else [])])
+    with ScreenReporter(console) as reporter:
+        recognizers = {}
+        for label, source in sources.items():
+            reporter.phase(f"loading {source}")
+            recognizers[label] = api.load_recognizer(source, device=_device(device), language=language)
+        plain = [label for label, recognizer in recognizers.items() if not recognizer.is_quantized]
+        result = api.evaluate(
+            recognizers,
+            {label: select_utterances(load_utterances(d), where or []) for label, d in _labelled(data).items()},
+            reference=next((label for label, source in sources.items() if source == reference), None)
+            or (plain[0] if len(plain) == 1 else None),
+            config=config,
+            samples=samples,
+            resamples=resamples,
+            decode=decode,
+            reporter=reporter,
+        )
+    show_evaluation(console, result, {label: r.linear_bytes() for label, r in recognizers.items()})
+    if json_file:
+        json_file.write_text(json.dumps(result.to_dict(), indent=1))
+
+
+@app.command()
+def transcribe(
+    model: Annotated[str, typer.Argument(help="Model: a folder or a hub id.")],
+    audio: Annotated[list[Path], typer.Argument(help="Audio files of any length, rate and format.")],
+    language: Language = "en",
+    batch_size: BatchSize = 4,
+    device: Device = "auto",
+    json_file: JsonFile = None,
+) -> None:
+    """Transcribe audio files."""
+    from . import api
+    from .screen import ScreenReporter
+
+    with ScreenReporter(console) as reporter:
+        recognizer = api.load_recognizer(model, device=_device(device), language=language)
+        texts = api.transcribe(recognizer, audio, batch_size=batch_size, reporter=reporter)
+    for path, text in zip(audio, texts, strict=True):
+        console.print(f"{path}\t{text}" if len(audio) > 1 else text, markup=False, highlight=False, soft_wrap=True)
+    if json_file:
+        json_file.write_text(
+            json.dumps([{"audio": str(a), "text": t} for a, t in zip(audio, texts, strict=True)], indent=1)
+        )
+
+
+@app.command()
+def inspect(
+    checkpoint: Annotated[Path, typer.Argument(help="Folder tarq quantize wrote.")],
+    json_file: JsonFile = None,
+) -> None:
+    """Show how each layer of a checkpoint was quantized, and the sizes before and after."""
+    from .report import Report
+    from .screen import show_report
+
+    report = Report.read(checkpoint)
+    show_report(console, report, layers=True)
+    if json_file:
+        json_file.write_text(report.to_json())
+
+
+@app.command()
+def demo(
+    model: Annotated[str, typer.Argument(help="Full-precision model: a folder or a hub id.")],
+    calibration: Annotated[str, typer.Option(help="Transcribed speech to calibrate on.")],
+    data: Annotated[str, typer.Option(help="Other transcribed speech, to score on.")],
+    samples: Annotated[int, typer.Option(help="Calibration utterances.")] = 24,
+    score: Annotated[int, typer.Option(help="Utterances scored.")] = 24,
+    where: Where = None,
+    bits: Annotated[int, typer.Option(help="2, 3, 4 or 8.")] = 4,
+    language: Language = "en",
+    batch_size: BatchSize = 4,
+    device: Device = "auto",
+    seed: Annotated[int, typer.Option(help="Of the samples.")] = 0,
+    json_file: JsonFile = None,
+) -> None:
+    """Quantize with RTN, GPTQ and TARQ, save, reload, transcribe, and print the score table."""
+    from .config import TarqConfig
+    from .data.corpora import load_utterances, sample_utterances, select_utterances
+    from .demo import demonstrate
+    from .screen import ScreenReporter, show_evaluation
+
+    config = TarqConfig(bits=bits, samples=samples, language=language, batch_size=batch_size, seed=seed)
+    scored = sample_utterances(
+        select_utterances(load_utterances(data), where or []), score, seed, max_duration=30, require_text=True
+    )
+    # The two may come from one corpus; what is scored is never calibrated on.
+    taken = {u.audio.resolve() for u in scored}
+    pool = [u for u in load_utterances(calibration) if u.audio.resolve() not in taken]
+    with ScreenReporter(console) as reporter:
+        scores, sizes = demonstrate(model, pool, scored, config, reporter, device=_device(device))
+    show_evaluation(console, scores, sizes)
+    console.print(f"next, on your own model: tarq quantize MODEL OUT --calibration {calibration}", highlight=False)
+    if json_file:
+        json_file.write_text(json.dumps(scores.to_dict(), indent=1))
+
+
+@app.command()
+def doctor(json_file: JsonFile = None) -> None:
+    """Show what is installed, which backends run, and what is missing."""
+    from .doctor import checks
+    from .screen import show_checks
+
+    found = checks()
+    show_checks(console, found)
+    if json_file:
+        json_file.write_text(
+            json.dumps([dict(zip(("check", "ok", "detail"), c, strict=True)) for c in found], indent=1)
+        )
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        console.print(f"tarq {__version__}", highlight=False)
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    pass
+
+
+def _residual(text: str | None) -> str | float | None:
+    try:
+        return float(text) if text is not None else None
+    except ValueError:
+        return text
+
+
+def _device(name: str) -> str:
+    import torch
+
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+
+
+def _labelled(sources: list[str]) -> dict[str, str]:
+    """Short name to source: the last part of each path, with as many parts before it as tell them apart."""
+    unique = list(dict.fromkeys(sources))
+    parts = {s: [p for p in s.removesuffix("manifest.jsonl").split("/") if p] or [s] for s in unique}
+    deepest = max(map(len, parts.values()))
+    for depth in range(1, deepest + 1):
+        labels = ["/".join(parts[s][-depth:]) for s in unique]
+        if len(set(labels)) == len(unique):
+            break
+    else:
+        labels = unique
+    return dict(zip(labels, unique, strict=True))
+
+
+def main() -> None:
+    """Entry point: tarq's own errors are one line and exit code 1, not a traceback."""
+    # Set before transformers is imported: its bars and advice would run into this program's own.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    try:
+        app()
+    except (TarqError, ValueError) as error:
+        Console(stderr=True).print(f"[red]error[/] {type(error).__name__}: {error}", markup=True, highlight=False)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("[red]interrupted[/]; nothing was written")
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

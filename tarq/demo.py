@@ -1,0 +1,54 @@
+"""The demonstration: one model, three methods, one table."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from . import api
+from .config import PRESETS, TarqConfig
+from .data.utterance import Utterance
+from .families.family import Recognizer
+from .report import Reporter
+from .scoring.evaluate import Evaluation
+
+
+def demonstrate(
+    model: str,
+    calibration: Sequence[Utterance],
+    scored: Sequence[Utterance],
+    config: TarqConfig,
+    reporter: Reporter,
+    *,
+    device: str = "cpu",
+) -> tuple[Evaluation, dict[str, int]]:
+    """Quantize a model with RTN, GPTQ and TARQ, save, load again, score all four.
+
+    Args:
+        model: full-precision model, folder or hub id.
+        calibration: utterances to calibrate on.
+        scored: other utterances, with transcripts.
+        config: samples, batch size, seed, bits and group size are read from it.
+        reporter: hears of progress.
+        device: where the models run.
+
+    Returns:
+        The scores, and the bytes of each model's Linear weights.
+
+    Raises:
+        TarqError: the model or the data are not usable.
+    """
+    models: dict[str, Recognizer | str | Path] = {"full precision": api.load_recognizer(model, device=device)}
+    with TemporaryDirectory(prefix="tarq-demo-") as folder:
+        for method, switches in PRESETS.items():
+            recognizer = api.load_recognizer(model, device=device)
+            report = api.quantize(recognizer, calibration, replace(config, **switches), reporter=reporter)
+            out = Path(folder) / method
+            api.save(recognizer, out, report)
+            models[method] = api.load_recognizer(out, device=device)
+        ordered = {name: models[name] for name in ("full precision", "rtn", "gptq", "tarq")}
+        scores = api.evaluate(ordered, {"demo": scored}, reference="full precision", config=config, reporter=reporter)
+    sizes = {name: r.linear_bytes() for name, r in ordered.items() if isinstance(r, Recognizer)}
+    return scores, sizes

@@ -1,0 +1,24 @@
+"""The errors tarq raises at its user: each message names the file, line or option, and the mend.
+
+A wrong call from code (shapes that do not fit, a mode that does not exist) stays a ``ValueError``.
+"""
+
+
+class TarqError(Exception):
+    """Base of every error a user can mend; the command line prints it without a traceback."""
+
+
+class DataError(TarqError):
+    """Audio, transcripts or word lists that cannot be used as given."""
+
+
+class ModelError(TarqError):
+    """A model that is missing, unsupported or not what its configuration says."""
+
+
+class CheckpointError(TarqError):
+    """A quantized checkpoint that cannot be written or read."""
+
+
+class CalibrationError(TarqError):
+    """Calibration that cannot give usable statistics."""

@@ -1,0 +1,103 @@
+"""Algorithm 1 of the paper: from the moments of one input to the codes of the Linears that read it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ..kernels.group_quantize import Quantized
+from ..kernels.scheme import Scheme
+from .metrics import Metric
+from .residual import inner, residual_target
+from .solvers import Solver
+from .statistics import Moments
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The quantized weight of one Linear and how it came about.
+
+    Attributes:
+        quantized: codes, scales and zero points.
+        lam: λ of the tail positions.
+        alpha: α of the residual correction.
+        loss: ``tr((V − Ŵ) H (V − Ŵ)ᵀ) / tr(W H Wᵀ)``, the error made by rounding the target V, relative.
+        shift: ``tr((V − W) H (V − W)ᵀ) / tr(W H Wᵀ)``, how far the residual moved the target, relative.
+        damp: δ over mean(diag H), as used.
+        retries: how often the damping had to be raised.
+        dead_columns: inputs that were always zero.
+        note: what is unusual about the metric.
+    """
+
+    quantized: Quantized
+    lam: float = 1.0
+    alpha: float = 0.0
+    loss: float | None = None
+    shift: float | None = None
+    damp: float | None = None
+    retries: int = 0
+    dead_columns: int = 0
+    note: str = ""
+
+
+def tail_aware_quantize(
+    weights: Mapping[str, Tensor],
+    moments: Moments,
+    *,
+    metric: Metric,
+    residual: str | float,
+    solver: Solver,
+    scheme: Scheme,
+    scale_dtype: torch.dtype,
+) -> dict[str, Solution]:
+    """Quantize the Linears that share one input (arXiv 2605.27808, Algorithm 1).
+
+    In the paper's letters: W weight, H_C and H_T the moments of both sides, λ their balance, H_rB the metric,
+    H_Δ the cross-moment, Ŵ0 the pilot, D the residual direction, α* its length, Ŵ the result.
+
+    Args:
+        weights: name to [m, n] weight.
+        moments: of the shared input, n wide.
+        metric: puts both sides together.
+        residual: see :func:`tarq.method.residual.residual_target`.
+        solver: chooses the codes.
+        scheme: the lattice.
+        scale_dtype: dtype the scales are stored in.
+
+    Raises:
+        torch.linalg.LinAlgError: the metric is not positive definite even at the largest damping.
+    """
+    rebalanced = metric.combine(moments)  # λ, H_rB, H_Δ
+    factor = solver.factorize(rebalanced.hessian)
+    dtype = factor.upper.dtype  # the solver's arithmetic
+    rebalanced = rebalanced.to(dtype)
+
+    solutions = {}
+    for name, weight in weights.items():
+        w = weight.to(dtype).masked_fill(factor.dead, 0)  # an input that is always zero has no say
+        target = residual_target(
+            w,
+            rebalanced,
+            factor,
+            residual,
+            partial(solver.quantize, w, factor, scheme, scale_dtype),  # Ŵ0
+        )
+        quantized = solver.quantize(target.weight, factor, scheme, scale_dtype)  # Ŵ
+        error = quantized.dequantize().to(dtype) - target.weight
+        energy = max(inner(w @ rebalanced.hessian, w), 1e-30)
+        solutions[name] = Solution(
+            quantized,
+            rebalanced.lam,
+            target.alpha,
+            inner(error @ rebalanced.hessian, error) / energy,
+            target.energy / energy,
+            factor.damp,
+            factor.retries,
+            int(factor.dead.sum()),
+            rebalanced.note,
+        )
+    return solutions

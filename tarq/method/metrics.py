@@ -1,0 +1,190 @@
+"""Metrics: which calibration positions count how much.
+
+A metric answers two questions and nothing else: on which side of the statistics a position goes and with
+what weight (before anything is accumulated), and how the two sides are put together (after).
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .statistics import Moments
+
+_EPSILON = 1e-12
+
+
+@dataclass(frozen=True)
+class Rebalanced:
+    """The moments of both sides put together.
+
+    Attributes:
+        hessian: [n, n] float64 as combined, the metric H.
+        cross: [n, n] float64, the cross-moment H_Δ in the same metric; None for unpaired moments.
+        plain_cross: the unweighted H_Δ, which the paper's residual uses.
+        lam: λ, the weight of a tail position against a common one.
+        note: what is unusual about it, empty otherwise.
+    """
+
+    hessian: Tensor
+    cross: Tensor | None
+    plain_cross: Tensor | None
+    lam: float
+    note: str = ""
+
+    def to(self, dtype: torch.dtype) -> Rebalanced:
+        """The same in another dtype."""
+        cross = None if self.cross is None else self.cross.to(dtype)
+        plain = None if self.plain_cross is None else self.plain_cross.to(dtype)
+        return replace(self, hessian=self.hessian.to(dtype), cross=cross, plain_cross=plain)
+
+
+class Metric(Protocol):
+    """How much each position counts."""
+
+    def assign(self, tail: Tensor, exists: Tensor, key: str) -> tuple[Tensor, Tensor | None]:
+        """Side and weight of each position of one utterance.
+
+        Args:
+            tail: [T] bool, positions tagged as rare.
+            exists: [T] bool, False on rows that only fill up a batch or lie beyond the audio.
+            key: names utterance and stage; whatever is random is seeded by it.
+
+        Returns:
+            [T] bool (the side that is re-weighted) and [T] float weights, or None for ones.
+        """
+        ...
+
+    def combine(self, moments: Moments) -> Rebalanced:
+        """Both sides put together."""
+        ...
+
+
+def _sum(moments: Moments, lam: float, note: str = "") -> Rebalanced:
+    hessian = moments.hessian["common"] + lam * moments.hessian["tail"]
+    if moments.cross is None:
+        return Rebalanced(hessian, None, None, lam, note)
+    cross = moments.cross["common"] + lam * moments.cross["tail"]
+    plain = moments.cross["common"] + moments.cross["tail"]
+    return Rebalanced(hessian, cross, plain, lam, note)
+
+
+@dataclass(frozen=True)
+class Plain:
+    """Every position alike: GPTQ's metric."""
+
+    def assign(self, tail: Tensor, exists: Tensor, key: str) -> tuple[Tensor, Tensor | None]:
+        return torch.zeros_like(tail), None
+
+    def combine(self, moments: Moments) -> Rebalanced:
+        return _sum(moments, 1.0)
+
+
+@dataclass(frozen=True)
+class RareBAL:
+    """Tail positions up-weighted until both sides have the same trace (arXiv 2605.27808, §3).
+
+    ``λ = c · tr(H_C) / (tr(H_T) + ε)`` and ``H_rB = H_C + λ H_T``, so ``tr(λ H_T) = c · tr(H_C)``. Shrinking
+    H_T towards H_C by a factor ρ is the same metric at ``c' = c (1 − ρ) / (1 + ρ c)``, so it needs no option.
+
+    Attributes:
+        cost_ratio: c.
+        max_lambda: cap on λ, or None.
+    """
+
+    cost_ratio: float = 1.0
+    max_lambda: float | None = None
+
+    def assign(self, tail: Tensor, exists: Tensor, key: str) -> tuple[Tensor, Tensor | None]:
+        return tail, None
+
+    def combine(self, moments: Moments) -> Rebalanced:
+        if moments.positions["tail"] == 0:
+            return _sum(moments, 1.0, "no tail position: plain metric")
+        if moments.positions["common"] == 0:
+            return _sum(moments, 1.0, "no common position: plain metric")
+        trace_common = float(moments.hessian["common"].trace())
+        trace_tail = float(moments.hessian["tail"].trace())
+        lam = self.cost_ratio * trace_common / (trace_tail + _EPSILON)
+        if self.max_lambda is not None and lam > self.max_lambda:
+            return _sum(moments, self.max_lambda, f"λ capped at {self.max_lambda:g} (was {lam:.1f})")
+        share = moments.positions["tail"] / sum(moments.positions.values())
+        expected = self.cost_ratio * (1 - share) / share
+        unusual = expected > 0 and not 0.2 < lam / expected < 5
+        note = f"λ = {lam:.1f} where the position counts suggest {expected:.1f}" if unusual else ""
+        return _sum(moments, lam, note)
+
+
+@dataclass(frozen=True)
+class Control:
+    """RareBAL on as many positions as the tail has, but not the rare ones: the paper's controls.
+
+    Attributes:
+        rarebal: the arithmetic, unchanged.
+        among: ``random`` draws from all positions, ``common`` from those outside the tail.
+        seed: of the draw, together with the utterance and stage.
+    """
+
+    rarebal: RareBAL
+    among: str
+    seed: int = 0
+
+    def assign(self, tail: Tensor, exists: Tensor, key: str) -> tuple[Tensor, Tensor | None]:
+        # 32 bits, since that is all a CPU generator takes of its seed.
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{self.seed}/{key}".encode()))
+        pool = (exists if self.among == "random" else exists & ~tail).nonzero().flatten()
+        count = min(int((tail & exists).sum()), len(pool))
+        chosen = torch.zeros_like(tail)
+        chosen[pool[torch.randperm(len(pool), generator=generator)[:count]]] = True
+        return chosen, None
+
+    def combine(self, moments: Moments) -> Rebalanced:
+        return self.rarebal.combine(moments)
+
+
+@dataclass(frozen=True)
+class PositionWeights:
+    """A real weight for each position, from wherever it comes: gradients, confidences, frequency buckets.
+
+    Attributes:
+        weights: utterance-and-stage key (``"decoder/utterance-id"``) to [T] non-negative weights, or a
+            function of the key; where it has no entry (KeyError) every position counts as one.
+    """
+
+    weights: Mapping[str, Tensor] | Callable[[str], Tensor]
+
+    def assign(self, tail: Tensor, exists: Tensor, key: str) -> tuple[Tensor, Tensor | None]:
+        try:
+            weight = self.weights(key) if callable(self.weights) else self.weights[key]
+        except KeyError:
+            return torch.zeros_like(tail), None
+        if weight.shape != tail.shape or not bool(((weight >= 0) & torch.isfinite(weight)).all()):
+            raise ValueError(
+                f"position weights of {key} must be {tail.shape[0]} finite non-negative numbers, "
+                f"got shape {tuple(weight.shape)}"
+            )
+        return torch.zeros_like(tail), weight.float()
+
+    def combine(self, moments: Moments) -> Rebalanced:
+        return _sum(moments, 1.0)
+
+
+def make_metric(name: str, *, cost_ratio: float = 1.0, max_lambda: float | None = None, seed: int = 0) -> Metric:
+    """The metric a configuration names: ``rarebal``, ``plain``, ``random`` or ``common``.
+
+    Raises:
+        ValueError: the name is unknown.
+    """
+    if name == "plain":
+        return Plain()
+    rarebal = RareBAL(cost_ratio, max_lambda)
+    if name == "rarebal":
+        return rarebal
+    if name in ("random", "common"):
+        return Control(rarebal, name, seed)
+    raise ValueError(f"unknown metric {name!r}: choose rarebal, plain, random or common")

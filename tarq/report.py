@@ -1,0 +1,117 @@
+"""What a run tells: progress while it goes, a record of every layer and everything degraded after it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .errors import CheckpointError
+
+FILE_NAME = "tarq_report.json"
+
+
+@dataclass
+class LayerReport:
+    """One Linear layer.
+
+    Attributes:
+        name: qualified name in the model.
+        stage: encoder or decoder.
+        shape: (out, in) features.
+        bits: bits a weight; 0 when skipped.
+        group_size: as used.
+        lam: λ; 1 is the plain metric.
+        alpha: α of the residual; 0 is none.
+        loss: squared output error of the rounding over squared output, in the metric (None for RTN).
+        shift: how far the residual moved the target, likewise.
+        damp: δ over mean(diag H), as used.
+        damp_retries: how often damping was raised.
+        dead_columns: inputs that were always zero.
+        positions: calibration positions seen.
+        tail_positions: those of them in the tail.
+        skipped: why the layer was left in full precision, empty when it was not.
+        notes: everything degraded or unusual.
+    """
+
+    name: str
+    stage: str
+    shape: tuple[int, ...]
+    bits: int = 0
+    group_size: int = 0
+    lam: float = 1.0
+    alpha: float = 0.0
+    loss: float | None = None
+    shift: float | None = None
+    damp: float | None = None
+    damp_retries: int = 0
+    dead_columns: int = 0
+    positions: int = 0
+    tail_positions: int = 0
+    skipped: str = ""
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Report:
+    """A whole quantization run; saved beside the checkpoint as ``tarq_report.json``.
+
+    Attributes:
+        config: of the run, :meth:`tarq.TarqConfig.to_dict`.
+        versions: of tarq and the libraries that shape the result.
+        calibration: ids, counts, seconds of audio, rare share of words and positions, transcript style.
+        layers: one record each.
+        left_out: Linear layers outside the blocks, with the reason.
+        sizes: bytes of the quantized Linears' weights before and after, and of the whole checkpoint.
+        seconds: wall time of the walk.
+        notes: everything degraded or unusual about the run as a whole.
+    """
+
+    config: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    calibration: dict[str, Any] = field(default_factory=dict)
+    layers: list[LayerReport] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
+    sizes: dict[str, int] = field(default_factory=dict)
+    seconds: float = 0.0
+    notes: list[str] = field(default_factory=list)
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=1)
+
+    @classmethod
+    def read(cls, folder: str | Path) -> Report:
+        """The report beside a checkpoint.
+
+        Raises:
+            CheckpointError: it is missing or not a report.
+        """
+        path = Path(folder) / FILE_NAME
+        try:
+            fields = json.loads(path.read_text())
+            layers = [LayerReport(**{**layer, "shape": tuple(layer["shape"])}) for layer in fields.pop("layers")]
+            return cls(layers=layers, **fields)
+        except FileNotFoundError:
+            raise CheckpointError(f"{path} does not exist: was this folder written by tarq?") from None
+        except (ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"{path} is not a tarq report: {error}") from error
+
+
+class Reporter:
+    """Hears of progress; this one is silent, screens override what they show."""
+
+    def phase(self, text: str, total: int | None = None) -> None:
+        """A new phase of work begins, with so many steps if known."""
+
+    def advance(self, steps: int = 1) -> None:
+        """Steps of the current phase are done."""
+
+    def start(self, layers: int) -> None:
+        """The walk begins over so many layers."""
+
+    def layer(self, record: LayerReport) -> None:
+        """A layer is done."""
+
+    def note(self, text: str) -> None:
+        """Something degraded or unusual happened."""

@@ -1,0 +1,247 @@
+"""The score table: several models on several sets, with paired intervals for every difference."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ..calibration import batched, make_examples
+from ..config import TarqConfig
+from ..data.utterance import Utterance
+from ..errors import DataError
+from ..families.family import Recognizer
+from ..normalize import get_normalizer
+from ..report import Reporter
+from ..transcription import transcribe_waveforms
+from .divergence import Divergence, divergence, joined
+from .intervals import Difference, Interval, difference_interval, ratio_interval
+from .words import ChangedWord, WordScores, changed_words, hallucination_signs, score_words
+
+#: Figures that need the reference model's logits, then those of the words; the order tables show them in.
+DIVERGENCES = ("kl_rare", "kl_common", "delta_nll_rare", "delta_nll_common")
+WORD_RATES = ("wer", "rare_wer", "rare_miss_rate", "common_wer")
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A figure as utterance-wise sums: its value is Σ numerator / Σ denominator."""
+
+    numerator: NDArray
+    denominator: NDArray
+
+    def interval(self, resamples: int, seed: int) -> Interval:
+        return ratio_interval(self.numerator, self.denominator, resamples=resamples, seed=seed)
+
+    def minus(self, base: Ratio, resamples: int, seed: int) -> Difference:
+        return difference_interval(
+            self.numerator, self.denominator, base.numerator, base.denominator, resamples=resamples, seed=seed
+        )
+
+
+@dataclass
+class ModelScores:
+    """One model on one set.
+
+    Attributes:
+        figures: name to value with its 95 % interval.
+        counts: S, D, I and N over all words and over rare ones; rare denominators at the other thresholds.
+        signs: of hallucination.
+        hypotheses: utterance id to transcript, as decoded.
+        lost, regained: rare words against the reference model.
+    """
+
+    figures: dict[str, Interval] = field(default_factory=dict)
+    counts: dict[str, Any] = field(default_factory=dict)
+    signs: dict[str, Any] = field(default_factory=dict)
+    hypotheses: dict[str, str] = field(default_factory=dict)
+    lost: list[ChangedWord] = field(default_factory=list)
+    regained: list[ChangedWord] = field(default_factory=list)
+
+
+@dataclass
+class SetScores:
+    """Every model on one set.
+
+    Attributes:
+        models: label to scores.
+        differences: "B − A" to figure to paired difference, for every pair of models.
+        utterances, words, rare_words: how much was scored.
+        notes: what was left out.
+    """
+
+    utterances: int
+    words: int = 0
+    rare_words: int = 0
+    models: dict[str, ModelScores] = field(default_factory=dict)
+    differences: dict[str, dict[str, Difference]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Evaluation:
+    """The result of :func:`evaluate_models`; ``to_dict()`` is what ``--json`` writes."""
+
+    normalizer: str
+    reference: str | None
+    thresholds: list[float]
+    resamples: int
+    sets: dict[str, SetScores] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON; a rate without denominator is null."""
+        return _without_nan(asdict(self))
+
+
+def evaluate_models(
+    models: Mapping[str, Recognizer],
+    data: Mapping[str, Sequence[Utterance]],
+    *,
+    reference: str | None,
+    config: TarqConfig,
+    reporter: Reporter,
+    resamples: int = 10_000,
+    decode: bool = True,
+) -> Evaluation:
+    """Score models on sets of transcribed utterances.
+
+    Args:
+        models: label to recognizer.
+        data: label to utterances, each with a transcript.
+        reference: label of the full-precision model that damage is measured against, or None.
+        config: normaliser, threshold, language, batch size, seed.
+        resamples: of the bootstrap.
+        decode: also transcribe (word scores); otherwise the teacher-forced figures only.
+
+    Raises:
+        DataError: an utterance has no transcript, or audio cannot be read.
+    """
+    thresholds = list(dict.fromkeys([config.tail_threshold, 3.0, 2.0, 4.0]))
+    result = Evaluation(get_normalizer(config.normalizer).name, reference, thresholds, resamples)
+    for label, utterances in data.items():
+        missing = [u.id for u in utterances if u.text is None]
+        if missing:
+            raise DataError(f"{label}: {len(missing)} utterances have no transcript to score against: {missing[0]}, …")
+        scores = SetScores(len(utterances))
+        ratios: dict[str, dict[str, Ratio]] = {name: {} for name in models}
+        if reference is not None:
+            _score_divergence(models, utterances, reference, config, reporter, scores, ratios)
+        if decode:
+            _score_words(models, utterances, reference, config, reporter, scores, ratios, thresholds)
+        for name in models:
+            scores.models.setdefault(name, ModelScores()).figures = {
+                figure: ratio.interval(resamples, config.seed) for figure, ratio in ratios[name].items()
+            }
+        for base, other in combinations(models, 2):
+            scores.differences[f"{other} − {base}"] = {
+                figure: ratio.minus(ratios[base][figure], resamples, config.seed)
+                for figure, ratio in ratios[other].items()
+                if figure in ratios[base]
+            }
+        result.sets[label] = scores
+    return result
+
+
+def _score_divergence(
+    models: Mapping[str, Recognizer],
+    utterances: Sequence[Utterance],
+    reference: str,
+    config: TarqConfig,
+    reporter: Reporter,
+    scores: SetScores,
+    ratios: dict[str, dict[str, Ratio]],
+) -> None:
+    spoken = [u for u in utterances if (u.text or "").strip()]
+    made = make_examples(models[reference], spoken, config, reporter)
+    scores.notes += made.notes
+    if not made.examples:
+        return
+    others = [name for name in models if name != reference]
+    parts: dict[str, dict[str, list[Divergence]]] = {n: {"rare": [], "common": []} for n in others}
+    reporter.phase("teacher forcing", len(made.examples))
+    seen: list[str] = []
+    with torch.no_grad():
+        for batch in batched(models[reference], made.examples, config.batch_size):
+            full = models[reference].logits(batch)
+            for name in others:
+                for kind, part in divergence(
+                    full, models[name].logits(batch), batch.targets, batch.rare_target
+                ).items():
+                    parts[name][kind].append(part)
+            seen += batch.ids
+            reporter.advance(len(batch.ids))
+    place = {name: i for i, name in enumerate(seen)}
+    order = [place[e.id] for e in made.examples]
+    for name in others:
+        for kind, kind_parts in parts[name].items():
+            sums = joined(kind_parts, order)
+            ratios[name][f"kl_{kind}"] = Ratio(sums.kl, sums.positions)
+            ratios[name][f"delta_nll_{kind}"] = Ratio(sums.delta_nll, sums.positions)
+        ratios[name] = {figure: ratios[name][figure] for figure in DIVERGENCES}
+
+
+def _score_words(
+    models: Mapping[str, Recognizer],
+    utterances: Sequence[Utterance],
+    reference: str | None,
+    config: TarqConfig,
+    reporter: Reporter,
+    scores: SetScores,
+    ratios: dict[str, dict[str, Ratio]],
+    thresholds: Sequence[float],
+) -> None:
+    waveforms = [u.waveform(next(iter(models.values())).sampling_rate) for u in utterances]
+    words: dict[str, WordScores] = {}
+    for name, recognizer in models.items():
+        reporter.phase(f"transcribing with {name}", len(utterances))
+        texts = transcribe_waveforms(recognizer, waveforms, config.batch_size, reporter)
+        words[name] = score_words(
+            [u.text or "" for u in utterances],
+            texts,
+            normalizer=get_normalizer(config.normalizer),
+            thresholds=thresholds,
+            language=config.language,
+            ids=[u.id for u in utterances],
+        )
+        w = words[name]
+        rare, common = w.rare[thresholds[0]], w.common[thresholds[0]]
+        ratios[name] |= {
+            "wer": Ratio(w.plain.errors, w.plain.words),
+            "rare_wer": Ratio(rare.errors, rare.words),
+            "rare_miss_rate": Ratio(rare.misses, rare.words),
+            "common_wer": Ratio(common.errors, common.words),
+        }
+        ratios[name] |= {f"rare_wer_zipf_{t:g}": Ratio(w.rare[t].errors, w.rare[t].words) for t in thresholds[1:]}
+        scores.models[name] = ModelScores(
+            counts={
+                "all": _totals(w.plain),
+                "rare": _totals(rare),
+                "common": _totals(common),
+                "rare_words_by_threshold": {f"{t:g}": int(w.rare[t].words.sum()) for t in thresholds},
+            },
+            signs=asdict(hallucination_signs(w)),
+            hypotheses=dict(zip(w.ids, texts, strict=True)),
+        )
+        scores.words, scores.rare_words = int(w.plain.words.sum()), int(rare.words.sum())
+    if reference is not None:
+        for name in models:
+            if name != reference:
+                lost, regained = changed_words(words[reference], words[name])
+                scores.models[name].lost, scores.models[name].regained = lost, regained
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def _totals(counts: Any) -> dict[str, int]:
+    return {name: int(np.sum(getattr(counts, name))) for name in ("substitutions", "deletions", "insertions", "words")}

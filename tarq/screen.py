@@ -1,0 +1,207 @@
+"""What a terminal shows: progress bars and tables. No logic of its own."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+
+from .report import LayerReport, Report, Reporter
+from .scoring.evaluate import DIVERGENCES, WORD_RATES, Evaluation, SetScores
+from .scoring.intervals import Difference, Interval
+
+TITLES = {
+    "wer": "WER %",
+    "rare_wer": "rare WER %",
+    "rare_miss_rate": "rare missed %",
+    "common_wer": "common WER %",
+    "kl_rare": "KL rare",
+    "kl_common": "KL common",
+    "delta_nll_rare": "ΔNLL rare",
+    "delta_nll_common": "ΔNLL common",
+}
+
+
+class ScreenReporter(Reporter):
+    """Progress on a terminal; use as a context manager."""
+
+    def __init__(self, console: Console) -> None:
+        self.console = console
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[detail]}"),
+            console=console,
+            transient=True,
+        )
+        self.task = self.progress.add_task("", visible=False, detail="")
+
+    def __enter__(self) -> ScreenReporter:
+        self.progress.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.progress.__exit__(kind, value, trace)
+
+    def phase(self, text: str, total: int | None = None) -> None:
+        self.progress.remove_task(self.task)
+        self.task = self.progress.add_task(escape(text), total=total, detail="")
+
+    def advance(self, steps: int = 1) -> None:
+        self.progress.advance(self.task, steps)
+
+    def start(self, layers: int) -> None:
+        self.phase("quantizing", layers)
+
+    def layer(self, record: LayerReport) -> None:
+        loss = "" if record.loss is None else f" loss {record.loss:.2e}"
+        detail = f"{record.name} λ {record.lam:.2f} α {record.alpha:.2f}{loss}"
+        self.progress.update(self.task, advance=1, detail=escape(detail))
+
+    def note(self, text: str) -> None:
+        self.console.print(f"[yellow]note[/] {escape(text)}", highlight=False)
+
+
+def megabytes(count: float) -> str:
+    return f"{count / 1e6:.2f} MB"
+
+
+def show_report(console: Console, report: Report, layers: bool) -> None:
+    """A quantization report: totals, and one row a layer if asked."""
+    if layers:
+        table = Table(title="layers", header_style="bold")
+        for heading in ("layer", "out×in", "bits", "group", "λ", "α", "loss", "shift", "damp", "notes"):
+            table.add_column(heading, justify="left" if heading in ("layer", "notes") else "right")
+        for r in report.layers:
+            table.add_row(
+                r.name,
+                "×".join(map(str, r.shape)),
+                str(r.bits or "–"),
+                str(r.group_size or "–"),
+                f"{r.lam:.2f}",
+                f"{r.alpha:.3f}",
+                "–" if r.loss is None else f"{r.loss:.2e}",
+                "–" if r.shift is None else f"{r.shift:.2e}",
+                "–" if r.damp is None else f"{r.damp:g}",
+                escape("; ".join(filter(None, [r.skipped, *r.notes]))),
+            )
+        console.print(table)
+    quantized = [r for r in report.layers if not r.skipped]
+    before, after = report.sizes["linear_bytes_before"], report.sizes["linear_bytes_after"]
+    console.print(
+        f"{len(quantized)} layers quantized, {len(report.layers) - len(quantized)} skipped, "
+        f"{len(report.left_out)} outside the blocks left alone; Linear weights {megabytes(before)} → "
+        f"{megabytes(after)} ({after / before:.1%})"
+    )
+    if report.calibration:
+        c = report.calibration
+        console.print(
+            f"calibrated on {c['utterances']} utterances, {c['seconds'] / 60:.1f} min; rare words "
+            f"{c['rare_word_share']:.1%}; tail positions {c['tail_positions']} of {c['decoder_positions']}; "
+            f"transcripts {c['transcript_style']}, {c['self_transcribed']} made by the model"
+        )
+    for name, reason in report.left_out.items():
+        console.print(f"left in full precision: {escape(name)} ({escape(reason)})")
+    for text, count in Counter(t for r in report.layers for t in [r.skipped, *r.notes] if t).items():
+        console.print(f"[yellow]note[/] {count} layers: {escape(text)}")
+    for text in report.notes:
+        console.print(f"[yellow]note[/] {escape(text)}")
+    console.print(f"walk: {report.seconds:.1f} s")
+
+
+def _number(figure: str, value: float, sign: str = "") -> str:
+    """Rates as percentages with two decimals, nats with four."""
+    return f"{100 * value:{sign}.2f}" if figure in WORD_RATES else f"{value:{sign}.4f}"
+
+
+def _value(figure: str, interval: Interval) -> str:
+    low, high = _number(figure, interval.low), _number(figure, interval.high)
+    return f"{_number(figure, interval.value)} [dim]\\[{low}, {high}][/]"
+
+
+def _difference(figure: str, d: Difference) -> str:
+    value, low, high = (_number(figure, v, "+") for v in (d.value, d.low, d.high))
+    text = f"{value} \\[{low}, {high}] {d.sign_flips:.1%}"
+    return f"[bold]{text}[/]" if d.low > 0 or d.high < 0 else text
+
+
+def show_evaluation(console: Console, evaluation: Evaluation, sizes: Mapping[str, int], examples: int = 3) -> None:
+    """Score tables, one a set: values, paired differences, rare words lost and regained."""
+    for label, scores in evaluation.sets.items():
+        show_set(console, label, scores, sizes)
+        show_words(console, scores, examples)
+    console.print(
+        f"[dim]normalizer {evaluation.normalizer}; rare is Zipf < {evaluation.thresholds[0]:g}; 95 % paired bootstrap "
+        f"over utterances, {evaluation.resamples} resamples; bold differences are clear of 0; KL and ΔNLL in nats "
+        f"a position[/]"
+    )
+
+
+def show_set(console: Console, label: str, scores: SetScores, sizes: Mapping[str, int]) -> None:
+    """One set: a column a model, then a row a pair of models."""
+    title = f"{label}: {scores.utterances} utterances, {scores.words} words, {scores.rare_words} rare"
+    figures = [f for f in (*WORD_RATES, *DIVERGENCES) if any(f in m.figures for m in scores.models.values())]
+    table = Table("", *map(escape, scores.models), title=title, header_style="bold")
+    table.add_row("Linear weights", *(megabytes(sizes[name]) if name in sizes else "–" for name in scores.models))
+    keys = ("substitutions", "deletions", "insertions")
+    counts = [m.counts.get("all") for m in scores.models.values()]
+    table.add_row("S / D / I", *(" / ".join(str(c[k]) for k in keys) if c else "–" for c in counts))
+    for figure in figures:
+        cells = [_value(figure, m.figures[figure]) if figure in m.figures else "–" for m in scores.models.values()]
+        table.add_row(TITLES[figure], *cells)
+    console.print(table)
+    if scores.differences:
+        shown = [f for f in ("wer", "rare_wer", "kl_rare", "kl_common") if f in figures]
+        table = Table(
+            "",
+            *(TITLES[f] for f in shown),
+            title=f"{label}: paired differences, sign flips",
+            header_style="bold",
+        )
+        for pair, differences in scores.differences.items():
+            row = [_difference(f, differences[f]) if f in differences else "–" for f in shown]
+            table.add_row(escape(pair), *row)
+        console.print(table)
+    for text in scores.notes:
+        console.print(f"[yellow]note[/] {escape(text)}")
+
+
+def show_words(console: Console, scores: SetScores, examples: int) -> None:
+    """Rare words lost and regained against full precision, with a few transcripts side by side."""
+    for name, model in scores.models.items():
+        if not model.lost and not model.regained:
+            continue
+        lost, regained = ", ".join(w.word for w in model.lost), ", ".join(w.word for w in model.regained)
+        console.print(f"[bold]{escape(name)}[/] lost {len(model.lost)}: {escape(lost) or '–'}", highlight=False)
+        console.print(f"  regained {len(model.regained)}: {escape(regained) or '–'}", highlight=False)
+        for word in model.lost[:examples]:
+            console.print(f"  [dim]{escape(word.id)}[/] {escape(word.word)}", highlight=False)
+            console.print(f"    full  {escape(word.full_precision)}", highlight=False)
+            console.print(f"    quant {escape(word.quantized)}", highlight=False)
+
+
+def show_checks(console: Console, checks: Sequence[tuple[str, bool, str]]) -> None:
+    """The doctor's findings: what, whether it is there, and what to do."""
+    table = Table(header_style="bold")
+    for heading in ("check", "", "detail"):
+        table.add_column(heading)
+    for what, fine, detail in checks:
+        table.add_row(escape(what), "[green]ok[/]" if fine else "[yellow]–[/]", escape(detail))
+    console.print(table)

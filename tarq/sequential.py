@@ -1,0 +1,418 @@
+"""The walk: block by block, in true order, with paired full-precision and partly quantized activations.
+
+At any time it holds one block twice (as it was and as it becomes), the hidden states of the calibration
+set on both paths, and the moments of one input. What a block computes is found out by watching it: which
+Linears it calls, in which order, and which of them read the same tensor. So nothing here knows a family.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from .config import TarqConfig
+from .errors import CalibrationError
+from .families.family import Batch, Positions, Recognizer, Stage
+from .linear import QuantLinear
+from .method.algorithm import Solution, tail_aware_quantize
+from .method.metrics import Metric, make_metric
+from .method.solvers import make_solver
+from .method.statistics import Moments
+from .report import LayerReport, Reporter
+
+#: Group sizes tried, largest first, for a layer the configured one does not divide.
+FALLBACK_GROUPS = (64, 32, 16, 8)
+
+
+class _Stop(Exception):
+    """Ends a forward pass once what was wanted from it is there."""
+
+
+@dataclass
+class _Path:
+    """One batch on one path (full precision, or partly quantized): a block's arguments.
+
+    Attributes:
+        hidden: [B, T, n] the block's input.
+        args: its further positional arguments.
+        kwargs: its keyword arguments.
+    """
+
+    hidden: Tensor
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def run(self, block: nn.Module) -> Tensor:
+        out = block(self.hidden, *self.args, **self.kwargs)
+        return out[0] if isinstance(out, tuple) else out
+
+    def context(self) -> dict[str, Tensor]:
+        """The tensors a block reads beside its hidden states, by their place in the call."""
+        places = {f"argument {i + 1}": value for i, value in enumerate(self.args)} | self.kwargs
+        return {place: value for place, value in places.items() if isinstance(value, Tensor)}
+
+
+@dataclass
+class _Pair:
+    """One batch on both paths; the full-precision one is walked only where a residual compares with it."""
+
+    batch: Batch
+    full: _Path | None
+    quantized: _Path
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Linears of one block that read the same tensor.
+
+    Attributes:
+        names: within the block, in calling order.
+        context: place of that tensor among the block's further arguments, None for a tensor of its own.
+    """
+
+    names: tuple[str, ...]
+    context: str | None
+
+
+def quantize_model(
+    recognizer: Recognizer,
+    batches: Sequence[Batch],
+    config: TarqConfig,
+    reporter: Reporter,
+    metric: Metric | None = None,
+) -> list[LayerReport]:
+    """Quantize every Linear of the model's blocks in place and swap it for a :class:`QuantLinear`.
+
+    Args:
+        recognizer: the model and how to feed it.
+        batches: calibration batches; unused (may be empty) when the configuration needs no statistics.
+        config: what to do; ``scale_dtype`` must be resolved.
+        reporter: hears of each finished layer.
+        metric: takes the place of the one the configuration names (any weight per position, say).
+
+    Returns:
+        One record per Linear, in order of quantization; layers left alone are among them with a reason.
+
+    Raises:
+        CalibrationError: activations are NaN or infinite, or a metric cannot be factorised; names the layer.
+    """
+    walk = _Walk(recognizer, batches, config, reporter, metric)
+    with torch.no_grad():
+        return walk.run()
+
+
+class _Walk:
+    def __init__(
+        self,
+        recognizer: Recognizer,
+        batches: Sequence[Batch],
+        config: TarqConfig,
+        reporter: Reporter,
+        metric: Metric | None,
+    ) -> None:
+        self.recognizer, self.batches, self.config, self.reporter = recognizer, batches, config, reporter
+        self.metric = metric or make_metric(
+            config.metric, cost_ratio=config.cost_ratio, max_lambda=config.max_lambda, seed=config.seed
+        )
+        self.solver = make_solver(config.solver, damp=config.damp, act_order=config.act_order)
+        self.scale_dtype = getattr(torch, config.scale_dtype)
+        self.paired = config.residual not in ("none", 0, 0.0)
+        self.rows: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
+        self.records: list[LayerReport] = []
+
+    def run(self) -> list[LayerReport]:
+        stages = self.recognizer.stages()
+        self.reporter.start(sum(len(self._targets(name, b)) for s in stages for name, b in s.blocks))
+        handed: list[tuple[Any, Any]] = [(None, None)] * len(self.batches)
+        for stage in stages:
+            if not self.config.needs_statistics:
+                for name, block in stage.blocks:
+                    self._round_block(stage, name, block)
+                continue
+            handed = self._run_stage(stage, handed)
+        return self.records
+
+    def _run_stage(self, stage: Stage, handed: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
+        """Quantize a stage's blocks; returns what it hands to the next stage, per batch and path."""
+        first = stage.blocks[0][1]
+        pairs = [
+            _Pair(
+                b,
+                _first_input(first, stage, b, full) if self.paired else None,
+                _first_input(first, stage, b, quantized),
+            )
+            for b, (full, quantized) in zip(self.batches, handed, strict=True)
+        ]
+        shared: dict[str, Moments] = {}  # of tensors that every block of the stage reads
+        for name, block in stage.blocks:
+            full_block = copy.deepcopy(block) if self.paired else None
+            groups = _groups(block, pairs[0].quantized)
+            for group in groups:
+                self._quantize_group(stage, name, block, full_block, group, pairs, shared)
+            self._skip_uncalled(stage, name, block, groups)
+            for pair in pairs:
+                pair.quantized.hidden = pair.quantized.run(block)
+                if pair.full is not None and full_block is not None:
+                    pair.full.hidden = pair.full.run(full_block)
+        return [
+            (
+                None if pair.full is None else stage.finish(pair.full.hidden),
+                stage.finish(pair.quantized.hidden),
+            )
+            for pair in pairs
+        ]
+
+    def _quantize_group(
+        self,
+        stage: Stage,
+        block_name: str,
+        block: nn.Module,
+        full_block: nn.Module | None,
+        group: _Group,
+        pairs: list[_Pair],
+        shared: dict[str, Moments],
+    ) -> None:
+        linears = {n: _linear(block, n) for n in group.names if self._wanted(f"{block_name}.{n}")}
+        if not linears:
+            return
+        label = f"{block_name}.{'|'.join(linears)}"
+        moments = shared.get(group.context or "")
+        if moments is None:
+            moments = self._moments(stage, label, block, full_block, group, pairs)
+            if group.context:
+                shared[group.context] = moments
+        first = next(iter(linears.values()))
+        group_size, note = choose_group_size(first.in_features, self.config.group_size)
+        scheme = self.config.scheme(group_size)
+        try:
+            solutions = tail_aware_quantize(
+                {n: linear.weight for n, linear in linears.items()},
+                moments,
+                metric=self.metric,
+                residual=self.config.residual,
+                solver=self.solver,
+                scheme=scheme,
+                scale_dtype=self.scale_dtype,
+            )
+        except (torch.linalg.LinAlgError, ValueError) as error:
+            raise CalibrationError(f"{label}: {error}") from error
+        for name, solution in solutions.items():
+            self._swap(stage, block_name, block, name, solution, group_size, moments.positions, note)
+
+    def _moments(
+        self,
+        stage: Stage,
+        label: str,
+        block: nn.Module,
+        full_block: nn.Module | None,
+        group: _Group,
+        pairs: list[_Pair],
+    ) -> Moments:
+        """One pass over the calibration set: the group's inputs on both paths into running moments."""
+        name = group.names[0]
+        moments = Moments(_linear(block, name).in_features, paired=self.paired, device=self.recognizer.device)
+        reads = stage.reads if group.context else stage.name
+        for index, pair in enumerate(pairs):
+            x = _input_of(block, name, pair.quantized, group.context)
+            x_full = None
+            if pair.full is not None and full_block is not None:
+                x_full = _input_of(full_block, name, pair.full, group.context)
+            tail, weight = self._row_weights(reads or stage.name, index, pair.batch)
+            if x.shape[:-1].numel() != len(tail):
+                raise CalibrationError(f"{label}: its input has {x.shape[:-1].numel()} rows for {len(tail)} positions")
+            try:
+                moments.update(x.flatten(0, -2), None if x_full is None else x_full.flatten(0, -2), tail, weight)
+            except ValueError as error:
+                raise CalibrationError(
+                    f"{label}: {error} on utterances {', '.join(pair.batch.ids)}; check the audio and the "
+                    "model's dtype (float16 overflows: load it in float32 or bfloat16)"
+                ) from error
+        if sum(moments.positions.values()) == 0:
+            raise CalibrationError(f"{label}: no calibration position has any weight")
+        return moments
+
+    def _row_weights(self, stage: str, index: int, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Side and weight of each row of a batch, flattened; the same for every layer of the stage."""
+        if (stage, index) not in self.rows:
+            self.rows[stage, index] = _assign(
+                self.metric, batch.positions[stage], batch.ids, stage, self.config.padding_weight
+            )
+        tail, weight = self.rows[stage, index]
+        return tail.to(self.recognizer.device), weight.to(self.recognizer.device)
+
+    def _swap(
+        self,
+        stage: Stage,
+        block_name: str,
+        block: nn.Module,
+        name: str,
+        solution: Solution,
+        group_size: int,
+        positions: dict[str, int],
+        note: str,
+    ) -> None:
+        """Put the quantized layer in place of the Linear and record it."""
+        linear = _linear(block, name)
+        q = solution.quantized
+        scheme = self.config.scheme(group_size)
+        block.set_submodule(
+            name,
+            QuantLinear.from_codes(q.codes, q.scales, None if scheme.symmetric else q.zeros, scheme, linear.bias),
+        )
+        record = LayerReport(
+            name=f"{block_name}.{name}",
+            stage=stage.name,
+            shape=tuple(linear.weight.shape),
+            bits=scheme.bits,
+            group_size=group_size,
+            lam=solution.lam,
+            alpha=solution.alpha,
+            loss=solution.loss,
+            shift=solution.shift,
+            damp=solution.damp,
+            damp_retries=solution.retries,
+            dead_columns=solution.dead_columns,
+            positions=positions["common"] + positions["tail"],
+            tail_positions=positions["tail"],
+            notes=[text for text in (note, solution.note, _degraded(solution)) if text],
+        )
+        self.records.append(record)
+        self.reporter.layer(record)
+
+    def _round_block(self, stage: Stage, block_name: str, block: nn.Module) -> None:
+        """Round-to-nearest needs no activations: the weights of a block, as they stand."""
+        for name in self._targets(block_name, block):
+            linear = _linear(block, name)
+            group_size, note = choose_group_size(linear.in_features, self.config.group_size)
+            quantized = self.solver.quantize(linear.weight, None, self.config.scheme(group_size), self.scale_dtype)
+            self._swap(
+                stage,
+                block_name,
+                block,
+                name,
+                Solution(quantized),
+                group_size,
+                {"common": 0, "tail": 0},
+                note,
+            )
+
+    def _wanted(self, name: str) -> bool:
+        return not any(name == pattern or name.startswith(f"{pattern}.") for pattern in self.config.ignore)
+
+    def _targets(self, block_name: str, block: nn.Module) -> list[str]:
+        return [n for n, m in block.named_modules() if isinstance(m, nn.Linear) and self._wanted(f"{block_name}.{n}")]
+
+    def _skip_uncalled(self, stage: Stage, block_name: str, block: nn.Module, groups: list[_Group]) -> None:
+        """Linears still there after the walk: ignored by name, or never called on calibration audio."""
+        for name, module in block.named_modules():
+            if isinstance(module, nn.Linear):
+                full_name = f"{block_name}.{name}"
+                reason = "not called during calibration" if self._wanted(full_name) else "ignored by configuration"
+                self.records.append(LayerReport(full_name, stage.name, tuple(module.weight.shape), skipped=reason))
+
+
+def _linear(block: nn.Module, name: str) -> nn.Linear:
+    return cast(nn.Linear, block.get_submodule(name))
+
+
+def choose_group_size(in_features: int, group_size: int) -> tuple[int, str]:
+    """The configured group size, or the largest smaller one that divides the layer, and a note on it.
+
+    Raises:
+        CalibrationError: the width is not even a multiple of eight.
+    """
+    if in_features % group_size == 0:
+        return group_size, ""
+    for smaller in FALLBACK_GROUPS:
+        if smaller < group_size and in_features % smaller == 0:
+            return smaller, f"group size {smaller}: {group_size} does not divide {in_features} inputs"
+    raise CalibrationError(
+        f"no group size of {group_size}, {', '.join(map(str, FALLBACK_GROUPS))} divides {in_features} inputs; "
+        "leave the layer alone with ignore"
+    )
+
+
+def _degraded(solution: Solution) -> str:
+    if solution.retries:
+        return f"damping raised to {solution.damp:g} after {solution.retries} failed factorisations"
+    return ""
+
+
+def _assign(
+    metric: Metric, positions: Positions, ids: Sequence[str], stage: str, padding_weight: float
+) -> tuple[Tensor, Tensor]:
+    """Side ([B·T] bool) and weight ([B·T] float) of each row of a batch."""
+    tails, weights = [], []
+    for utterance, tail, exists, padding in zip(ids, positions.tail, positions.exists, positions.padding, strict=True):
+        heard = exists & ~padding
+        side, weight = metric.assign(tail & heard, heard, f"{stage}/{utterance}")
+        weight = torch.ones(len(tail)) if weight is None else weight
+        tails.append(side)
+        weights.append(weight * (heard + padding_weight * (exists & padding)))
+    return torch.cat(tails), torch.cat(weights)
+
+
+def _first_input(block: nn.Module, stage: Stage, batch: Batch, handed: Any) -> _Path:
+    """The arguments the stage's first block is called with on a batch."""
+    caught: list[_Path] = []
+
+    def catch(module: nn.Module, args: tuple, kwargs: dict) -> None:
+        caught.append(_Path(args[0], tuple(args[1:]), dict(kwargs)))
+        raise _Stop
+
+    handle = block.register_forward_pre_hook(catch, with_kwargs=True)
+    try:
+        stage.start(batch, handed)
+    except _Stop:
+        pass
+    finally:
+        handle.remove()
+    return caught[0]
+
+
+def _groups(block: nn.Module, path: _Path) -> list[_Group]:
+    """Watch one forward pass: the block's Linears in calling order, grouped by the tensor they read."""
+    calls: list[tuple[str, Tensor]] = []
+
+    def watch(name: str) -> Callable:
+        return lambda module, args: calls.append((name, args[0]))
+
+    handles = [m.register_forward_pre_hook(watch(n)) for n, m in block.named_modules() if isinstance(m, nn.Linear)]
+    try:
+        path.run(block)
+    finally:
+        for handle in handles:
+            handle.remove()
+    context = path.context()
+    groups: dict[int, tuple[list[str], str | None]] = {}
+    for name, tensor in calls:  # the list keeps every tensor alive, so an id is never reused
+        place = next((p for p, value in context.items() if value is tensor), None)
+        names, _ = groups.setdefault(id(tensor), ([], place))
+        if name not in names:
+            names.append(name)
+    return [_Group(tuple(names), place) for names, place in groups.values()]
+
+
+def _input_of(block: nn.Module, name: str, path: _Path, context: str | None) -> Tensor:
+    """What a Linear of the block reads on a path: a further argument, or caught on the way and stopped there."""
+    if context:
+        return path.context()[context]
+    caught: list[Tensor] = []
+
+    def catch(module: nn.Module, args: tuple) -> None:
+        caught.append(args[0])
+        raise _Stop
+
+    handle = block.get_submodule(name).register_forward_pre_hook(catch)
+    try:
+        path.run(block)
+    except _Stop:
+        pass
+    finally:
+        handle.remove()
+    return caught[0]

@@ -1,0 +1,119 @@
+"""Shared fixtures: a tiny random Whisper with its own tokenizer, and a few seconds of made-up speech."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    PreTrainedTokenizerFast,
+    WhisperConfig,
+    WhisperFeatureExtractor,
+    WhisperForConditionalGeneration,
+)
+
+ASSETS = Path(__file__).resolve().parents[2] / "shared" / "assets"
+
+SENTENCES = [
+    "the committee met in Reykjavik on the ninth of March",
+    "doctor Okonkwo prescribed amoxicillin twice a day",
+    "she sells the house by the river",
+    "flight 4471 to Ouagadougou leaves at half past six",
+    "they will come back to the old town next year",
+    "the quick brown fox jumps over the lazy dog",
+    "Professor Wojciechowski explained the eigenvalue problem",
+    "it was a very good day for all of us",
+]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that need the real model or a GPU skip, saying so, where there is none."""
+    reasons = {
+        "assets": None if ASSETS.is_dir() else f"no real model and speech at {ASSETS.parent.name}/{ASSETS.name}",
+        "gpu": None if torch.cuda.is_available() else "no CUDA device",
+    }
+    for item in items:
+        for marker, reason in reasons.items():
+            if reason and item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.fixture(scope="session")
+def assets() -> Path:
+    """The folder with the real model and speech; tests that use it carry ``@pytest.mark.assets``."""
+    return ASSETS
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Whisper on disk: 2 + 2 layers, width 128, 2 s windows, float16, no processor file."""
+    folder = tmp_path_factory.mktemp("model") / "tiny-whisper"
+    make_model(folder)
+    return folder
+
+
+def make_model(folder: Path, *, width: int = 128, dtype: torch.dtype = torch.float16, seed: int = 0) -> None:
+    """Write a random Whisper with a byte-level BPE trained on ``SENTENCES``."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    special = ["<|endoftext|>", "<|startoftranscript|>", "<|notimestamps|>"]
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    bpe.train_from_iterator(
+        SENTENCES, trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet)
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=bpe, eos_token=special[0], bos_token=special[1], pad_token=special[0]
+    )
+    config = WhisperConfig(
+        vocab_size=len(tokenizer),
+        d_model=width,
+        encoder_layers=2,
+        decoder_layers=2,
+        encoder_attention_heads=4,
+        decoder_attention_heads=4,
+        encoder_ffn_dim=2 * width,
+        decoder_ffn_dim=2 * width,
+        max_source_positions=100,
+        max_target_positions=64,
+        num_mel_bins=80,
+        decoder_start_token_id=1,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=0,
+        suppress_tokens=None,
+        begin_suppress_tokens=None,
+        init_std=0.15,
+        # LayerNorm gains and biases start at one and zero; nothing else is needed for a model that reacts.
+    )
+    torch.manual_seed(seed)
+    model = WhisperForConditionalGeneration(config).to(dtype)
+    generation = model.generation_config
+    generation._from_model_config = False  # or loading would rebuild it from config.json
+    generation.no_timestamps_token_id, generation.is_multilingual, generation.max_length = 2, False, 48
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    WhisperFeatureExtractor(feature_size=80, chunk_length=2).save_pretrained(folder)
+
+
+@pytest.fixture(scope="session")
+def manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A JSONL manifest of eight utterances of noise with a syllable's rhythm, 0.6 to 1.9 s long."""
+    folder = tmp_path_factory.mktemp("speech")
+    rng = np.random.default_rng(0)
+    lines = []
+    for i, text in enumerate(SENTENCES):
+        seconds = 0.6 + 0.18 * i
+        t = np.arange(int(16000 * seconds)) / 16000
+        tone = np.sin(2 * np.pi * (120 + 30 * i) * t) * (1 + np.sin(2 * np.pi * 4 * t))
+        wave = 0.1 * tone + 0.05 * rng.standard_normal(len(t))
+        soundfile.write(folder / f"u{i}.wav", wave.astype(np.float32), 16000)
+        lines.append(json.dumps({"id": f"u{i}", "audio": f"u{i}.wav", "text": text, "duration": seconds}))
+    path = folder / "manifest.jsonl"
+    path.write_text("\n".join(lines) + "\n")
+    return path

@@ -1,0 +1,203 @@
+"""Algorithm 1 on one layer: the residual's optimality, its degenerate cases, what the record says."""
+
+import pytest
+import torch
+from tarq.kernels.scheme import Scheme
+
+from tarq.method.algorithm import tail_aware_quantize
+from tarq.method.metrics import Plain, RareBAL
+from tarq.method.residual import residual_target
+from tarq.method.solvers import RoundToNearest, Sweep, make_solver
+from tarq.method.statistics import Moments
+
+
+def problem(rows: int = 400, n: int = 64, m: int = 24, drift: float = 0.3, seed: int = 0):
+    """Correlated inputs with outlier channels, drifted copies of them, tags, weights, a weight matrix."""
+    g = torch.Generator().manual_seed(seed)
+    mix = torch.randn(n, n, generator=g) / n**0.5 + torch.eye(n)
+    mix[:, :3] *= 8
+    xf = torch.randn(rows, n, generator=g) @ mix
+    x = xf + drift * torch.randn(rows, n, generator=g) @ mix * torch.rand(n, generator=g)
+    tail = torch.rand(rows, generator=g) < 0.1
+    weight = torch.randn(m, n, generator=g) / n**0.5
+    moments = Moments(n, paired=True)
+    moments.update(x, xf, tail, torch.ones(rows))
+    return x.double(), xf.double(), tail, weight.double(), moments
+
+
+def weighted_error(x, xf, w, v, d) -> float:
+    """``‖D^½ (Xf Wᵀ − X Vᵀ)‖²`` from the raw activations."""
+    return float((d[:, None] * (xf @ w.T - x @ v.T) ** 2).sum())
+
+
+def exact(metric, moments, damp: float):
+    solver = Sweep(damp=damp, dtype=torch.float64)
+    combined = metric.combine(moments)
+    return combined, solver.factorize(combined.hessian)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("drift", [0.0, 0.05, 0.5])
+@pytest.mark.parametrize("metric", [Plain(), RareBAL(), RareBAL(cost_ratio=0.25)])
+def test_least_squares_never_increases_the_weighted_output_error(seed, drift, metric):
+    x, xf, tail, w, moments = problem(drift=drift, seed=seed)
+    combined, factor = exact(metric, moments, 0.01)
+    target = residual_target(w, combined, factor, "least-squares", pilot=None)
+    d = torch.where(tail, combined.lam, 1.0).double()
+    before, after = weighted_error(x, xf, w, w, d), weighted_error(x, xf, w, target.weight, d)
+    assert after <= before * (1 + 1e-6) + 1e-9
+    if drift:
+        assert after < 0.999 * before
+    for factor_of_alpha in (0.9, 1.1):  # α is the minimum along its direction
+        other = w + factor_of_alpha * (target.weight - w)
+        assert weighted_error(x, xf, w, other, d) >= after * (1 - 1e-6) - 1e-9
+
+
+def test_plain_undamped_least_squares_is_the_exact_minimiser():
+    x, xf, _, w, moments = problem()
+    combined, factor = exact(Plain(), moments, 0.0)
+    target = residual_target(w, combined, factor, "least-squares", pilot=None)
+    best = torch.linalg.lstsq(x, xf @ w.T).solution.T
+    assert target.alpha == pytest.approx(1.0, abs=1e-4)
+    torch.testing.assert_close(target.weight, best, rtol=1e-3, atol=1e-4)
+
+
+def test_the_weighted_minimiser_needs_the_weighted_cross_moment():
+    """method.md §4: with weights, the paper's unweighted cross-moment does not lead to the minimiser."""
+    x, xf, tail, w, moments = problem()
+    combined, factor = exact(RareBAL(), moments, 0.0)
+    d = torch.where(tail, combined.lam, 1.0).double()
+    ours = residual_target(w, combined, factor, 1.0, pilot=None).weight
+    paper = w + factor.solve(w @ combined.plain_cross)
+    root = d.sqrt()[:, None]
+    best = torch.linalg.lstsq(root * x, root * (xf @ w.T)).solution.T
+    least = weighted_error(x, xf, w, best, d)
+    assert weighted_error(x, xf, w, ours, d) == pytest.approx(least, rel=1e-4)
+    assert weighted_error(x, xf, w, paper, d) > 1.001 * least
+
+
+def test_paper_residual_uses_the_pilot():
+    _, _, _, w, moments = problem()
+    solver = Sweep(dtype=torch.float64)
+    combined, factor = exact(RareBAL(), moments, 0.01)
+    pilots = []
+
+    def pilot():
+        pilots.append(solver.quantize(w, factor, Scheme(group_size=32), torch.float32))
+        return pilots[0]
+
+    target = residual_target(w, combined, factor, "paper", pilot)
+    assert len(pilots) == 1
+    direction = factor.solve(w @ combined.plain_cross)
+    error = pilots[0].dequantize().double() - w
+    alpha = (error @ combined.hessian @ direction.T).trace() / (direction @ combined.hessian @ direction.T).trace()
+    assert target.alpha == pytest.approx(float(alpha), rel=1e-6)
+
+
+def test_no_residual_and_fixed_alpha():
+    _, _, _, w, moments = problem()
+    combined, factor = exact(Plain(), moments, 0.01)
+    for off in ("none", 0, 0.0):
+        target = residual_target(w, combined, factor, off, pilot=None)
+        assert target.weight is w
+        assert (target.alpha, target.energy) == (0.0, 0.0)
+    half = residual_target(w, combined, factor, 0.5, pilot=None)
+    torch.testing.assert_close(half.weight, w + 0.5 * factor.solve(w @ combined.cross))
+
+
+def test_residual_needs_paired_moments():
+    moments = Moments(4, paired=False)
+    moments.update(torch.randn(9, 4), None, torch.zeros(9, dtype=torch.bool), torch.ones(9))
+    combined, factor = exact(Plain(), moments, 0.01)
+    with pytest.raises(ValueError, match="paired moments"):
+        residual_target(torch.ones(2, 4).double(), combined, factor, "least-squares", pilot=None)
+
+
+def solve(weights, moments, metric=None, residual="least-squares", solver=None):
+    return tail_aware_quantize(
+        weights,
+        moments,
+        metric=metric or RareBAL(),
+        residual=residual,
+        solver=solver or Sweep(),
+        scheme=Scheme(group_size=32),
+        scale_dtype=torch.float16,
+    )
+
+
+def test_layers_that_share_an_input_share_its_metric_and_match_their_own_runs():
+    _, _, _, w, moments = problem()
+    both = solve({"q": w.float(), "k": -w.float()}, moments)
+    alone = solve({"q": w.float()}, moments)
+    assert torch.equal(both["q"].quantized.codes, alone["q"].quantized.codes)
+    assert both["q"].lam == both["k"].lam > 1
+    assert both["q"].alpha == pytest.approx(both["k"].alpha)
+
+
+def test_loss_is_the_relative_error_of_rounding_the_target():
+    _, _, _, w, moments = problem()
+    solution = solve({"w": w.float()}, moments, residual="none")["w"]
+    h = RareBAL().combine(moments).hessian
+    error = solution.quantized.dequantize().double() - w
+    expected = ((error @ h) * error).sum() / ((w @ h) * w).sum()
+    assert solution.loss == pytest.approx(float(expected), rel=1e-3)
+    assert solution.shift == 0.0
+
+
+def test_the_sweep_beats_rounding_in_its_metric_and_the_residual_cuts_the_output_error():
+    x, xf, tail, w, moments = problem(drift=0.3)
+    lam = RareBAL().combine(moments).lam
+    d = torch.where(tail, lam, 1.0).double()
+
+    def error(**options):
+        quantized = solve({"w": w.float()}, moments, **options)["w"].quantized
+        return weighted_error(x, xf, w, quantized.dequantize().double(), d)
+
+    rtn = error(residual="none", solver=RoundToNearest())
+    sweep = error(residual="none")
+    corrected = error(residual="least-squares")
+    assert corrected < sweep < rtn
+
+
+def test_a_dead_input_column_is_zeroed_and_counted():
+    x, xf, tail, w, _ = problem()
+    x[:, 5] = xf[:, 5] = 0
+    moments = Moments(64, paired=True)
+    moments.update(x.float(), xf.float(), tail, torch.ones(len(x)))
+    solution = solve({"w": w.float()}, moments)["w"]
+    assert solution.dead_columns == 1
+    assert (solution.quantized.dequantize()[:, 5] == 0).all()
+
+
+def test_a_singular_metric_is_damped():
+    x, xf, tail, w, _ = problem(rows=10)  # fewer positions than inputs
+    moments = Moments(64, paired=True)
+    moments.update(x.float(), xf.float(), tail, torch.ones(len(x)))
+    solution = solve({"w": w.float()}, moments)["w"]
+    assert solution.damp >= 0.01
+    assert torch.isfinite(solution.quantized.dequantize()).all()
+
+
+def test_a_failed_factorisation_raises_the_damping_and_says_so():
+    _, _, _, w, moments = problem()
+    moments.hessian["common"] -= 0.05 * moments.hessian["common"].diagonal().mean() * torch.eye(64)
+    moments.hessian["tail"].zero_()
+    moments.positions["tail"] = 0
+    moments.hessian["common"][:, 7] = moments.hessian["common"][7, :] = 0  # dead, and barely negative elsewhere
+    solution = solve({"w": w.float()}, moments, residual="none", solver=Sweep(damp=1e-6))["w"]
+    assert solution.retries > 0
+    assert solution.damp > 1e-6
+
+
+def test_static_act_order_keeps_natural_groups():
+    _, _, _, w, moments = problem()
+    solution = solve({"w": w.float()}, moments, solver=Sweep(act_order="static"))["w"]
+    assert solution.quantized.scales.shape == (24, 2)
+    plain = solve({"w": w.float()}, moments)["w"]
+    assert not torch.equal(solution.quantized.codes, plain.quantized.codes)
+    assert solution.loss < 1.5 * plain.loss
+
+
+def test_unknown_solver():
+    with pytest.raises(ValueError, match="sweep"):
+        make_solver("awq")

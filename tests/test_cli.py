@@ -1,0 +1,142 @@
+"""The command line, as a user types it."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+import tarq
+from tarq.cli import _labelled, app
+from tarq.config import TarqConfig
+
+runner = CliRunner()
+
+
+def run(*arguments: object, code: int = 0) -> str:
+    result = runner.invoke(app, [str(a) for a in arguments], catch_exceptions=code == 0)
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+def test_quantize_inspect_evaluate_transcribe(model_folder, manifest, tmp_path):
+    """The whole job: one model quantized two ways, inspected, scored, used."""
+    for method in ("rtn", "tarq"):
+        out = run(
+            "quantize", model_folder, tmp_path / method, "--method", method, "--calibration", manifest,
+            "--group-size", 32, "--json", tmp_path / f"{method}.json",
+        )  # fmt: skip
+        assert "32 layers quantized" in out
+    report = json.loads((tmp_path / "tarq.json").read_text())
+    assert len(report["layers"]) == 32
+    assert report["calibration"]["utterances"] == 8
+
+    out = run("inspect", tmp_path / "tarq", "--json", tmp_path / "inspect.json")
+    assert "no tail position: plain metric" in out.replace("\n", " ") or "plain" in out
+    assert json.loads((tmp_path / "inspect.json").read_text()) == report
+
+    out = run(
+        "evaluate", model_folder, tmp_path / "rtn", tmp_path / "tarq", "--data", manifest,
+        "--resamples", 200, "--json", tmp_path / "scores.json",
+    )  # fmt: skip
+    assert "paired differences" in out
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert scores["reference"] == "tiny-whisper"
+    (one,) = scores["sets"].values()
+    assert set(one["models"]) == {"tiny-whisper", "rtn", "tarq"}
+    assert one["models"]["tarq"]["figures"]["kl_rare"]["value"] > 0
+
+    audio = manifest.parent / "u0.wav"
+    run("transcribe", tmp_path / "tarq", audio, audio, "--json", tmp_path / "texts.json")
+    texts = json.loads((tmp_path / "texts.json").read_text())
+    assert [t["audio"] for t in texts] == [str(audio)] * 2
+    assert texts[0]["text"] == texts[1]["text"]
+
+
+def test_demo(model_folder, manifest, tmp_path):
+    out = run(
+        "demo", model_folder, "--calibration", manifest, "--data", manifest, "--score", 3,
+        "--json", tmp_path / "demo.json",
+    )  # fmt: skip
+    scores = json.loads((tmp_path / "demo.json").read_text())["sets"]["demo"]
+    assert list(scores["models"]) == ["full precision", "rtn", "gptq", "tarq"]
+    assert "next, on your own model" in out
+
+
+def test_options_override_the_preset(model_folder, manifest, tmp_path):
+    run(
+        "quantize", model_folder, tmp_path / "out", "--method", "gptq", "--residual", "0.5", "--metric", "random",
+        "--calibration", manifest, "--group-size", 64, "--tail-positions", "either", "--samples", 4,
+        "--ignore", "model.encoder", "--padding-weight", 0.1, "--asymmetric", "--scale-rule", "mse",
+    )  # fmt: skip
+    config = TarqConfig.from_dict(tarq.Report.read(tmp_path / "out").config)
+    assert config == TarqConfig(
+        metric="random", residual=0.5, group_size=64, tail_positions="either", samples=4, ignore=("model.encoder",),
+        padding_weight=0.1, symmetric=False, scale_rule="mse", scale_dtype="float16",
+    )  # fmt: skip
+
+
+def test_every_field_of_the_configuration_has_an_option():
+    from typer.main import get_command
+
+    options = {p.name for p in get_command(app).commands["quantize"].params}
+    assert set(TarqConfig.__dataclass_fields__) - {"symmetric"} <= options
+    assert "asymmetric" in options
+
+
+@pytest.mark.parametrize("command", ["quantize", "evaluate", "transcribe", "inspect", "doctor", "demo"])
+def test_help(command):
+    assert "--json" in run(command, "--help")
+
+
+def test_doctor(tmp_path):
+    out = run("doctor", "--json", tmp_path / "doctor.json")
+    assert "compiled extension" in out
+    checks = {c["check"]: c for c in json.loads((tmp_path / "doctor.json").read_text())}
+    assert checks["torch"]["ok"]
+    assert {"gram on the CPU", "group_quantize on the CPU", "w4_linear on the CPU"} <= set(checks)
+
+
+def script(*arguments: object) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, "-P", "-m", "tarq", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_errors_are_one_line(model_folder, manifest, tmp_path):
+    for arguments, message in (
+        (("quantize", model_folder, tmp_path, "--calibration", manifest), "--overwrite"),
+        (("quantize", model_folder, tmp_path / "o", "--calibration", tmp_path / "none.jsonl"), "none.jsonl"),
+        (("inspect", tmp_path), "tarq_report.json"),
+    ):
+        result = script(*arguments)
+        assert result.returncode == 1
+        assert message in result.stderr.replace("\n", "")
+        assert "Traceback" not in result.stderr
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_method_that_needs_speech_says_so(model_folder, tmp_path):
+    result = script("quantize", model_folder, tmp_path / "o")
+    assert result.returncode == 1
+    assert "calibration speech" in result.stderr.replace("\n", " ")
+
+
+def test_a_json_file_that_cannot_be_written_is_refused_before_the_work(tmp_path):
+    out = run("doctor", "--json", tmp_path / "nowhere" / "x.json", code=2)
+    assert "cannot be written" in out
+    assert "cannot be written" in run("doctor", "--json", tmp_path, code=2)
+
+
+def test_labels_tell_sources_apart():
+    assert _labelled(["a/x/manifest.jsonl", "b/y/manifest.jsonl"]) == {
+        "x": "a/x/manifest.jsonl",
+        "y": "b/y/manifest.jsonl",
+    }
+    assert list(_labelled(["a/out", "b/out", "a/out"])) == ["a/out", "b/out"]
+    assert list(_labelled(["openai/whisper-tiny"])) == ["whisper-tiny"]
+    assert list(_labelled(["out", "a/out"])) == ["out", "a/out"]

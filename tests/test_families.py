@@ -1,0 +1,107 @@
+"""Adapters: prompts, what a model must have, and what happens when it has not."""
+
+import pytest
+import torch
+from transformers import BertConfig, BertModel, WhisperConfig, WhisperModel
+
+import tarq
+from tarq.errors import ModelError
+from tarq.families.registry import adapt
+
+
+@pytest.fixture
+def recognizer(model_folder):
+    return tarq.load_recognizer(model_folder)
+
+
+def test_prompt_of_an_english_model(recognizer):
+    prompted = recognizer.prompt("the house")
+    assert prompted.ids[:2] == (1, 2)
+    assert prompted.ids[-1] == 0
+    assert recognizer.tokenizer.decode(prompted.ids[2:-1]) == " the house"
+    assert [t for t, flag in zip(prompted.ids, prompted.is_text, strict=True) if not flag] == [1, 2, 0]
+    covered = {c for (a, b), text in zip(prompted.offsets, prompted.is_text, strict=True) if text for c in range(a, b)}
+    assert covered == set(range(len("the house")))
+
+
+def test_prompt_of_a_multilingual_model(recognizer):
+    generation = recognizer.model.generation_config
+    generation.is_multilingual = True
+    generation.lang_to_id, generation.task_to_id = {"<|en|>": 50, "<|de|>": 51}, {"transcribe": 60, "translate": 61}
+    recognizer.language = "de"
+    assert recognizer.prompt("haus").ids[:4] == (1, 51, 60, 2)
+    recognizer.language = "xx"
+    with pytest.raises(ModelError, match="no language 'xx'; it knows de, en"):
+        recognizer.prompt("haus")
+
+
+def test_teacher_forced_logits_follow_the_prompt(recognizer):
+    """The adapter's batch gives the logits of the plain model call."""
+    features = torch.randn(80, 200)
+    ids = torch.tensor([[1, 2, 9, 12]])
+    with torch.no_grad():
+        expected = recognizer.model(input_features=features[None], decoder_input_ids=ids).logits
+        from tarq.families.family import Example, Prompted
+
+        prompted = Prompted((1, 2, 9, 12, 0), ((0, 0),) * 5, (False, False, True, True, False))
+        flags = torch.zeros(4, dtype=torch.bool)
+        batch = recognizer.collate([Example("x", features, 100, prompted, flags, flags)])
+        torch.testing.assert_close(recognizer.logits(batch), expected)
+
+
+def test_other_models_are_refused(recognizer):
+    bert = BertModel(BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=1, intermediate_size=16))
+    with pytest.raises(ModelError, match="BertModel.*'bert'.*supported: whisper"):
+        adapt(bert, recognizer.tokenizer, recognizer.feature_extractor, torch.float32)
+
+
+def test_a_whisper_without_the_expected_parts_is_refused(recognizer):
+    config = WhisperConfig(
+        d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=1, decoder_attention_heads=1,
+        encoder_ffn_dim=16, decoder_ffn_dim=16, vocab_size=400, pad_token_id=0, bos_token_id=0, eos_token_id=0,
+        decoder_start_token_id=1,
+    )  # fmt: skip
+    with pytest.raises(ModelError, match=r"WhisperModel has no model\.encoder\.layers"):
+        adapt(WhisperModel(config), recognizer.tokenizer, recognizer.feature_extractor, torch.float32)
+
+
+def test_a_tokenizer_without_offsets_is_refused(recognizer):
+    class Slow:
+        is_fast = False
+
+    with pytest.raises(ModelError, match="Slow gives no character offsets"):
+        adapt(recognizer.model, Slow(), recognizer.feature_extractor, torch.float32)
+
+
+def test_a_folder_without_tokenizer_is_named(model_folder, tmp_path):
+    import shutil
+
+    shutil.copytree(model_folder, tmp_path / "m", ignore=shutil.ignore_patterns("tokenizer*"))
+    with pytest.raises(ModelError, match=r"tokenizer=…"):
+        tarq.load_recognizer(tmp_path / "m")
+
+
+def test_a_folder_without_feature_extractor_is_named(model_folder, tmp_path):
+    import shutil
+
+    shutil.copytree(model_folder, tmp_path / "m", ignore=shutil.ignore_patterns("preprocessor*"))
+    with pytest.raises(ModelError, match=r"no feature_extractor there.*feature_extractor=…"):
+        tarq.load_recognizer(tmp_path / "m")
+
+
+def test_objects_the_user_has_already(model_folder, manifest):
+    """``tarq.quantize`` takes a plain transformers model; parts are found where it was loaded from, or passed."""
+    model = tarq.load(model_folder)
+    report = tarq.quantize(model, manifest, tarq.TarqConfig.preset("gptq", group_size=32, samples=2))
+    assert len(report.layers) == 32
+    assert report.config["scale_dtype"] == "float32"  # the dtype of the model handed in
+    orphan = tarq.load(model_folder)
+    orphan.config._name_or_path = ""
+    parts = tarq.load_recognizer(model_folder)
+    tarq.quantize(
+        orphan,
+        manifest,
+        tarq.TarqConfig.preset("rtn", group_size=32),
+        tokenizer=parts.tokenizer,
+        feature_extractor=parts.feature_extractor,
+    )

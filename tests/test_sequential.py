@@ -1,0 +1,238 @@
+"""The walk: order, pairing, shared inputs, rows, determinism, and what it says of trouble."""
+
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+
+import tarq
+from tarq.calibration import calibration_set
+from tarq.data.corpora import load_utterances
+from tarq.errors import CalibrationError
+from tarq.linear import QuantLinear
+from tarq.method.metrics import PositionWeights, RareBAL
+from tarq.method.statistics import Moments
+from tarq.report import Reporter
+from tarq.sequential import _first_input, _groups, choose_group_size, quantize_model
+
+CONFIG = tarq.TarqConfig(group_size=32, scale_dtype="float16", batch_size=3)
+
+
+@pytest.fixture
+def recognizer(model_folder):
+    return tarq.load_recognizer(model_folder)
+
+
+@pytest.fixture
+def batches(recognizer, manifest):
+    return calibration_set(recognizer, load_utterances(manifest), CONFIG, Reporter())[0]
+
+
+def test_blocks_are_watched_in_true_order(recognizer, batches):
+    stages = recognizer.stages()
+    encoder, decoder = stages
+    path = _first_input(encoder.blocks[0][1], encoder, batches[0], None)
+    assert [g.names for g in _groups(encoder.blocks[0][1], path)] == [
+        ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+        ("self_attn.out_proj",),
+        ("fc1",),
+        ("fc2",),
+    ]
+    audio = recognizer.encoder(batches[0].features).last_hidden_state
+    groups = _groups(decoder.blocks[0][1], _first_input(decoder.blocks[0][1], decoder, batches[0], audio))
+    assert [g.names for g in groups] == [
+        ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+        ("self_attn.out_proj",),
+        ("encoder_attn.q_proj",),
+        ("encoder_attn.k_proj", "encoder_attn.v_proj"),
+        ("encoder_attn.out_proj",),
+        ("fc1",),
+        ("fc2",),
+    ]
+    assert [g.context is not None for g in groups] == [False, False, False, True, False, False, False]
+
+
+def test_every_linear_of_the_blocks_is_swapped_and_the_rest_left(recognizer, batches):
+    records = quantize_model(recognizer, batches, CONFIG, Reporter())
+    packed = {n for n, m in recognizer.model.named_modules() if isinstance(m, QuantLinear)}
+    assert packed == {r.name for r in records}
+    assert len(packed) == 2 * 6 + 2 * 10
+    assert [n for n, m in recognizer.model.named_modules() if isinstance(m, nn.Linear)] == ["proj_out"]
+    assert recognizer.left_out() == {"proj_out": "outside the transformer blocks"}
+    decoder = [r for r in records if r.stage == "decoder" and "encoder_attn.k" not in r.name]
+    assert all(r.lam > 1 and r.tail_positions > 0 for r in decoder if "encoder_attn.v" not in r.name)
+    assert all(r.lam == 1 for r in records if r.stage == "encoder")
+
+
+def test_statistics_are_those_of_the_partly_quantized_network(recognizer, batches, monkeypatch):
+    """Moments of a late layer, recomputed from whole forward passes of both networks."""
+    full = tarq.load_recognizer(recognizer.model.config._name_or_path)
+    seen = {}
+    original = Moments.update
+
+    def spy(self, x, x_full, tail, weight):
+        seen.setdefault(id(self), []).append((x, x_full, tail, weight))
+        return original(self, x, x_full, tail, weight)
+
+    monkeypatch.setattr(Moments, "update", spy)
+    quantize_model(recognizer, batches, CONFIG, Reporter())
+    last = list(seen.values())[-1]  # fc2 of the last decoder block: everything before it is quantized
+
+    def inputs(r):
+        caught = []
+        block = r.decoder.layers[-1].fc2
+        handle = block.register_forward_pre_hook(lambda m, a: caught.append(a[0]))
+        with torch.no_grad():
+            for batch in batches:
+                r.logits(batch)
+        handle.remove()
+        return caught
+
+    for (x, x_full, _, weight), now, before in zip(last, inputs(recognizer), inputs(full), strict=True):
+        rows = weight > 0
+        torch.testing.assert_close(x[rows], now.flatten(0, 1)[rows], rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(x_full[rows], before.flatten(0, 1)[rows], rtol=1e-3, atol=1e-4)
+        assert not torch.allclose(x[rows], x_full[rows], atol=1e-3)
+
+
+def test_cross_attention_statistics_are_gathered_once_for_all_decoder_blocks(recognizer, batches, monkeypatch):
+    created = []
+    original = Moments.__init__
+
+    def spy(self, *args, **kwargs):
+        created.append(self)
+        original(self, *args, **kwargs)
+
+    monkeypatch.setattr(Moments, "__init__", spy)
+    quantize_model(recognizer, batches, CONFIG, Reporter())
+    assert len(created) == 2 * 4 + 2 * 6 + 1  # own inputs of each block, and the encoder's output once
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_batching_and_padding_do_not_change_the_statistics(model_folder, manifest, monkeypatch, size):
+    """First layers of encoder and decoder: the same moments whatever the batch."""
+
+    def moments(batch_size):
+        kept = []
+        original = Moments.update
+
+        def spy(self, *args):
+            if self not in kept:
+                kept.append(self)
+            return original(self, *args)
+
+        recognizer = tarq.load_recognizer(model_folder)
+        config = dataclasses.replace(CONFIG, batch_size=batch_size)
+        batches = calibration_set(recognizer, load_utterances(manifest), config, Reporter())[0]
+        with monkeypatch.context() as patch:
+            patch.setattr(Moments, "update", spy)
+            quantize_model(recognizer, batches, config, Reporter())
+        return kept
+
+    ours, expected = moments(size), moments(8)
+    for index in (0, 8):  # q/k/v of the first encoder and of the first decoder block
+        assert ours[index].positions == expected[index].positions
+        for side in ("common", "tail"):
+            difference = (ours[index].hessian[side] - expected[index].hessian[side]).norm()
+            assert difference <= 1e-5 * expected[index].hessian[side].norm()
+
+
+def test_padding_frames_count_with_their_weight(recognizer, batches, manifest):
+    def positions(weight):
+        r = tarq.load_recognizer(recognizer.model.config._name_or_path)
+        config = dataclasses.replace(CONFIG, padding_weight=weight)
+        return quantize_model(r, batches, config, Reporter())[0].positions
+
+    frames = sum(int((~b.positions["encoder"].padding).sum()) for b in batches)
+    assert positions(0.0) == frames
+    assert positions(0.5) == sum(b.positions["encoder"].padding.numel() for b in batches)
+
+
+def test_the_same_seed_gives_the_same_codes(model_folder, manifest):
+    def codes(**options):
+        recognizer = tarq.load_recognizer(model_folder)
+        tarq.quantize(recognizer, manifest, dataclasses.replace(CONFIG, **options))
+        return {n: m.weight_packed for n, m in recognizer.model.named_modules() if isinstance(m, QuantLinear)}
+
+    first, second = codes(metric="random"), codes(metric="random")
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    other = codes(metric="random", seed=1)
+    assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+def test_ignored_layers_stay_and_are_recorded(recognizer, batches):
+    ignore = ("model.encoder.layers.0", "model.decoder.layers.1.fc2")
+    records = quantize_model(recognizer, batches, dataclasses.replace(CONFIG, ignore=ignore), Reporter())
+    skipped = {r.name: r.skipped for r in records if r.skipped}
+    assert len(skipped) == 6 + 1
+    assert set(skipped.values()) == {"ignored by configuration"}
+    assert isinstance(recognizer.decoder.layers[1].fc2, nn.Linear)
+
+
+def test_rtn_reads_no_audio(recognizer):
+    records = quantize_model(
+        recognizer, [], tarq.TarqConfig.preset("rtn", group_size=32, scale_dtype="float16"), Reporter()
+    )
+    assert len(records) == 32
+    assert all(r.loss is None and r.positions == 0 for r in records)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_non_finite_activations_name_the_layer(recognizer, batches, bad):
+    recognizer.decoder.layers[1].fc1.weight.data[3, 5] = bad
+    with pytest.raises(CalibrationError, match=r"model\.decoder\.layers\.1\.fc2.*NaN or infinite.*utterances"):
+        quantize_model(
+            recognizer,
+            batches,
+            dataclasses.replace(CONFIG, ignore=("model.decoder.layers.1.fc1",)),
+            Reporter(),
+        )
+
+
+def test_a_weight_per_position_takes_the_place_of_the_metric(model_folder, batches):
+    def codes(metric):
+        recognizer = tarq.load_recognizer(model_folder)
+        records = quantize_model(recognizer, batches, CONFIG, Reporter(), metric)
+        return records, {n: m.weight_packed for n, m in recognizer.model.named_modules() if isinstance(m, QuantLinear)}
+
+    records, weighted = codes(
+        PositionWeights(lambda key: torch.linspace(0, 1, 100) if "encoder" in key else _none(key))
+    )
+    assert all(r.lam == 1 for r in records)
+    _, plain = codes(RareBAL())
+    assert any(not torch.equal(weighted[name], plain[name]) for name in plain)
+
+
+def _none(key):
+    raise KeyError(key)
+
+
+@pytest.mark.parametrize(
+    ("inputs", "asked", "got"),
+    [(384, 128, 128), (288, 128, 32), (320, 128, 64), (416, 128, 32), (96, 32, 32)],
+)
+def test_group_size_divides_the_layer(inputs, asked, got):
+    size, note = choose_group_size(inputs, asked)
+    assert size == got
+    assert bool(note) == (size != asked)
+
+
+def test_no_group_size_divides():
+    with pytest.raises(CalibrationError, match="12 inputs"):
+        choose_group_size(12, 128)
+
+
+def test_progress_is_reported(recognizer, batches):
+    class Listener(Reporter):
+        total, seen = 0, 0
+
+        def start(self, layers):
+            self.total = layers
+
+        def layer(self, record):
+            self.seen += 1
+
+    listener = Listener()
+    quantize_model(recognizer, batches, CONFIG, listener)
+    assert listener.total == listener.seen == 32
