@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import platform
 import shutil
 from importlib.metadata import PackageNotFoundError, version
@@ -29,6 +30,7 @@ def checks() -> list[Check]:
         _compiler(),
     ]
     for name in OPERATIONS:
+        importlib.import_module(f"tarq.kernels.{name}")  # declares the operator
         native = dispatch.has_native(name, "cpu")
         found.append((f"{name} on the CPU", True, "C++" if native else "PyTorch"))
         if torch.cuda.is_available():

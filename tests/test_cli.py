@@ -127,9 +127,8 @@ def test_a_method_that_needs_speech_says_so(model_folder, tmp_path):
 
 
 def test_a_json_file_that_cannot_be_written_is_refused_before_the_work(tmp_path):
-    out = run("doctor", "--json", tmp_path / "nowhere" / "x.json", code=2)
-    assert "cannot be written" in out
-    assert "cannot be written" in run("doctor", "--json", tmp_path, code=2)
+    for path in (tmp_path / "nowhere" / "x.json", tmp_path):
+        assert "Invalid value" in run("doctor", "--json", path, code=2)
 
 
 def test_labels_tell_sources_apart():

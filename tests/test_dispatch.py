@@ -6,7 +6,6 @@ import textwrap
 
 import pytest
 import torch
-
 from tarq.kernels import dispatch
 from tarq.kernels.gram import gram
 

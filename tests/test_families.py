@@ -51,7 +51,7 @@ def test_teacher_forced_logits_follow_the_prompt(recognizer):
 
 def test_other_models_are_refused(recognizer):
     bert = BertModel(BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=1, intermediate_size=16))
-    with pytest.raises(ModelError, match="BertModel.*'bert'.*supported: whisper"):
+    with pytest.raises(ModelError, match=r"BertModel.*'bert'.*supported: whisper"):
         adapt(bert, recognizer.tokenizer, recognizer.feature_extractor, torch.float32)
 
 
