@@ -162,9 +162,7 @@ def show(records: list[dict]) -> None:
     ):
         table.add_column(name, justify="right")
     for r in records:
-        numbers = [
-            r[k] for k in ("factor_seconds", "sweep_seconds", "seconds", "reference_seconds", "peer_seconds")
-        ]
+        numbers = [r[k] for k in ("factor_seconds", "sweep_seconds", "seconds", "reference_seconds", "peer_seconds")]
         table.add_row(
             " × ".join(map(str, r["shape"])),
             r["dtype"],
@@ -182,17 +180,13 @@ def show(records: list[dict]) -> None:
 
 def main() -> int:
     """Command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer-python", help="interpreter of an environment with gptqmodel")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, torch.get_num_threads()])
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--dtype", choices=("float32", "float64"), default="float32")
     parser.add_argument("--rule", choices=("absmax", "minmax", "mse"), default="absmax")
-    parser.add_argument(
-        "--shapes", nargs="+", default=["x".join(map(str, s)) for s in SHAPES], metavar="OUTxIN"
-    )
+    parser.add_argument("--shapes", nargs="+", default=["x".join(map(str, s)) for s in SHAPES], metavar="OUTxIN")
     parser.add_argument("--reference", action="store_true", help="also time the reference on every shape")
     parser.add_argument("--json", type=Path, help="write the records here")
     options = parser.parse_args()
@@ -204,9 +198,7 @@ def main() -> int:
         for shape in options.shapes:
             m, n = map(int, shape.split("x"))
             slow = options.reference or n <= 1280
-            records.append(
-                measure(m, n, getattr(torch, options.dtype), options.rule, options.turns, peer, slow)
-            )
+            records.append(measure(m, n, getattr(torch, options.dtype), options.rule, options.turns, peer, slow))
         if peer:
             peer.close()
     show(records)

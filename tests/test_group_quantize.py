@@ -102,8 +102,7 @@ def test_backends_agree_on_loss_and_scales(scale_dtype, ordered):
     factor = factorize(h, order=falling(h) if ordered else None)
     for scheme in SCHEMES[:5]:
         ours, reference = (
-            group_quantize(w, factor, scheme, scale_dtype=scale_dtype, backend=b)
-            for b in ("native", "reference")
+            group_quantize(w, factor, scheme, scale_dtype=scale_dtype, backend=b) for b in ("native", "reference")
         )
         assert ours.scales.dtype == reference.scales.dtype == scale_dtype
         assert (ours.codes == reference.codes).double().mean() >= 0.999
@@ -175,9 +174,7 @@ def test_result_does_not_depend_on_threads():
         for threads in (1, 2, 3, 7):
             torch.set_num_threads(threads)
             factor = factorize(h)
-            results.append(
-                (factor.upper, *vars(group_quantize(w, factor, Scheme(scale_rule="mse"))).values())
-            )
+            results.append((factor.upper, *vars(group_quantize(w, factor, Scheme(scale_rule="mse"))).values()))
     finally:
         torch.set_num_threads(before)
     for result in results[1:]:
@@ -237,9 +234,7 @@ def test_failed_cholesky_raises_the_damping(backend):
     assert factor.retries >= 1
     assert factor.damp > 0
     hopeless = torch.eye(40) - 2 * torch.ones(40, 40).fill_diagonal_(0)
-    with pytest.raises(
-        torch.linalg.LinAlgError, match=r"not positive definite with damping 1 after 2 retries"
-    ):
+    with pytest.raises(torch.linalg.LinAlgError, match=r"not positive definite with damping 1 after 2 retries"):
         factorize(hopeless, backend=backend)
 
 

@@ -29,9 +29,7 @@ def encode(weights: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, schem
     return (torch.round(weights / scale) + zero).clamp(0, scheme.max_code)
 
 
-def group_scales(
-    weights: torch.Tensor, scheme: Scheme, scale_dtype: torch.dtype
-) -> tuple[torch.Tensor, torch.Tensor]:
+def group_scales(weights: torch.Tensor, scheme: Scheme, scale_dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     """Scale and zero point of groups of weights.
 
     Scales are rounded to ``scale_dtype`` before anything is rounded with them, because that is what the
@@ -77,9 +75,7 @@ def group_scales(
     return torch.where(magnitude > 0, scale, 1.0), zero
 
 
-def natural_scales(
-    weight: torch.Tensor, scheme: Scheme, scale_dtype: torch.dtype
-) -> tuple[torch.Tensor, torch.Tensor]:
+def natural_scales(weight: torch.Tensor, scheme: Scheme, scale_dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     """:func:`group_scales` of every group of ``weight [m, n]``; two ``[m, ceil(n / group_size)]``."""
     pairs = [group_scales(group, scheme, scale_dtype) for group in weight.split(scheme.group_size, dim=1)]
     scales, zeros = zip(*pairs, strict=True)
