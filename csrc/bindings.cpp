@@ -4,12 +4,12 @@
 
 // `import tarq._C` loads this library, whose static initialisers register the operators; the module is empty.
 extern "C" PyObject* PyInit__C() {
-  static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr,
-                               nullptr};
+  static PyModuleDef module = {
+      PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
   return PyModule_Create(&module);
 }
 
-// ---- group_quantize ----------------------------------------------------------------------------------------
+// ---- group_quantize ----
 
 #include <ATen/Dispatch.h>
 #include <ATen/Parallel.h>
@@ -17,17 +17,17 @@ extern "C" PyObject* PyInit__C() {
 #include <torch/library.h>
 
 #include <atomic>
-#include <limits>
 #include <optional>
 #include <string_view>
 #include <tuple>
 #include <vector>
 
+#include "bindings_group_quantize.h"
 #include "cpu/group_quantize.h"
 
 namespace {
 
-// Call body(0) … body(count − 1) over torch's threads, each taking the next one when it is done with the last.
+// Call body(0) … body(count − 1) over torch's threads, each taking the next one when it is done.
 template <typename Body>
 void for_each_dynamic(int64_t count, const Body& body) {
   std::atomic<int64_t> next{0};
@@ -85,41 +85,13 @@ std::tuple<at::Tensor, at::Tensor> upper_cholesky(const at::Tensor& hessian, con
   return {upper, info};
 }
 
-tarq::Lattice lattice(int64_t bits, bool symmetric, c10::string_view rule, at::ScalarType scale_dtype) {
-  tarq::Lattice lattice{};
-  lattice.max_code = (1 << bits) - 1;
-  lattice.symmetric_zero = 1 << (bits - 1);
-  lattice.symmetric = symmetric;
-  TORCH_CHECK(rule == "absmax" || rule == "minmax" || rule == "mse", "unknown scale rule ", rule);
-  lattice.rule = rule == "mse"      ? tarq::ScaleRule::kMse
-                 : rule == "minmax" ? tarq::ScaleRule::kMinmax
-                                    : tarq::ScaleRule::kAbsmax;
-  if (scale_dtype == at::kHalf) {
-    lattice.dropped_bits = 13;
-    lattice.least_scale = std::numeric_limits<c10::Half>::min();
-    lattice.largest_scale = std::numeric_limits<c10::Half>::max();
-  } else if (scale_dtype == at::kBFloat16) {
-    lattice.dropped_bits = 16;
-    lattice.least_scale = std::numeric_limits<c10::BFloat16>::min();
-    lattice.largest_scale = std::numeric_limits<c10::BFloat16>::max();
-  } else {
-    TORCH_CHECK(scale_dtype == at::kFloat, "scales are float16, bfloat16 or float32, not ", scale_dtype);
-    lattice.least_scale = std::numeric_limits<float>::min();
-    lattice.largest_scale = std::numeric_limits<float>::max();
-  }
-  return lattice;
-}
-
 using Quantized = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
 Quantized group_quantize(const at::Tensor& weight, const at::Tensor& upper,
                          const std::optional<at::Tensor>& order, int64_t bits, int64_t group_size,
                          bool symmetric, c10::string_view rule, at::ScalarType scale_dtype) {
-  TORCH_CHECK(weight.dim() == 2, "weight must be [m, n]");
+  tarq::check_layer(weight, upper, bits, group_size);
   const int64_t m = weight.size(0), n = weight.size(1);
-  TORCH_CHECK(upper.dim() == 2 && upper.size(0) == n && upper.size(1) == n, "upper must be [n, n]");
-  TORCH_CHECK(weight.scalar_type() == upper.scalar_type(), "weight and upper must share a dtype");
-  TORCH_CHECK(bits >= 1 && bits <= 8 && group_size >= 1, "bits or group_size out of range");
   const int64_t groups = (n + group_size - 1) / group_size;
   const at::Tensor w = weight.contiguous(), factor = upper.contiguous();
   const auto bytes = w.options().dtype(at::kByte);
@@ -154,7 +126,7 @@ Quantized group_quantize(const at::Tensor& weight, const at::Tensor& upper,
     layer.packed = packed.const_data_ptr<scalar_t>();
     layer.order = order ? visit.const_data_ptr<int64_t>() : nullptr;
     layer.position = order ? position.data() : nullptr;
-    layer.lattice = lattice(bits, symmetric, rule, scale_dtype);
+    layer.lattice = tarq::lattice(bits, symmetric, rule, scale_dtype);
     layer.codes = codes.mutable_data_ptr<uint8_t>();
     layer.scales = scales.mutable_data_ptr<scalar_t>();
     layer.zeros = zeros.mutable_data_ptr<uint8_t>();
@@ -175,7 +147,7 @@ TORCH_LIBRARY_IMPL(tarq, CPU, m) {
   m.impl("group_quantize", &group_quantize);
 }
 
-// ---- end of group_quantize ---------------------------------------------------------------------------------
+// ---- end of group_quantize ----
 
 // ---- w4_linear
 // ---------------------------------------------------------------------------------------------
