@@ -70,9 +70,7 @@ def w4_linear(
     if dispatch.use_reference(backend):
         return reference(x, weight_packed, weight_scale, weight_zero_point, bias, in_features, group_size)
     if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
-        return _Differentiable.apply(
-            x, weight_packed, weight_scale, weight_zero_point, bias, in_features, group_size
-        )
+        return _Differentiable.apply(x, weight_packed, weight_scale, weight_zero_point, bias, in_features, group_size)
     return _op(x, weight_packed, weight_scale, weight_zero_point, bias, in_features, group_size)
 
 

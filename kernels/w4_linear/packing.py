@@ -36,9 +36,7 @@ def pack(codes: Tensor, bits: int) -> Tensor:
     if codes.dtype != torch.uint8 or codes.dim() != 2:
         raise ValueError(f"codes must be a uint8 matrix [N, K], not {codes.dtype} {list(codes.shape)}")
     if codes.numel() and int(codes.max()) >= 2**bits:
-        raise ValueError(
-            f"codes must be below {2**bits} to fit {bits} bits; the largest is {int(codes.max())}"
-        )
+        raise ValueError(f"codes must be below {2**bits} to fit {bits} bits; the largest is {int(codes.max())}")
     rows, count = codes.shape
     padded = torch.nn.functional.pad(codes, (0, -count % 32)).reshape(rows, -1, 8)
     eights = padded[..., 0].long()

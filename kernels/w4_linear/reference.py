@@ -42,9 +42,7 @@ def dequantize(
         zeros = unpack_zeros(weight_zero_point, bits, rows).to(weight_scale.dtype)
 
     def spread(per_group: Tensor) -> Tensor:
-        return per_group.repeat_interleave(group_size, dim=1, output_size=groups * group_size)[
-            :, :in_features
-        ]
+        return per_group.repeat_interleave(group_size, dim=1, output_size=groups * group_size)[:, :in_features]
 
     # Differences of codes are small integers, exact in all three dtypes: the one rounding is the product's.
     return (codes.to(weight_scale.dtype) - spread(zeros)) * spread(weight_scale)
