@@ -1,5 +1,4 @@
-// The CUDA counterpart of bindings.cpp: checks tensors, hands raw pointers to the launchers in cuda/, and
-// leaves the matrix products to torch.
+// group_quantize on CUDA: the launchers of cuda/group_quantize.h, with the matrix products left to torch.
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/arange.h>
 #include <ATen/ops/argsort.h>
@@ -16,10 +15,8 @@
 #include <optional>
 #include <tuple>
 
-#include "bindings_group_quantize.h"
+#include "bindings/group_quantize.h"
 #include "cuda/group_quantize.h"
-
-// ---- group_quantize ----
 
 namespace {
 
