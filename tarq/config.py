@@ -16,7 +16,7 @@ TailPositions = Literal["input", "target", "either"]
 Transcripts = Literal["reference", "self"]
 ActOrder = Literal["none", "static"]
 ScaleDtype = Literal["auto", "float16", "bfloat16", "float32"]
-RESIDUALS = ("least-squares", "paper", "none")
+RESIDUALS = ("cross-fitted", "least-squares", "paper", "none")
 
 #: What the named methods switch on and off; everything else is the same path.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -41,7 +41,8 @@ class TarqConfig:
         cost_ratio: c of ``λ = c · tr(H_C) / tr(H_T)``.
         max_lambda: cap on λ, none by default.
         residual: correction for the drift of the layers already quantized: ``least-squares`` (weighted
-            cross-moment, closed-form α), ``paper`` (its α), ``none``, or a float used as a fixed α.
+            cross-moment, closed-form α), ``cross-fitted`` (the same direction, α judged on positions it was
+            not fitted on), ``paper`` (its α), ``none``, or a float used as a fixed α.
         solver: ``sweep`` (Cholesky-based, GPTQ's codes) or ``rtn`` (round to nearest).
         damp: δ = damp · mean(diag H) is added to the metric's diagonal.
         act_order: ``none``, or ``static``: scales first, then columns by falling diag(H).

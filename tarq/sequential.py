@@ -148,7 +148,7 @@ class _Walk:
             )
             for b, (full, quantized) in zip(self.batches, handed, strict=True)
         ]
-        shared: dict[str, Moments] = {}  # of tensors that every block of the stage reads
+        shared: dict[str, list[Moments]] = {}  # of tensors that every block of the stage reads
         for name, block in stage.blocks:
             full_block = copy.deepcopy(block) if self.paired else None
             groups = _groups(block, pairs[0].quantized)
@@ -175,24 +175,24 @@ class _Walk:
         full_block: nn.Module | None,
         group: _Group,
         pairs: list[_Pair],
-        shared: dict[str, Moments],
+        shared: dict[str, list[Moments]],
     ) -> None:
         linears = {n: _linear(block, n) for n in group.names if self._wanted(f"{block_name}.{n}")}
         if not linears:
             return
         label = f"{block_name}.{'|'.join(linears)}"
-        moments = shared.get(group.context or "")
-        if moments is None:
-            moments = self._moments(stage, label, block, full_block, group, pairs)
+        parts = shared.get(group.context or "")
+        if parts is None:
+            parts = self._moments(stage, label, block, full_block, group, pairs)
             if group.context:
-                shared[group.context] = moments
+                shared[group.context] = parts
         first = next(iter(linears.values()))
         group_size, note = choose_group_size(first.in_features, self.config.group_size)
         scheme = self.config.scheme(group_size)
         try:
             solutions = tail_aware_quantize(
                 {n: linear.weight for n, linear in linears.items()},
-                moments,
+                parts,
                 metric=self.metric,
                 residual=self.config.residual,
                 solver=self.solver,
@@ -201,8 +201,9 @@ class _Walk:
             )
         except (torch.linalg.LinAlgError, ValueError) as error:
             raise CalibrationError(f"{label}: {error}") from error
+        positions = {side: sum(part.positions[side] for part in parts) for side in ("common", "tail")}
         for name, solution in solutions.items():
-            self._swap(stage, block_name, block, name, solution, group_size, moments.positions, note)
+            self._swap(stage, block_name, block, name, solution, group_size, positions, note)
 
     def _moments(
         self,
@@ -212,10 +213,15 @@ class _Walk:
         full_block: nn.Module | None,
         group: _Group,
         pairs: list[_Pair],
-    ) -> Moments:
-        """One pass over the calibration set: the group's inputs on both paths into running moments."""
+    ) -> list[Moments]:
+        """One pass over the calibration set: the group's inputs on both paths into running moments.
+
+        Cross-fitting wants two halves: batches take turns. Both hold sums only, so nothing more is computed.
+        """
         name = group.names[0]
-        moments = Moments(_linear(block, name).in_features, paired=self.paired, device=self.recognizer.device)
+        features, device = _linear(block, name).in_features, self.recognizer.device
+        folds = 2 if self.config.residual == "cross-fitted" else 1
+        parts = [Moments(features, paired=self.paired, device=device) for _ in range(folds)]
         reads = stage.reads if group.context else stage.name
         for index, pair in enumerate(pairs):
             x = _input_of(block, name, pair.quantized, group.context)
@@ -226,15 +232,17 @@ class _Walk:
             if x.shape[:-1].numel() != len(tail):
                 raise CalibrationError(f"{label}: its input has {x.shape[:-1].numel()} rows for {len(tail)} positions")
             try:
-                moments.update(x.flatten(0, -2), None if x_full is None else x_full.flatten(0, -2), tail, weight)
+                parts[index % folds].update(
+                    x.flatten(0, -2), None if x_full is None else x_full.flatten(0, -2), tail, weight
+                )
             except ValueError as error:
                 raise CalibrationError(
                     f"{label}: {error} on utterances {', '.join(pair.batch.ids)}; check the audio and the "
                     "model's dtype (float16 overflows: load it in float32 or bfloat16)"
                 ) from error
-        if sum(moments.positions.values()) == 0:
-            raise CalibrationError(f"{label}: no calibration position has any weight")
-        return moments
+        if any(sum(part.positions.values()) == 0 for part in parts):
+            raise CalibrationError(f"{label}: {folds} batches of utterances with audio and text are needed at least")
+        return parts
 
     def _row_weights(self, stage: str, index: int, batch: Batch) -> tuple[Tensor, Tensor]:
         """Side and weight of each row of a batch, flattened; the same for every layer of the stage."""

@@ -116,7 +116,7 @@ def test_residual_needs_paired_moments():
 def solve(weights, moments, metric=None, residual="least-squares", solver=None):
     return tail_aware_quantize(
         weights,
-        moments,
+        [moments],
         metric=metric or RareBAL(),
         residual=residual,
         solver=solver or Sweep(),

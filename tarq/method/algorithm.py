@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,10 +11,10 @@ from torch import Tensor
 
 from ..kernels.group_quantize import Quantized
 from ..kernels.scheme import Scheme
-from .metrics import Metric
-from .residual import inner, residual_target
+from .metrics import Metric, rebalance
+from .residual import Half, inner, residual_target
 from .solvers import Solver
-from .statistics import Moments
+from .statistics import Moments, pooled
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class Solution:
 
 def tail_aware_quantize(
     weights: Mapping[str, Tensor],
-    moments: Moments,
+    parts: Sequence[Moments],
     *,
     metric: Metric,
     residual: str | float,
@@ -61,7 +61,8 @@ def tail_aware_quantize(
 
     Args:
         weights: name to [m, n] weight.
-        moments: of the shared input, n wide.
+        parts: moments of the shared input, n wide, over parts of the calibration set (two halves for
+            ``residual="cross-fitted"``, otherwise as many as convenient).
         metric: puts both sides together.
         residual: see :func:`tarq.method.residual.residual_target`.
         solver: chooses the codes.
@@ -71,9 +72,13 @@ def tail_aware_quantize(
     Raises:
         torch.linalg.LinAlgError: the metric is not positive definite even at the largest damping.
     """
-    rebalanced = metric.combine(moments)  # λ, H_rB, H_Δ
+    rebalanced = metric.combine(pooled(parts))  # λ, H_rB, H_Δ
     factor = solver.factorize(rebalanced.hessian)
     dtype = factor.upper.dtype  # the solver's arithmetic
+    halves = []
+    if residual == "cross-fitted":
+        for half in (rebalance(part, rebalanced.lam) for part in parts):
+            halves.append(Half(half.to(dtype), solver.factorize(half.hessian)))
     rebalanced = rebalanced.to(dtype)
 
     solutions = {}
@@ -85,6 +90,7 @@ def tail_aware_quantize(
             factor,
             residual,
             partial(solver.quantize, w, factor, scheme, scale_dtype),  # Ŵ0
+            halves,
         )
         quantized = solver.quantize(target.weight, factor, scheme, scale_dtype)  # Ŵ
         error = quantized.dequantize().to(dtype) - target.weight

@@ -65,7 +65,8 @@ class Metric(Protocol):
         ...
 
 
-def _sum(moments: Moments, lam: float, note: str = "") -> Rebalanced:
+def rebalance(moments: Moments, lam: float, note: str = "") -> Rebalanced:
+    """Both sides put together, a tail position counting λ times."""
     hessian = moments.hessian["common"] + lam * moments.hessian["tail"]
     if moments.cross is None:
         return Rebalanced(hessian, None, None, lam, note)
@@ -82,7 +83,7 @@ class Plain:
         return torch.zeros_like(tail), None
 
     def combine(self, moments: Moments) -> Rebalanced:
-        return _sum(moments, 1.0)
+        return rebalance(moments, 1.0)
 
 
 @dataclass(frozen=True)
@@ -105,19 +106,19 @@ class RareBAL:
 
     def combine(self, moments: Moments) -> Rebalanced:
         if moments.positions["tail"] == 0:
-            return _sum(moments, 1.0, "no tail position: plain metric")
+            return rebalance(moments, 1.0, "no tail position: plain metric")
         if moments.positions["common"] == 0:
-            return _sum(moments, 1.0, "no common position: plain metric")
+            return rebalance(moments, 1.0, "no common position: plain metric")
         trace_common = float(moments.hessian["common"].trace())
         trace_tail = float(moments.hessian["tail"].trace())
         lam = self.cost_ratio * trace_common / (trace_tail + _EPSILON)
         if self.max_lambda is not None and lam > self.max_lambda:
-            return _sum(moments, self.max_lambda, f"λ capped at {self.max_lambda:g} (was {lam:.1f})")
+            return rebalance(moments, self.max_lambda, f"λ capped at {self.max_lambda:g} (was {lam:.1f})")
         share = moments.positions["tail"] / sum(moments.positions.values())
         expected = self.cost_ratio * (1 - share) / share
         unusual = expected > 0 and not 0.2 < lam / expected < 5
         note = f"λ = {lam:.1f} where the position counts suggest {expected:.1f}" if unusual else ""
-        return _sum(moments, lam, note)
+        return rebalance(moments, lam, note)
 
 
 @dataclass(frozen=True)
@@ -171,7 +172,7 @@ class PositionWeights:
         return torch.zeros_like(tail), weight.float()
 
     def combine(self, moments: Moments) -> Rebalanced:
-        return _sum(moments, 1.0)
+        return rebalance(moments, 1.0)
 
 
 def make_metric(name: str, *, cost_ratio: float = 1.0, max_lambda: float | None = None, seed: int = 0) -> Metric:
