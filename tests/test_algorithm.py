@@ -5,10 +5,10 @@ import torch
 from tarq.kernels.scheme import Scheme
 
 from tarq.method.algorithm import tail_aware_quantize
-from tarq.method.metrics import Plain, RareBAL
-from tarq.method.residual import residual_target
+from tarq.method.metrics import Plain, RareBAL, rebalance
+from tarq.method.residual import Half, cross_fitted_alpha, residual_target
 from tarq.method.solvers import RoundToNearest, Sweep, make_solver
-from tarq.method.statistics import Moments
+from tarq.method.statistics import Moments, pooled
 
 
 def problem(rows: int = 400, n: int = 64, m: int = 24, drift: float = 0.3, seed: int = 0):
@@ -103,6 +103,62 @@ def test_no_residual_and_fixed_alpha():
         assert (target.alpha, target.energy) == (0.0, 0.0)
     half = residual_target(w, combined, factor, 0.5, pilot=None)
     torch.testing.assert_close(half.weight, w + 0.5 * factor.solve(w @ combined.cross))
+
+
+def halves_of(x, xf, tail, metric=Plain(), damp=0.01):
+    """The pooled problem and its two halves, as the algorithm makes them."""
+    parts = []
+    for rows in (slice(0, None, 2), slice(1, None, 2)):
+        parts.append(Moments(x.shape[1], paired=True))
+        parts[-1].update(x[rows].float(), xf[rows].float(), tail[rows], torch.ones(len(x[rows])))
+    combined = metric.combine(pooled(parts))
+    solver = Sweep(damp=damp, dtype=torch.float64)
+    each = [rebalance(part, combined.lam) for part in parts]
+    return combined, solver.factorize(combined.hessian), [Half(h, solver.factorize(h.hessian)) for h in each]
+
+
+def test_cross_fitting_does_not_trust_noise():
+    """A drift that has nothing to do with the input: least squares fits it by chance, cross-fitting does not."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(300, 64, generator=generator).double()
+    xf = x + 0.3 * torch.randn(300, 64, generator=generator).double()
+    w = torch.randn(24, 64, generator=generator).double()
+    unseen = torch.randn(5000, 64, generator=generator).double()
+    combined, factor, halves = halves_of(x, xf, torch.zeros(300, dtype=torch.bool))
+    fitted = residual_target(w, combined, factor, "least-squares", None)
+    trusted = residual_target(w, combined, factor, "cross-fitted", None, halves)
+    assert fitted.alpha >= 1
+    assert trusted.alpha < 0.25
+    d = torch.ones(5000).double()
+    least, cross = (weighted_error(unseen, unseen, w, t.weight, d) for t in (fitted, trusted))
+    assert cross < 0.1 * least  # with nothing to correct, whatever a correction does is damage
+
+
+def test_cross_fitting_trusts_a_drift_that_follows_the_input():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(300, 64, generator=generator).double()
+    drift = 0.1 * torch.randn(64, 64, generator=generator).double()
+    combined, factor, halves = halves_of(x, x + x @ drift, torch.zeros(300, dtype=torch.bool))
+    w = torch.randn(24, 64, generator=generator).double()
+    assert residual_target(w, combined, factor, "cross-fitted", None, halves).alpha == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("drift", [0.05, 0.5])
+@pytest.mark.parametrize("metric", [Plain(), RareBAL()])
+def test_cross_fitting_never_increases_the_weighted_output_error(seed, drift, metric):
+    x, xf, tail, w, _ = problem(drift=drift, seed=seed)
+    combined, factor, halves = halves_of(x, xf, tail, metric)
+    target = residual_target(w, combined, factor, "cross-fitted", None, halves)
+    d = torch.where(tail, combined.lam, 1.0).double()
+    assert 0 <= target.alpha < 1.5
+    before, after = weighted_error(x, xf, w, w, d), weighted_error(x, xf, w, target.weight, d)
+    assert after < before if target.alpha else after == before
+
+
+def test_cross_fitting_needs_two_halves():
+    with pytest.raises(ValueError, match="two halves"):
+        cross_fitted_alpha(torch.ones(1, 1), [])
 
 
 def test_residual_needs_paired_moments():

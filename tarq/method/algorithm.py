@@ -75,10 +75,10 @@ def tail_aware_quantize(
     rebalanced = metric.combine(pooled(parts))  # λ, H_rB, H_Δ
     factor = solver.factorize(rebalanced.hessian)
     dtype = factor.upper.dtype  # the solver's arithmetic
-    halves = []
+    halves: list[Half] = []
     if residual == "cross-fitted":
-        for half in (rebalance(part, rebalanced.lam) for part in parts):
-            halves.append(Half(half.to(dtype), solver.factorize(half.hessian)))
+        each = [rebalance(part, rebalanced.lam) for part in parts]
+        halves = [Half(half.to(dtype), solver.factorize(half.hessian)) for half in each]
     rebalanced = rebalanced.to(dtype)
 
     solutions = {}
