@@ -43,6 +43,11 @@ def with_cuda() -> bool:
     return False
 
 
+def files(pattern: str) -> list[str]:
+    """Sources by pattern, relative to the root as setuptools wants them."""
+    return sorted(str(p.relative_to(ROOT)) for p in ROOT.glob(pattern))
+
+
 def extension() -> dict:
     """``setup()`` arguments that build ``tarq._C``; empty with TARQ_SKIP_EXTENSION=1."""
     if os.environ.get("TARQ_SKIP_EXTENSION") == "1":
@@ -51,15 +56,14 @@ def extension() -> dict:
     from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
 
     cuda = with_cuda()
-    sources = ["csrc/bindings.cpp", *sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/cpu/*.cpp"))]
+    sources = files("csrc/cpu/*.cpp") + [f for f in files("csrc/bindings/*.cpp") if not f.endswith("_cuda.cpp")]
     # -g0: a third of the compile time. No -march: each instruction set is its own file, chosen at run time.
     cxx = ["-O3", "-g0", "-std=c++20", "-fopenmp", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
     flags = {"cxx": cxx}
     kind = CppExtension
     if cuda:
         kind = CUDAExtension
-        sources += ["csrc/bindings_cuda.cpp"]
-        sources += sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/cuda/*.cu"))
+        sources += files("csrc/cuda/*.cu") + files("csrc/bindings/*_cuda.cpp")
         flags["nvcc"] = ["-O3", "-std=c++17", "--use_fast_math", "-lineinfo"]
     include = [str(ROOT / "csrc")]
     ext = kind("tarq._C", sources, include_dirs=include, extra_compile_args=flags, extra_link_args=["-fopenmp"])

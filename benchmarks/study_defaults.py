@@ -30,6 +30,7 @@ CONFIGURATIONS = {
     "rtn": ("rtn", {}),
     "gptq": ("gptq", {}),
     "gptq+ls": ("gptq", {"residual": "least-squares"}),
+    "gptq-padding1": ("gptq", {"padding_weight": 1.0}),
     "gptq+paper": ("gptq", {"residual": "paper"}),
     "rarebal": ("tarq", {"residual": "none"}),
     "tarq": ("tarq", {}),

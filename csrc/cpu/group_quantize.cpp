@@ -2,11 +2,11 @@
 #define TARQ_ISA generic
 #define TARQ_VECTOR_BYTES 16
 #define TARQ_PANEL 2
-#include "cpu/group_quantize_kernels.h"
-
 #include <cstdlib>
 #include <cstring>
 #include <type_traits>
+
+#include "cpu/group_quantize_kernels.h"
 
 namespace tarq {
 
@@ -31,16 +31,22 @@ const GroupQuantizeKernels<T>& group_quantize_kernels() {
   const bool allow_avx512 = allow_avx2 && (!highest || std::strcmp(highest, "avx2") != 0);
   if (allow_avx512 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
-    if constexpr (is_single) return avx512::single();
-    else return avx512::full();
+    if constexpr (is_single)
+      return avx512::single();
+    else
+      return avx512::full();
   }
   if (allow_avx2 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-    if constexpr (is_single) return avx2::single();
-    else return avx2::full();
+    if constexpr (is_single)
+      return avx2::single();
+    else
+      return avx2::full();
   }
 #endif
-  if constexpr (is_single) return generic::single();
-  else return generic::full();
+  if constexpr (is_single)
+    return generic::single();
+  else
+    return generic::full();
 }
 
 template const GroupQuantizeKernels<float>& group_quantize_kernels<float>();

@@ -12,12 +12,12 @@ enum class ScaleRule { kAbsmax, kMinmax, kMse };
 
 // The lattice, and the precision its scales are stored in.
 struct Lattice {
-  int max_code;         // codes run from 0 to max_code
-  int symmetric_zero;   // zero point of a symmetric group
-  bool symmetric;       // else an integer zero point per group
-  ScaleRule rule;       // how a group's scale is chosen
-  int dropped_bits;     // float32 mantissa bits that the stored scale lacks: float16 13, bfloat16 16
-  double least_scale;   // smallest normal number of the stored dtype
+  int max_code;          // codes run from 0 to max_code
+  int symmetric_zero;    // zero point of a symmetric group
+  bool symmetric;        // else an integer zero point per group
+  ScaleRule rule;        // how a group's scale is chosen
+  int dropped_bits;      // float32 mantissa bits that the stored scale lacks: float16 13, bfloat16 16
+  double least_scale;    // smallest normal number of the stored dtype
   double largest_scale;  // largest finite one
 };
 
@@ -51,12 +51,13 @@ struct GroupQuantizeKernels {
   void (*factor_rows)(T* a, int64_t n, int64_t begin, int64_t end, const T* packed, int64_t tile, T* left,
                       T* right);
   // Subtract the block's outer product from the columns of tile `tile` (upper triangle).
-  void (*factor_update)(T* a, int64_t n, int64_t begin, int64_t end, const T* left, const T* right, int64_t tile);
+  void (*factor_update)(T* a, int64_t n, int64_t begin, int64_t end, const T* left, const T* right,
+                        int64_t tile);
 
   // --- the sweep ---
-  int64_t (*packed_size)(int64_t n);                                       // elements of a packed L
-  int64_t (*pack_chunks)(int64_t n);                                       // pieces that pack separately
-  void (*pack)(const T* upper, int64_t n, int64_t chunk, T* packed);       // pack one piece
+  int64_t (*packed_size)(int64_t n);                                        // elements of a packed L
+  int64_t (*pack_chunks)(int64_t n);                                        // pieces that pack separately
+  void (*pack)(const T* upper, int64_t n, int64_t chunk, T* packed);        // pack one piece
   int64_t (*workspace_size)(int64_t n, int64_t group_size, int64_t tiles);  // elements for `tiles` tiles
   // Quantize the rows of tiles [begin, end).
   void (*sweep)(const Sweep<T>& layer, int64_t begin, int64_t end, T* workspace);

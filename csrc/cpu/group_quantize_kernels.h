@@ -59,7 +59,8 @@ using Vec = typename Simd<T>::Vector;
 template <typename T>
 constexpr int64_t kTile = kVectors * Simd<T>::kWidth;
 static_assert(kTile<float> % kPanel == 0 && kTile<double> % kPanel == 0, "a tile is cut into whole panels");
-static_assert(kFactorBlock % kTile<float> == 0 && kFactorBlock % kTile<double> == 0, "and a block into tiles");
+static_assert(kFactorBlock % kTile<float> == 0 && kFactorBlock % kTile<double> == 0,
+              "and a block into tiles");
 template <typename T>
 using Accumulators = Vec<T>[kPanel][kVectors];
 
@@ -87,13 +88,13 @@ TARQ_INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 TARQ_INLINE int64_t larger(int64_t a, int64_t b) { return a > b ? a : b; }
 TARQ_INLINE int64_t floor_to(int64_t a, int64_t step) { return a / step * step; }
 
-// Round to an integer in [low, high], ties to even (as torch.round). Clamped first: the trick needs |x| < 2²².
+// Round to an integer in [low, high], ties to even (as torch.round). Clamped first: it needs |x| < 2²².
 template <typename T>
 TARQ_INLINE Vec<T> round_within(Vec<T> x, Vec<T> low, Vec<T> high) {
   return (lesser(greater(x, low), high) + Simd<T>::kRound) - Simd<T>::kRound;
 }
 
-// --- the product ---------------------------------------------------------------------------------------------
+// --- the product ---
 
 // acc[j][r] += Σ_k panel[k][j] · tile[k][r]
 template <typename T>
@@ -120,8 +121,9 @@ TARQ_INLINE void load_accumulators(const T* from, Accumulators<T>& acc) {
 }
 
 // Walk columns [begin, end) of the panel whose first column is `first`. On entry acc holds what lies before
-// column `from`; errors from there on are in `tile`. `finish(j, acc, error)` turns column first + j's sum into
-// its error, which is stored in the tile and passed on to the columns behind it.
+// column `from`; errors from there on are in `tile`. For vector v of column first + j, `finish(j, v, L_jj,
+// sum, place)` turns Σ_{i<j} e_i L_ij and what is at its place in the tile into the column's error, which is
+// then put there and passed on to the columns behind it.
 template <typename T, typename Finish>
 TARQ_INLINE void walk_panel(const T* panel, T* tile, int64_t first, int64_t from, int64_t begin, int64_t end,
                             Accumulators<T>& acc, Finish finish) {
@@ -142,7 +144,26 @@ TARQ_INLINE void walk_panel(const T* panel, T* tile, int64_t first, int64_t from
   }
 }
 
-// --- H = L Lᵀ ------------------------------------------------------------------------------------------------
+// Transpose between a tile (one column every kTile) and rows of a matrix, `stride` apart; `index(j)` is the
+// matrix column of tile column j. Sixteen columns at a time: rows of 5,120 floats all fall into the same few
+// sets of the L1 cache, so a walk down one column after another would miss it every time.
+template <typename T, typename Index>
+TARQ_INLINE void to_tile(const T* rows, int64_t stride, int64_t row_count, int64_t columns, Index index,
+                         T* tile) {
+  for (int64_t start = 0; start < columns; start += 16)
+    for (int64_t r = 0; r < kTile<T>; ++r)
+      for (int64_t j = start; j < smaller(start + 16, columns); ++j)
+        tile[j * kTile<T> + r] = r < row_count ? rows[r * stride + index(j)] : T(0);
+}
+template <typename T, typename Index>
+TARQ_INLINE void from_tile(const T* tile, int64_t stride, int64_t columns, Index index, T* rows) {
+  for (int64_t start = 0; start < columns; start += 16)
+    for (int64_t r = 0; r < kTile<T>; ++r)
+      for (int64_t j = start; j < smaller(start + 16, columns); ++j)
+        rows[r * stride + index(j)] = tile[j * kTile<T> + r];
+}
+
+// --- H = L Lᵀ ---
 
 template <typename T>
 T dot(const T* x, const T* y, int64_t n) {
@@ -179,28 +200,28 @@ void pack_diagonal(const T* a, int64_t n, int64_t begin, int64_t end, T* packed)
     for (int64_t i = 0; i < size; ++i)
       for (int64_t j = 0; j < kPanel; ++j) {
         const int64_t column = first + j;
-        packed[i * kPanel + j] = i <= column && column < size ? a[(end - 1 - column) * n + end - 1 - i] : T(0);
+        packed[i * kPanel + j] =
+            i <= column && column < size ? a[(end - 1 - column) * n + end - 1 - i] : T(0);
       }
 }
 
 template <typename T>
-void factor_rows(T* a, int64_t n, int64_t begin, int64_t end, const T* packed, int64_t tile, T* left, T* right) {
+void factor_rows(T* a, int64_t n, int64_t begin, int64_t end, const T* packed, int64_t tile, T* left,
+                 T* right) {
   const int64_t size = end - begin;
   T* rows = a + tile * kTile<T> * n;
   T* x = right + tile * kTile<T> * kFactorBlock;
-  for (int64_t j = 0; j < size; ++j)
-    for (int64_t r = 0; r < kTile<T>; ++r) x[j * kTile<T> + r] = rows[r * n + end - 1 - j];
+  const auto reversed = [end](int64_t j) { return end - 1 - j; };
+  to_tile(rows, n, kTile<T>, size, reversed, x);
 
   for (int64_t first = 0; first < size; first += kPanel, packed += kFactorBlock * kPanel) {
     Accumulators<T> acc = {};
     walk_panel<T>(packed, x, first, 0, first, smaller(first + kPanel, size), acc,
-                  [](int, int, T pivot, Vec<T> sum, const T* value) __attribute__((always_inline)) {
-                    return (load(value) - sum) / pivot;
-                  });
+                  [](int, int, T pivot, Vec<T> sum, const T* value)
+                      __attribute__((always_inline)) { return (load(value) - sum) / pivot; });
   }
 
-  for (int64_t j = 0; j < size; ++j)
-    for (int64_t r = 0; r < kTile<T>; ++r) rows[r * n + end - 1 - j] = x[j * kTile<T> + r];
+  from_tile(x, n, size, reversed, rows);
   for (int64_t r = 0; r < kTile<T>; r += kPanel) {
     T* panel = left + (tile * kTile<T> + r) * kFactorBlock;
     for (int64_t k = 0; k < size; ++k)
@@ -228,7 +249,7 @@ void factor_update(T* a, int64_t n, int64_t begin, int64_t end, const T* left, c
   }
 }
 
-// --- packing L -----------------------------------------------------------------------------------------------
+// --- packing L ---
 
 // Panel p holds columns [p·kPanel, (p+1)·kPanel) of rows 0 … (p+1)·kPanel − 1; panels follow one another.
 TARQ_INLINE int64_t panel_offset(int64_t panel) { return kPanel * kPanel * (panel * (panel + 1) / 2); }
@@ -258,9 +279,9 @@ void pack(const T* upper, int64_t n, int64_t chunk, T* packed) {
     }
 }
 
-// --- scales --------------------------------------------------------------------------------------------------
+// --- scales ---
 
-// A scale as its stored dtype will hold it. Clamping to normal numbers first leaves only the mantissa to round.
+// A scale as its stored dtype will hold it: once it is a normal number, only the mantissa is to be rounded.
 template <typename T>
 TARQ_INLINE Vec<T> stored(Vec<T> scale, const Lattice& lattice) {
   using Bits = typename Simd<T>::Bits;
@@ -323,7 +344,7 @@ void choose_scale(const T* weights, int64_t count, const Lattice& lattice, T* sc
   store<T>(zero_out, zero);
 }
 
-// --- the sweep -----------------------------------------------------------------------------------------------
+// --- the sweep ---
 
 // One tile's part of the workspace.
 template <typename T>
@@ -349,14 +370,15 @@ int64_t workspace_size(int64_t columns, int64_t group_size, int64_t tiles) {
 }
 
 template <typename T>
-void group_scale(const Tile<T>& tile, const T* weights, int64_t group, int64_t count, const Lattice& lattice) {
+void group_scale(const Tile<T>& tile, const T* weights, int64_t group, int64_t count,
+                 const Lattice& lattice) {
   for (int64_t r = 0; r < kTile<T>; r += Simd<T>::kWidth)
     choose_scale(weights + r, count, lattice, tile.scales + group * kTile<T> + r,
                  tile.zeros + group * kTile<T> + r);
 }
 
-// The group's weights where its remaining error would be least, given the errors so far: the sweep's recursion
-// without rounding, w_j + Σ_{i<j} e_i L_ij / L_jj with every e_i = w_i − that.
+// The group's weights where its remaining error would be least, given the errors so far: the sweep's
+// recursion without rounding, w_j + Σ_{i<j} e_i L_ij / L_jj with every e_i = w_i − that.
 template <typename T>
 void conditional_mean(const Sweep<T>& layer, const Tile<T>& tile, int64_t begin, int64_t end) {
   const int64_t base = floor_to(begin, kPanel);
@@ -397,7 +419,8 @@ void quantize_span(const Sweep<T>& layer, Tile<T>& tile, int64_t row, int64_t be
                     const Vec<T> w = load(value);
                     const Vec<T> scale = load(tile.scales + slots[j] + v * width);
                     const Vec<T> zero = load(tile.zeros + slots[j] + v * width);
-                    const Vec<T> level = round_within<T>((w + sum / pivot) / scale, nought - zero, top - zero);
+                    const Vec<T> level =
+                        round_within<T>((w + sum / pivot) / scale, nought - zero, top - zero);
                     const Vec<T> error = w - level * scale;
                     const Vec<T> residual = error * pivot + sum;
                     lost[v] += residual * residual;
@@ -428,12 +451,11 @@ void sweep_together(const Sweep<T>& layer, int64_t first_tile, int64_t count, T*
     tile.zeros = tile.scales + groups * kTile<T>;
     workspace = tile.zeros + groups * kTile<T>;
     for (double& loss : tile.loss) loss = 0;
-    for (int64_t j = 0; j < n; ++j) {
-      const T* column = layer.weight + row * n + (layer.order ? layer.order[j] : j);
-      T* to = tile.errors + j * kTile<T>;
-      for (int64_t r = 0; r < rows; ++r) to[r] = column[r * n];
-      for (int64_t r = rows; r < kTile<T>; ++r) to[r] = 0;
-    }
+    const T* weights = layer.weight + row * n;
+    if (layer.order)
+      to_tile(weights, n, rows, n, [&](int64_t j) { return layer.order[j]; }, tile.errors);
+    else
+      to_tile(weights, n, rows, n, [](int64_t j) { return j; }, tile.errors);
     // Static order: every scale comes from the original weights of its natural group.
     for (int64_t group = 0; layer.order && group < groups; ++group) {
       const int64_t begin = group * layer.group_size, size = smaller(layer.group_size, n - begin);
@@ -449,7 +471,8 @@ void sweep_together(const Sweep<T>& layer, int64_t first_tile, int64_t count, T*
   for (int64_t begin = 0; begin < n; begin += span) {
     const int64_t end = smaller(begin + span, n), base = floor_to(begin, kPanel);
     for (int64_t t = 0; t < count; ++t)
-      for (int64_t i = 0; i < (floor_to(end + kPanel - 1, kPanel) - base) * kTile<T>; ++i) tiles[t].ahead[i] = 0;
+      for (int64_t i = 0; i < (floor_to(end + kPanel - 1, kPanel) - base) * kTile<T>; ++i)
+        tiles[t].ahead[i] = 0;
     for (int64_t k = 0; k < begin; k += kDepth)
       for (int64_t t = 0; t < count; ++t)
         for (int64_t first = base; first < end; first += kPanel) {
@@ -493,9 +516,9 @@ void sweep(const Sweep<T>& layer, int64_t begin, int64_t end, T* workspace) {
 
 template <typename T>
 constexpr GroupQuantizeKernels<T> kKernels = {
-    kTile<T>,         kFactorBlock,     &factor_diagonal<T>, &pack_diagonal<T>, &factor_rows<T>,
-    &factor_update<T>, &packed_size<T>, &pack_chunks<T>,     &pack<T>,          &workspace_size<T>,
-    &sweep<T>,
+    kTile<T>,        kFactorBlock,       &factor_diagonal<T>, &pack_diagonal<T>,
+    &factor_rows<T>, &factor_update<T>,  &packed_size<T>,     &pack_chunks<T>,
+    &pack<T>,        &workspace_size<T>, &sweep<T>,
 };
 
 }  // namespace

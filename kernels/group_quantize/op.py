@@ -1,12 +1,13 @@
 """``group_quantize`` as torch operators, and what a caller uses: factorize once, quantize what shares it.
 
-Two operators: ``tarq::upper_cholesky`` (H = L Lᵀ, L upper triangular) and ``tarq::group_quantize`` (the sweep).
-The sweep needs no inverse. With E = W − Ŵ against the original weights,
+``tarq::upper_cholesky`` factors H = L Lᵀ with L upper triangular; ``tarq::group_quantize`` is the sweep. It
+needs no inverse. With E = W − Ŵ against the original weights,
 
-    ‖(w − ŵ)‖²_H = Σ_j ( Σ_{i≤j} e_i L_ij )²     so    ŵ_j = round( w_j + Σ_{i<j} e_i L_ij / L_jj )
+    ‖w − ŵ‖²_H = Σ_j (Σ_{i≤j} e_i L_ij)²
+    so ŵ_j = round(w_j + Σ_{i<j} e_i L_ij / L_jj)
 
-which are GPTQ's codes (``reference.textbook_sweep``, arXiv 2210.17323) for one Cholesky in place of two and an
-inverse.
+which are the codes of GPTQ (``reference.textbook_sweep``, arXiv 2210.17323) for one Cholesky, in place of two
+and an inverse.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ class Factor:
     """Cholesky factor of a damped Hessian, shared by every weight that reads the same input.
 
     Attributes:
-        upper: ``[n, n]`` upper triangular L with ``H + δI = L Lᵀ`` (of the permuted H where ``order`` is set).
+        upper: ``[n, n]`` upper triangular L with ``H + δI = L Lᵀ`` (H permuted if there is an ``order``).
         damp: the damping it took, as a share of the mean diagonal.
         retries: how often damping was raised because the Cholesky failed.
         dead: ``bool [n]``, natural order: inputs that were always zero (H_jj = 0). Their diagonal is the mean
@@ -76,7 +77,7 @@ class Quantized:
     group_size: int
 
     def dequantize(self, dtype: torch.dtype | None = None) -> torch.Tensor:
-        """``(codes − zeros) · scales`` ``[m, n]``, multiplied in the scales' dtype as compressed-tensors does.
+        """``(codes − zeros) · scales`` ``[m, n]``, multiplied in their dtype as compressed-tensors does.
 
         Args:
             dtype: dtype of the result; None keeps the scales'.
@@ -125,7 +126,8 @@ def factorize(
     if order is not None:
         hessian, diagonal = hessian[order][:, order], diagonal[order]
 
-    cholesky = _reference_cholesky if _use_reference(backend, "upper_cholesky", hessian) else _ops.upper_cholesky
+    # On CUDA "native" is the fallback too: the library's Cholesky is the right one there.
+    cholesky = _reference_cholesky if dispatch.use_reference(backend) else _ops.upper_cholesky
     retries = 0
     while True:
         upper, failed = cholesky(hessian, diagonal + damp * mean)
@@ -170,7 +172,11 @@ def group_quantize(
         raise ValueError("the weight has values that are not finite")
     if bool(factor.dead.any()):
         weight = weight.masked_fill(factor.dead, 0)
-    run = _reference if _use_reference(backend, "group_quantize", weight) else _ops.group_quantize
+    if backend == "native" and not dispatch.has_native("group_quantize", weight.device.type):
+        raise ValueError(f"tarq::group_quantize has no native kernel on {weight.device.type}")
+    # The CUDA kernel is float32 only; elsewhere the dispatcher finds the kernel, or the reference.
+    slow = dispatch.use_reference(backend) or (weight.is_cuda and weight.dtype == torch.float64)
+    run = _reference if slow else _ops.group_quantize
     codes, scales, zeros, loss = run(
         weight,
         factor.upper,
@@ -182,12 +188,6 @@ def group_quantize(
         scale_dtype,
     )
     return Quantized(codes, scales, zeros, loss, scheme.group_size)
-
-
-def _use_reference(backend: str | None, name: str, tensor: torch.Tensor) -> bool:
-    if backend == "native" and not dispatch.has_native(name, tensor.device.type):
-        raise ValueError(f"tarq::{name} has no native kernel on {tensor.device.type}")
-    return dispatch.use_reference(backend)
 
 
 def _reference_cholesky(hessian: torch.Tensor, diagonal: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -247,7 +247,10 @@ def _fake(
 
 
 dispatch.define(
-    "upper_cholesky", "(Tensor hessian, Tensor diagonal) -> (Tensor, Tensor)", _reference_cholesky, _fake_cholesky
+    "upper_cholesky",
+    "(Tensor hessian, Tensor diagonal) -> (Tensor, Tensor)",
+    _reference_cholesky,
+    _fake_cholesky,
 )
 dispatch.define(
     "group_quantize",

@@ -29,14 +29,12 @@ def encode(weights: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, schem
     return (torch.round(weights / scale) + zero).clamp(0, scheme.max_code)
 
 
-def group_scales(
-    weights: torch.Tensor, scheme: Scheme, scale_dtype: torch.dtype
-) -> tuple[torch.Tensor, torch.Tensor]:
+def group_scales(weights: torch.Tensor, scheme: Scheme, scale_dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     """Scale and zero point of groups of weights.
 
     Scales are rounded to ``scale_dtype`` before anything is rounded with them, because that is what the
-    checkpoint stores. An all-zero group gets scale 1; where ``minmax`` has no span (equal weights, or a single
-    one) it falls back to ``absmax``. Asymmetric ranges include 0, so that the zero point is a code.
+    checkpoint stores. An all-zero group gets scale 1; where ``minmax`` has no span (all weights equal)
+    it falls back to ``absmax``. Asymmetric ranges include 0, so that the zero point is a code.
 
     Args:
         weights: ``[..., g]``, any floating dtype; computed in it.
@@ -77,9 +75,7 @@ def group_scales(
     return torch.where(magnitude > 0, scale, 1.0), zero
 
 
-def natural_scales(
-    weight: torch.Tensor, scheme: Scheme, scale_dtype: torch.dtype
-) -> tuple[torch.Tensor, torch.Tensor]:
+def natural_scales(weight: torch.Tensor, scheme: Scheme, scale_dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     """:func:`group_scales` of every group of ``weight [m, n]``; two ``[m, ceil(n / group_size)]``."""
     pairs = [group_scales(group, scheme, scale_dtype) for group in weight.split(scheme.group_size, dim=1)]
     scales, zeros = zip(*pairs, strict=True)
@@ -124,7 +120,7 @@ def textbook_sweep(
             weights, then columns are visited in this order; each keeps its natural group.
 
     Returns:
-        codes ``uint8 [m, n]`` and, per natural group, scales ``scale_dtype [m, G]`` and zeros ``uint8 [m, G]``.
+        codes ``uint8 [m, n]``, scales ``scale_dtype [m, G]`` and zeros ``uint8 [m, G]`` per natural group.
 
     Raises:
         torch.linalg.LinAlgError: ``hessian`` is not positive definite.

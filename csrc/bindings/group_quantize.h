@@ -1,0 +1,43 @@
+// What the CPU and CUDA bindings of group_quantize share: checks of a layer's tensors, and its lattice.
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <limits>
+
+#include "cpu/group_quantize.h"
+
+namespace tarq {
+
+inline void check_layer(const at::Tensor& weight, const at::Tensor& upper, int64_t bits, int64_t group_size) {
+  TORCH_CHECK(weight.dim() == 2, "weight must be [m, n]");
+  const int64_t n = weight.size(1);
+  TORCH_CHECK(upper.dim() == 2 && upper.size(0) == n && upper.size(1) == n, "upper must be [n, n]");
+  TORCH_CHECK(weight.scalar_type() == upper.scalar_type(), "weight and upper must share a dtype");
+  TORCH_CHECK(bits >= 1 && bits <= 8 && group_size >= 1, "bits or group_size out of range");
+}
+
+inline Lattice lattice(int64_t bits, bool symmetric, c10::string_view rule, at::ScalarType scale_dtype) {
+  Lattice result{};
+  result.max_code = (1 << bits) - 1;
+  result.symmetric_zero = 1 << (bits - 1);
+  result.symmetric = symmetric;
+  TORCH_CHECK(rule == "absmax" || rule == "minmax" || rule == "mse", "unknown scale rule ", rule);
+  result.rule = rule == "mse" ? ScaleRule::kMse : rule == "minmax" ? ScaleRule::kMinmax : ScaleRule::kAbsmax;
+  if (scale_dtype == at::kHalf) {
+    result.dropped_bits = 13;
+    result.least_scale = std::numeric_limits<c10::Half>::min();
+    result.largest_scale = std::numeric_limits<c10::Half>::max();
+  } else if (scale_dtype == at::kBFloat16) {
+    result.dropped_bits = 16;
+    result.least_scale = std::numeric_limits<c10::BFloat16>::min();
+    result.largest_scale = std::numeric_limits<c10::BFloat16>::max();
+  } else {
+    TORCH_CHECK(scale_dtype == at::kFloat, "scales are float16, bfloat16 or float32, not ", scale_dtype);
+    result.least_scale = std::numeric_limits<float>::min();
+    result.largest_scale = std::numeric_limits<float>::max();
+  }
+  return result;
+}
+
+}  // namespace tarq
