@@ -365,3 +365,12 @@ def test_isa_can_be_forced_from_outside():
             check=False,
         )
         assert (result.returncode == 0) == ok, result.stderr
+
+
+@native
+@pytest.mark.parametrize("bias", [True, False])
+def test_large_layers_are_made_dense_in_slices(bias: bool):
+    """More than 24 MB of dense weights: several library calls, the last on fewer rows."""
+    layer = make_layer(3001, 4608, 128)
+    x, offset = torch.randn(210, 4608).bfloat16(), torch.randn(3001) if bias else None
+    assert_accurate(w4_linear(x, *layer, offset, 4608, 128), x, layer, offset, 4608, 128)

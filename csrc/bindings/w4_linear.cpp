@@ -28,19 +28,60 @@ void check_shape(const at::Tensor& t, const char* name, at::IntArrayRef shape) {
   TORCH_CHECK(t.sizes() == shape, "w4_linear: ", name, " must have shape ", shape, ", not ", t.sizes());
 }
 
-/// `run(kernel, begin, end, scratch)` over tiles of output features, on as many threads as the work is worth.
+/// `run(begin, end, scratch)` over output features [from, to), on as many threads as the work is worth.
 template <class Run>
-void over_tiles(const tarq::W4Kernel& kernel, const tarq::W4Layer& layer, int64_t rows, Run run) {
+void over_tiles(const tarq::W4Kernel& kernel, const tarq::W4Layer& layer, int64_t rows, int64_t from,
+                int64_t to, Run run) {
   constexpr int64_t kWorkPerThread = 1 << 17;  // weights times rows below which a second thread costs more
-  const int64_t tiles = (layer.out_features + tarq::kTile - 1) / tarq::kTile;
+  const int64_t tiles = (to - from + tarq::kTile - 1) / tarq::kTile;
   const int64_t grain = std::max<int64_t>(1, kWorkPerThread / (tarq::kTile * layer.in_features * rows));
   const int64_t scratch_bytes = (kernel.scratch_bytes(layer) + 63) / 64 * 64;
   at::Tensor scratch = at::empty({at::get_num_threads() * scratch_bytes}, at::kByte);
   char* base = static_cast<char*>(scratch.data_ptr());
   at::parallel_for(0, tiles, grain, [&](int64_t first, int64_t last) {
-    const int64_t end = std::min(last * tarq::kTile, layer.out_features);
-    run(first * tarq::kTile, end, base + at::get_thread_num() * scratch_bytes);
+    run(from + first * tarq::kTile, std::min(from + last * tarq::kTile, to),
+        base + at::get_thread_num() * scratch_bytes);
   });
+}
+
+/// Many rows: weights are made dense, a slice at a time, and multiplied by the library. The whole layer
+/// at once would cost its memory and, above malloc's largest threshold, fresh pages at every call.
+at::Tensor w4_linear_dense(const tarq::W4Kernel& kernel, const tarq::W4Layer& layer, const at::Tensor& x,
+                           const std::optional<at::Tensor>& bias) {
+  constexpr int64_t kDenseBytes = 24 << 20;
+  // The GEMM below is this operator's own affair: no autograd graph, no cast of its operands.
+  const at::AutoDispatchBelowADInplaceOrView below;
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::DispatchKey::AutocastCPU);
+  const at::ScalarType element = kernel.element == tarq::Float::bf16 ? at::kBFloat16 : at::kFloat;
+  const int64_t padded = (layer.in_features + kernel.block - 1) / kernel.block * kernel.block;
+  const int64_t row_bytes = padded * int64_t(at::elementSize(element));
+  const int64_t fit = std::max<int64_t>(kDenseBytes / row_bytes / tarq::kTile, 1) * tarq::kTile;
+  // Slices of equal height, give or take a tile.
+  const int64_t slices = (layer.out_features + fit - 1) / fit;
+  const int64_t step = (layer.out_features / slices + tarq::kTile) / tarq::kTile * tarq::kTile;
+
+  const at::Tensor input = x.reshape({-1, layer.in_features}).to(element);
+  const std::optional<at::Tensor> addend = bias ? std::optional(bias->to(element)) : std::nullopt;
+  at::Tensor dense = at::empty({std::min(step, layer.out_features), padded}, element), y;
+  for (int64_t from = 0; from < layer.out_features; from += step) {
+    const int64_t count = std::min(step, layer.out_features - from);
+    char* out = static_cast<char*>(dense.data_ptr()) - from * row_bytes;
+    over_tiles(kernel, layer, 1, from, from + count, [&](int64_t begin, int64_t end, void* scratch) {
+      kernel.decode(layer, out, padded, begin, end, scratch);
+    });
+    const at::Tensor weight = dense.narrow(0, 0, count).narrow(1, 0, layer.in_features);
+    at::Tensor part =
+        at::linear(input, weight, addend ? std::optional(addend->narrow(0, from, count)) : addend);
+    if (count == layer.out_features) {
+      y = part.to(x.scalar_type());
+    } else {
+      if (from == 0) y = at::empty({input.size(0), layer.out_features}, x.scalar_type());
+      y.narrow(1, from, count).copy_(part);
+    }
+  }
+  at::DimVector shape(x.sizes());
+  shape.back() = layer.out_features;
+  return y.view(shape);
 }
 
 at::Tensor w4_linear_cpu(const at::Tensor& x, const at::Tensor& weight_packed, const at::Tensor& weight_scale,
@@ -100,18 +141,8 @@ at::Tensor w4_linear_cpu(const at::Tensor& x, const at::Tensor& weight_packed, c
   const bool bf16 = kernel->element == tarq::Float::bf16;
   const at::ScalarType element = bf16 ? at::kBFloat16 : at::kFloat;
   const int64_t padded = (in_features + kernel->block - 1) / kernel->block * kernel->block;
-  if (rows > kernel->tiled_rows) {
-    at::Tensor dense = at::empty({out_features, padded}, element);
-    over_tiles(*kernel, layer, 1, [&](int64_t begin, int64_t end, void* scratch) {
-      kernel->decode(layer, dense.data_ptr(), padded, begin, end, scratch);
-    });
-    // The GEMM below is this operator's own affair: no autograd graph, no cast of its operands.
-    const at::AutoDispatchBelowADInplaceOrView below;
-    const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::DispatchKey::AutocastCPU);
-    std::optional<at::Tensor> addend;
-    if (bias) addend = offset.to(element);
-    return at::linear(x.to(element), dense.narrow(1, 0, in_features), addend).to(x.scalar_type());
-  }
+  if (rows > kernel->tiled_rows)
+    return w4_linear_dense(*kernel, layer, x, bias ? std::optional(offset) : std::nullopt);
 
   // One cache line more a row: rows a power of two apart would share the few lines of one cache set.
   const int64_t stride = padded + (bf16 ? 32 : 16);
@@ -119,15 +150,17 @@ at::Tensor w4_linear_cpu(const at::Tensor& x, const at::Tensor& weight_packed, c
   at::Tensor packed = at::empty({rows, stride}, element);
   const char* from = static_cast<const char*>(input.const_data_ptr());
   char* to = static_cast<char*>(packed.data_ptr());
-  at::parallel_for(0, rows, std::max<int64_t>(1, 16384 / in_features), [&](int64_t begin, int64_t end) {
-    kernel->pack_input(from + begin * in_features * x.element_size(), x_type, end - begin, in_features,
-                       to + begin * stride * packed.element_size(), stride);
-  });
+  constexpr int64_t kPackPerThread = 1 << 17;  // inputs below which a second thread costs more
+  at::parallel_for(0, rows, std::max<int64_t>(1, kPackPerThread / in_features),
+                   [&](int64_t begin, int64_t end) {
+                     kernel->pack_input(from + begin * in_features * x.element_size(), x_type, end - begin,
+                                        in_features, to + begin * stride * packed.element_size(), stride);
+                   });
   at::Tensor y = at::empty(shape, x.scalar_type());
   const tarq::W4Product product{
       .x = packed.const_data_ptr(), .rows = rows, .stride = stride, .y = y.data_ptr(), .y_type = x_type};
   const auto run = rows <= kernel->fused_rows ? kernel->fused : kernel->tiled;
-  over_tiles(*kernel, layer, rows,
+  over_tiles(*kernel, layer, rows, 0, out_features,
              [&](int64_t begin, int64_t end, void* scratch) { run(layer, product, begin, end, scratch); });
   return y;
 }

@@ -82,7 +82,7 @@ struct Avx512Bf16 : Avx512Words {
 
 }  // namespace
 
-const W4Kernel kW4Avx512Bf16 = make_kernel<Avx512Bf16>("avx512_bf16", Float::bf16, 160);
+const W4Kernel kW4Avx512Bf16 = make_kernel<Avx512Bf16>("avx512_bf16", Float::bf16, 208);
 
 }  // namespace tarq
 #endif

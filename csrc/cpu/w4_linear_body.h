@@ -205,11 +205,11 @@ inline __attribute__((always_inline)) void for_runs(const W4Layer& layer, Visit&
 /// Weight tables of one row's groups from `group` on: entry c is (c − zero) · scale rounded to the scale's
 /// type.
 template <class S, int parts>
-inline __attribute__((always_inline)) void weight_tables(const W4Layer& layer, const TileGroups& groups,
-                                                         int r, int64_t group, typename S::Table* tables) {
+inline __attribute__((always_inline)) void weight_tables(Float scale_type, const TileGroups& groups, int r,
+                                                         int64_t group, typename S::Table* tables) {
   const int64_t at = r * groups.stride + group;
   for (int p = 0; p < parts; ++p)
-    tables[p] = S::weight_table(groups.scales[at + p], groups.zeros[at + p], layer.scale_type);
+    tables[p] = S::weight_table(groups.scales[at + p], groups.zeros[at + p], scale_type);
 }
 
 /// Where a tile's decoded weights go: vector v of row r to out + r · row_stride + v · vector_stride, the
@@ -250,7 +250,7 @@ void decode_blocks(const W4Layer& layer, int64_t first_row, Decoded<S> to, const
   for_runs<S, parts>(layer, [&](int64_t first, int64_t end, int64_t group) __attribute__((always_inline)) {
     for (int r = 0; r < kTile; ++r) {
       typename S::Table tables[parts];
-      weight_tables<S, parts>(layer, groups, r, group, tables);
+      weight_tables<S, parts>(layer.scale_type, groups, r, group, tables);
       typename S::Element* at = to.out + r * to.row_stride + first * S::steps * to.vector_stride;
       for (int64_t b = first; b < end; ++b) {
         typename S::Words words = tile.load(r, b, tile.window(b));
@@ -304,8 +304,15 @@ inline __attribute__((always_inline)) void finish(const W4Layer& layer, const W4
   for (int64_t r = 0; r < left; ++r) write(product.y, product.y_type, at + r, each[r]);
 }
 
+/// What the inner loop of `fused` must not ask: whether the layer has no zero points, which matters where
+/// codes are looked up (S::scale_after), and the scales' type, which matters where weights are.
+struct Variant {
+  bool symmetric;
+  Float scale_type;
+};
+
 /// A few activation rows: the weights live in registers only, read once for all rows.
-template <class S, int parts, int rows, bool symmetric>
+template <class S, int parts, int rows, Variant variant>
 void fused_tile(const W4Layer& layer, const W4Product& product, int64_t first_row, const TileGroups& groups) {
   using Element = typename S::Element;
   // Sums in flight hide the latency of a multiply-add: two for every output where there are few outputs.
@@ -319,12 +326,12 @@ void fused_tile(const W4Layer& layer, const W4Product& product, int64_t first_ro
 
   for_runs<S, parts>(layer, [&](int64_t first, int64_t end, int64_t group) __attribute__((always_inline)) {
     if constexpr (S::scale_after) {
-      constexpr int tables_used = symmetric ? 1 : parts;
+      constexpr int tables_used = variant.symmetric ? 1 : parts;
       for (int r = 0; r < kTile; ++r) {
         const int64_t at = r * groups.stride + group;
         typename S::Table tables[tables_used];
         for (int p = 0; p < tables_used; ++p)
-          tables[p] = S::code_table(symmetric ? kSymmetricZero : groups.zeros[at + p]);
+          tables[p] = S::code_table(variant.symmetric ? kSymmetricZero : groups.zeros[at + p]);
         typename S::Sum part[rows];
         for (int m = 0; m < rows; ++m) part[m] = S::zero();
         for (int64_t b = first; b < end; ++b) {
@@ -342,7 +349,8 @@ void fused_tile(const W4Layer& layer, const W4Product& product, int64_t first_ro
       }
     } else {
       typename S::Table tables[kTile][parts];
-      for (int r = 0; r < kTile; ++r) weight_tables<S, parts>(layer, groups, r, group, tables[r]);
+      for (int r = 0; r < kTile; ++r)
+        weight_tables<S, parts>(variant.scale_type, groups, r, group, tables[r]);
       for (int64_t b = first; b < end; ++b) {
         const typename S::Window window = tile.window(b);
         typename S::Words words[kTile];
@@ -375,10 +383,16 @@ template <class S, int parts, int rows = S::fused_rows>
 void fused_rows(const W4Layer& layer, const W4Product& product, int64_t first_row, const TileGroups& groups) {
   if constexpr (rows > 1)
     if (product.rows < rows) return fused_rows<S, parts, rows - 1>(layer, product, first_row, groups);
-  if (S::scale_after && layer.zeros)  // a table that scales absorbs the zero point
-    fused_tile<S, parts, rows, false>(layer, product, first_row, groups);
-  else
-    fused_tile<S, parts, rows, true>(layer, product, first_row, groups);
+  if constexpr (S::scale_after) {
+    if (layer.zeros) return fused_tile<S, parts, rows, Variant{false, {}}>(layer, product, first_row, groups);
+    return fused_tile<S, parts, rows, Variant{true, {}}>(layer, product, first_row, groups);
+  } else {
+    if (layer.scale_type == Float::f16)
+      return fused_tile<S, parts, rows, Variant{false, Float::f16}>(layer, product, first_row, groups);
+    if (layer.scale_type == Float::bf16)
+      return fused_tile<S, parts, rows, Variant{false, Float::bf16}>(layer, product, first_row, groups);
+    return fused_tile<S, parts, rows, Variant{false, Float::f32}>(layer, product, first_row, groups);
+  }
 }
 
 /// rows × kTile outputs from decoded weights [padded / width][kTile][width].

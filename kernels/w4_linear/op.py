@@ -78,7 +78,7 @@ class _Differentiable(torch.autograd.Function):
     """The operator with gradients of its activations and bias: what training around frozen weights needs."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         x: Tensor,
         weight_packed: Tensor,
@@ -94,7 +94,7 @@ class _Differentiable(torch.autograd.Function):
         return _op(x, weight_packed, weight_scale, weight_zero_point, bias, in_features, group_size)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x_grad = bias_grad = None
         if ctx.needs_input_grad[0]:
             weight = dequantize(*ctx.saved_tensors, *ctx.sizes)
