@@ -207,15 +207,6 @@ class _PackedLoader(HfQuantizer):
             model.set_submodule(name, packed)
         return model
 
-    def _process_model_after_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
-        config: Any = self.quantization_config
-        # from_pretrained casts every float tensor to the model's dtype; a float16 scale survives the trip
-        # through float32 unchanged, so casting it back restores the stored value exactly.
-        for module in model.modules():
-            if isinstance(module, QuantLinear):
-                module.weight_scale = module.weight_scale.to(config.scale_dtype)
-        return model
-
     def is_serializable(self, *_: Any, **__: Any) -> bool:
         return True
 
@@ -260,7 +251,10 @@ def load_model(source: str | Path, *, dtype: torch.dtype | None = None, device: 
             "scale_dtype": stored_dtype,
         }
     try:
-        model, info = model_class.from_pretrained(source, config=config, dtype=dtype, output_loading_info=True)
+        # from_pretrained casts every float tensor, scales too: a packed checkpoint is loaded in the dtype it is
+        # stored in and cast afterwards, which leaves the scales of QuantLinear as they are.
+        first = dtype if stored is None else stored_dtype
+        model, info = model_class.from_pretrained(source, config=config, dtype=first, output_loading_info=True)
     except CheckpointError:
         raise
     except Exception as error:  # whatever safetensors, transformers or the file system make of a damaged file
@@ -277,7 +271,7 @@ def load_model(source: str | Path, *, dtype: torch.dtype | None = None, device: 
             if hasattr(model, attribute):
                 delattr(model, attribute)
         model.is_quantized = False
-    return model.to(device).eval(), stored_dtype
+    return model.to(device=device, dtype=dtype).eval(), stored_dtype
 
 
 def _check_packed(source: str | Path, stored: dict[str, Any]) -> None:

@@ -50,6 +50,20 @@ def test_saved_and_loaded_models_agree_exactly(quantized, saved):
     torch.testing.assert_close(ours, theirs)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_scales_survive_any_computation_dtype(saved, dtype):
+    stored = load_file(saved / "model.safetensors")
+    model = tarq.load(saved, dtype=dtype)
+    assert model.model.encoder.layer_norm.weight.dtype == dtype
+    for name, layer in layers(model).items():
+        assert torch.equal(layer.weight_scale, stored[f"{name}.weight_scale"])
+    with torch.no_grad():
+        logits = model(
+            input_features=torch.randn(1, 80, 200, dtype=dtype), decoder_input_ids=torch.tensor([[1, 2]])
+        ).logits
+    assert logits.dtype == dtype
+
+
 def test_no_dense_weight_is_left_in_memory(saved):
     model = tarq.load(saved)
     packed = sum(m.packed_bytes() for m in layers(model).values())
