@@ -26,26 +26,28 @@ from tarq.scoring.divergence import divergence, joined
 from tarq.scoring.intervals import difference_interval, ratio_interval
 
 #: Name → (preset, fields). A study is the difference of a line to the line it varies.
-CONFIGURATIONS = {
+CORRECTED = {"residual": "cross-fitted"}
+CONFIGURATIONS: dict[str, tuple[str, dict]] = {
     "rtn": ("rtn", {}),
     "gptq": ("gptq", {}),
-    "gptq+ls": ("gptq", {"residual": "least-squares"}),
-    "gptq-padding1": ("gptq", {"padding_weight": 1.0}),
-    "gptq+paper": ("gptq", {"residual": "paper"}),
-    "rarebal": ("tarq", {"residual": "none"}),
+    "gptq, cross-fitted": ("gptq", CORRECTED),
+    "gptq, least-squares": ("gptq", {"residual": "least-squares"}),
+    "gptq, paper residual": ("gptq", {"residual": "paper"}),
+    "rarebal, no residual": ("tarq", {"residual": "none"}),
     "tarq": ("tarq", {}),
-    "tarq-paper-residual": ("tarq", {"residual": "paper"}),
-    "tarq-c.25": ("tarq", {"cost_ratio": 0.25}),
-    "tarq-random": ("tarq", {"metric": "random"}),
-    "tarq-common": ("tarq", {"metric": "common"}),
-    "tarq-input": ("tarq", {"tail_positions": "input"}),
-    "tarq-either": ("tarq", {"tail_positions": "either"}),
-    "gptq+ls-padding.1": ("gptq", {"residual": "least-squares", "padding_weight": 0.1}),
-    "gptq+ls-padding1": ("gptq", {"residual": "least-squares", "padding_weight": 1.0}),
-    "gptq+ls-mse": ("gptq", {"residual": "least-squares", "scale_rule": "mse"}),
-    "gptq+ls-minmax": ("gptq", {"residual": "least-squares", "scale_rule": "minmax"}),
-    "gptq+ls-asymmetric": ("gptq", {"residual": "least-squares", "symmetric": False}),
-    "gptq+ls-static": ("gptq", {"residual": "least-squares", "act_order": "static"}),
+    "tarq, paper residual": ("tarq", {"residual": "paper"}),
+    "tarq, c 0.25": ("tarq", {"cost_ratio": 0.25}),
+    "tarq, random positions": ("tarq", {"metric": "random"}),
+    "tarq, common positions": ("tarq", {"metric": "common"}),
+    "tarq, input tokens": ("tarq", {"tail_positions": "input"}),
+    "tarq, either token": ("tarq", {"tail_positions": "either"}),
+    "gptq, cross-fitted, padding 0": ("gptq", CORRECTED | {"padding_weight": 0.0}),
+    "gptq, cross-fitted, padding 0.3": ("gptq", CORRECTED | {"padding_weight": 0.3}),
+    "gptq, cross-fitted, padding 1": ("gptq", CORRECTED | {"padding_weight": 1.0}),
+    "gptq, cross-fitted, mse": ("gptq", CORRECTED | {"scale_rule": "mse"}),
+    "gptq, cross-fitted, minmax": ("gptq", CORRECTED | {"scale_rule": "minmax"}),
+    "gptq, cross-fitted, asymmetric": ("gptq", CORRECTED | {"symmetric": False}),
+    "gptq, cross-fitted, static": ("gptq", CORRECTED | {"act_order": "static"}),
 }
 
 
@@ -120,7 +122,7 @@ def main() -> None:
 def show(name: str, results: dict, seconds: float) -> None:
     """A line a configuration, and its paired difference from every other one measured so far."""
     f = results[name]["figures"]
-    print(f"{name:24s} KL rare {f['kl_rare']['value']:.4f} common {f['kl_common']['value']:.4f} ({seconds:.0f} s)")
+    print(f"{name:32s} KL rare {f['kl_rare']['value']:.4f} common {f['kl_common']['value']:.4f} ({seconds:.0f} s)")
     for other, result in results.items():
         if other == name:
             continue
@@ -129,7 +131,7 @@ def show(name: str, results: dict, seconds: float) -> None:
             a, b = results[name]["per_utterance"][kind], result["per_utterance"][kind]
             d = difference_interval(a["kl"], a["positions"], b["kl"], b["positions"])
             cells.append(f"{kind} {d.value:+.4f} [{d.low:+.4f}, {d.high:+.4f}]")
-        print(f"    − {other:20s} {'  '.join(cells)}", flush=True)
+        print(f"    − {other:32s} {'  '.join(cells)}", flush=True)
 
 
 if __name__ == "__main__":

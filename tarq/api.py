@@ -17,10 +17,9 @@ from .config import TarqConfig
 from .data.audio import read_audio
 from .data.corpora import load_utterances, sample_utterances
 from .data.utterance import Utterance
-from .errors import CheckpointError, ModelError
+from .errors import ModelError
 from .families.family import Batch, Recognizer
 from .families.registry import adapt
-from .linear import QuantLinear
 from .method.metrics import Metric
 from .report import FILE_NAME, Report, Reporter
 from .scoring.evaluate import Evaluation, evaluate_models
@@ -164,7 +163,6 @@ def save(
     *,
     tokenizer: Any = None,
     feature_extractor: Any = None,
-    dtype: torch.dtype | None = None,
     overwrite: bool = False,
 ) -> None:
     """Write a compressed-tensors ``pack-quantized`` checkpoint, with the report beside it.
@@ -175,7 +173,6 @@ def save(
         report: of the quantization.
         tokenizer: saved along.
         feature_extractor: saved along.
-        dtype: of everything not quantized; the dtype the scales are stored in when not given.
         overwrite: replace an existing folder.
 
     Raises:
@@ -184,14 +181,11 @@ def save(
     if isinstance(model, Recognizer):
         tokenizer = tokenizer or model.tokenizer
         feature_extractor = feature_extractor or model.feature_extractor
-    plain: PreTrainedModel = model.model if isinstance(model, Recognizer) else model
-    scales = [cast(torch.Tensor, m.weight_scale).dtype for m in plain.modules() if isinstance(m, QuantLinear)]
-    if not scales:
-        raise CheckpointError("the model holds no quantized layer: run tarq.quantize first")
+        model = model.model
     extras = [e for e in (tokenizer, feature_extractor) if e is not None]
     if report is not None:
         extras.append(_ReportFile(report))
-    checkpoint.save(plain, path, dtype=dtype or scales[0], extras=extras, overwrite=overwrite)
+    checkpoint.save(cast(PreTrainedModel, model), path, extras=extras, overwrite=overwrite)
 
 
 class _ReportFile:

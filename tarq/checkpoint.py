@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
@@ -28,16 +28,16 @@ FORMAT = "pack-quantized"
 FORMAT_VERSION = "0.20.0"
 
 
-def save(model: PreTrainedModel, path: str | Path, *, dtype: torch.dtype, extras: list[Any], overwrite: bool) -> None:
+def save(model: PreTrainedModel, path: str | Path, *, extras: list[Any], overwrite: bool) -> None:
     """Write a checkpoint that transformers, vLLM and SGLang load.
 
     Everything is written into a temporary folder beside ``path`` which is renamed at the end, so a crash, a
     full disk or an interrupt leaves no half checkpoint and an overwritten one is intact until then.
 
     Args:
-        model: with :class:`QuantLinear` layers.
+        model: with :class:`QuantLinear` layers. Whatever is not quantized is stored in their scales' dtype,
+            since the format knows one dtype a model.
         path: folder to write.
-        dtype: of everything that is not quantized.
         extras: whatever else belongs into the folder, each with ``save_pretrained(folder)``.
         overwrite: replace an existing folder.
 
@@ -47,6 +47,7 @@ def save(model: PreTrainedModel, path: str | Path, *, dtype: torch.dtype, extras
     path = Path(path)
     check_writable(path, overwrite)
     quantization = quantization_config(model)
+    dtype = next(m.weight_scale.dtype for m in model.modules() if isinstance(m, QuantLinear))
     state = {
         name: tensor.to(dtype) if tensor.is_floating_point() and not name.endswith(".weight_scale") else tensor
         for name, tensor in model.state_dict().items()
@@ -195,7 +196,7 @@ class _PackedLoader(HfQuantizer):
     def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
         config: Any = self.quantization_config
         for name, scheme in layer_schemes(config.stored, model).items():
-            linear = model.get_submodule(name)
+            linear = cast(nn.Linear, model.get_submodule(name))
             packed = QuantLinear(
                 linear.in_features,
                 linear.out_features,

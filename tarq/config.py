@@ -20,7 +20,7 @@ RESIDUALS = ("cross-fitted", "least-squares", "paper", "none")
 
 #: What the named methods switch on and off; everything else is the same path.
 PRESETS: dict[str, dict[str, Any]] = {
-    "tarq": {"metric": "rarebal", "residual": "least-squares", "solver": "sweep"},
+    "tarq": {"metric": "rarebal", "residual": "cross-fitted", "solver": "sweep"},
     "gptq": {"metric": "plain", "residual": "none", "solver": "sweep"},
     "rtn": {"metric": "plain", "residual": "none", "solver": "rtn"},
 }
@@ -40,9 +40,9 @@ class TarqConfig:
             ``random`` (a random set of the tail's size) and ``common`` (such a set of common positions).
         cost_ratio: c of ``λ = c · tr(H_C) / tr(H_T)``.
         max_lambda: cap on λ, none by default.
-        residual: correction for the drift of the layers already quantized: ``least-squares`` (weighted
-            cross-moment, closed-form α), ``cross-fitted`` (the same direction, α judged on positions it was
-            not fitted on), ``paper`` (its α), ``none``, or a float used as a fixed α.
+        residual: correction for the drift of the layers already quantized: ``cross-fitted`` (weighted
+            cross-moment, α judged on utterances it was not fitted on), ``least-squares`` (the same direction,
+            α that minimises the error on the calibration set itself), ``paper`` (its α), ``none``, or a float used as a fixed α.
         solver: ``sweep`` (Cholesky-based, GPTQ's codes) or ``rtn`` (round to nearest).
         damp: δ = damp · mean(diag H) is added to the metric's diagonal.
         act_order: ``none``, or ``static``: scales first, then columns by falling diag(H).
@@ -70,7 +70,7 @@ class TarqConfig:
     metric: MetricName = "rarebal"
     cost_ratio: float = 1.0
     max_lambda: float | None = None
-    residual: str | float = "least-squares"
+    residual: str | float = "cross-fitted"
     solver: SolverName = "sweep"
     damp: float = 0.01
     act_order: ActOrder = "none"
@@ -79,7 +79,7 @@ class TarqConfig:
     language: str = "en"
     normalizer: str = "english"
     transcripts: Transcripts = "reference"
-    padding_weight: float = 0.0
+    padding_weight: float = 0.1
     scale_dtype: ScaleDtype = "auto"
     ignore: tuple[str, ...] = field(default=())
     samples: int = 128

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
 
 from ..errors import ModelError
 from .family import Recognizer
@@ -14,7 +13,7 @@ from .whisper import WhisperRecognizer
 FAMILIES: tuple[type[Recognizer], ...] = (WhisperRecognizer,)
 
 
-def adapt(model: nn.Module, tokenizer: Any, feature_extractor: Any, stored_dtype: torch.dtype) -> Recognizer:
+def adapt(model: Any, tokenizer: Any, feature_extractor: Any, stored_dtype: torch.dtype) -> Recognizer:
     """The model behind the interface of its family.
 
     Raises:
