@@ -73,7 +73,7 @@ def quantize(
     max_lambda: Annotated[float | None, typer.Option(help="Cap on RareBAL's λ.")] = None,
     residual: Annotated[
         str | None,
-        typer.Option(help="least-squares, paper, none, or a number (a fixed α). Default: the method's."),
+        typer.Option(help="cross-fitted, least-squares, paper, none, or a number (a fixed α). Default: the method's."),
     ] = None,
     solver: Annotated[str | None, typer.Option(help="sweep or rtn. Default: the method's.")] = None,
     damp: Annotated[float, typer.Option(help="Damping, as a share of the metric's mean diagonal.")] = 0.01,

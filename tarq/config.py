@@ -42,7 +42,8 @@ class TarqConfig:
         max_lambda: cap on λ, none by default.
         residual: correction for the drift of the layers already quantized: ``cross-fitted`` (weighted
             cross-moment, α judged on utterances it was not fitted on), ``least-squares`` (the same direction,
-            α that minimises the error on the calibration set itself), ``paper`` (its α), ``none``, or a float used as a fixed α.
+            α that minimises the error on the calibration set itself), ``paper`` (its α), ``none``, or a float
+            used as a fixed α.
         solver: ``sweep`` (Cholesky-based, GPTQ's codes) or ``rtn`` (round to nearest).
         damp: δ = damp · mean(diag H) is added to the metric's diagonal.
         act_order: ``none``, or ``static``: scales first, then columns by falling diag(H).

@@ -216,13 +216,15 @@ class _Walk:
     ) -> list[Moments]:
         """One pass over the calibration set: the group's inputs on both paths into running moments.
 
-        Cross-fitting wants two halves: batches take turns. Both hold sums only, so nothing more is computed.
+        Cross-fitting wants two halves of the set: utterances take turns. Each position goes to one of them, so
+        nothing more is computed.
         """
         name = group.names[0]
         features, device = _linear(block, name).in_features, self.recognizer.device
         folds = 2 if self.config.residual == "cross-fitted" else 1
         parts = [Moments(features, paired=self.paired, device=device) for _ in range(folds)]
         reads = stage.reads if group.context else stage.name
+        turn = 0
         for index, pair in enumerate(pairs):
             x = _input_of(block, name, pair.quantized, group.context)
             x_full = None
@@ -231,17 +233,22 @@ class _Walk:
             tail, weight = self._row_weights(reads or stage.name, index, pair.batch)
             if x.shape[:-1].numel() != len(tail):
                 raise CalibrationError(f"{label}: its input has {x.shape[:-1].numel()} rows for {len(tail)} positions")
+            count = len(pair.batch.ids)
+            fold = (turn + torch.arange(count, device=device)).remainder(folds).repeat_interleave(len(tail) // count)
+            turn += count
+            rows, rows_full = x.flatten(0, -2), None if x_full is None else x_full.flatten(0, -2)
             try:
-                parts[index % folds].update(
-                    x.flatten(0, -2), None if x_full is None else x_full.flatten(0, -2), tail, weight
-                )
+                for part, moments in enumerate(parts):
+                    moments.update(rows, rows_full, tail, weight * (fold == part))
             except ValueError as error:
                 raise CalibrationError(
                     f"{label}: {error} on utterances {', '.join(pair.batch.ids)}; check the audio and the "
                     "model's dtype (float16 overflows: load it in float32 or bfloat16)"
                 ) from error
         if any(sum(part.positions.values()) == 0 for part in parts):
-            raise CalibrationError(f"{label}: {folds} batches of utterances with audio and text are needed at least")
+            raise CalibrationError(
+                f"{label}: the residual {self.config.residual!r} needs at least {folds} calibration utterances"
+            )
         return parts
 
     def _row_weights(self, stage: str, index: int, batch: Batch) -> tuple[Tensor, Tensor]:

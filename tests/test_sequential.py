@@ -72,12 +72,12 @@ def test_statistics_are_those_of_the_partly_quantized_network(recognizer, batche
     original = Moments.update
 
     def spy(self, x, x_full, tail, weight):
-        seen.setdefault(id(self), []).append((x, x_full, tail, weight))
+        seen.setdefault(self, []).append((x, x_full, tail, weight))
         return original(self, x, x_full, tail, weight)
 
     monkeypatch.setattr(Moments, "update", spy)
     quantize_model(recognizer, batches, CONFIG, Reporter())
-    last = list(seen.values())[-1]  # fc2 of the last decoder block: everything before it is quantized
+    last, _ = list(seen.values())[-2:]  # fc2 of the last decoder block: everything before it is quantized
 
     def inputs(r):
         caught = []
@@ -89,24 +89,29 @@ def test_statistics_are_those_of_the_partly_quantized_network(recognizer, batche
         handle.remove()
         return caught
 
+    counted = 0
     for (x, x_full, _, weight), now, before in zip(last, inputs(recognizer), inputs(full), strict=True):
         rows = weight > 0
+        counted += int(rows.sum())
         torch.testing.assert_close(x[rows], now.flatten(0, 1)[rows], rtol=1e-3, atol=1e-4)
         torch.testing.assert_close(x_full[rows], before.flatten(0, 1)[rows], rtol=1e-3, atol=1e-4)
         assert not torch.allclose(x[rows], x_full[rows], atol=1e-3)
+    every = sum(int(b.positions["decoder"].exists.sum()) for b in batches)
+    assert 0.3 * every < counted < 0.7 * every  # one half; the other went elsewhere
 
 
 def test_cross_attention_statistics_are_gathered_once_for_all_decoder_blocks(recognizer, batches, monkeypatch):
-    created = []
-    original = Moments.__init__
+    fed = set()
+    original = Moments.update
 
-    def spy(self, *args, **kwargs):
-        created.append(self)
-        original(self, *args, **kwargs)
+    def spy(self, *args):
+        fed.add(self)
+        return original(self, *args)
 
-    monkeypatch.setattr(Moments, "__init__", spy)
+    monkeypatch.setattr(Moments, "update", spy)
     quantize_model(recognizer, batches, CONFIG, Reporter())
-    assert len(created) == 2 * 4 + 2 * 6 + 1  # own inputs of each block, and the encoder's output once
+    # own inputs of each block, and the encoder's output once; two halves of each
+    assert len(fed) == 2 * (2 * 4 + 2 * 6 + 1)
 
 
 @pytest.mark.parametrize("size", [1, 4])
@@ -131,7 +136,7 @@ def test_batching_and_padding_do_not_change_the_statistics(model_folder, manifes
         return kept
 
     ours, expected = moments(size), moments(8)
-    for index in (0, 8):  # q/k/v of the first encoder and of the first decoder block
+    for index in (0, 1, 16, 17):  # q/k/v of the first encoder and of the first decoder block, two halves each
         assert ours[index].positions == expected[index].positions
         for side in ("common", "tail"):
             difference = (ours[index].hessian[side] - expected[index].hessian[side]).norm()
@@ -141,7 +146,7 @@ def test_batching_and_padding_do_not_change_the_statistics(model_folder, manifes
 def test_padding_frames_count_with_their_weight(recognizer, batches, manifest):
     def positions(weight):
         r = tarq.load_recognizer(recognizer.model.config._name_or_path)
-        config = dataclasses.replace(CONFIG, padding_weight=weight)
+        config = dataclasses.replace(CONFIG, padding_weight=weight, residual="least-squares")
         return quantize_model(r, batches, config, Reporter())[0].positions
 
     frames = sum(int((~b.positions["encoder"].padding).sum()) for b in batches)
@@ -159,6 +164,12 @@ def test_the_same_seed_gives_the_same_codes(model_folder, manifest):
     assert all(torch.equal(first[name], second[name]) for name in first)
     other = codes(metric="random", seed=1)
     assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+def test_cross_fitting_needs_two_utterances(model_folder, manifest):
+    recognizer = tarq.load_recognizer(model_folder)
+    with pytest.raises(CalibrationError, match="at least 2 calibration utterances"):
+        tarq.quantize(recognizer, manifest, dataclasses.replace(CONFIG, samples=1))
 
 
 def test_ignored_layers_stay_and_are_recorded(recognizer, batches):
