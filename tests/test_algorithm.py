@@ -8,7 +8,7 @@ from tarq.method.algorithm import tail_aware_quantize
 from tarq.method.metrics import Plain, RareBAL, rebalance
 from tarq.method.residual import Half, cross_fitted_alpha, residual_target
 from tarq.method.solvers import RoundToNearest, Sweep, make_solver
-from tarq.method.statistics import Moments, pooled
+from tarq.method.statistics import Moments
 
 
 def problem(rows: int = 400, n: int = 64, m: int = 24, drift: float = 0.3, seed: int = 0):
@@ -30,10 +30,11 @@ def weighted_error(x, xf, w, v, d) -> float:
     return float((d[:, None] * (xf @ w.T - x @ v.T) ** 2).sum())
 
 
-def exact(metric, moments, damp: float):
-    solver = Sweep(damp=damp, dtype=torch.float64)
-    combined = metric.combine(moments)
-    return combined, solver.factorize(combined.hessian)
+def exact(metric, parts, damp: float):
+    """λ, the rebalanced moments and their factor, all in float64."""
+    lam, _ = metric.balance(parts)
+    combined = rebalance(parts, lam)
+    return lam, combined, Sweep(damp=damp, dtype=torch.float64).factorize(combined.hessian)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -41,9 +42,9 @@ def exact(metric, moments, damp: float):
 @pytest.mark.parametrize("metric", [Plain(), RareBAL(), RareBAL(cost_ratio=0.25)])
 def test_least_squares_never_increases_the_weighted_output_error(seed, drift, metric):
     x, xf, tail, w, moments = problem(drift=drift, seed=seed)
-    combined, factor = exact(metric, moments, 0.01)
+    lam, combined, factor = exact(metric, [moments], 0.01)
     target = residual_target(w, combined, factor, "least-squares", pilot=None)
-    d = torch.where(tail, combined.lam, 1.0).double()
+    d = torch.where(tail, lam, 1.0).double()
     before, after = weighted_error(x, xf, w, w, d), weighted_error(x, xf, w, target.weight, d)
     assert after <= before * (1 + 1e-6) + 1e-9
     if drift:
@@ -55,7 +56,7 @@ def test_least_squares_never_increases_the_weighted_output_error(seed, drift, me
 
 def test_plain_undamped_least_squares_is_the_exact_minimiser():
     x, xf, _, w, moments = problem()
-    combined, factor = exact(Plain(), moments, 0.0)
+    _lam, combined, factor = exact(Plain(), [moments], 0.0)
     target = residual_target(w, combined, factor, "least-squares", pilot=None)
     best = torch.linalg.lstsq(x, xf @ w.T).solution.T
     assert target.alpha == pytest.approx(1.0, abs=1e-4)
@@ -65,10 +66,10 @@ def test_plain_undamped_least_squares_is_the_exact_minimiser():
 def test_the_weighted_minimiser_needs_the_weighted_cross_moment():
     """method.md §4: with weights, the paper's unweighted cross-moment does not lead to the minimiser."""
     x, xf, tail, w, moments = problem()
-    combined, factor = exact(RareBAL(), moments, 0.0)
-    d = torch.where(tail, combined.lam, 1.0).double()
+    lam, combined, factor = exact(RareBAL(), [moments], 0.0)
+    d = torch.where(tail, lam, 1.0).double()
     ours = residual_target(w, combined, factor, 1.0, pilot=None).weight
-    paper = w + factor.solve(w @ combined.plain_cross)
+    paper = w + factor.solve(w @ rebalance([moments], lam, 1.0).cross)
     root = d.sqrt()[:, None]
     best = torch.linalg.lstsq(root * x, root * (xf @ w.T)).solution.T
     least = weighted_error(x, xf, w, best, d)
@@ -79,16 +80,17 @@ def test_the_weighted_minimiser_needs_the_weighted_cross_moment():
 def test_paper_residual_uses_the_pilot():
     _, _, _, w, moments = problem()
     solver = Sweep(dtype=torch.float64)
-    combined, factor = exact(RareBAL(), moments, 0.01)
+    lam, combined, factor = exact(RareBAL(), [moments], 0.01)
     pilots = []
 
     def pilot():
         pilots.append(solver.quantize(w, factor, Scheme(group_size=32), torch.float32))
         return pilots[0]
 
+    combined = rebalance([moments], lam, 1.0)
     target = residual_target(w, combined, factor, "paper", pilot)
     assert len(pilots) == 1
-    direction = factor.solve(w @ combined.plain_cross)
+    direction = factor.solve(w @ combined.cross)
     error = pilots[0].dequantize().double() - w
     alpha = (error @ combined.hessian @ direction.T).trace() / (direction @ combined.hessian @ direction.T).trace()
     assert target.alpha == pytest.approx(float(alpha), rel=1e-6)
@@ -96,7 +98,7 @@ def test_paper_residual_uses_the_pilot():
 
 def test_no_residual_and_fixed_alpha():
     _, _, _, w, moments = problem()
-    combined, factor = exact(Plain(), moments, 0.01)
+    _lam, combined, factor = exact(Plain(), [moments], 0.01)
     for off in ("none", 0, 0.0):
         target = residual_target(w, combined, factor, off, pilot=None)
         assert target.weight is w
@@ -111,10 +113,10 @@ def halves_of(x, xf, tail, metric=Plain(), damp=0.01):
     for rows in (slice(0, None, 2), slice(1, None, 2)):
         parts.append(Moments(x.shape[1], paired=True))
         parts[-1].update(x[rows].float(), xf[rows].float(), tail[rows], torch.ones(len(x[rows])))
-    combined = metric.combine(pooled(parts))
+    lam, combined, factor = exact(metric, parts, damp)
     solver = Sweep(damp=damp, dtype=torch.float64)
-    each = [rebalance(part, combined.lam) for part in parts]
-    return combined, solver.factorize(combined.hessian), [Half(h, solver.factorize(h.hessian)) for h in each]
+    each = [rebalance([part], lam) for part in parts]
+    return lam, combined, factor, [Half(h, solver.factorize(h.hessian)) for h in each]
 
 
 def test_cross_fitting_does_not_trust_noise():
@@ -124,7 +126,7 @@ def test_cross_fitting_does_not_trust_noise():
     xf = x + 0.3 * torch.randn(300, 64, generator=generator).double()
     w = torch.randn(24, 64, generator=generator).double()
     unseen = torch.randn(5000, 64, generator=generator).double()
-    combined, factor, halves = halves_of(x, xf, torch.zeros(300, dtype=torch.bool))
+    _lam, combined, factor, halves = halves_of(x, xf, torch.zeros(300, dtype=torch.bool))
     fitted = residual_target(w, combined, factor, "least-squares", None)
     trusted = residual_target(w, combined, factor, "cross-fitted", None, halves)
     assert fitted.alpha >= 1
@@ -138,7 +140,7 @@ def test_cross_fitting_trusts_a_drift_that_follows_the_input():
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(300, 64, generator=generator).double()
     drift = 0.1 * torch.randn(64, 64, generator=generator).double()
-    combined, factor, halves = halves_of(x, x + x @ drift, torch.zeros(300, dtype=torch.bool))
+    _lam, combined, factor, halves = halves_of(x, x + x @ drift, torch.zeros(300, dtype=torch.bool))
     w = torch.randn(24, 64, generator=generator).double()
     assert residual_target(w, combined, factor, "cross-fitted", None, halves).alpha == pytest.approx(1, abs=0.05)
 
@@ -148,9 +150,9 @@ def test_cross_fitting_trusts_a_drift_that_follows_the_input():
 @pytest.mark.parametrize("metric", [Plain(), RareBAL()])
 def test_cross_fitting_never_increases_the_weighted_output_error(seed, drift, metric):
     x, xf, tail, w, _ = problem(drift=drift, seed=seed)
-    combined, factor, halves = halves_of(x, xf, tail, metric)
+    lam, combined, factor, halves = halves_of(x, xf, tail, metric)
     target = residual_target(w, combined, factor, "cross-fitted", None, halves)
-    d = torch.where(tail, combined.lam, 1.0).double()
+    d = torch.where(tail, lam, 1.0).double()
     assert 0 <= target.alpha < 1.5
     before, after = weighted_error(x, xf, w, w, d), weighted_error(x, xf, w, target.weight, d)
     assert after < before if target.alpha else after == before
@@ -164,7 +166,7 @@ def test_cross_fitting_needs_two_halves():
 def test_residual_needs_paired_moments():
     moments = Moments(4, paired=False)
     moments.update(torch.randn(9, 4), None, torch.zeros(9, dtype=torch.bool), torch.ones(9))
-    combined, factor = exact(Plain(), moments, 0.01)
+    _lam, combined, factor = exact(Plain(), [moments], 0.01)
     with pytest.raises(ValueError, match="paired moments"):
         residual_target(torch.ones(2, 4).double(), combined, factor, "least-squares", pilot=None)
 
@@ -193,7 +195,7 @@ def test_layers_that_share_an_input_share_its_metric_and_match_their_own_runs():
 def test_loss_is_the_relative_error_of_rounding_the_target():
     _, _, _, w, moments = problem()
     solution = solve({"w": w.float()}, moments, residual="none")["w"]
-    h = RareBAL().combine(moments).hessian
+    h = rebalance([moments], solution.lam).hessian
     error = solution.quantized.dequantize().double() - w
     expected = ((error @ h) * error).sum() / ((w @ h) * w).sum()
     assert solution.loss == pytest.approx(float(expected), rel=1e-3)
@@ -202,7 +204,7 @@ def test_loss_is_the_relative_error_of_rounding_the_target():
 
 def test_the_sweep_beats_rounding_in_its_metric_and_the_residual_cuts_the_output_error():
     x, xf, tail, w, moments = problem(drift=0.3)
-    lam = RareBAL().combine(moments).lam
+    lam, _ = RareBAL().balance([moments])
     d = torch.where(tail, lam, 1.0).double()
 
     def error(**options):

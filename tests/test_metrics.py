@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tarq.method.metrics import Control, Plain, PositionWeights, RareBAL, make_metric
+from tarq.method.metrics import Control, PositionWeights, RareBAL, make_metric, rebalance
 from tarq.method.statistics import Moments
 
 
@@ -21,33 +21,53 @@ def moments_of(common: int, tail: int, n: int = 6, paired: bool = True) -> Momen
 @pytest.mark.parametrize("c", [0.25, 1.0, 4.0])
 def test_rarebal_balances_the_traces(c):
     moments = moments_of(common=90, tail=7)
-    combined = RareBAL(cost_ratio=c).combine(moments)
+    lam, note = RareBAL(cost_ratio=c).balance([moments])
+    combined = rebalance([moments], lam)
+    assert note == ""
     common, tail = moments.hessian["common"].trace(), moments.hessian["tail"].trace()
-    assert abs(float(combined.lam * tail / (c * common)) - 1) < 1e-6
-    torch.testing.assert_close(combined.hessian, moments.hessian["common"] + combined.lam * moments.hessian["tail"])
-    torch.testing.assert_close(combined.cross, moments.cross["common"] + combined.lam * moments.cross["tail"])
-    torch.testing.assert_close(combined.plain_cross, moments.cross["common"] + moments.cross["tail"])
+    assert abs(float(lam * tail / (c * common)) - 1) < 1e-6
+    torch.testing.assert_close(combined.hessian, moments.hessian["common"] + lam * moments.hessian["tail"])
+    torch.testing.assert_close(combined.cross, moments.cross["common"] + lam * moments.cross["tail"])
+    unweighted = rebalance([moments], lam, 1.0).cross
+    torch.testing.assert_close(unweighted, moments.cross["common"] + moments.cross["tail"])
 
 
 @pytest.mark.parametrize(("common", "tail", "which"), [(9, 0, "no tail"), (0, 9, "no common")])
 def test_an_empty_side_means_the_plain_metric(common, tail, which):
     moments = moments_of(common, tail)
-    combined = RareBAL().combine(moments)
-    assert combined.lam == 1.0
-    assert which in combined.note
-    torch.testing.assert_close(combined.hessian, Plain().combine(moments).hessian)
+    lam, note = RareBAL().balance([moments])
+    assert lam == 1.0
+    assert which in note
 
 
 def test_lambda_cap_is_reported():
-    combined = RareBAL(max_lambda=2.0).combine(moments_of(90, 3))
-    assert combined.lam == 2.0
-    assert "capped" in combined.note
+    lam, note = RareBAL(max_lambda=2.0).balance([moments_of(90, 3)])
+    assert lam == 2.0
+    assert "capped" in note
 
 
 def test_unusual_lambda_is_reported():
     moments = moments_of(90, 9)
     moments.hessian["tail"] *= 0.01
-    assert "position counts suggest" in RareBAL().combine(moments).note
+    assert "position counts suggest" in RareBAL().balance([moments])[1]
+
+
+def test_parts_of_a_set_are_balanced_as_one():
+    """λ and the sums of two parts are those of the whole, and the parts keep their own."""
+    generator = torch.Generator().manual_seed(2)
+    x, xf = torch.randn(40, 5, generator=generator), torch.randn(40, 5, generator=generator)
+    tail, weight = torch.rand(40, generator=generator) < 0.4, torch.ones(40)
+    whole, parts = Moments(5, paired=True), [Moments(5, paired=True) for _ in range(2)]
+    whole.update(x, xf, tail, weight)
+    for part, rows in zip(parts, (slice(0, 15), slice(15, 40)), strict=True):
+        part.update(x[rows], xf[rows], tail[rows], weight[rows])
+    before = [part.hessian["common"].clone() for part in parts]
+    lam, _ = RareBAL().balance(parts)
+    assert lam == pytest.approx(RareBAL().balance([whole])[0], rel=1e-5)
+    together, expected = rebalance(parts, lam), rebalance([whole], lam)
+    torch.testing.assert_close(together.hessian, expected.hessian, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(together.cross, expected.cross, rtol=1e-5, atol=1e-5)
+    assert all(torch.equal(a, part.hessian["common"]) for a, part in zip(before, parts, strict=True))
 
 
 def test_shrinking_the_tail_towards_common_is_a_smaller_cost_ratio():
@@ -57,7 +77,7 @@ def test_shrinking_the_tail_towards_common_is_a_smaller_cost_ratio():
     shrunk = (1 - rho) * h_t + rho * h_t.trace() / h_c.trace() * h_c
     wanted = h_c + h_c.trace() / shrunk.trace() * shrunk
     c = (1 - rho) / (1 + rho)
-    got = RareBAL(cost_ratio=c).combine(moments).hessian
+    got = rebalance([moments], RareBAL(cost_ratio=c).balance([moments])[0]).hessian
     torch.testing.assert_close(got * wanted.trace() / got.trace(), wanted)
 
 

@@ -5,7 +5,7 @@ import torch
 from tarq.kernels.gram import gram
 from tarq.kernels.gram.reference import gram_reference
 
-from tarq.method.statistics import Moments, pooled
+from tarq.method.statistics import Moments
 
 
 def test_moments_equal_the_formula():
@@ -26,22 +26,6 @@ def test_moments_equal_the_formula():
         "common": int((~tail & (weight > 0)).sum()),
         "tail": int((tail & (weight > 0)).sum()),
     }
-
-
-def test_parts_pool_into_the_whole():
-    generator = torch.Generator().manual_seed(2)
-    x, xf = torch.randn(40, 5, generator=generator), torch.randn(40, 5, generator=generator)
-    tail, weight = torch.rand(40, generator=generator) < 0.4, torch.ones(40)
-    whole, parts = Moments(5, paired=True), [Moments(5, paired=True) for _ in range(2)]
-    whole.update(x, xf, tail, weight)
-    for part, rows in zip(parts, (slice(0, 15), slice(15, 40)), strict=True):
-        part.update(x[rows], xf[rows], tail[rows], weight[rows])
-    total = pooled(parts)
-    assert total.positions == whole.positions
-    for side in ("common", "tail"):
-        torch.testing.assert_close(total.hessian[side], whole.hessian[side], rtol=1e-5, atol=1e-5)
-        torch.testing.assert_close(total.cross[side], whole.cross[side], rtol=1e-5, atol=1e-5)
-    assert pooled(parts[:1]) is parts[0]
 
 
 def test_unpaired_moments_hold_no_cross_moment():

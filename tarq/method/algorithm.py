@@ -14,7 +14,7 @@ from ..kernels.scheme import Scheme
 from .metrics import Metric, rebalance
 from .residual import Half, inner, residual_target
 from .solvers import Solver
-from .statistics import Moments, pooled
+from .statistics import Moments
 
 
 @dataclass(frozen=True)
@@ -72,14 +72,15 @@ def tail_aware_quantize(
     Raises:
         torch.linalg.LinAlgError: the metric is not positive definite even at the largest damping.
     """
-    rebalanced = metric.combine(pooled(parts))  # λ, H_rB, H_Δ
+    lam, note = metric.balance(parts)  # λ
+    rebalanced = rebalance(parts, lam, 1.0 if residual == "paper" else lam)  # H_rB, H_Δ
     factor = solver.factorize(rebalanced.hessian)
     dtype = factor.upper.dtype  # the solver's arithmetic
-    halves: list[Half] = []
-    if residual == "cross-fitted":
-        each = [rebalance(part, rebalanced.lam) for part in parts]
-        halves = [Half(half.to(dtype), solver.factorize(half.hessian)) for half in each]
     rebalanced = rebalanced.to(dtype)
+    halves: list[Half] = []
+    for part in parts if residual == "cross-fitted" else ():
+        half = rebalance([part], lam)
+        halves.append(Half(half.to(dtype), solver.factorize(half.hessian)))
 
     solutions = {}
     for name, weight in weights.items():
@@ -97,13 +98,13 @@ def tail_aware_quantize(
         energy = max(inner(w @ rebalanced.hessian, w), 1e-30)
         solutions[name] = Solution(
             quantized,
-            rebalanced.lam,
+            lam,
             target.alpha,
             inner(error @ rebalanced.hessian, error) / energy,
             target.energy / energy,
             factor.damp,
             factor.retries,
             int(factor.dead.sum()),
-            rebalanced.note,
+            note,
         )
     return solutions

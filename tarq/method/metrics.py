@@ -7,14 +7,14 @@ what weight (before anything is accumulated), and how the two sides are put toge
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from .statistics import Moments
+from .statistics import SIDES, Moments
 
 _EPSILON = 1e-12
 
@@ -24,24 +24,16 @@ class Rebalanced:
     """The moments of both sides put together.
 
     Attributes:
-        hessian: [n, n] float64 as combined, the metric H.
-        cross: [n, n] float64, the cross-moment H_Δ in the same metric; None for unpaired moments.
-        plain_cross: the unweighted H_Δ, which the paper's residual uses.
-        lam: λ, the weight of a tail position against a common one.
-        note: what is unusual about it, empty otherwise.
+        hessian: [n, n], the metric H = H_C + λ H_T.
+        cross: [n, n], the cross-moment H_Δ; None for unpaired moments.
     """
 
     hessian: Tensor
     cross: Tensor | None
-    plain_cross: Tensor | None
-    lam: float
-    note: str = ""
 
     def to(self, dtype: torch.dtype) -> Rebalanced:
         """The same in another dtype."""
-        cross = None if self.cross is None else self.cross.to(dtype)
-        plain = None if self.plain_cross is None else self.plain_cross.to(dtype)
-        return replace(self, hessian=self.hessian.to(dtype), cross=cross, plain_cross=plain)
+        return Rebalanced(self.hessian.to(dtype), None if self.cross is None else self.cross.to(dtype))
 
 
 class Metric(Protocol):
@@ -60,19 +52,35 @@ class Metric(Protocol):
         """
         ...
 
-    def combine(self, moments: Moments) -> Rebalanced:
-        """Both sides put together."""
+    def balance(self, parts: Sequence[Moments]) -> tuple[float, str]:
+        """λ, the weight of a tail position against a common one, and what is unusual about it (or "").
+
+        Args:
+            parts: moments of one input over parts of the calibration set.
+        """
         ...
 
 
-def rebalance(moments: Moments, lam: float, note: str = "") -> Rebalanced:
-    """Both sides put together, a tail position counting λ times."""
-    hessian = moments.hessian["common"] + lam * moments.hessian["tail"]
-    if moments.cross is None:
-        return Rebalanced(hessian, None, None, lam, note)
-    cross = moments.cross["common"] + lam * moments.cross["tail"]
-    plain = moments.cross["common"] + moments.cross["tail"]
-    return Rebalanced(hessian, cross, plain, lam, note)
+def rebalance(parts: Sequence[Moments], lam: float, lam_cross: float | None = None) -> Rebalanced:
+    """Both sides of the pooled moments put together, in float64.
+
+    Args:
+        parts: moments of one input over parts of the calibration set.
+        lam: how often a tail position counts.
+        lam_cross: the same for the cross-moment alone; ``lam`` when not given.
+    """
+
+    def weigh(sums: list[dict[str, Tensor]], weight: float) -> Tensor:
+        total = sums[0]["common"] + weight * sums[0]["tail"]
+        for each in sums[1:]:
+            total.add_(each["common"]).add_(each["tail"], alpha=weight)
+        return total
+
+    crosses = [part.cross for part in parts if part.cross is not None]
+    return Rebalanced(
+        weigh([part.hessian for part in parts], lam),
+        weigh(crosses, lam if lam_cross is None else lam_cross) if crosses else None,
+    )
 
 
 @dataclass(frozen=True)
@@ -82,8 +90,8 @@ class Plain:
     def assign(self, tail: Tensor, exists: Tensor, key: str) -> tuple[Tensor, Tensor | None]:
         return torch.zeros_like(tail), None
 
-    def combine(self, moments: Moments) -> Rebalanced:
-        return rebalance(moments, 1.0)
+    def balance(self, parts: Sequence[Moments]) -> tuple[float, str]:
+        return 1.0, ""
 
 
 @dataclass(frozen=True)
@@ -104,21 +112,19 @@ class RareBAL:
     def assign(self, tail: Tensor, exists: Tensor, key: str) -> tuple[Tensor, Tensor | None]:
         return tail, None
 
-    def combine(self, moments: Moments) -> Rebalanced:
-        if moments.positions["tail"] == 0:
-            return rebalance(moments, 1.0, "no tail position: plain metric")
-        if moments.positions["common"] == 0:
-            return rebalance(moments, 1.0, "no common position: plain metric")
-        trace_common = float(moments.hessian["common"].trace())
-        trace_tail = float(moments.hessian["tail"].trace())
-        lam = self.cost_ratio * trace_common / (trace_tail + _EPSILON)
+    def balance(self, parts: Sequence[Moments]) -> tuple[float, str]:
+        count = {side: sum(part.positions[side] for part in parts) for side in SIDES}
+        for side, missing in count.items():
+            if missing == 0:
+                return 1.0, f"no {side} position: plain metric"
+        trace = {side: sum(float(part.hessian[side].trace()) for part in parts) for side in SIDES}
+        lam = self.cost_ratio * trace["common"] / (trace["tail"] + _EPSILON)
         if self.max_lambda is not None and lam > self.max_lambda:
-            return rebalance(moments, self.max_lambda, f"λ capped at {self.max_lambda:g} (was {lam:.1f})")
-        share = moments.positions["tail"] / sum(moments.positions.values())
-        expected = self.cost_ratio * (1 - share) / share
-        unusual = expected > 0 and not 0.2 < lam / expected < 5
-        note = f"λ = {lam:.1f} where the position counts suggest {expected:.1f}" if unusual else ""
-        return rebalance(moments, lam, note)
+            return self.max_lambda, f"λ capped at {self.max_lambda:g} (was {lam:.1f})"
+        expected = self.cost_ratio * count["common"] / count["tail"]
+        if expected > 0 and not 0.2 < lam / expected < 5:
+            return lam, f"λ = {lam:.1f} where the position counts suggest {expected:.1f}"
+        return lam, ""
 
 
 @dataclass(frozen=True)
@@ -144,8 +150,8 @@ class Control:
         chosen[pool[torch.randperm(len(pool), generator=generator)[:count]]] = True
         return chosen, None
 
-    def combine(self, moments: Moments) -> Rebalanced:
-        return self.rarebal.combine(moments)
+    def balance(self, parts: Sequence[Moments]) -> tuple[float, str]:
+        return self.rarebal.balance(parts)
 
 
 @dataclass(frozen=True)
@@ -164,15 +170,16 @@ class PositionWeights:
             weight = self.weights(key) if callable(self.weights) else self.weights[key]
         except KeyError:
             return torch.zeros_like(tail), None
+        weight = weight.float().cpu()
         if weight.shape != tail.shape or not bool(((weight >= 0) & torch.isfinite(weight)).all()):
             raise ValueError(
                 f"position weights of {key} must be {tail.shape[0]} finite non-negative numbers, "
                 f"got shape {tuple(weight.shape)}"
             )
-        return torch.zeros_like(tail), weight.float()
+        return torch.zeros_like(tail), weight
 
-    def combine(self, moments: Moments) -> Rebalanced:
-        return rebalance(moments, 1.0)
+    def balance(self, parts: Sequence[Moments]) -> tuple[float, str]:
+        return 1.0, ""
 
 
 def make_metric(name: str, *, cost_ratio: float = 1.0, max_lambda: float | None = None, seed: int = 0) -> Metric:

@@ -59,7 +59,7 @@ def residual_target(
 
     Args:
         weight: [m, n] in the moments' dtype.
-        moments: the metric and the cross-moments.
+        moments: the metric and the cross-moment (for ``paper``, the unweighted one).
         factor: of ``H + δI``, for the solve.
         residual: one of
 
@@ -76,10 +76,9 @@ def residual_target(
     """
     if residual == "none" or residual == 0:
         return Target(weight)
-    cross = moments.plain_cross if residual == "paper" else moments.cross
-    if cross is None:
+    if moments.cross is None:
         raise ValueError(f"residual {residual!r} needs paired moments")
-    drift = weight @ cross
+    drift = weight @ moments.cross
     direction = factor.solve(drift)
     direction_h = direction @ moments.hessian
     scale = inner(direction_h, direction)

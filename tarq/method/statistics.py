@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
 from ..kernels.gram import gram
+
+#: The two sides of the statistics: positions outside the tail, and in it.
+SIDES = ("common", "tail")
 
 
 class Moments:
@@ -65,17 +66,3 @@ class Moments:
                 if not bool(torch.isfinite(cross.sum())):
                     raise ValueError("NaN or infinite full-precision activations")
                 self.cross[side] += cross
-
-
-def pooled(parts: Sequence[Moments]) -> Moments:
-    """The moments of several parts of a calibration set, as if they had been gathered in one."""
-    if len(parts) == 1:
-        return parts[0]
-    total = Moments(parts[0].features, paired=parts[0].paired, device=parts[0].device)
-    for part in parts:
-        for side in total.hessian:
-            total.hessian[side] += part.hessian[side]
-            total.positions[side] += part.positions[side]
-            if total.cross is not None and part.cross is not None:
-                total.cross[side] += part.cross[side]
-    return total
