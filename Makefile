@@ -58,4 +58,4 @@ bench: install  ## time the three operations against their peers
 	$(BIN)/python -P benchmarks/bench_w4_linear.py
 
 clean:  ## remove what the build made
-	rm -rf build dist *.egg-info tarq/_C*.so .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist *.egg-info tarq/_C*.so $(VENV)/.installed .pytest_cache .mypy_cache .ruff_cache .hypothesis

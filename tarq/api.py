@@ -60,31 +60,59 @@ def load_recognizer(
         ModelError: parts are missing or the family is not supported.
         CheckpointError: the checkpoint is damaged.
     """
-    model, stored_dtype = checkpoint.load_model(source, dtype=dtype, device=device)
-    return _recognizer(model, source, None, None, stored_dtype, language)
+    return as_recognizer(source, language=language, dtype=dtype, device=device)
 
 
-def _recognizer(
-    model: PreTrainedModel,
-    source: str | Path | None,
-    tokenizer: Any,
-    feature_extractor: Any,
-    stored_dtype: torch.dtype,
-    language: str,
+def as_recognizer(
+    model: PreTrainedModel | Recognizer | str | Path,
+    tokenizer: Any = None,
+    feature_extractor: Any = None,
+    *,
+    language: str = "en",
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
 ) -> Recognizer:
-    parts: dict[str, tuple[Any, Any]] = {
+    """Whatever stands for a model, behind the interface of its family, set to a language.
+
+    Args:
+        model: a recognizer, a transformers model, a folder or a hub id.
+        tokenizer: found where the model comes from when not given.
+        feature_extractor: likewise.
+        language: of the speech.
+        dtype: of the computation, of a model that is loaded here.
+        device: of a model that is loaded here.
+
+    Raises:
+        ModelError: parts are missing or the family is not supported.
+        CheckpointError: the checkpoint is damaged.
+    """
+    if isinstance(model, Recognizer):
+        recognizer = model
+    else:
+        if isinstance(model, str | Path):
+            source: str | Path = model
+            loaded, stored_dtype = checkpoint.load_model(source, dtype=dtype, device=device)
+        else:
+            source, loaded, stored_dtype = model.config._name_or_path, model, model.dtype
+        parts = _parts(source, tokenizer, feature_extractor)
+        recognizer = adapt(loaded, parts["tokenizer"], parts["feature_extractor"], stored_dtype)
+    recognizer.language = language
+    return recognizer
+
+
+def _parts(source: str | Path, tokenizer: Any, feature_extractor: Any) -> dict[str, Any]:
+    """The given tokenizer and feature extractor, or those that lie beside the model."""
+    wanted: dict[str, tuple[Any, Any]] = {
         "tokenizer": (tokenizer, AutoTokenizer),
         "feature_extractor": (feature_extractor, AutoFeatureExtractor),
     }
-    loaded = {}
-    for name, (given, auto) in parts.items():
+    parts = {}
+    for name, (given, auto) in wanted.items():
         try:
-            loaded[name] = given if given is not None else auto.from_pretrained(source)
+            parts[name] = given if given is not None else auto.from_pretrained(source)
         except Exception as error:  # transformers raises OSError, ValueError, TypeError … for a missing file
             raise ModelError(f"{source}: no {name} there ({error}); pass {name}=… or add its files") from error
-    recognizer = adapt(model, loaded["tokenizer"], loaded["feature_extractor"], stored_dtype)
-    recognizer.language = language
-    return recognizer
+    return parts
 
 
 def quantize(
@@ -118,38 +146,41 @@ def quantize(
     """
     config = config or TarqConfig()
     reporter = reporter or Reporter()
-    if isinstance(model, Recognizer):
-        recognizer = model
-    else:
-        recognizer = _recognizer(
-            model, model.config._name_or_path, tokenizer, feature_extractor, model.dtype, config.language
-        )
+    recognizer = as_recognizer(model, tokenizer, feature_extractor, language=config.language)
     if recognizer.is_quantized:
         raise ModelError("the model is quantized already: load the full-precision one")
     recognizer.model.eval()
+    notes: list[str] = []
+    if recognizer.device.type == "cpu" and recognizer.dtype == torch.float16:
+        recognizer.model.float()
+        notes.append("computed in float32: float16 is slow and overflows on a CPU")
     config = config.with_scale_dtype(recognizer.stored_dtype)
-    began = time.monotonic()
     batches: list[Batch] = []
     summary: dict[str, Any] = {}
-    notes: list[str] = []
     if config.needs_statistics:
         if calibration is None:
             raise ModelError(f"{config.method} needs calibration speech: pass a manifest or a LibriSpeech folder")
         with torch.no_grad():
             utterances = load_utterances(calibration) if isinstance(calibration, str | Path) else calibration
-            batches, summary, notes = calibration_set(recognizer, utterances, config, reporter)
+            batches, summary, left_out = calibration_set(recognizer, utterances, config, reporter)
+        summary["source"] = str(calibration) if isinstance(calibration, str | Path) else "utterances"
+        notes += left_out
+    if metric is not None:
+        notes.append(f"metric given by the caller in place of the configuration's: {type(metric).__name__}")
     for note in notes:
         reporter.note(note)
-    left_out = recognizer.left_out()
+    outside = recognizer.left_out()
     before = recognizer.linear_bytes()
+    began = time.monotonic()
     layers = quantize_model(recognizer, batches, config, reporter, metric)
     recognizer.model.config.quantization_config = checkpoint.quantization_config(recognizer.model)
     return Report(
+        model=str(recognizer.model.config._name_or_path),
         config=config.to_dict(),
         versions={"tarq": __version__} | {p: version(p) for p in ("torch", "transformers", "numpy", "wordfreq")},
         calibration=summary,
         layers=layers,
-        left_out=left_out,
+        left_out=outside,
         sizes={"linear_bytes_before": before, "linear_bytes_after": recognizer.linear_bytes()},
         seconds=round(time.monotonic() - began, 2),
         notes=notes,
@@ -171,18 +202,22 @@ def save(
         model: quantized, or a :class:`Recognizer` around it.
         path: folder to write; it appears only when it is complete.
         report: of the quantization.
-        tokenizer: saved along.
-        feature_extractor: saved along.
+        tokenizer: saved along; found where the model was loaded from when not given.
+        feature_extractor: likewise.
         overwrite: replace an existing folder.
 
     Raises:
         CheckpointError: the folder exists, or writing failed; nothing is left behind.
+        ModelError: the tokenizer or feature extractor is not found.
     """
     if isinstance(model, Recognizer):
         tokenizer = tokenizer or model.tokenizer
         feature_extractor = feature_extractor or model.feature_extractor
         model = model.model
-    extras = [e for e in (tokenizer, feature_extractor) if e is not None]
+    else:  # without them nobody could transcribe with what is written
+        parts = _parts(model.config._name_or_path, tokenizer, feature_extractor)
+        tokenizer, feature_extractor = parts["tokenizer"], parts["feature_extractor"]
+    extras = [tokenizer, feature_extractor]
     if report is not None:
         extras.append(_ReportFile(report))
     checkpoint.save(cast(PreTrainedModel, model), path, extras=extras, overwrite=overwrite)
@@ -216,19 +251,15 @@ def transcribe(
         DataError: a file cannot be read.
         ModelError: the model is not usable.
     """
-    if isinstance(model, str | Path):
-        model = load_recognizer(model, language=language)
-    elif not isinstance(model, Recognizer):
-        name = model.config._name_or_path
-        model = _recognizer(model, name, tokenizer, feature_extractor, model.dtype, language)
-    waveforms = [read_audio(Path(a), model.sampling_rate) for a in audio]
+    recognizer = as_recognizer(model, tokenizer, feature_extractor, language=language)
+    waveforms = [read_audio(Path(a), recognizer.sampling_rate) for a in audio]
     reporter = reporter or Reporter()
     reporter.phase("transcribing", len(waveforms))
-    return transcribe_waveforms(model, waveforms, batch_size, reporter)
+    return transcribe_waveforms(recognizer, waveforms, batch_size, reporter)
 
 
 def evaluate(
-    models: Mapping[str, Recognizer | str | Path],
+    models: Mapping[str, PreTrainedModel | Recognizer | str | Path],
     data: Mapping[str, Data],
     *,
     reference: str | None = None,
@@ -243,7 +274,7 @@ def evaluate(
     """Score models on transcribed sets: word error rates, teacher-forced divergence, paired intervals.
 
     Args:
-        models: label to recognizer, folder or hub id.
+        models: label to model: a transformers model, a recognizer, a folder or a hub id.
         data: label to manifest, LibriSpeech folder or utterances.
         reference: label of the full-precision model damage is measured against.
         config: normaliser, threshold, language, batch size and seed are read from it.
@@ -261,10 +292,7 @@ def evaluate(
     if reference is not None and reference not in models:
         raise ModelError(f"reference {reference!r} is none of the models {', '.join(models)}")
     recognizers = {
-        label: m
-        if isinstance(m, Recognizer)
-        else load_recognizer(m, dtype=dtype, device=device, language=config.language)
-        for label, m in models.items()
+        label: as_recognizer(m, language=config.language, dtype=dtype, device=device) for label, m in models.items()
     }
     sets = {label: load_utterances(d) if isinstance(d, str | Path) else list(d) for label, d in data.items()}
     if samples is not None:

@@ -14,7 +14,7 @@ from .data.utterance import Utterance
 from .errors import CalibrationError
 from .families.family import Batch, Example, Recognizer
 from .method.rarity import position_tags, rare_share, rare_spans, tag_tokens
-from .normalize import Normalizer, get_normalizer
+from .normalize import Normalizer
 from .report import Reporter
 
 
@@ -69,10 +69,11 @@ def calibration_set(
         "ids": [u.id for u in made.utterances],
         "utterances": len(made.examples),
         "seconds": round(sum(u.seconds() for u in made.utterances), 2),
+        "normalizer": config.text_normalizer(recognizer.spelling).name,
         "transcript_style": made.style,
         "self_transcribed": made.self_transcribed,
         "rare_word_share": rare_share(
-            made.texts, get_normalizer(config.normalizer), config.tail_threshold, config.language
+            made.texts, config.text_normalizer(recognizer.spelling), config.tail_threshold, config.language
         ),
         "decoder_positions": positions,
         "tail_positions": sum(int(e.tail.sum()) for e in made.examples),
@@ -89,39 +90,50 @@ def make_examples(
         DataError: audio cannot be read.
     """
     made = Examples()
-    reporter.phase("reading audio", len(utterances))
-    waveforms = []
-    for utterance in utterances:
-        waveforms.append(utterance.waveform(recognizer.sampling_rate))
-        reporter.advance()
-    wanted = [config.transcripts == "self" or u.text is None for u in utterances]
-    own = iter(
-        _own_transcripts(recognizer, [w for w, yes in zip(waveforms, wanted, strict=True) if yes], config, reporter)
+    own = [config.transcripts == "self" or u.text is None for u in utterances]
+    made.self_transcribed = sum(own)
+    # The model's own transcripts are in its own style already.
+    made.style = transcript_style(
+        recognizer, [u.text or "" for u, self_made in zip(utterances, own, strict=True) if not self_made]
     )
-    texts = [next(own) if yes else (u.text or "") for u, yes in zip(utterances, wanted, strict=True)]
-    made.self_transcribed = sum(wanted)
-    made.style = transcript_style(recognizer, [t for t, yes in zip(texts, wanted, strict=True) if not yes])
-    normalizer = get_normalizer(config.normalizer)
-    for utterance, waveform, text in zip(utterances, waveforms, texts, strict=True):
-        if made.style == "lower case":
-            text = text.lower()
-        if not text.strip():
-            made.notes.append(f"{utterance.id}: nothing was recognized, left out")
-            continue
-        if len(waveform) > recognizer.window * recognizer.sampling_rate:
-            made.notes.append(f"{utterance.id}: longer than the {recognizer.window:g} s window, left out")
-            continue
-        example = make_example(recognizer, utterance.id, waveform, text, config, normalizer)
-        if len(example.prompted.ids) > recognizer.max_target_tokens:
-            made.notes.append(
-                f"{utterance.id}: {len(example.prompted.ids)} tokens, the decoder takes "
-                f"{recognizer.max_target_tokens}, left out"
-            )
-            continue
-        made.examples.append(example)
-        made.utterances.append(utterance)
-        made.texts.append(text)
+    normalizer = config.text_normalizer(recognizer.spelling)
+    reporter.phase("transcribing" if any(own) else "reading audio", len(utterances))
+    for start in range(0, len(utterances), config.batch_size):
+        some = utterances[start : start + config.batch_size]
+        waveforms = [u.waveform(recognizer.sampling_rate) for u in some]
+        for utterance, waveform, text in zip(some, waveforms, _texts(recognizer, some, waveforms, config), strict=True):
+            text = text.lower() if made.style == "lower case" else text
+            if reason := _unusable(recognizer, waveform, text):
+                made.notes.append(f"{utterance.id}: {reason}, left out")
+                continue
+            example = make_example(recognizer, utterance.id, waveform, text, config, normalizer)
+            if len(example.prompted.ids) > recognizer.max_target_tokens:
+                count, limit = len(example.prompted.ids), recognizer.max_target_tokens
+                made.notes.append(f"{utterance.id}: {count} tokens, the decoder takes {limit}, left out")
+                continue
+            made.examples.append(example)
+            made.utterances.append(utterance)
+            made.texts.append(text)
+        reporter.advance(len(some))
     return made
+
+
+def _texts(
+    recognizer: Recognizer, utterances: Sequence[Utterance], waveforms: Sequence[Any], config: TarqConfig
+) -> list[str]:
+    """Reference transcripts, or the model's own where there is none or all are to be its own."""
+    wanted = [config.transcripts == "self" or u.text is None for u in utterances]
+    heard = [w for w, yes in zip(waveforms, wanted, strict=True) if yes]
+    own = iter(recognizer.transcribe(heard) if heard else [])
+    return [next(own) if yes else (u.text or "") for u, yes in zip(utterances, wanted, strict=True)]
+
+
+def _unusable(recognizer: Recognizer, waveform: Any, text: str) -> str:
+    if not text.strip():
+        return "nothing was recognized"
+    if len(waveform) > recognizer.window * recognizer.sampling_rate:
+        return f"longer than the {recognizer.window:g} s window"
+    return ""
 
 
 def make_example(
@@ -168,16 +180,3 @@ def _survivors(recognizer: Recognizer, texts: Sequence[str]) -> int:
     """Characters that come back from the tokenizer."""
     ids = [recognizer.tokenizer(t, add_special_tokens=False)["input_ids"] for t in texts]
     return sum(len(t.replace(" ", "")) for t in recognizer.tokenizer.batch_decode(ids))
-
-
-def _own_transcripts(
-    recognizer: Recognizer, waveforms: Sequence[Any], config: TarqConfig, reporter: Reporter
-) -> list[str]:
-    if not waveforms:
-        return []
-    reporter.phase("transcribing", len(waveforms))
-    texts: list[str] = []
-    for start in range(0, len(waveforms), config.batch_size):
-        texts += recognizer.transcribe(waveforms[start : start + config.batch_size])
-        reporter.advance(min(config.batch_size, len(waveforms) - start))
-    return texts

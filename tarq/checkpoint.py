@@ -13,6 +13,7 @@ from typing import Any, cast
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
@@ -48,11 +49,16 @@ def save(model: PreTrainedModel, path: str | Path, *, extras: list[Any], overwri
     check_writable(path, overwrite)
     quantization = quantization_config(model)
     dtype = next(m.weight_scale.dtype for m in model.modules() if isinstance(m, QuantLinear))
-    state = {
-        name: tensor.to(dtype) if tensor.is_floating_point() and not name.endswith(".weight_scale") else tensor
-        for name, tensor in model.state_dict().items()
-    }
-    with replacing(path, overwrite) as folder:
+    cast_once: dict[int, torch.Tensor] = {}
+
+    def stored(tensor: torch.Tensor) -> torch.Tensor:
+        # Tied weights share storage, and must still share it once cast, or they are written twice.
+        if not tensor.is_floating_point() or tensor.dtype == dtype:
+            return tensor
+        return cast_once.setdefault(tensor.data_ptr(), tensor.to(dtype))
+
+    state = {name: stored(tensor) for name, tensor in model.state_dict().items()}
+    with replacing(path) as folder:
         model.save_pretrained(folder, state_dict=state)
         config_file = folder / "config.json"
         config = json.loads(config_file.read_text())
@@ -75,30 +81,35 @@ def check_writable(path: Path, overwrite: bool) -> None:
 
 
 @contextmanager
-def replacing(path: Path, overwrite: bool) -> Iterator[Path]:
+def replacing(path: Path) -> Iterator[Path]:
     """A temporary folder that becomes ``path`` when the block ends well, and vanishes when it does not.
 
     Raises:
         CheckpointError: the operating system refused to write (full disk, no permission).
     """
-    folder = None
+    path = path.resolve()  # a link is followed: what it points to is replaced
+    scratch = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
-        yield folder
-        _make_readable(folder)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
+        new, old = scratch / "new", scratch / "old"
+        new.mkdir()
+        yield new
+        _make_readable(new)
         if path.exists():
-            old = path.with_name(f".{path.name}.replaced")
             path.rename(old)
-            folder.rename(path)
-            shutil.rmtree(old)
-        else:
-            folder.rename(path)
-    except OSError as error:
-        raise CheckpointError(f"could not write {path}: {error.strerror or error}; nothing was left there") from error
+        try:
+            new.rename(path)
+        except BaseException:
+            if old.exists():
+                old.rename(path)
+            raise
+    except (OSError, SafetensorError) as error:  # safetensors has its own error for a full disk
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(f"could not write {path}: {reason}; what was there before is unchanged") from error
     finally:
-        if folder is not None and folder.exists():
-            shutil.rmtree(folder, ignore_errors=True)
+        if scratch is not None:
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _make_readable(folder: Path) -> None:

@@ -7,10 +7,11 @@ import os
 import sys
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
 from .errors import TarqError
 from .version import __version__
@@ -41,7 +42,10 @@ Where = Annotated[
     list[str] | None,
     typer.Option(help="KEY=VALUE of a manifest that scored utterances must have (repeatable)."),
 ]
-BatchSize = Annotated[int, typer.Option(help="Utterances a forward pass takes at once.")]
+BatchSize = Annotated[int, typer.Option(min=1, help="Utterances a forward pass takes at once.")]
+Dtype = Annotated[
+    str, typer.Option(help="Of the computation: auto (float32 on a CPU, else as stored), float32, bfloat16, float16.")
+]
 
 
 class Method(StrEnum):
@@ -80,7 +84,7 @@ def quantize(
     act_order: Annotated[str, typer.Option(help="none or static.")] = "none",
     tail_positions: Annotated[str | None, typer.Option(help="Tag by input, target or either token.")] = None,
     tail_threshold: Annotated[float, typer.Option(help="A word is rare below this Zipf frequency.")] = 3.0,
-    normalizer: Annotated[str, typer.Option(help="english, basic or none.")] = "english",
+    normalizer: Annotated[str, typer.Option(help="auto (by language), english, basic or none.")] = "auto",
     transcripts: Annotated[str, typer.Option(help="reference, or self (the model's own).")] = "reference",
     padding_weight: Annotated[
         float | None, typer.Option(help="Weight of encoder frames beyond the end of the audio.")
@@ -90,6 +94,7 @@ def quantize(
     language: Language = "en",
     batch_size: BatchSize = 4,
     device: Device = "auto",
+    dtype: Dtype = "auto",
     seed: Annotated[int, typer.Option(help="Of the sample and of the random controls.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing OUT.")] = False,
     json_file: JsonFile = None,
@@ -131,11 +136,12 @@ def quantize(
     )
     with ScreenReporter(console) as reporter:
         reporter.phase(f"loading {model}")
-        recognizer = api.load_recognizer(model, device=_device(device), language=language)
+        recognizer = api.load_recognizer(model, **_where(device, dtype), language=language)
         report = api.quantize(recognizer, calibration, config, reporter=reporter)
         api.save(recognizer, out, report, overwrite=overwrite)
     show_report(console, report, layers=False)
-    console.print(f"written to {out}; next: tarq evaluate {model} {out} --reference {model} --data …", highlight=False)
+    text = f"written to {out}; next: tarq evaluate {model} {out} --reference {model} --data …"
+    console.print(text, highlight=False, markup=False)
     if json_file:
         json_file.write_text(report.to_json())
 
@@ -151,12 +157,13 @@ def evaluate(
     samples: Annotated[int | None, typer.Option(help="Score a random sample of each set.")] = None,
     where: Where = None,
     decode: Annotated[bool, typer.Option(help="Transcribe too; without, teacher-forced figures only.")] = True,
-    normalizer: Annotated[str, typer.Option(help="english, basic or none.")] = "english",
+    normalizer: Annotated[str, typer.Option(help="auto (by language), english, basic or none.")] = "auto",
     tail_threshold: Annotated[float, typer.Option(help="A word is rare below this Zipf frequency.")] = 3.0,
     resamples: Annotated[int, typer.Option(help="Of the paired bootstrap.")] = 10_000,
     language: Language = "en",
     batch_size: BatchSize = 4,
     device: Device = "auto",
+    dtype: Dtype = "auto",
     seed: Annotated[int, typer.Option(help="Of the sample and the bootstrap.")] = 0,
     json_file: JsonFile = None,
 ) -> None:
@@ -178,7 +185,7 @@ def evaluate(
         recognizers = {}
         for label, source in sources.items():
             reporter.phase(f"loading {source}")
-            recognizers[label] = api.load_recognizer(source, device=_device(device), language=language)
+            recognizers[label] = api.load_recognizer(source, **_where(device, dtype), language=language)
         plain = [label for label, recognizer in recognizers.items() if not recognizer.is_quantized]
         result = api.evaluate(
             recognizers,
@@ -203,6 +210,7 @@ def transcribe(
     language: Language = "en",
     batch_size: BatchSize = 4,
     device: Device = "auto",
+    dtype: Dtype = "auto",
     json_file: JsonFile = None,
 ) -> None:
     """Transcribe audio files."""
@@ -210,7 +218,7 @@ def transcribe(
     from .screen import ScreenReporter
 
     with ScreenReporter(console) as reporter:
-        recognizer = api.load_recognizer(model, device=_device(device), language=language)
+        recognizer = api.load_recognizer(model, **_where(device, dtype), language=language)
         texts = api.transcribe(recognizer, audio, batch_size=batch_size, reporter=reporter)
     for path, text in zip(audio, texts, strict=True):
         console.print(f"{path}\t{text}" if len(audio) > 1 else text, markup=False, highlight=False, soft_wrap=True)
@@ -247,6 +255,7 @@ def demo(
     language: Language = "en",
     batch_size: BatchSize = 4,
     device: Device = "auto",
+    dtype: Dtype = "auto",
     seed: Annotated[int, typer.Option(help="Of the samples.")] = 0,
     json_file: JsonFile = None,
 ) -> None:
@@ -264,9 +273,9 @@ def demo(
     taken = {u.audio.resolve() for u in scored}
     pool = [u for u in load_utterances(calibration) if u.audio.resolve() not in taken]
     with ScreenReporter(console) as reporter:
-        scores, sizes = demonstrate(model, pool, scored, config, reporter, device=_device(device))
+        scores, sizes = demonstrate(model, pool, scored, config, reporter, **_where(device, dtype))
     show_evaluation(console, scores, sizes)
-    console.print(f"next, on your own model: tarq quantize MODEL OUT --calibration {calibration}", highlight=False)
+    console.print("next, on your own model: tarq quantize MODEL OUT --calibration DATA", highlight=False)
     if json_file:
         json_file.write_text(json.dumps(scores.to_dict(), indent=1))
 
@@ -305,10 +314,20 @@ def _residual(text: str | None) -> str | float | None:
         return text
 
 
-def _device(name: str) -> str:
+def _where(device: str, dtype: str) -> dict[str, Any]:
+    """Device and dtype as the API takes them; what is not there is refused before any work."""
     import torch
 
-    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise typer.BadParameter(f"device {device!r} cannot be used: {reason}") from error
+    if dtype not in ("auto", "float32", "bfloat16", "float16"):
+        raise typer.BadParameter(f"dtype {dtype!r} is none of auto, float32, bfloat16, float16")
+    return {"device": device, "dtype": None if dtype == "auto" else getattr(torch, dtype)}
 
 
 def _labelled(sources: list[str]) -> dict[str, str]:
@@ -333,11 +352,9 @@ def main() -> None:
     try:
         app()
     except (TarqError, ValueError) as error:
-        Console(stderr=True).print(f"[red]error[/] {type(error).__name__}: {error}", markup=True, highlight=False)
+        text = escape(f"{type(error).__name__}: {error}")
+        Console(stderr=True).print(f"[red]error[/] {text}", highlight=False, soft_wrap=True)
         sys.exit(1)
-    except KeyboardInterrupt:
-        Console(stderr=True).print("[red]interrupted[/]; nothing was written")
-        sys.exit(130)
 
 
 if __name__ == "__main__":

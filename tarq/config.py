@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
 import torch
 
 from .kernels.scheme import ScaleRule, Scheme
+from .normalize import Normalizer, get_normalizer
 
 Method = Literal["tarq", "gptq", "rtn"]
 MetricName = Literal["rarebal", "plain", "random", "common"]
 SolverName = Literal["sweep", "rtn"]
 TailPositions = Literal["input", "target", "either"]
 Transcripts = Literal["reference", "self"]
+Normalization = Literal["auto", "english", "basic", "none"]
 ActOrder = Literal["none", "static"]
 ScaleDtype = Literal["auto", "float16", "bfloat16", "float32"]
 RESIDUALS = ("cross-fitted", "least-squares", "paper", "none")
@@ -50,7 +54,8 @@ class TarqConfig:
         tail_positions: a position is tagged by its ``input`` token, its ``target`` token, or ``either``.
         tail_threshold: a word is rare below this Zipf frequency (3 is one per million words).
         language: of the word frequencies and of the prompt of a multilingual model.
-        normalizer: text normaliser that cuts transcripts into words: ``english``, ``basic`` or ``none``.
+        normalizer: text normaliser that cuts transcripts into words: ``english``, ``basic`` or ``none``;
+            ``auto`` is ``english`` for English and ``basic`` for other languages.
         transcripts: teacher-force on ``reference`` transcripts (the model's own where one is missing), or
             on the model's ``self``-made full-precision hypotheses throughout.
         padding_weight: weight of encoder frames beyond the end of the audio.
@@ -78,7 +83,7 @@ class TarqConfig:
     tail_positions: TailPositions = "target"
     tail_threshold: float = 3.0
     language: str = "en"
-    normalizer: str = "english"
+    normalizer: str = "auto"
     transcripts: Transcripts = "reference"
     padding_weight: float = 0.1
     scale_dtype: ScaleDtype = "auto"
@@ -95,6 +100,7 @@ class TarqConfig:
             "act_order": ActOrder,
             "tail_positions": TailPositions,
             "transcripts": Transcripts,
+            "normalizer": Normalization,
             "scale_dtype": ScaleDtype,
         }
         for name, allowed in choices.items():
@@ -102,6 +108,8 @@ class TarqConfig:
                 raise ValueError(f"{name} must be one of {', '.join(get_args(allowed))}, not {getattr(self, name)!r}")
         if isinstance(self.residual, str) and self.residual not in RESIDUALS:
             raise ValueError(f"residual must be {', '.join(RESIDUALS)} or a number, not {self.residual!r}")
+        if not isinstance(self.residual, str) and not math.isfinite(self.residual):
+            raise ValueError(f"residual must be a finite number, not {self.residual}")
         for name in ("cost_ratio", "damp", "padding_weight"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be a non-negative number, not {getattr(self, name)}")
@@ -147,6 +155,17 @@ class TarqConfig:
     def needs_statistics(self) -> bool:
         """Whether any calibration audio is read: rounding to nearest looks at the weights alone."""
         return self.solver != "rtn" or self.residual not in ("none", 0, 0.0)
+
+    def text_normalizer(self, spelling: Mapping[str, str] | None = None) -> Normalizer:
+        """The normaliser this configuration names, resolved by language.
+
+        Args:
+            spelling: British to American spellings, which Whisper's tokenizers carry; English only.
+        """
+        name = self.normalizer
+        if name == "auto":
+            name = "english" if self.language == "en" else "basic"
+        return get_normalizer(name, spelling if name == "english" else None)
 
     def scheme(self, group_size: int | None = None) -> Scheme:
         """The lattice, with the group size a layer really gets."""

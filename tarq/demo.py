@@ -6,11 +6,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
 
 from . import api
 from .config import PRESETS, TarqConfig
 from .data.utterance import Utterance
-from .families.family import Recognizer
 from .report import Reporter
 from .scoring.evaluate import Evaluation
 
@@ -22,7 +24,8 @@ def demonstrate(
     config: TarqConfig,
     reporter: Reporter,
     *,
-    device: str = "cpu",
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
 ) -> tuple[Evaluation, dict[str, int]]:
     """Quantize a model with RTN, GPTQ and TARQ, save, load again, score all four.
 
@@ -33,6 +36,7 @@ def demonstrate(
         config: samples, batch size, seed, bits and group size are read from it.
         reporter: hears of progress.
         device: where the models run.
+        dtype: of their computation.
 
     Returns:
         The scores, and the bytes of each model's Linear weights.
@@ -40,15 +44,16 @@ def demonstrate(
     Raises:
         TarqError: the model or the data are not usable.
     """
-    models: dict[str, Recognizer | str | Path] = {"full precision": api.load_recognizer(model, device=device)}
+    where: dict[str, Any] = {"device": device, "dtype": dtype, "language": config.language}
+    models = {"full precision": api.load_recognizer(model, **where)}
     with TemporaryDirectory(prefix="tarq-demo-") as folder:
         for method, switches in PRESETS.items():
-            recognizer = api.load_recognizer(model, device=device)
+            recognizer = api.load_recognizer(model, **where)
             report = api.quantize(recognizer, calibration, replace(config, **switches), reporter=reporter)
             out = Path(folder) / method
             api.save(recognizer, out, report)
-            models[method] = api.load_recognizer(out, device=device)
-        ordered = {name: models[name] for name in ("full precision", "rtn", "gptq", "tarq")}
+            models[method] = api.load_recognizer(out, **where)
+        ordered: dict[str, Any] = {name: models[name] for name in ("full precision", "rtn", "gptq", "tarq")}
         scores = api.evaluate(ordered, {"demo": scored}, reference="full precision", config=config, reporter=reporter)
-    sizes = {name: r.linear_bytes() for name, r in ordered.items() if isinstance(r, Recognizer)}
+    sizes = {name: recognizer.linear_bytes() for name, recognizer in ordered.items()}
     return scores, sizes

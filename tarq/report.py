@@ -58,9 +58,10 @@ class Report:
     """A whole quantization run; saved beside the checkpoint as ``tarq_report.json``.
 
     Attributes:
+        model: where the full-precision model came from.
         config: of the run, :meth:`tarq.TarqConfig.to_dict`.
         versions: of tarq and the libraries that shape the result.
-        calibration: ids, counts, seconds of audio, rare share of words and positions, transcript style.
+        calibration: source, ids, counts, seconds of audio, rare share of words and positions, transcript style.
         layers: one record each.
         left_out: Linear layers outside the blocks, with the reason.
         sizes: bytes of the quantized Linears' weights before and after, and of the whole checkpoint.
@@ -68,6 +69,7 @@ class Report:
         notes: everything degraded or unusual about the run as a whole.
     """
 
+    model: str = ""
     config: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     calibration: dict[str, Any] = field(default_factory=dict)

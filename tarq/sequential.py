@@ -1,7 +1,8 @@
 """The walk: block by block, in true order, with paired full-precision and partly quantized activations.
 
 At any time it holds one block twice (as it was and as it becomes), the hidden states of the calibration
-set on both paths, and the moments of one input. What a block computes is found out by watching it: which
+set on both paths (in the decoder also the encoder's output, which every block reads, and its moments), and
+the moments of one input, in two halves for cross-fitting. What a block computes is found out by watching it: which
 Linears it calls, in which order, and which of them read the same tensor. So nothing here knows a family.
 """
 
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from .config import TarqConfig
-from .errors import CalibrationError
+from .errors import CalibrationError, ModelError
 from .families.family import Batch, Positions, Recognizer, Stage
 from .linear import QuantLinear
 from .method.algorithm import Solution, tail_aware_quantize
@@ -100,6 +101,7 @@ def quantize_model(
 
     Raises:
         CalibrationError: activations are NaN or infinite, or a metric cannot be factorised; names the layer.
+        ModelError: a name to ignore matches no layer.
     """
     walk = _Walk(recognizer, batches, config, reporter, metric)
     with torch.no_grad():
@@ -127,6 +129,7 @@ class _Walk:
 
     def run(self) -> list[LayerReport]:
         stages = self.recognizer.stages()
+        self._check_ignored(stages)
         self.reporter.start(sum(len(self._targets(name, b)) for s in stages for name, b in s.blocks))
         handed: list[tuple[Any, Any]] = [(None, None)] * len(self.batches)
         for stage in stages:
@@ -159,13 +162,12 @@ class _Walk:
                 pair.quantized.hidden = pair.quantized.run(block)
                 if pair.full is not None and full_block is not None:
                     pair.full.hidden = pair.full.run(full_block)
-        return [
-            (
-                None if pair.full is None else stage.finish(pair.full.hidden),
-                stage.finish(pair.quantized.hidden),
-            )
-            for pair in pairs
-        ]
+        finished = []
+        while pairs:  # one by one, so that the stage's input and output are never both held
+            pair = pairs.pop(0)
+            full = None if pair.full is None else stage.finish(pair.full.hidden)
+            finished.append((full, stage.finish(pair.quantized.hidden)))
+        return finished
 
     def _quantize_group(
         self,
@@ -303,6 +305,8 @@ class _Walk:
         """Round-to-nearest needs no activations: the weights of a block, as they stand."""
         for name in self._targets(block_name, block):
             linear = _linear(block, name)
+            if not bool(torch.isfinite(linear.weight).all()):
+                raise CalibrationError(f"{block_name}.{name}: its weights hold NaN or infinite values")
             group_size, note = choose_group_size(linear.in_features, self.config.group_size)
             quantized = self.solver.quantize(linear.weight, None, self.config.scheme(group_size), self.scale_dtype)
             self._swap(
@@ -321,6 +325,13 @@ class _Walk:
 
     def _targets(self, block_name: str, block: nn.Module) -> list[str]:
         return [n for n, m in block.named_modules() if isinstance(m, nn.Linear) and self._wanted(f"{block_name}.{n}")]
+
+    def _check_ignored(self, stages: Sequence[Stage]) -> None:
+        """A name that matches nothing is a misspelling, and the layer it meant would be quantized."""
+        names = [f"{name}.{inner}" for s in stages for name, block in s.blocks for inner, _ in block.named_modules()]
+        for pattern in self.config.ignore:
+            if not any(name == pattern or name.startswith(f"{pattern}.") for name in names):
+                raise ModelError(f"ignore: {pattern!r} matches no layer; names look like {names[1]}")
 
     def _skip_uncalled(self, stage: Stage, block_name: str, block: nn.Module, groups: list[_Group]) -> None:
         """Linears still there after the walk: ignored by name, or never called on calibration audio."""

@@ -3,6 +3,8 @@
 import errno
 import json
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -168,6 +170,54 @@ def test_a_full_disk_or_an_interrupt_leaves_nothing(quantized, tmp_path, monkeyp
         tarq.save(quantized[0], path, overwrite=True)
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
     assert (path / "precious.txt").read_text() == "mine"
+
+
+def test_a_really_full_disk_leaves_nothing(saved, tmp_path):
+    """The system's own limit on file sizes stands in for the disk: safetensors has an error of its own for it."""
+    code = f"""
+import resource, signal, sys, tarq
+from tarq.errors import CheckpointError
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+model = tarq.load_recognizer({str(saved)!r})
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+try:
+    tarq.save(model, {str(tmp_path / "out")!r})
+except CheckpointError as error:
+    assert "could not write" in str(error), error
+    sys.exit(7)
+"""
+    result = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 7, result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_link_is_followed(quantized, tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    tarq.save(quantized[0], tmp_path / "link", overwrite=True)
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real" / "config.json").exists()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["link", "real"]
+
+
+def test_tied_weights_are_written_once(saved):
+    names = load_file(saved / "model.safetensors")
+    assert "model.decoder.embed_tokens.weight" in names
+    assert "proj_out.weight" not in names
+    assert names["model.decoder.embed_tokens.weight"].dtype == torch.float16
+
+
+def test_a_plain_model_is_saved_with_what_it_needs_to_transcribe(model_folder, manifest, tmp_path):
+    model = WhisperForConditionalGeneration.from_pretrained(model_folder)
+    assert model.dtype == torch.float16
+    report = tarq.quantize(model, manifest, tarq.TarqConfig(group_size=32, samples=3))
+    assert model.dtype == torch.float32
+    assert any("float32" in note for note in report.notes)
+    assert report.config["scale_dtype"] == "float16"
+    assert report.model == str(model_folder)
+    assert report.calibration["source"] == str(manifest)
+    tarq.save(model, tmp_path / "out", report)
+    assert len(tarq.transcribe(tmp_path / "out", [manifest.parent / "u0.wav"])) == 1
 
 
 def test_saving_a_full_precision_model_is_refused(model_folder, tmp_path):

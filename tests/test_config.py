@@ -38,6 +38,7 @@ def test_scale_dtype_follows_the_checkpoint():
         {"bits": 5}, {"group_size": 0}, {"scale_rule": "max"}, {"metric": "rare"}, {"residual": "some"},
         {"solver": "awq"}, {"damp": -1}, {"cost_ratio": float("nan")}, {"act_order": "dynamic"},
         {"tail_positions": "both"}, {"transcripts": "none"}, {"scale_dtype": "int8"}, {"batch_size": 0},
+        {"residual": float("nan")}, {"normalizer": "french"},
         {"samples": 0}, {"max_lambda": 0.0}, {"padding_weight": -0.1},
     ],
 )  # fmt: skip
@@ -45,6 +46,14 @@ def test_a_wrong_field_is_named(fields):
     (name,) = fields
     with pytest.raises(ValueError, match=name):
         TarqConfig(**fields)
+
+
+def test_the_normaliser_follows_the_language():
+    assert TarqConfig().text_normalizer().name == "english"
+    assert TarqConfig(language="de").text_normalizer().name == "basic"
+    assert TarqConfig(language="de").text_normalizer({"colour": "color"}).name == "basic"
+    assert TarqConfig(normalizer="none").text_normalizer().name == "none"
+    assert TarqConfig().text_normalizer({"colour": "color"})("Colour") == "color"
 
 
 def test_unknown_method():

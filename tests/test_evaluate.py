@@ -115,6 +115,35 @@ def test_a_rate_without_denominator_is_null_in_json(model_folder, manifest):
     assert json.loads(text)["sets"]["s"]["models"]["m"]["figures"]["rare_wer"]["value"] is None
 
 
+def test_transformers_models_are_taken_as_they_are(model_folder, manifest):
+    scores = tarq.evaluate({"m": tarq.load(model_folder)}, {"s": manifest}, samples=2, resamples=20)
+    assert scores.sets["s"].utterances == 2
+
+
+def test_large_sets_are_read_in_pieces(model_folder, manifest, monkeypatch):
+    def figures():
+        models = {"full": tarq.load_recognizer(model_folder), "rtn": quantized}
+        scores = tarq.evaluate(models, {"s": manifest}, reference="full", resamples=50).sets["s"]
+        return scores.models["rtn"]
+
+    quantized = tarq.load_recognizer(model_folder)
+    tarq.quantize(quantized, None, tarq.TarqConfig.preset("rtn", group_size=32))
+    whole = figures()
+    monkeypatch.setattr("tarq.scoring.evaluate.PIECE", 3)
+    pieces = figures()
+    assert pieces.hypotheses == whole.hypotheses
+    for name, interval in whole.figures.items():
+        assert pieces.figures[name].value == pytest.approx(interval.value, rel=1e-3, abs=1e-5, nan_ok=True)
+        assert pieces.figures[name].low == pytest.approx(interval.low, rel=1e-3, abs=1e-5, nan_ok=True)
+
+
+def test_models_of_other_vocabularies_are_refused(model_folder, manifest):
+    other = tarq.load_recognizer(model_folder)
+    other.model.config.vocab_size = 500
+    with pytest.raises(ModelError, match="o cannot be compared with m: vocab_size is 500"):
+        tarq.evaluate({"m": tarq.load_recognizer(model_folder), "o": other}, {"s": manifest}, reference="m")
+
+
 def test_bad_calls(model_folder, manifest):
     with pytest.raises(ModelError, match="reference 'x'"):
         tarq.evaluate({"m": model_folder}, {"s": manifest}, reference="x")

@@ -33,6 +33,38 @@ def test_prompt_of_a_multilingual_model(recognizer):
     recognizer.language = "xx"
     with pytest.raises(ModelError, match="no language 'xx'; it knows de, en"):
         recognizer.prompt("haus")
+    del generation.lang_to_id
+    with pytest.raises(ModelError, match="no lang_to_id"):
+        recognizer.prompt("haus")
+
+
+def test_an_english_model_refuses_other_languages(recognizer):
+    recognizer.language = "de"
+    with pytest.raises(ModelError, match="English only, not 'de'"):
+        recognizer.prompt("haus")
+
+
+def test_generation_begins_with_the_prompt_that_teacher_forcing_uses(recognizer, monkeypatch):
+    """A multilingual generation config like the hub's: the decoder's first call gets the very same prefix."""
+    generation = recognizer.model.generation_config
+    generation.is_multilingual = True
+    generation.lang_to_id, generation.task_to_id = {"<|en|>": 50, "<|de|>": 51}, {"transcribe": 60, "translate": 61}
+    seen = []
+    forward = recognizer.model.model.decoder.forward
+
+    def spy(*args, **kwargs):
+        seen.append(kwargs.get("input_ids", args[0] if args else None))
+        return forward(*args, **kwargs)
+
+    monkeypatch.setattr(recognizer.model.model.decoder, "forward", spy)
+    recognizer.language = "de"
+    recognizer.transcribe([torch.zeros(8000).numpy()])
+    assert seen[0][0].tolist() == recognizer._prefix() == [1, 51, 60, 2]
+
+
+def test_the_language_of_the_configuration_reaches_the_prompt(recognizer, manifest):
+    with pytest.raises(ModelError, match="English only"):
+        tarq.quantize(recognizer, manifest, tarq.TarqConfig(language="de"))
 
 
 def test_teacher_forced_logits_follow_the_prompt(recognizer):

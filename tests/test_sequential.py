@@ -9,7 +9,7 @@ from torch import nn
 import tarq
 from tarq.calibration import calibration_set
 from tarq.data.corpora import load_utterances
-from tarq.errors import CalibrationError
+from tarq.errors import CalibrationError, ModelError
 from tarq.linear import QuantLinear
 from tarq.method.metrics import PositionWeights, RareBAL
 from tarq.method.statistics import Moments
@@ -179,6 +179,18 @@ def test_ignored_layers_stay_and_are_recorded(recognizer, batches):
     assert len(skipped) == 6 + 1
     assert set(skipped.values()) == {"ignored by configuration"}
     assert isinstance(recognizer.decoder.layers[1].fc2, nn.Linear)
+
+
+def test_a_name_to_ignore_that_matches_nothing_is_refused(recognizer, batches):
+    with pytest.raises(ModelError, match=r"'encoder\.layers\.0' matches no layer; names look like model\.encoder"):
+        quantize_model(recognizer, batches, dataclasses.replace(CONFIG, ignore=("encoder.layers.0",)), Reporter())
+
+
+def test_rtn_refuses_weights_that_are_no_numbers(recognizer):
+    recognizer.decoder.layers[1].fc1.weight.data[3, 5] = float("nan")
+    config = tarq.TarqConfig.preset("rtn", group_size=32, scale_dtype="float16")
+    with pytest.raises(CalibrationError, match=r"model\.decoder\.layers\.1\.fc1: its weights hold NaN"):
+        quantize_model(recognizer, [], config, Reporter())
 
 
 def test_rtn_reads_no_audio(recognizer):

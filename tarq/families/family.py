@@ -136,6 +136,11 @@ class Recognizer(ABC):
         return next(p.dtype for p in self.model.parameters() if p.is_floating_point())
 
     @property
+    def spelling(self) -> dict[str, str] | None:
+        """British to American spellings, where the tokenizer brings them."""
+        return getattr(self.tokenizer, "english_spelling_normalizer", None) or None
+
+    @property
     def sampling_rate(self) -> int:
         """Samples per second the feature extractor expects."""
         return int(self.feature_extractor.sampling_rate)
@@ -160,7 +165,7 @@ class Recognizer(ABC):
 
     @abstractmethod
     def collate(self, examples: Sequence[Example]) -> Batch:
-        """Stack examples on the model's device and in its dtype."""
+        """Stack examples, on the CPU: several models on different devices may read one batch."""
 
     @abstractmethod
     def stages(self) -> list[Stage]:
@@ -168,7 +173,7 @@ class Recognizer(ABC):
 
     @abstractmethod
     def logits(self, batch: Batch) -> Tensor:
-        """[B, T, vocabulary] teacher-forced logits at the decoder input positions."""
+        """[B, T, vocabulary] teacher-forced logits at the decoder input positions, on the model's device."""
 
     @abstractmethod
     def transcribe(self, waveforms: Sequence[np.ndarray]) -> list[str]:

@@ -47,10 +47,17 @@ class WhisperRecognizer(Recognizer):
     def _prefix(self) -> list[int]:
         """Prompt ids: start, then language and task where the model is multilingual, then no-timestamps."""
         generation = self.model.generation_config
+        if self.language != "en" and not self._multilingual:
+            raise ModelError(f"this model transcribes English only, not {self.language!r}: leave --language out")
         start = self.model.config.decoder_start_token_id
         ids = [start if start is not None else generation.decoder_start_token_id]
-        if getattr(generation, "is_multilingual", False):
+        if self._multilingual:
             token = f"<|{self.language}|>"
+            if not getattr(generation, "lang_to_id", None) or not getattr(generation, "task_to_id", None):
+                raise ModelError(
+                    "generation_config.json says the model is multilingual but has no lang_to_id and task_to_id: "
+                    "take that file from the original checkpoint"
+                )
             if token not in generation.lang_to_id:
                 known = ", ".join(sorted(t.strip("<|>") for t in generation.lang_to_id))
                 raise ModelError(f"this model has no language {self.language!r}; it knows {known}")
@@ -90,10 +97,10 @@ class WhisperRecognizer(Recognizer):
         none = torch.zeros_like(padding)
         return Batch(
             ids=tuple(e.id for e in examples),
-            features=torch.stack([e.features for e in examples]).to(self.device, self.dtype),
-            input_ids=inputs.to(self.device),
-            targets=targets.to(self.device),
-            rare_target=rare.to(self.device),
+            features=torch.stack([e.features for e in examples]),
+            input_ids=inputs,
+            targets=targets,
+            rare_target=rare,
             positions={
                 # No token belongs to a frame: every frame is common, as in the paper.
                 "encoder": Positions(tail=none, exists=~none, padding=padding),
@@ -106,14 +113,14 @@ class WhisperRecognizer(Recognizer):
             Stage(
                 "encoder",
                 [(f"model.encoder.layers.{i}", layer) for i, layer in enumerate(self.encoder.layers)],
-                start=lambda batch, _: self.encoder(batch.features),
+                start=lambda batch, _: self.encoder(batch.features.to(self.device, self.dtype)),
                 finish=self.encoder.layer_norm,
             ),
             Stage(
                 "decoder",
                 [(f"model.decoder.layers.{i}", layer) for i, layer in enumerate(self.decoder.layers)],
                 start=lambda batch, audio: self.decoder(
-                    input_ids=batch.input_ids, encoder_hidden_states=audio, use_cache=False
+                    input_ids=batch.input_ids.to(self.device), encoder_hidden_states=audio, use_cache=False
                 ),
                 finish=self.decoder.layer_norm,
                 reads="encoder",
@@ -121,9 +128,14 @@ class WhisperRecognizer(Recognizer):
         ]
 
     def logits(self, batch: Batch) -> Tensor:
-        return self.model(input_features=batch.features, decoder_input_ids=batch.input_ids, use_cache=False).logits
+        return self.model(
+            input_features=batch.features.to(self.device, self.dtype),
+            decoder_input_ids=batch.input_ids.to(self.device),
+            use_cache=False,
+        ).logits
 
     def transcribe(self, waveforms: Sequence[np.ndarray]) -> list[str]:
+        self._prefix()  # refuses a language the model does not know
         features = torch.stack([self.audio_inputs(w)[0] for w in waveforms]).to(self.device, self.dtype)
         options = {"language": self.language, "task": "transcribe"} if self._multilingual else {}
         ids = self.model.generate(features, num_beams=1, do_sample=False, return_timestamps=False, **options)

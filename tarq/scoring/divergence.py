@@ -41,7 +41,8 @@ def divergence(reference: Tensor, logits: Tensor, targets: Tensor, rare: Tensor)
     Returns:
         Sums over ``rare`` and ``common`` positions, one entry an utterance of the batch.
     """
-    p, q = reference.float().log_softmax(-1), logits.float().log_softmax(-1)
+    p, q = reference.float().log_softmax(-1), logits.to(reference.device).float().log_softmax(-1)
+    targets, rare = targets.to(p.device), rare.to(p.device)
     kl = (p.exp() * (p - q)).sum(-1).double()
     index = targets.clamp_min(0)[..., None]
     delta = (p.gather(-1, index) - q.gather(-1, index))[..., 0].double()

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from ..calibration import batched, make_examples
 from ..config import TarqConfig
 from ..data.utterance import Utterance
-from ..errors import DataError
+from ..errors import DataError, ModelError
 from ..families.family import Recognizer
-from ..normalize import get_normalizer
+from ..normalize import Normalizer
 from ..report import Reporter
 from ..transcription import transcribe_waveforms
 from .divergence import Divergence, divergence, joined
@@ -26,6 +26,9 @@ from .words import ChangedWord, WordScores, changed_words, hallucination_signs, 
 #: Figures that need the reference model's logits, then those of the words; the order tables show them in.
 DIVERGENCES = ("kl_rare", "kl_common", "delta_nll_rare", "delta_nll_common")
 WORD_RATES = ("wer", "rare_wer", "rare_miss_rate", "common_wer")
+
+#: Utterances whose audio is held at a time.
+PIECE = 64
 
 
 @dataclass(frozen=True)
@@ -120,9 +123,11 @@ def evaluate_models(
 
     Raises:
         DataError: an utterance has no transcript, or audio cannot be read.
+        ModelError: a model's tokens or features are not the reference model's.
     """
     thresholds = list(dict.fromkeys([config.tail_threshold, 3.0, 2.0, 4.0]))
-    result = Evaluation(get_normalizer(config.normalizer).name, reference, thresholds, resamples)
+    _check_comparable(models, reference)
+    result = Evaluation(_normalizer(models, reference, config).name, reference, thresholds, resamples)
     for label, utterances in data.items():
         missing = [u.id for u in utterances if u.text is None]
         if missing:
@@ -147,6 +152,26 @@ def evaluate_models(
     return result
 
 
+def _normalizer(models: Mapping[str, Recognizer], reference: str | None, config: TarqConfig) -> Normalizer:
+    """One normaliser for all, with the spelling table of the reference model (or the first) if it has one."""
+    return config.text_normalizer(models[reference or next(iter(models))].spelling)
+
+
+def _check_comparable(models: Mapping[str, Recognizer], reference: str | None) -> None:
+    """Teacher forcing feeds every model the reference model's tokens and features."""
+    if reference is None:
+        return
+    full = models[reference].model.config
+    for name, recognizer in models.items():
+        for field_name in ("vocab_size", "num_mel_bins"):
+            ours, theirs = getattr(recognizer.model.config, field_name, None), getattr(full, field_name, None)
+            if ours != theirs:
+                raise ModelError(
+                    f"{name} cannot be compared with {reference}: {field_name} is {ours}, there it is {theirs}; "
+                    "evaluate them apart"
+                )
+
+
 def _score_divergence(
     models: Mapping[str, Recognizer],
     utterances: Sequence[Utterance],
@@ -156,27 +181,32 @@ def _score_divergence(
     scores: SetScores,
     ratios: dict[str, dict[str, Ratio]],
 ) -> None:
+    full = models[reference]
+    others = {name: model for name, model in models.items() if name != reference}
     spoken = [u for u in utterances if (u.text or "").strip()]
-    made = make_examples(models[reference], spoken, config, reporter)
-    scores.notes += made.notes
-    if not made.examples:
-        return
-    others = [name for name in models if name != reference]
     parts: dict[str, dict[str, list[Divergence]]] = {n: {"rare": [], "common": []} for n in others}
-    reporter.phase("teacher forcing", len(made.examples))
     seen: list[str] = []
-    with torch.no_grad():
-        for batch in batched(models[reference], made.examples, config.batch_size):
-            full = models[reference].logits(batch)
-            for name in others:
-                for kind, part in divergence(
-                    full, models[name].logits(batch), batch.targets, batch.rare_target
-                ).items():
-                    parts[name][kind].append(part)
-            seen += batch.ids
-            reporter.advance(len(batch.ids))
+    wanted: list[str] = []
+    # In pieces, so that the features of a large set are never all held; batches are of similar length.
+    for start in range(0, len(spoken), PIECE):
+        made = make_examples(full, spoken[start : start + PIECE], config, Reporter())
+        scores.notes += made.notes
+        wanted += [e.id for e in made.examples]
+        if start == 0:
+            reporter.phase("teacher forcing", len(spoken))
+        with torch.no_grad():
+            for batch in batched(full, made.examples, config.batch_size):
+                expected = full.logits(batch)
+                for name, model in others.items():
+                    scored = divergence(expected, model.logits(batch), batch.targets, batch.rare_target)
+                    for kind, part in scored.items():
+                        parts[name][kind].append(part)
+                seen += batch.ids
+                reporter.advance(len(batch.ids))
+    if not seen:
+        return
     place = {name: i for i, name in enumerate(seen)}
-    order = [place[e.id] for e in made.examples]
+    order = [place[name] for name in wanted]
     for name in others:
         for kind, kind_parts in parts[name].items():
             sums = joined(kind_parts, order)
@@ -195,15 +225,18 @@ def _score_words(
     ratios: dict[str, dict[str, Ratio]],
     thresholds: Sequence[float],
 ) -> None:
-    waveforms = [u.waveform(next(iter(models.values())).sampling_rate) for u in utterances]
     words: dict[str, WordScores] = {}
+    normalizer = _normalizer(models, reference, config)
     for name, recognizer in models.items():
         reporter.phase(f"transcribing with {name}", len(utterances))
-        texts = transcribe_waveforms(recognizer, waveforms, config.batch_size, reporter)
+        texts: list[str] = []
+        for start in range(0, len(utterances), PIECE):
+            waveforms = [u.waveform(recognizer.sampling_rate) for u in utterances[start : start + PIECE]]
+            texts += transcribe_waveforms(recognizer, waveforms, config.batch_size, reporter)
         words[name] = score_words(
             [u.text or "" for u in utterances],
             texts,
-            normalizer=get_normalizer(config.normalizer),
+            normalizer=normalizer,
             thresholds=thresholds,
             language=config.language,
             ids=[u.id for u in utterances],
