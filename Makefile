@@ -53,7 +53,7 @@ format: install  ## rewrite the sources in the project's format
 	$(BIN)/ruff format -q .
 	$(BIN)/clang-format -i $(CXX_SOURCES)
 
-bench: install  ## time the three operations against their peers
+bench: install  ## time group_quantize and w4_linear against their peers
 	$(BIN)/python -P benchmarks/bench_group_quantize.py
 	$(BIN)/python -P benchmarks/bench_w4_linear.py
 

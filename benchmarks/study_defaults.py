@@ -1,9 +1,11 @@
 """Measure what the defaults rest on: teacher-forced damage of one option at a time, with paired intervals.
 
 Every configuration quantizes the same model from the same calibration utterances and is compared with the
-first one on the same held-out utterances. Results go to a JSON file that is added to, so a study can grow.
+others on the same utterances, none of which it was calibrated on. Results go to a JSON file that is added to,
+so a study can grow.
 
-    python benchmarks/study_defaults.py MODEL --calibration MANIFEST --data MANIFEST … --json FILE NAME …
+    python -P benchmarks/study_defaults.py MODEL NAME … --calibration MANIFEST --data MANIFEST … --json FILE
+    python -P benchmarks/study_defaults.py --table FILE        # the JSON as a Markdown table
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import sys
 import time
 from dataclasses import asdict
 from pathlib import Path
@@ -52,6 +55,9 @@ CONFIGURATIONS: dict[str, tuple[str, dict]] = {
 
 
 def main() -> None:
+    if sys.argv[1:2] == ["--table"]:
+        print(markdown(json.loads(Path(sys.argv[2]).read_text())))
+        return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
     parser.add_argument("names", nargs="+", choices=list(CONFIGURATIONS), metavar="NAME")
@@ -132,6 +138,23 @@ def show(name: str, results: dict, seconds: float) -> None:
             d = difference_interval(a["kl"], a["positions"], b["kl"], b["positions"])
             cells.append(f"{kind} {d.value:+.4f} [{d.low:+.4f}, {d.high:+.4f}]")
         print(f"    − {other:32s} {'  '.join(cells)}", flush=True)
+
+
+def markdown(results: dict, base: str = "gptq") -> str:
+    """A row a configuration: KL on rare and common targets, and the paired difference from ``base``."""
+    lines = [
+        f"| configuration | KL rare | Δ from {base} | KL common | Δ from {base} | α (median) |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, result in results.items():
+        cells = []
+        for kind in ("rare", "common"):
+            a, b = result["per_utterance"][kind], results[base]["per_utterance"][kind]
+            d = difference_interval(a["kl"], a["positions"], b["kl"], b["positions"])
+            change = "–" if name == base else f"{d.value:+.4f} [{d.low:+.4f}, {d.high:+.4f}]"
+            cells += [f"{result['figures'][f'kl_{kind}']['value']:.4f}", change]
+        lines.append(f"| {name} | {' | '.join(cells)} | {result['alpha'][1]:.2f} |")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":
