@@ -30,7 +30,7 @@ FORMAT_VERSION = "0.20.0"
 
 
 def save(model: PreTrainedModel, path: str | Path, *, extras: list[Any], overwrite: bool) -> None:
-    """Write a checkpoint that transformers, vLLM and SGLang load.
+    """Write a compressed-tensors checkpoint, which transformers loads as it is.
 
     Everything is written into a temporary folder beside ``path`` which is renamed at the end, so a crash, a
     full disk or an interrupt leaves no half checkpoint and an overwritten one is intact until then.
