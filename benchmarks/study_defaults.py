@@ -39,7 +39,7 @@ CONFIGURATIONS: dict[str, tuple[str, dict]] = {
     "rarebal, no residual": ("tarq", {"residual": "none"}),
     "tarq": ("tarq", {}),
     "tarq, paper residual": ("tarq", {"residual": "paper"}),
-    "tarq, c 0.25": ("tarq", {"cost_ratio": 0.25}),
+    "tarq, c 1": ("tarq", {"cost_ratio": 1.0}),
     "tarq, random positions": ("tarq", {"metric": "random"}),
     "tarq, common positions": ("tarq", {"metric": "common"}),
     "tarq, input tokens": ("tarq", {"tail_positions": "input"}),

@@ -73,7 +73,7 @@ def quantize(
         str | None,
         typer.Option(help="rarebal, plain, or the controls random and common. Default: the method's."),
     ] = None,
-    cost_ratio: Annotated[float, typer.Option(help="c of RareBAL.")] = 1.0,
+    cost_ratio: Annotated[float, typer.Option(help="c of RareBAL (the paper has 1).")] = 0.25,
     max_lambda: Annotated[float | None, typer.Option(help="Cap on RareBAL's λ.")] = None,
     residual: Annotated[
         str | None,

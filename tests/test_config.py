@@ -13,7 +13,7 @@ def test_presets():
     assert TarqConfig().method == "tarq"
     for name in PRESETS:
         assert TarqConfig.preset(name).method == name
-    assert TarqConfig(cost_ratio=0.5).method == "tarq"
+    assert TarqConfig(cost_ratio=1.0).method == "tarq"
     assert TarqConfig(metric="random").method == "custom"
     assert not TarqConfig.preset("rtn").needs_statistics
     assert TarqConfig.preset("rtn", residual="least-squares").needs_statistics
