@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterator
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
+from .data.utterance import Utterance
 from .errors import TarqError
 from .version import __version__
 
@@ -187,11 +189,17 @@ def evaluate(
             reporter.phase(f"loading {source}")
             recognizers[label] = api.load_recognizer(source, **_where(device, dtype), language=language)
         plain = [label for label, recognizer in recognizers.items() if not recognizer.is_quantized]
+        base = next((label for label, source in sources.items() if source == reference), None)
+        base = base or (plain[0] if len(plain) == 1 else None)
+        if base is None:
+            reporter.note("no reference model (name it with --reference): word scores only, no KL or NLL")
+        sets = {label: select_utterances(load_utterances(d), where or []) for label, d in _labelled(data).items()}
+        for label, count in _calibrated_on(sources, _labelled(data), sets):
+            reporter.note(f"{label}: {count}")
         result = api.evaluate(
             recognizers,
-            {label: select_utterances(load_utterances(d), where or []) for label, d in _labelled(data).items()},
-            reference=next((label for label, source in sources.items() if source == reference), None)
-            or (plain[0] if len(plain) == 1 else None),
+            sets,
+            reference=base,
             config=config,
             samples=samples,
             resamples=resamples,
@@ -328,6 +336,23 @@ def _where(device: str, dtype: str) -> dict[str, Any]:
     if dtype not in ("auto", "float32", "bfloat16", "float16"):
         raise typer.BadParameter(f"dtype {dtype!r} is none of auto, float32, bfloat16, float16")
     return {"device": device, "dtype": None if dtype == "auto" else getattr(torch, dtype)}
+
+
+def _calibrated_on(
+    models: dict[str, str], data: dict[str, str], sets: dict[str, list[Utterance]]
+) -> Iterator[tuple[str, str]]:
+    """Sets that share utterances with a model's calibration, which flatters it."""
+    from .report import FILE_NAME, Report
+
+    for name, folder in models.items():
+        if not (Path(folder) / FILE_NAME).is_file():
+            continue
+        calibration = Report.read(folder).calibration
+        for label, source in data.items():
+            if Path(calibration.get("source", "")).resolve() == Path(source).resolve():
+                seen = {u.id for u in sets[label]} & set(calibration["ids"])
+                if seen:
+                    yield label, f"{name} was calibrated on {len(seen)} of its {len(sets[label])} utterances"
 
 
 def _labelled(sources: list[str]) -> dict[str, str]:

@@ -41,6 +41,8 @@ def test_quantize_inspect_evaluate_transcribe(model_folder, manifest, tmp_path):
         "--resamples", 200, "--json", tmp_path / "scores.json",
     )  # fmt: skip
     assert "paired differences" in out
+    assert "tarq was calibrated on 8 of its 8 utterances" in " ".join(out.split())
+    assert "rtn was calibrated" not in out
     scores = json.loads((tmp_path / "scores.json").read_text())
     assert scores["reference"] == "tiny-whisper"
     (one,) = scores["sets"].values()
@@ -52,6 +54,12 @@ def test_quantize_inspect_evaluate_transcribe(model_folder, manifest, tmp_path):
     texts = json.loads((tmp_path / "texts.json").read_text())
     assert [t["audio"] for t in texts] == [str(audio)] * 2
     assert texts[0]["text"] == texts[1]["text"]
+
+
+def test_no_reference_model_is_said(model_folder, manifest, tmp_path):
+    run("quantize", model_folder, tmp_path / "rtn", "--method", "rtn", "--group-size", 32)
+    out = run("evaluate", tmp_path / "rtn", "--data", manifest, "--samples", 2, "--resamples", 20)
+    assert "no reference model" in out
 
 
 def test_demo(model_folder, manifest, tmp_path):
