@@ -51,7 +51,7 @@ def calibration_set(
         DataError: audio cannot be read.
     """
     notes = []
-    usable = [u for u in utterances if config.transcripts == "self" or u.text is None or u.text.strip()]
+    usable = [u for u in utterances if _transcribed_by_model(u, config) or (u.text or "").strip()]
     if len(usable) < len(utterances):
         notes.append(f"{len(utterances) - len(usable)} utterances with an empty transcript left out")
     if not usable:
@@ -64,18 +64,16 @@ def calibration_set(
     if not made.examples:
         raise CalibrationError(f"no calibration utterance is usable: {'; '.join(made.notes)}")
     batches = list(batched(recognizer, made.examples, config.batch_size))
-    positions = sum(len(e.tail) for e in made.examples)
+    normalizer = config.text_normalizer(recognizer.spelling)
     summary = {
         "ids": [u.id for u in made.utterances],
         "utterances": len(made.examples),
         "seconds": round(sum(u.seconds() for u in made.utterances), 2),
-        "normalizer": config.text_normalizer(recognizer.spelling).name,
+        "normalizer": normalizer.name,
         "transcript_style": made.style,
         "self_transcribed": made.self_transcribed,
-        "rare_word_share": rare_share(
-            made.texts, config.text_normalizer(recognizer.spelling), config.tail_threshold, config.language
-        ),
-        "decoder_positions": positions,
+        "rare_word_share": rare_share(made.texts, normalizer, config.tail_threshold, config.language),
+        "decoder_positions": sum(len(e.tail) for e in made.examples),
         "tail_positions": sum(int(e.tail.sum()) for e in made.examples),
     }
     return batches, summary, notes + made.notes
@@ -90,7 +88,7 @@ def make_examples(
         DataError: audio cannot be read.
     """
     made = Examples()
-    own = [config.transcripts == "self" or u.text is None for u in utterances]
+    own = [_transcribed_by_model(u, config) for u in utterances]
     made.self_transcribed = sum(own)
     # The model's own transcripts are in its own style already.
     made.style = transcript_style(
@@ -118,11 +116,15 @@ def make_examples(
     return made
 
 
+def _transcribed_by_model(utterance: Utterance, config: TarqConfig) -> bool:
+    return config.transcripts == "self" or utterance.text is None
+
+
 def _texts(
     recognizer: Recognizer, utterances: Sequence[Utterance], waveforms: Sequence[Any], config: TarqConfig
 ) -> list[str]:
     """Reference transcripts, or the model's own where there is none or all are to be its own."""
-    wanted = [config.transcripts == "self" or u.text is None for u in utterances]
+    wanted = [_transcribed_by_model(u, config) for u in utterances]
     heard = [w for w, yes in zip(waveforms, wanted, strict=True) if yes]
     own = iter(recognizer.transcribe(heard) if heard else [])
     return [next(own) if yes else (u.text or "") for u, yes in zip(utterances, wanted, strict=True)]

@@ -193,8 +193,9 @@ def evaluate(
         base = base or (plain[0] if len(plain) == 1 else None)
         if base is None:
             reporter.note("no reference model (name it with --reference): word scores only, no KL or NLL")
-        sets = {label: select_utterances(load_utterances(d), where or []) for label, d in _labelled(data).items()}
-        for label, count in _calibrated_on(sources, _labelled(data), sets):
+        corpora = _labelled(data)
+        sets = {label: select_utterances(load_utterances(d), where or []) for label, d in corpora.items()}
+        for label, count in _calibrated_on(sources, corpora, sets):
             reporter.note(f"{label}: {count}")
         result = api.evaluate(
             recognizers,

@@ -152,9 +152,14 @@ class TarqConfig:
         return "custom"
 
     @property
+    def corrects_drift(self) -> bool:
+        """Whether a residual compares the partly quantized network with full precision."""
+        return self.residual not in ("none", 0)
+
+    @property
     def needs_statistics(self) -> bool:
         """Whether any calibration audio is read: rounding to nearest looks at the weights alone."""
-        return self.solver != "rtn" or self.residual not in ("none", 0, 0.0)
+        return self.solver != "rtn" or self.corrects_drift
 
     def text_normalizer(self, spelling: Mapping[str, str] | None = None) -> Normalizer:
         """The normaliser this configuration names, resolved by language.

@@ -47,13 +47,12 @@ def demonstrate(
     where: dict[str, Any] = {"device": device, "dtype": dtype, "language": config.language}
     models = {"full precision": api.load_recognizer(model, **where)}
     with TemporaryDirectory(prefix="tarq-demo-") as folder:
-        for method, switches in PRESETS.items():
+        for method in ("rtn", "gptq", "tarq"):
             recognizer = api.load_recognizer(model, **where)
-            report = api.quantize(recognizer, calibration, replace(config, **switches), reporter=reporter)
+            report = api.quantize(recognizer, calibration, replace(config, **PRESETS[method]), reporter=reporter)
             out = Path(folder) / method
             api.save(recognizer, out, report)
             models[method] = api.load_recognizer(out, **where)
-        ordered: dict[str, Any] = {name: models[name] for name in ("full precision", "rtn", "gptq", "tarq")}
-        scores = api.evaluate(ordered, {"demo": scored}, reference="full precision", config=config, reporter=reporter)
-    sizes = {name: recognizer.linear_bytes() for name, recognizer in ordered.items()}
+        scores = api.evaluate(models, {"demo": scored}, reference="full precision", config=config, reporter=reporter)
+    sizes = {name: recognizer.linear_bytes() for name, recognizer in models.items()}
     return scores, sizes

@@ -23,7 +23,7 @@ from .linear import QuantLinear
 from .method.algorithm import Solution, tail_aware_quantize
 from .method.metrics import Metric, make_metric
 from .method.solvers import make_solver
-from .method.statistics import Moments
+from .method.statistics import SIDES, Moments
 from .report import LayerReport, Reporter
 
 #: Group sizes tried, largest first, for a layer the configured one does not divide.
@@ -123,7 +123,7 @@ class _Walk:
         )
         self.solver = make_solver(config.solver, damp=config.damp, act_order=config.act_order)
         self.scale_dtype = getattr(torch, config.scale_dtype)
-        self.paired = config.residual not in ("none", 0, 0.0)
+        self.paired = config.corrects_drift
         self.rows: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
         self.records: list[LayerReport] = []
 
@@ -203,7 +203,7 @@ class _Walk:
             )
         except (torch.linalg.LinAlgError, ValueError) as error:
             raise CalibrationError(f"{label}: {error}") from error
-        positions = {side: sum(part.positions[side] for part in parts) for side in ("common", "tail")}
+        positions = {side: sum(part.positions[side] for part in parts) for side in SIDES}
         for name, solution in solutions.items():
             self._swap(stage, block_name, block, name, solution, group_size, positions, note)
 
@@ -316,12 +316,12 @@ class _Walk:
                 name,
                 Solution(quantized),
                 group_size,
-                {"common": 0, "tail": 0},
+                dict.fromkeys(SIDES, 0),
                 note,
             )
 
     def _wanted(self, name: str) -> bool:
-        return not any(name == pattern or name.startswith(f"{pattern}.") for pattern in self.config.ignore)
+        return not any(_matches(name, pattern) for pattern in self.config.ignore)
 
     def _targets(self, block_name: str, block: nn.Module) -> list[str]:
         return [n for n, m in block.named_modules() if isinstance(m, nn.Linear) and self._wanted(f"{block_name}.{n}")]
@@ -330,7 +330,7 @@ class _Walk:
         """A name that matches nothing is a misspelling, and the layer it meant would be quantized."""
         names = [f"{name}.{inner}" for s in stages for name, block in s.blocks for inner, _ in block.named_modules()]
         for pattern in self.config.ignore:
-            if not any(name == pattern or name.startswith(f"{pattern}.") for name in names):
+            if not any(_matches(name, pattern) for name in names):
                 raise ModelError(f"ignore: {pattern!r} matches no layer; names look like {names[1]}")
 
     def _skip_uncalled(self, stage: Stage, block_name: str, block: nn.Module, groups: list[_Group]) -> None:
@@ -340,6 +340,11 @@ class _Walk:
                 full_name = f"{block_name}.{name}"
                 reason = "not called during calibration" if self._wanted(full_name) else "ignored by configuration"
                 self.records.append(LayerReport(full_name, stage.name, tuple(module.weight.shape), skipped=reason))
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """Whether a pattern of ``ignore`` names a layer or something it lies in."""
+    return name == pattern or name.startswith(f"{pattern}.")
 
 
 def _linear(block: nn.Module, name: str) -> nn.Linear:
