@@ -7,7 +7,6 @@ loads it, and one line in ``CORPORA``.
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -16,7 +15,7 @@ import numpy as np
 
 from tarq.data.librispeech import is_librispeech, load_librispeech
 from tarq.data.manifest import is_manifest, load_manifest
-from tarq.data.utterance import Utterance
+from tarq.data.utterance import Utterance, check_ids
 from tarq.errors import DataError
 
 
@@ -56,9 +55,7 @@ def load_utterances(source: str | Path) -> list[Utterance]:
     utterances = corpus.load(path)
     if not utterances:
         raise DataError(f"{path}: the corpus is empty; it needs at least one utterance")
-    name, times = Counter(utterance.id for utterance in utterances).most_common(1)[0]
-    if times > 1:
-        raise DataError(f"{path}: id {name!r} occurs {times} times; ids must differ")
+    check_ids(str(path), utterances)
     return utterances
 
 

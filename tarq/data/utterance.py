@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tarq.data.audio import audio_duration, read_audio
+from tarq.errors import DataError
 
 
 @dataclass(frozen=True)
@@ -43,3 +45,15 @@ class Utterance:
     def seconds(self) -> float:
         """The stated duration or, without one, that of the file. Raises DataError where it is unreadable."""
         return audio_duration(self.audio) if self.duration is None else self.duration
+
+
+def check_ids(where: str, utterances: Sequence[Utterance]) -> None:
+    """Scores and samples go by id.
+
+    Raises:
+        DataError: an id occurs twice; names the set (``where``) and the id.
+    """
+    counts = Counter(utterance.id for utterance in utterances)
+    if len(counts) < len(utterances):
+        name, times = counts.most_common(1)[0]
+        raise DataError(f"{where}: id {name!r} occurs {times} times; ids must differ")

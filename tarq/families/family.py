@@ -172,12 +172,28 @@ class Recognizer(ABC):
         """The model's blocks in order of execution."""
 
     @abstractmethod
-    def logits(self, batch: Batch) -> Tensor:
-        """[B, T, vocabulary] teacher-forced logits at the decoder input positions, on the model's device."""
+    def encode(self, features: Tensor) -> Any:
+        """What the decoder listens to, of stacked features: made once, it serves ``logits`` and ``decode``."""
 
     @abstractmethod
+    def logits(self, batch: Batch, audio: Any = None) -> Tensor:
+        """Teacher-forced logits at the decoder input positions.
+
+        Args:
+            batch: what is said.
+            audio: the batch's encoded features, where the caller has them.
+
+        Returns:
+            [B, T, vocabulary], on the model's device.
+        """
+
+    @abstractmethod
+    def decode(self, audio: Any) -> list[str]:
+        """Greedy transcripts of encoded features."""
+
     def transcribe(self, waveforms: Sequence[np.ndarray]) -> list[str]:
         """Greedy transcripts of waveforms no longer than the window."""
+        return self.decode(self.encode(torch.stack([self.audio_inputs(w)[0] for w in waveforms])))
 
     @property
     def is_quantized(self) -> bool:

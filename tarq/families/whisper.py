@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
+from transformers import GenerationMixin
+from transformers.modeling_outputs import BaseModelOutput
 
 from ..errors import ModelError
 from .family import Batch, Example, Positions, Prompted, Recognizer, Stage
@@ -127,18 +129,27 @@ class WhisperRecognizer(Recognizer):
             ),
         ]
 
-    def logits(self, batch: Batch) -> Tensor:
+    def encode(self, features: Tensor) -> Tensor:
+        return self.encoder(features.to(self.device, self.dtype)).last_hidden_state
+
+    def logits(self, batch: Batch, audio: Tensor | None = None) -> Tensor:
+        heard = self.encode(batch.features) if audio is None else audio
         return self.model(
-            input_features=batch.features.to(self.device, self.dtype),
-            decoder_input_ids=batch.input_ids.to(self.device),
-            use_cache=False,
+            encoder_outputs=BaseModelOutput(heard), decoder_input_ids=batch.input_ids.to(self.device), use_cache=False
         ).logits
 
-    def transcribe(self, waveforms: Sequence[np.ndarray]) -> list[str]:
-        self._prefix()  # refuses a language the model does not know
-        features = torch.stack([self.audio_inputs(w)[0] for w in waveforms]).to(self.device, self.dtype)
-        options = {"language": self.language, "task": "transcribe"} if self._multilingual else {}
-        ids = self.model.generate(features, num_beams=1, do_sample=False, return_timestamps=False, **options)
+    def decode(self, audio: Tensor) -> list[str]:
+        prompt = torch.tensor([self._prefix()] * len(audio), device=audio.device)
+        # Not Whisper's own generate(): it seeks through long audio by the timestamps it finds in the text,
+        # and wants the features again for that. What comes here is one window, without timestamps.
+        ids = GenerationMixin.generate(
+            self.model,
+            encoder_outputs=BaseModelOutput(audio),
+            attention_mask=torch.ones(audio.shape[:2], dtype=torch.long, device=audio.device),
+            decoder_input_ids=prompt,
+            num_beams=1,
+            do_sample=False,
+        )
         return [t.strip() for t in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
     @property

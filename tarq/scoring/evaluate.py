@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 
 from ..calibration import batched, make_examples
 from ..config import TarqConfig
-from ..data.utterance import Utterance
+from ..data.utterance import Utterance, check_ids
 from ..errors import DataError, ModelError
-from ..families.family import Recognizer
+from ..families.family import Batch, Recognizer
 from ..normalize import Normalizer
 from ..report import Reporter
 from ..transcription import transcribe_waveforms
@@ -132,12 +132,13 @@ def evaluate_models(
         missing = [u.id for u in utterances if u.text is None]
         if missing:
             raise DataError(f"{label}: {len(missing)} utterances have no transcript to score against: {missing[0]}, …")
+        check_ids(label, utterances)
         scores = SetScores(len(utterances))
-        ratios: dict[str, dict[str, Ratio]] = {name: {} for name in models}
-        if reference is not None:
-            _score_divergence(models, utterances, reference, config, reporter, scores, ratios)
+        reporter.phase(f"scoring {label}", len(utterances) * len(models))
+        heard = _listen(models, utterances, reference, config, reporter, scores, decode)
+        ratios = _divergence_ratios(models, heard)
         if decode:
-            _score_words(models, utterances, reference, config, reporter, scores, ratios, thresholds)
+            _score_words(models, utterances, reference, config, heard.texts, scores, ratios, thresholds)
         for name in models:
             scores.models.setdefault(name, ModelScores()).figures = {
                 figure: ratio.interval(resamples, config.seed) for figure, ratio in ratios[name].items()
@@ -172,47 +173,85 @@ def _check_comparable(models: Mapping[str, Recognizer], reference: str | None) -
                 )
 
 
-def _score_divergence(
+@dataclass
+class _Heard:
+    """What the models made of a set.
+
+    Attributes:
+        wanted: ids of the utterances that were teacher-forced, in the set's order.
+        seen: the same ids in the order of the parts' entries.
+        parts: model to kind of target to one divergence a batch.
+        texts: model to utterance id to transcript.
+    """
+
+    wanted: list[str] = field(default_factory=list)
+    seen: list[str] = field(default_factory=list)
+    parts: dict[str, dict[str, list[Divergence]]] = field(default_factory=dict)
+    texts: dict[str, dict[str, str]] = field(default_factory=dict)
+
+
+def _listen(
     models: Mapping[str, Recognizer],
     utterances: Sequence[Utterance],
-    reference: str,
+    reference: str | None,
     config: TarqConfig,
     reporter: Reporter,
     scores: SetScores,
-    ratios: dict[str, dict[str, Ratio]],
-) -> None:
-    full = models[reference]
-    others = {name: model for name, model in models.items() if name != reference}
-    spoken = [u for u in utterances if (u.text or "").strip()]
-    parts: dict[str, dict[str, list[Divergence]]] = {n: {"rare": [], "common": []} for n in others}
-    seen: list[str] = []
-    wanted: list[str] = []
+    decode: bool,
+) -> _Heard:
+    """Run every model on every utterance: audio is read once, and each encoder runs once for both scores."""
+    heard = _Heard(texts={name: {} for name in models})
+    heard.parts = {name: {"rare": [], "common": []} for name in models if reference and name != reference}
     # In pieces, so that the features of a large set are never all held; batches are of similar length.
-    for start in range(0, len(spoken), PIECE):
-        made = make_examples(full, spoken[start : start + PIECE], config, Reporter())
-        scores.notes += made.notes
-        wanted += [e.id for e in made.examples]
-        if start == 0:
-            reporter.phase("teacher forcing", len(spoken))
-        with torch.no_grad():
-            for batch in batched(full, made.examples, config.batch_size):
-                expected = full.logits(batch)
-                for name, model in others.items():
-                    scored = divergence(expected, model.logits(batch), batch.targets, batch.rare_target)
-                    for kind, part in scored.items():
-                        parts[name][kind].append(part)
-                seen += batch.ids
-                reporter.advance(len(batch.ids))
-    if not seen:
-        return
-    place = {name: i for i, name in enumerate(seen)}
-    order = [place[name] for name in wanted]
-    for name in others:
-        for kind, kind_parts in parts[name].items():
-            sums = joined(kind_parts, order)
-            ratios[name][f"kl_{kind}"] = Ratio(sums.kl, sums.positions)
-            ratios[name][f"delta_nll_{kind}"] = Ratio(sums.delta_nll, sums.positions)
-        ratios[name] = {figure: ratios[name][figure] for figure in DIVERGENCES}
+    for start in range(0, len(utterances), PIECE):
+        piece = utterances[start : start + PIECE]
+        forced: set[str] = set()
+        if reference is not None:
+            made = make_examples(models[reference], [u for u in piece if (u.text or "").strip()], config, Reporter())
+            scores.notes += made.notes
+            heard.wanted += [e.id for e in made.examples]
+            forced = {e.id for e in made.examples}
+            with torch.no_grad():
+                for batch in batched(models[reference], made.examples, config.batch_size):
+                    _force(models, reference, batch, heard, decode)
+                    reporter.advance(len(batch.ids) * len(models))
+        others = [u for u in piece if u.id not in forced]
+        if others and decode:
+            for name, recognizer in models.items():
+                waveforms = [u.waveform(recognizer.sampling_rate) for u in others]
+                texts = transcribe_waveforms(recognizer, waveforms, config.batch_size, reporter)
+                heard.texts[name] |= zip((u.id for u in others), texts, strict=True)
+    return heard
+
+
+def _force(models: Mapping[str, Recognizer], reference: str, batch: Batch, heard: _Heard, decode: bool) -> None:
+    """One batch through every model: divergence from the reference's logits, and transcripts."""
+    ordered = [reference, *(name for name in models if name != reference)]
+    for name in ordered:
+        audio = models[name].encode(batch.features)
+        logits = models[name].logits(batch, audio)
+        if name == reference:
+            expected = logits
+        else:
+            for kind, part in divergence(expected, logits, batch.targets, batch.rare_target).items():
+                heard.parts[name][kind].append(part)
+        if decode:
+            heard.texts[name] |= zip(batch.ids, models[name].decode(audio), strict=True)
+    heard.seen += batch.ids
+
+
+def _divergence_ratios(models: Mapping[str, Recognizer], heard: _Heard) -> dict[str, dict[str, Ratio]]:
+    """Model to figure to its sums, one entry an utterance in the set's order."""
+    ratios: dict[str, dict[str, Ratio]] = {name: {} for name in models}
+    if not heard.seen:
+        return ratios
+    place = {name: i for i, name in enumerate(heard.seen)}
+    order = [place[name] for name in heard.wanted]
+    for name, kinds in heard.parts.items():
+        sums = {kind: joined(parts, order) for kind, parts in kinds.items()}
+        ratios[name] |= {f"kl_{kind}": Ratio(s.kl, s.positions) for kind, s in sums.items()}
+        ratios[name] |= {f"delta_nll_{kind}": Ratio(s.delta_nll, s.positions) for kind, s in sums.items()}
+    return ratios
 
 
 def _score_words(
@@ -220,19 +259,15 @@ def _score_words(
     utterances: Sequence[Utterance],
     reference: str | None,
     config: TarqConfig,
-    reporter: Reporter,
+    transcripts: Mapping[str, Mapping[str, str]],
     scores: SetScores,
     ratios: dict[str, dict[str, Ratio]],
     thresholds: Sequence[float],
 ) -> None:
     words: dict[str, WordScores] = {}
     normalizer = _normalizer(models, reference, config)
-    for name, recognizer in models.items():
-        reporter.phase(f"transcribing with {name}", len(utterances))
-        texts: list[str] = []
-        for start in range(0, len(utterances), PIECE):
-            waveforms = [u.waveform(recognizer.sampling_rate) for u in utterances[start : start + PIECE]]
-            texts += transcribe_waveforms(recognizer, waveforms, config.batch_size, reporter)
+    for name in models:
+        texts = [transcripts[name][u.id] for u in utterances]
         words[name] = score_words(
             [u.text or "" for u in utterances],
             texts,
