@@ -1,16 +1,16 @@
 """The walk: block by block, in true order, with paired full-precision and partly quantized activations.
 
-At any time it holds one block twice (as it was and as it becomes), the hidden states of the calibration
-set on both paths (in the decoder also the encoder's output, which every block reads, and its moments), and
-the moments of one input, in two halves for cross-fitting. What a block computes is found out by watching it: which
+At any time it holds the hidden states of the calibration set on both paths (in the decoder also the
+encoder's output, which every block reads, and its moments), what one block's Linears read in full precision,
+and the moments of one input, in two halves for cross-fitting. A block is run once as it was, before anything in it
+changes, and then up to each group of Linears as it becomes. What a block computes is found out by watching it: which
 Linears it calls, in which order, and which of them read the same tensor. So nothing here knows a family.
 """
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
@@ -60,11 +60,37 @@ class _Path:
 
 @dataclass
 class _Pair:
-    """One batch on both paths; the full-precision one is walked only where a residual compares with it."""
+    """One batch on both paths; the full-precision one is walked only where a residual compares with it.
+
+    Attributes:
+        ahead: first Linear of each group of the block at hand to what it reads in full precision.
+    """
 
     batch: Batch
     full: _Path | None
     quantized: _Path
+    ahead: dict[str, Tensor] = field(default_factory=dict)
+
+    def run_ahead(self, block: nn.Module, groups: Sequence[_Group]) -> None:
+        """Take the full-precision path through a block that is still as it was."""
+        if self.full is None:
+            return
+        context = self.full.context()
+        self.ahead = {group.names[0]: context[group.context] for group in groups if group.context}
+
+        def keep(name: str) -> Callable:
+            def hook(module: nn.Module, args: tuple) -> None:
+                self.ahead.setdefault(name, args[0])
+
+            return hook
+
+        own = [group.names[0] for group in groups if not group.context]
+        handles = [block.get_submodule(name).register_forward_pre_hook(keep(name)) for name in own]
+        try:
+            self.full.hidden = self.full.run(block)
+        finally:
+            for handle in handles:
+                handle.remove()
 
 
 @dataclass(frozen=True)
@@ -153,15 +179,15 @@ class _Walk:
         ]
         shared: dict[str, list[Moments]] = {}  # of tensors that every block of the stage reads
         for name, block in stage.blocks:
-            full_block = copy.deepcopy(block) if self.paired else None
             groups = _groups(block, pairs[0].quantized)
+            for pair in pairs:
+                pair.run_ahead(block, groups)
             for group in groups:
-                self._quantize_group(stage, name, block, full_block, group, pairs, shared)
+                self._quantize_group(stage, name, block, group, pairs, shared)
             self._skip_uncalled(stage, name, block, groups)
             for pair in pairs:
                 pair.quantized.hidden = pair.quantized.run(block)
-                if pair.full is not None and full_block is not None:
-                    pair.full.hidden = pair.full.run(full_block)
+                pair.ahead.clear()
         finished = []
         while pairs:  # one by one, so that the stage's input and output are never both held
             pair = pairs.pop(0)
@@ -174,7 +200,6 @@ class _Walk:
         stage: Stage,
         block_name: str,
         block: nn.Module,
-        full_block: nn.Module | None,
         group: _Group,
         pairs: list[_Pair],
         shared: dict[str, list[Moments]],
@@ -185,7 +210,7 @@ class _Walk:
         label = f"{block_name}.{'|'.join(linears)}"
         parts = shared.get(group.context or "")
         if parts is None:
-            parts = self._moments(stage, label, block, full_block, group, pairs)
+            parts = self._moments(stage, label, block, group, pairs)
             if group.context:
                 shared[group.context] = parts
         first = next(iter(linears.values()))
@@ -212,7 +237,6 @@ class _Walk:
         stage: Stage,
         label: str,
         block: nn.Module,
-        full_block: nn.Module | None,
         group: _Group,
         pairs: list[_Pair],
     ) -> list[Moments]:
@@ -229,9 +253,7 @@ class _Walk:
         turn = 0
         for index, pair in enumerate(pairs):
             x = _input_of(block, name, pair.quantized, group.context)
-            x_full = None
-            if pair.full is not None and full_block is not None:
-                x_full = _input_of(full_block, name, pair.full, group.context)
+            x_full = pair.ahead.pop(name, None)  # dropped as soon as it is used
             tail, weight = self._row_weights(reads or stage.name, index, pair.batch)
             if x.shape[:-1].numel() != len(tail):
                 raise CalibrationError(f"{label}: its input has {x.shape[:-1].numel()} rows for {len(tail)} positions")
