@@ -8,7 +8,7 @@ export HF_HUB_DISABLE_PROGRESS_BARS := 1
 
 CXX_SOURCES := $(wildcard csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu)
 
-.PHONY: install demo test lint format bench clean help
+.PHONY: install demo test lint format bench testbed testbed-check clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -28,17 +28,14 @@ $(VENV)/.installed: $(VENV)/.torch setup.py pyproject.toml constraints.txt $(CXX
 	@grep -ho 'tarq: .* left out.*' build/install.log | sort -u || true
 	@touch $@
 
-# A real Whisper body and speech, where they lie beside the repository.
-ASSETS ?= ../shared/assets
-DEMO_MODEL ?= $(ASSETS)/whisper-tiny-relearned
-DEMO_CALIBRATION ?= $(ASSETS)/speech/librispeech_train/manifest.jsonl
-DEMO_DATA ?= $(ASSETS)/speech/lj/manifest.jsonl
-# Its recognizer has seen most of these transcripts in training; score the others.
-DEMO_OPTIONS ?= --where in_training=false
+demo: install  ## quantize the packaged model three ways, save, reload, transcribe and score
+	@$(BIN)/tarq demo
 
-demo: install  ## quantize, save, reload, transcribe and score
-	@test -d $(DEMO_MODEL) || { echo "no model at $(DEMO_MODEL): make demo DEMO_MODEL=… DEMO_CALIBRATION=… DEMO_DATA=…"; exit 1; }
-	$(BIN)/tarq demo $(DEMO_MODEL) --calibration $(DEMO_CALIBRATION) --data $(DEMO_DATA) $(DEMO_OPTIONS)
+testbed: install  ## rebuild the packaged model and speech from nothing (espeak-ng; about two and a half hours)
+	$(BIN)/python benchmarks/testbed/build.py all
+
+testbed-check: install  ## make ten packaged clips again and compare them
+	@$(BIN)/python benchmarks/testbed/build.py check
 
 test: install  ## run the test-suite
 	$(BIN)/python -P -m pytest

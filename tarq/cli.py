@@ -254,37 +254,68 @@ def inspect(
 
 @app.command()
 def demo(
-    model: Annotated[str, typer.Argument(help="Full-precision model: a folder or a hub id.")],
-    calibration: Annotated[str, typer.Option(help="Transcribed speech to calibrate on.")],
-    data: Annotated[str, typer.Option(help="Other transcribed speech, to score on.")],
-    samples: Annotated[int, typer.Option(help="Calibration utterances.")] = 24,
-    score: Annotated[int, typer.Option(help="Utterances scored.")] = 24,
+    model: Annotated[
+        str | None, typer.Argument(help="Full-precision model: a folder or a hub id; the packaged one if not given.")
+    ] = None,
+    calibration: Annotated[
+        str | None, typer.Option(help="Transcribed speech to calibrate on; the packaged pool if not given.")
+    ] = None,
+    data: Annotated[
+        str | None, typer.Option(help="Other transcribed speech, to score on; the packaged test set if not given.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer utterances: under a minute.")] = False,
+    samples: Annotated[int | None, typer.Option(min=1, help="Calibration utterances.")] = None,
+    score: Annotated[int | None, typer.Option(min=1, help="Utterances scored.")] = None,
     where: Where = None,
-    bits: Annotated[int, typer.Option(help="2, 3, 4 or 8.")] = 4,
+    bits: Annotated[list[int] | None, typer.Option(help="2, 3, 4 or 8 (repeatable).")] = None,
     language: Language = "en",
-    batch_size: BatchSize = 4,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Utterances a forward pass takes at once.")] = None,
     device: Device = "auto",
     dtype: Dtype = "auto",
     seed: Annotated[int, typer.Option(help="Of the samples.")] = 0,
     json_file: JsonFile = None,
 ) -> None:
-    """Quantize with RTN, GPTQ and TARQ, save, reload, transcribe, and print the score table."""
+    """Quantize with RTN, GPTQ and TARQ, save, reload, transcribe, and print the score table.
+
+    Without arguments: a small recognizer and synthetic speech that come with the package.
+    """
+    from . import demo as demonstration
+    from . import testbed
     from .config import TarqConfig
     from .data.corpora import load_utterances, sample_utterances, select_utterances
-    from .demo import demonstrate
-    from .screen import ScreenReporter, show_evaluation
+    from .screen import ScreenReporter, show_demo
 
-    config = TarqConfig(bits=bits, samples=samples, language=language, batch_size=batch_size, seed=seed)
+    size = demonstration.QUICK if quick else demonstration.WHOLE if model is None else demonstration.OWN
+    where_to = _where(device, dtype)
+    if where_to["dtype"] is None:
+        where_to["dtype"] = demonstration.scoring_dtype(where_to["device"])
+    config = TarqConfig(
+        samples=samples or size.samples, language=language, batch_size=batch_size or size.batch_size, seed=seed
+    )
+    spoken = testbed.test_set() if data is None else load_utterances(data)
     scored = sample_utterances(
-        select_utterances(load_utterances(data), where or []), score, seed, max_duration=30, require_text=True
+        select_utterances(spoken, where or []), score or size.scored, seed, max_duration=30, require_text=True
     )
     # The two may come from one corpus; what is scored is never calibrated on.
     taken = {u.audio.resolve() for u in scored}
-    pool = [u for u in load_utterances(calibration) if u.audio.resolve() not in taken]
+    pool = testbed.calibration_pool() if calibration is None else load_utterances(calibration)
+    pool = [u for u in pool if u.audio.resolve() not in taken]
     with ScreenReporter(console) as reporter:
-        scores, sizes = demonstrate(model, pool, scored, config, reporter, **_where(device, dtype))
-    show_evaluation(console, scores, sizes)
-    console.print("next, on your own model: tarq quantize MODEL OUT --calibration DATA", highlight=False)
+        scores, sizes = demonstration.demonstrate(
+            str(testbed.model()) if model is None else model,
+            pool,
+            {"demo": scored},
+            config,
+            reporter,
+            bits=tuple(bits or demonstration.BITS),
+            **where_to,
+        )
+    (only,) = scores.sets.values()
+    show_demo(console, only, sizes, {u.id: u.text or "" for u in scored})
+    console.print(
+        "\nnext, on your own model: tarq quantize MODEL OUT --calibration DATA; tarq evaluate MODEL OUT --data DATA",
+        highlight=False,
+    )
     if json_file:
         json_file.write_text(json.dumps(scores.to_dict(), indent=1))
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -17,26 +17,49 @@ from .report import Reporter
 from .scoring.evaluate import Evaluation
 
 
+@dataclass(frozen=True)
+class Size:
+    """How many utterances a demonstration takes."""
+
+    samples: int  # calibrated on
+    scored: int
+    batch_size: int
+
+
+WHOLE, QUICK = Size(samples=256, scored=840, batch_size=32), Size(samples=96, scored=200, batch_size=32)
+#: For a model of one's own, of any size.
+OWN = Size(samples=24, scored=24, batch_size=4)
+BITS = (4,)
+
+
+def scoring_dtype(device: str | torch.device) -> torch.dtype | None:
+    """bfloat16 on a CPU that multiplies it natively (half of the time); otherwise what :func:`tarq.load` chooses."""
+    native = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    return torch.bfloat16 if torch.device(device).type == "cpu" and native() else None
+
+
 def demonstrate(
     model: str,
     calibration: Sequence[Utterance],
-    scored: Sequence[Utterance],
+    data: Mapping[str, Sequence[Utterance]],
     config: TarqConfig,
     reporter: Reporter,
     *,
+    bits: Sequence[int] = BITS,
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
 ) -> tuple[Evaluation, dict[str, int]]:
-    """Quantize a model with RTN, GPTQ and TARQ, save, load again, score all four.
+    """Quantize a model with RTN, GPTQ and TARQ, save, load again, score all.
 
     Args:
         model: full-precision model, folder or hub id.
         calibration: utterances to calibrate on.
-        scored: other utterances, with transcripts.
-        config: samples, batch size, seed, bits and group size are read from it.
+        data: label to other utterances, with transcripts, to score on.
+        config: samples, batch size, seed and group size are read from it.
         reporter: hears of progress.
+        bits: widths, each with all three methods.
         device: where the models run.
-        dtype: of their computation.
+        dtype: of the scored models' computation; calibration computes as :func:`tarq.load` chooses.
 
     Returns:
         The scores, and the bytes of each model's Linear weights.
@@ -44,15 +67,18 @@ def demonstrate(
     Raises:
         TarqError: the model or the data are not usable.
     """
-    where: dict[str, Any] = {"device": device, "dtype": dtype, "language": config.language}
-    models = {"full precision": api.load_recognizer(model, **where)}
+    where: dict[str, Any] = {"device": device, "language": config.language}
+    models = {"full precision": api.load_recognizer(model, dtype=dtype, **where)}
     with TemporaryDirectory(prefix="tarq-demo-") as folder:
-        for method in ("rtn", "gptq", "tarq"):
-            recognizer = api.load_recognizer(model, **where)
-            report = api.quantize(recognizer, calibration, replace(config, **PRESETS[method]), reporter=reporter)
-            out = Path(folder) / method
-            api.save(recognizer, out, report)
-            models[method] = api.load_recognizer(out, **where)
-        scores = api.evaluate(models, {"demo": scored}, reference="full precision", config=config, reporter=reporter)
+        for width in bits:
+            for method in ("rtn", "gptq", "tarq"):
+                recognizer = api.load_recognizer(model, **where)
+                chosen = replace(config, bits=width, **PRESETS[method])
+                report = api.quantize(recognizer, calibration, chosen, reporter=reporter)
+                name = f"{method.upper()} W{width}"
+                out = Path(folder) / name
+                api.save(recognizer, out, report)
+                models[name] = api.load_recognizer(out, dtype=dtype, **where)
+        scores = api.evaluate(models, data, reference="full precision", config=config, reporter=reporter)
     sizes = {name: recognizer.linear_bytes() for name, recognizer in models.items()}
     return scores, sizes

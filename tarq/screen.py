@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from types import TracebackType
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
@@ -21,6 +23,7 @@ from rich.table import Table
 from .report import LayerReport, Report, Reporter
 from .scoring.evaluate import DIVERGENCES, WORD_RATES, Evaluation, SetScores
 from .scoring.intervals import Difference, Interval
+from .scoring.words import ChangedWord
 
 TITLES = {
     "wer": "WER %",
@@ -195,6 +198,70 @@ def show_words(console: Console, scores: SetScores, examples: int) -> None:
             console.print(f"  [dim]{escape(word.id)}[/] {escape(word.word)}", highlight=False)
             console.print(f"    full  {escape(word.full_precision)}", highlight=False)
             console.print(f"    quant {escape(word.quantized)}", highlight=False)
+
+
+def show_demo(console: Console, scores: SetScores, sizes: Mapping[str, int], spoken: Mapping[str, str]) -> None:
+    """One table, a row a model; then three transcripts side by side.
+
+    Args:
+        scores: of the demonstration's test set.
+        sizes: bytes of each model's Linear weights.
+        spoken: utterance id to what was said.
+    """
+    title = f"{scores.utterances} utterances, {scores.words} words, {scores.rare_words} of them rare"
+    table = Table("", title=title, header_style="bold", box=SIMPLE_HEAD)
+    for heading in ("weights", "WER %", "rare WER %", "rare words\nlost, regained"):
+        table.add_column(heading, justify="right")
+    for name, model in scores.models.items():
+        changed = f"{len(model.lost)}, {len(model.regained)}" if "kl_rare" in model.figures else "–"
+        table.add_row(escape(name), megabytes(sizes[name]), *_two_lines(model.figures, ("wer", "rare_wer")), changed)
+    console.print(table)
+    table = Table("", title="paired differences", header_style="bold", box=SIMPLE_HEAD)
+    shown = ("wer", "rare_wer", "kl_rare")
+    for figure in shown:
+        table.add_column(TITLES[figure], justify="right")
+    full = next(iter(scores.models))
+    for base, other in combinations(scores.models, 2):
+        if base == full or base.split()[-1] == other.split()[-1]:  # damage; methods of one width
+            pair = f"{other} − {base}"
+            table.add_row(escape(pair), *_two_lines(scores.differences[pair], shown))
+    console.print(table)
+    for word in _examples(scores):
+        console.print(f"\n[bold]{escape(word.word)}[/]  [dim]{escape(word.id)}[/]", highlight=False)
+        console.print(f"  {'said':14} {escape(spoken[word.id])}", highlight=False)
+        for name, model in scores.models.items():
+            console.print(f"  {escape(name):14} {escape(model.hypotheses[word.id])}", highlight=False)
+    for text in scores.notes:
+        console.print(f"[yellow]note[/] {escape(text)}")
+
+
+def _two_lines(figures: Mapping[str, Interval] | Mapping[str, Difference], shown: Sequence[str]) -> list[str]:
+    """Cells of a value over its interval, narrow enough for a terminal; a difference is bold where clear of 0."""
+    cells = []
+    for figure in shown:
+        known = figures.get(figure)
+        if known is None:
+            cells.append("–")
+            continue
+        sign = "+" if isinstance(known, Difference) else ""
+        value, low, high = (_number(figure, v, sign) for v in (known.value, known.low, known.high))
+        clear = sign and (known.low > 0 or known.high < 0)
+        cells.append(f"{f'[bold]{value}[/]' if clear else value}\n[dim]\\[{low}, {high}][/]")
+    return cells
+
+
+def _examples(scores: SetScores, count: int = 3) -> list[ChangedWord]:
+    """Rare words lost, taken in turn from each model's list, each utterance once."""
+    lists = [iter(model.lost) for model in scores.models.values() if model.lost]
+    chosen: dict[str, ChangedWord] = {}
+    while lists and len(chosen) < count:
+        for words in list(lists):
+            word = next((w for w in words if w.id not in chosen), None)
+            if word is None:
+                lists.remove(words)
+            elif len(chosen) < count:
+                chosen[word.id] = word
+    return list(chosen.values())
 
 
 def show_checks(console: Console, checks: Sequence[tuple[str, bool, str]]) -> None:

@@ -62,13 +62,14 @@ def test_no_reference_model_is_said(model_folder, manifest, tmp_path):
     assert "no reference model" in out
 
 
-def test_demo(model_folder, manifest, tmp_path):
+def test_demo_on_a_model_and_speech_of_ones_own(model_folder, manifest, tmp_path):
     out = run(
-        "demo", model_folder, "--calibration", manifest, "--data", manifest, "--score", 3,
+        "demo", model_folder, "--calibration", manifest, "--data", manifest, "--score", 3, "--bits", 4, "--bits", 3,
         "--json", tmp_path / "demo.json",
     )  # fmt: skip
     scores = json.loads((tmp_path / "demo.json").read_text())["sets"]["demo"]
-    assert list(scores["models"]) == ["full precision", "rtn", "gptq", "tarq"]
+    methods = [f"{method} W{bits}" for bits in (4, 3) for method in ("RTN", "GPTQ", "TARQ")]
+    assert list(scores["models"]) == ["full precision", *methods]
     assert "next, on your own model" in out
 
 

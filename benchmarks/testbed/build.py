@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from collections import Counter
-from dataclasses import replace
+from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
@@ -25,6 +25,14 @@ RESULT = ROOT / "benchmarks" / "results" / "testbed.json"
 WORK = ROOT / "build" / "testbed"
 CLIPS = {"calibration": ["calibration"], "test": ["test", "test-unseen-voices"]}
 LEAST_CORRELATION = 0.99  # of a shipped clip with the same one made again
+
+
+class Voices(StrEnum):
+    """Groups of text/voices.toml."""
+
+    seen = "seen"
+    unseen = "unseen"
+
 
 app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 console = Console()
@@ -69,6 +77,26 @@ def clips(processes: Processes = os.cpu_count() or 1) -> None:
 
 
 @app.command()
+def more(
+    folder: Annotated[Path, typer.Argument(help="Where the clips and their manifest.jsonl go.")],
+    utterances: Annotated[int, typer.Option(min=1)] = 2000,
+    voices: Annotated[Voices, typer.Option(help="Voices training has heard, or others.")] = Voices.seen,
+    name: Annotated[
+        str, typer.Option(help="Of the set; another name, other sentences. Sets named test… hold unseen words.")
+    ] = "test-more",
+    processes: Processes = os.cpu_count() or 1,
+) -> None:
+    """Synthesize a further set of any size, none of whose sentences is in a split."""
+    speech.require_synthesizer()
+    if name in corpus.splits():
+        raise typer.BadParameter(f"{name} is one of the splits; give another name")
+    if (folder / "manifest.jsonl").exists():
+        raise typer.BadParameter(f"{folder} holds a set already; give another folder")
+    corpus.write_clips(corpus.more_lines(name, utterances, voices.value), folder, processes=processes)
+    console.print(f"{utterances} utterances: tarq evaluate … --data {folder}", highlight=False)
+
+
+@app.command()
 def seal() -> None:
     """Write the checksums that the package verifies its files against."""
     files = sorted(p for p in PACKAGED.rglob("*") if p.is_file() and p.suffix not in (".py", ".pyc", ""))
@@ -105,47 +133,39 @@ def check(count: Annotated[int, typer.Option(help="Clips made again.")] = 10) ->
 
 
 @app.command()
-def score() -> None:
-    """Score full precision and RTN, GPTQ, TARQ at 4 and 3 bits on the test set; figures to benchmarks/results."""
-    from tempfile import TemporaryDirectory
-
-    import tarq
+def score(
+    bits: Annotated[list[int], typer.Option(help="2, 3, 4 or 8 (repeatable).")] = [4, 3],  # noqa: B006
+    samples: Annotated[int, typer.Option(min=1, help="Calibration utterances.")] = 256,
+) -> None:
+    """Score full precision and RTN, GPTQ, TARQ on the test set, by voices; figures to benchmarks/results."""
     from tarq import testbed
-    from tarq.config import PRESETS, TarqConfig
+    from tarq.config import TarqConfig
+    from tarq.demo import demonstrate, scoring_dtype
     from tarq.screen import ScreenReporter, show_evaluation
 
-    pool, scored = testbed.calibration_pool(), testbed.test_set()
+    scored = testbed.test_set()
     sets = {f"{voices} voices": [u for u in scored if u.extra["voices"] == voices] for voices in ("seen", "unseen")}
-    config = TarqConfig(samples=len(pool), batch_size=32)
-    models = {"full precision": tarq.load_recognizer(testbed.model())}
-    with ScreenReporter(console) as reporter, TemporaryDirectory() as folder:
-        for bits in (4, 3):
-            for method in ("rtn", "gptq", "tarq"):
-                recognizer = tarq.load_recognizer(testbed.model())
-                report = tarq.quantize(
-                    recognizer, pool, replace(config, bits=bits, **PRESETS[method]), reporter=reporter
-                )
-                out = Path(folder) / f"{method}{bits}"
-                tarq.save(recognizer, out, report)
-                models[f"{method.upper()} W{bits}"] = tarq.load_recognizer(out)
-        scores = tarq.evaluate(
-            models, sets | {"both": scored}, reference="full precision", config=config, reporter=reporter
-        )
-    show_evaluation(console, scores, {name: r.linear_bytes() for name, r in models.items()})
+    config = TarqConfig(samples=samples, batch_size=32)
+    pool, dtype = testbed.calibration_pool(), scoring_dtype("cpu")
+    with ScreenReporter(console) as reporter:
+        scores, sizes = demonstrate(str(testbed.model()), pool, sets, config, reporter, bits=bits, dtype=dtype)
+    show_evaluation(console, scores, sizes)
     figures = scores.to_dict()
+    hypotheses: dict[str, str] = {}
     for one in figures["sets"].values():
+        hypotheses |= one["models"]["full precision"]["hypotheses"]
         for kept in one["models"].values():
             kept["lost"], kept["regained"] = len(kept["lost"]), len(kept["regained"])
             del kept["hypotheses"]
     unseen = unseen_words()
-    figures["rare words heard in full precision"] = _heard(scores, scored, unseen)
+    figures["rare words heard in full precision"] = _heard(hypotheses, scored, unseen)
+    figures["setting"] = {"samples": samples, "scored in": str(dtype or "float32"), "bytes": sizes}
     figures["versions"] = {p: version(p) for p in ("torch", "transformers", "wordfreq")}
     RESULT.write_text(json.dumps(figures, indent=1) + "\n")
 
 
-def _heard(scores, scored, unseen: set[str]) -> dict[str, dict[str, int]]:
+def _heard(hypotheses: dict[str, str], scored: list, unseen: set[str]) -> dict[str, dict[str, int]]:
     """Rare words of the references by whether training had them, and how many the transcripts hold."""
-    hypotheses = scores.sets["both"].models["full precision"].hypotheses
     counts = {kind: {"words": 0, "heard": 0} for kind in ("in training", "not in training")}
     for utterance in scored:
         heard = Counter(hypotheses[utterance.id].split())

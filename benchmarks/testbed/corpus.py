@@ -50,6 +50,12 @@ def lines() -> dict[str, list[Line]]:
     return made
 
 
+def more_lines(name: str, count: int, voices: str) -> list[Line]:
+    """Utterances of a further set: sentences no split holds; with the test splits' words if so named ("test…")."""
+    avoid = {line.text for made in lines().values() for line in made}
+    return [Line(name, i, text, voices) for i, text in enumerate(sentences(name, count, avoid=avoid))]
+
+
 def render(line: Line) -> tuple[np.ndarray, str]:
     """An utterance's waveform (float32, 16 kHz) and its espeak-ng voice.
 

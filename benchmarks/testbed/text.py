@@ -61,6 +61,7 @@ class WordList:
         self._common = _ranked([w for w in ranked if not is_rare(w)], shift)
         self._rare = _ranked([w for w in rare if w not in self.unseen], shift)
         self._unseen = _ranked([w for w in rare if w in self.unseen], shift)
+        self.seen = set(ranked) - self.unseen
 
     def draw(self, rng: np.random.Generator, *, test: bool) -> str:
         """One word; in a test sentence a share of the rare draws are words that no training sentence holds."""
@@ -163,5 +164,6 @@ def sentences(split: str, count: int, *, avoid: set[str]) -> Iterator[str]:
 
 
 def unseen_words() -> set[str]:
-    """Rare words that only test sentences hold."""
-    return set().union(*(words.unseen for words in _lists().values()))
+    """Rare words that only test sentences hold; one kept from training in one list may be drawn from another."""
+    lists = _lists().values()
+    return set().union(*(words.unseen for words in lists)) - set().union(*(words.seen for words in lists))
