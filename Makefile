@@ -31,7 +31,7 @@ $(VENV)/.installed: $(VENV)/.torch setup.py pyproject.toml constraints.txt $(CXX
 demo: install  ## quantize the packaged model three ways, save, reload, transcribe and score
 	@$(BIN)/tarq demo
 
-testbed: install  ## rebuild the packaged model and speech from nothing (espeak-ng; about two and a half hours)
+testbed: install  ## rebuild the packaged model and speech from nothing (espeak-ng; about two hours)
 	$(BIN)/python benchmarks/testbed/build.py all
 
 testbed-check: install  ## make ten packaged clips again and compare them
