@@ -317,7 +317,7 @@ def demo(
         highlight=False,
     )
     if json_file:
-        json_file.write_text(json.dumps(scores.to_dict(), indent=1))
+        json_file.write_text(json.dumps(scores.to_dict() | {"linear_bytes": sizes}, indent=1))
 
 
 @app.command()
