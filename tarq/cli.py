@@ -286,9 +286,6 @@ def demo(
     from .screen import ScreenReporter, show_demo
 
     size = demonstration.QUICK if quick else demonstration.WHOLE if model is None else demonstration.OWN
-    where_to = _where(device, dtype)
-    if where_to["dtype"] is None:
-        where_to["dtype"] = demonstration.scoring_dtype(where_to["device"])
     config = TarqConfig(
         samples=samples or size.samples, language=language, batch_size=batch_size or size.batch_size, seed=seed
     )
@@ -308,7 +305,7 @@ def demo(
             config,
             reporter,
             bits=tuple(bits or demonstration.BITS),
-            **where_to,
+            **_where(device, dtype),
         )
     (only,) = scores.sets.values()
     show_demo(console, only, sizes, {u.id: u.text or "" for u in scored})

@@ -59,7 +59,8 @@ def demonstrate(
         reporter: hears of progress.
         bits: widths, each with all three methods.
         device: where the models run.
-        dtype: of the scored models' computation; calibration computes as :func:`tarq.load` chooses.
+        dtype: of the scored models' computation, :func:`scoring_dtype`'s choice when not given; calibration
+            computes as :func:`tarq.load` chooses.
 
     Returns:
         The scores, and the bytes of each model's Linear weights.
@@ -67,6 +68,7 @@ def demonstrate(
     Raises:
         TarqError: the model or the data are not usable.
     """
+    dtype = dtype or scoring_dtype(device)
     where: dict[str, Any] = {"device": device, "language": config.language}
     models = {"full precision": api.load_recognizer(model, dtype=dtype, **where)}
     with TemporaryDirectory(prefix="tarq-demo-") as folder:

@@ -134,15 +134,21 @@ def _number(figure: str, value: float, sign: str = "") -> str:
     return f"{100 * value:{sign}.2f}" if figure in WORD_RATES else f"{value:{sign}.4f}"
 
 
+def _texts(figure: str, known: Interval | Difference) -> tuple[str, str]:
+    """A value and its interval; those of a difference carry a sign."""
+    sign = "+" if isinstance(known, Difference) else ""
+    value, low, high = (_number(figure, v, sign) for v in (known.value, known.low, known.high))
+    return value, f"\\[{low}, {high}]"
+
+
 def _value(figure: str, interval: Interval) -> str:
-    low, high = _number(figure, interval.low), _number(figure, interval.high)
-    return f"{_number(figure, interval.value)} [dim]\\[{low}, {high}][/]"
+    value, interval_text = _texts(figure, interval)
+    return f"{value} [dim]{interval_text}[/]"
 
 
 def _difference(figure: str, d: Difference) -> str:
-    value, low, high = (_number(figure, v, "+") for v in (d.value, d.low, d.high))
-    text = f"{value} \\[{low}, {high}] {d.sign_flips:.1%}"
-    return f"[bold]{text}[/]" if d.low > 0 or d.high < 0 else text
+    text = f"{' '.join(_texts(figure, d))} {d.sign_flips:.1%}"
+    return f"[bold]{text}[/]" if d.clear_of_zero else text
 
 
 def show_evaluation(console: Console, evaluation: Evaluation, sizes: Mapping[str, int], examples: int = 3) -> None:
@@ -243,10 +249,10 @@ def _two_lines(figures: Mapping[str, Interval] | Mapping[str, Difference], shown
         if known is None:
             cells.append("–")
             continue
-        sign = "+" if isinstance(known, Difference) else ""
-        value, low, high = (_number(figure, v, sign) for v in (known.value, known.low, known.high))
-        clear = sign and (known.low > 0 or known.high < 0)
-        cells.append(f"{f'[bold]{value}[/]' if clear else value}\n[dim]\\[{low}, {high}][/]")
+        value, interval_text = _texts(figure, known)
+        if isinstance(known, Difference) and known.clear_of_zero:
+            value = f"[bold]{value}[/]"
+        cells.append(f"{value}\n[dim]{interval_text}[/]")
     return cells
 
 

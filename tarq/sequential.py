@@ -9,7 +9,8 @@ Linears it calls, in which order, and which of them read the same tensor. So not
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -77,20 +78,9 @@ class _Pair:
             return
         context = self.full.context()
         self.ahead = {group.names[0]: context[group.context] for group in groups if group.context}
-
-        def keep(name: str) -> Callable:
-            def hook(module: nn.Module, args: tuple) -> None:
-                self.ahead.setdefault(name, args[0])
-
-            return hook
-
         own = [group.names[0] for group in groups if not group.context]
-        handles = [block.get_submodule(name).register_forward_pre_hook(keep(name)) for name in own]
-        try:
+        with _watched(block, own, self.ahead.setdefault):
             self.full.hidden = self.full.run(block)
-        finally:
-            for handle in handles:
-                handle.remove()
 
 
 @dataclass(frozen=True)
@@ -428,19 +418,30 @@ def _first_input(block: nn.Module, stage: Stage, batch: Batch, handed: Any) -> _
     return caught[0]
 
 
-def _groups(block: nn.Module, path: _Path) -> list[_Group]:
-    """Watch one forward pass: the block's Linears in calling order, grouped by the tensor they read."""
-    calls: list[tuple[str, Tensor]] = []
+@contextmanager
+def _watched(block: nn.Module, names: Sequence[str], see: Callable[[str, Tensor], object]) -> Iterator[None]:
+    """While open, ``see`` is called with the name and the input of each named module that is about to run."""
 
     def watch(name: str) -> Callable:
-        return lambda module, args: calls.append((name, args[0]))
+        def hook(module: nn.Module, args: tuple) -> None:
+            see(name, args[0])
 
-    handles = [m.register_forward_pre_hook(watch(n)) for n, m in block.named_modules() if isinstance(m, nn.Linear)]
+        return hook
+
+    handles = [block.get_submodule(name).register_forward_pre_hook(watch(name)) for name in names]
     try:
-        path.run(block)
+        yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _groups(block: nn.Module, path: _Path) -> list[_Group]:
+    """Watch one forward pass: the block's Linears in calling order, grouped by the tensor they read."""
+    calls: list[tuple[str, Tensor]] = []
+    linears = [n for n, m in block.named_modules() if isinstance(m, nn.Linear)]
+    with _watched(block, linears, lambda name, tensor: calls.append((name, tensor))):
+        path.run(block)
     context = path.context()
     groups: dict[int, tuple[list[str], str | None]] = {}
     for name, tensor in calls:  # the list keeps every tensor alive, so an id is never reused
@@ -457,15 +458,10 @@ def _input_of(block: nn.Module, name: str, path: _Path, context: str | None) -> 
         return path.context()[context]
     caught: list[Tensor] = []
 
-    def catch(module: nn.Module, args: tuple) -> None:
-        caught.append(args[0])
+    def catch(name: str, tensor: Tensor) -> None:
+        caught.append(tensor)
         raise _Stop
 
-    handle = block.get_submodule(name).register_forward_pre_hook(catch)
-    try:
+    with suppress(_Stop), _watched(block, [name], catch):
         path.run(block)
-    except _Stop:
-        pass
-    finally:
-        handle.remove()
     return caught[0]

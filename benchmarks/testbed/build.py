@@ -17,7 +17,9 @@ import soundfile
 import speech
 import typer
 from rich.console import Console
-from text import is_rare, unseen_words
+from text import unseen_words
+
+from tarq.method.rarity import is_rare
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGED = ROOT / "tarq" / "testbed"
@@ -146,9 +148,9 @@ def score(
     scored = testbed.test_set()
     sets = {f"{voices} voices": [u for u in scored if u.extra["voices"] == voices] for voices in ("seen", "unseen")}
     config = TarqConfig(samples=samples, batch_size=32)
-    pool, dtype = testbed.calibration_pool(), scoring_dtype("cpu")
+    pool = testbed.calibration_pool()
     with ScreenReporter(console) as reporter:
-        scores, sizes = demonstrate(str(testbed.model()), pool, sets, config, reporter, bits=bits, dtype=dtype)
+        scores, sizes = demonstrate(str(testbed.model()), pool, sets, config, reporter, bits=bits)
     show_evaluation(console, scores, sizes)
     figures = scores.to_dict()
     hypotheses: dict[str, str] = {}
@@ -159,7 +161,7 @@ def score(
             del kept["hypotheses"]
     unseen = unseen_words()
     figures["rare words heard in full precision"] = _heard(hypotheses, scored, unseen)
-    figures["setting"] = {"samples": samples, "scored in": str(dtype or "float32"), "bytes": sizes}
+    figures["setting"] = {"samples": samples, "scored in": str(scoring_dtype("cpu") or "float32"), "bytes": sizes}
     figures["versions"] = {p: version(p) for p in ("torch", "transformers", "wordfreq")}
     RESULT.write_text(json.dumps(figures, indent=1) + "\n")
 

@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 import wordfreq
 
+from tarq.method.rarity import is_rare, zipf
+
 TEXT = Path(__file__).parent / "text"
 SEED = 2605
-RARE = 3.0  # Zipf value below which a word is rare
 LONGEST = 16  # words
 UNSEEN_TYPES = 0.3  # share of the rare words of each list that no training sentence holds
 UNSEEN_DRAWS = 0.4  # share of the rare draws of a test sentence that are such words
@@ -27,11 +28,6 @@ def _words(file: str) -> dict[str, list[str]]:
     """The word lists of a file of this folder, by name."""
     tables = tomllib.loads((TEXT / file).read_text())
     return {name: words.split() for name, words in tables.items() if isinstance(words, str)}
-
-
-def is_rare(word: str) -> bool:
-    """Whether wordfreq puts the word under the tail's threshold."""
-    return wordfreq.zipf_frequency(word, "en") < RARE
 
 
 def spoken(number: int) -> str:
@@ -54,7 +50,7 @@ class WordList:
     """
 
     def __init__(self, words: list[str], rng: np.random.Generator, *, rare_draws: float, shift: float) -> None:
-        ranked = sorted(set(words), key=lambda w: (-wordfreq.zipf_frequency(w, "en"), w))
+        ranked = sorted(set(words), key=lambda w: (-zipf(w, "en"), w))
         rare = [w for w in ranked if is_rare(w)]
         self.rare_draws = rare_draws
         self.unseen = set(rng.permutation(rare)[: round(UNSEEN_TYPES * len(rare))].tolist())
@@ -86,9 +82,9 @@ def _lists() -> dict[str, WordList]:
     suffixes, unfit = tuple(_words("wordfreq.toml")["suffixes"]), _words("wordfreq.toml")["unfit"]
     ranked = [w for w in wordfreq.top_n_list("en", 400_000, wordlist="large") if w.isascii() and w.isalpha()]
     ranked = [w for w in ranked if not any(part in w for part in unfit)]
-    given["word"] = [w for w in ranked[:6000] if len(w) > 2 and wordfreq.zipf_frequency(w, "en") > 3.8]
+    given["word"] = [w for w in ranked[:6000] if len(w) > 2 and zipf(w, "en") > 3.8]
     endings = [w for w in ranked if 6 < len(w) < 15 and w.endswith(suffixes)]
-    endings = [w for w in endings if 1.7 < wordfreq.zipf_frequency(w, "en") < RARE]
+    endings = [w for w in endings if zipf(w, "en") > 1.7 and is_rare(w)]
     given["word"] += endings
     shifts = {"word": 100}
     return {
@@ -104,13 +100,9 @@ def _frames() -> tuple[list[str], np.ndarray]:
     return [frame.strip() for _, frame in rows], np.cumsum(weights) / weights.sum()
 
 
+@cache
 def _lines(name: str) -> list[str]:
     return [s for s in (TEXT / name).read_text().splitlines() if s and not s.startswith("#")]
-
-
-@cache
-def _clauses(name: str) -> list[str]:
-    return _lines(name)
 
 
 def _fill(slot: str, rng: np.random.Generator, test: bool) -> str:
@@ -129,21 +121,20 @@ def _fill(slot: str, rng: np.random.Generator, test: bool) -> str:
             return _lists()[slot].draw(rng, test=test)
 
 
-def sentence(rng: np.random.Generator, *, test: bool = False, plain: bool = False) -> str:
+def sentence(rng: np.random.Generator, *, test: bool = False) -> str:
     """One sentence, lower case, letters and spaces only.
 
     Args:
         rng: the only source of chance.
         test: draw a share of the rare words from those no training sentence holds.
-        plain: a frame alone, without opening or ending clause.
     """
     frames, law = _frames()
     text = frames[int(np.searchsorted(law, rng.random(), side="right"))]
-    if not plain and rng.random() < 0.3:
-        openings = _clauses("openings.txt")
+    if rng.random() < 0.3:
+        openings = _lines("openings.txt")
         text = f"{openings[rng.integers(len(openings))]} {text}"
-    if not plain and rng.random() < 0.4:
-        endings = _clauses("endings.txt")
+    if rng.random() < 0.4:
+        endings = _lines("endings.txt")
         text = f"{text} {endings[rng.integers(len(endings))]}"
     text = re.sub(r"\{(\w+)\}", lambda m: _fill(m[1], rng, test), text)
     return re.sub(r"\ba (?=[aeio])", "an ", text)

@@ -38,6 +38,11 @@ class Difference:
     high: float
     sign_flips: float
 
+    @property
+    def clear_of_zero(self) -> bool:
+        """Whether the interval lies on one side of 0."""
+        return self.low > 0 or self.high < 0
+
 
 def ratio_interval(
     numerators: ArrayLike,
