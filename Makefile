@@ -8,7 +8,7 @@ export HF_HUB_DISABLE_PROGRESS_BARS := 1
 
 CXX_SOURCES := $(wildcard csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu)
 
-.PHONY: install demo test lint format bench testbed testbed-check clean help
+.PHONY: install demo test sanitize lint format bench testbed testbed-check clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -40,6 +40,13 @@ testbed-check: install  ## make ten packaged clips again and compare them
 test: install  ## run the test-suite
 	$(BIN)/python -P -m pytest
 
+# A copy of the package beside the installed one: its extension is built with the sanitizers, which must be loaded first.
+KERNEL_TESTS := tests/test_gram.py tests/test_group_quantize.py tests/test_w4_linear.py tests/test_w4_linear_int8.py
+sanitize: install  ## run the kernels' tests on an extension built with ASan and UBSan
+	TARQ_SANITIZE=1 $(BIN)/python setup.py -q build --build-base build/sanitize --build-lib build/sanitize/lib
+	LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
+	  PYTHONPATH=build/sanitize/lib $(BIN)/python -P -m pytest -p no:cacheprovider $(KERNEL_TESTS)
+
 lint: install  ## ruff, mypy, clang-format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -52,9 +59,8 @@ format: install  ## rewrite the sources in the project's format
 	$(BIN)/ruff format -q .
 	$(BIN)/clang-format -i $(CXX_SOURCES)
 
-bench: install  ## time group_quantize and w4_linear against their peers
-	$(BIN)/python -P benchmarks/bench_group_quantize.py
-	$(BIN)/python -P benchmarks/bench_w4_linear.py
+bench: install  ## time the three operations against their peers, on 1 and 2 threads
+	$(BIN)/tarq bench --threads 1 --threads 2 --json build/bench.json --plot build/bench.png
 
 clean:  ## remove what the build made
 	rm -rf build dist *.egg-info tarq/_C*.so $(VENV)/.installed .pytest_cache .mypy_cache .ruff_cache .hypothesis

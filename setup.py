@@ -6,6 +6,7 @@ Everything declarative is in ``pyproject.toml``. What needs code is here: which 
 Environment:
     TARQ_SKIP_EXTENSION=1  leave the extension out; the reference backends run instead
     TARQ_CUDA=0|1          leave the CUDA part out, or build it even where no GPU is visible
+    TARQ_SANITIZE=1        build with AddressSanitizer and UndefinedBehaviorSanitizer (`make sanitize`)
 """
 
 import os
@@ -59,6 +60,11 @@ def extension() -> dict:
     sources = files("csrc/cpu/*.cpp") + [f for f in files("csrc/bindings/*.cpp") if not f.endswith("_cuda.cpp")]
     # -g0: a third of the compile time. No -march: each instruction set is its own file, chosen at run time.
     cxx = ["-O3", "-g0", "-std=c++20", "-fopenmp", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
+    link = ["-fopenmp"]
+    if os.environ.get("TARQ_SANITIZE") == "1":
+        sanitize = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+        cxx += ["-O1", "-g1", "-fno-omit-frame-pointer", *sanitize]
+        link += sanitize
     flags = {"cxx": cxx}
     kind = CppExtension
     if cuda:
@@ -66,7 +72,7 @@ def extension() -> dict:
         sources += files("csrc/cuda/*.cu") + files("csrc/bindings/*_cuda.cpp")
         flags["nvcc"] = ["-O3", "-std=c++17", "--use_fast_math", "-lineinfo"]
     include = [str(ROOT / "csrc")]
-    ext = kind("tarq._C", sources, include_dirs=include, extra_compile_args=flags, extra_link_args=["-fopenmp"])
+    ext = kind("tarq._C", sources, include_dirs=include, extra_compile_args=flags, extra_link_args=link)
     return {"ext_modules": [ext], "cmdclass": {"build_ext": BuildExtension}}
 
 

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterator
 from enum import StrEnum
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -47,6 +48,10 @@ Where = Annotated[
 BatchSize = Annotated[int, typer.Option(min=1, help="Utterances a forward pass takes at once.")]
 Dtype = Annotated[
     str, typer.Option(help="Of the computation: auto (float32 on a CPU, else as stored), float32, bfloat16, float16.")
+]
+Int8 = Annotated[
+    bool,
+    typer.Option("--int8-activations", help="Round inputs of 4-bit layers to 8 bits: faster on a CPU, less exact."),
 ]
 
 
@@ -166,6 +171,7 @@ def evaluate(
     batch_size: BatchSize = 4,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    int8: Int8 = False,
     seed: Annotated[int, typer.Option(help="Of the sample and the bootstrap.")] = 0,
     json_file: JsonFile = None,
 ) -> None:
@@ -173,6 +179,7 @@ def evaluate(
     from . import api
     from .config import TarqConfig
     from .data.corpora import load_utterances, select_utterances
+    from .linear import use_int8_activations
     from .screen import ScreenReporter, show_evaluation
 
     config = TarqConfig(
@@ -188,6 +195,8 @@ def evaluate(
         for label, source in sources.items():
             reporter.phase(f"loading {source}")
             recognizers[label] = api.load_recognizer(source, **_where(device, dtype), language=language)
+        if int8 and not sum(use_int8_activations(recognizer.model) for recognizer in recognizers.values()):
+            raise typer.BadParameter("--int8-activations: none of the models has 4-bit layers")
         plain = [label for label, recognizer in recognizers.items() if not recognizer.is_quantized]
         base = next((label for label, source in sources.items() if source == reference), None)
         base = base or (plain[0] if len(plain) == 1 else None)
@@ -220,6 +229,7 @@ def transcribe(
     batch_size: BatchSize = 4,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    int8: Int8 = False,
     json_file: JsonFile = None,
 ) -> None:
     """Transcribe audio files."""
@@ -227,7 +237,7 @@ def transcribe(
     from .screen import ScreenReporter
 
     with ScreenReporter(console) as reporter:
-        recognizer = api.load_recognizer(model, **_where(device, dtype), language=language)
+        recognizer = api.load_recognizer(model, **_where(device, dtype), language=language, int8_activations=int8)
         texts = api.transcribe(recognizer, audio, batch_size=batch_size, reporter=reporter)
     for path, text in zip(audio, texts, strict=True):
         console.print(f"{path}\t{text}" if len(audio) > 1 else text, markup=False, highlight=False, soft_wrap=True)
@@ -315,6 +325,52 @@ def demo(
     )
     if json_file:
         json_file.write_text(json.dumps(scores.to_dict() | {"linear_bytes": sizes}, indent=1))
+
+
+class Operation(StrEnum):
+    """What can be benchmarked."""
+
+    gram = "gram"
+    group_quantize = "group_quantize"
+    w4_linear = "w4_linear"
+
+
+@app.command()
+def bench(
+    operations: Annotated[list[Operation] | None, typer.Argument(help="Operations; all when not given.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Small problems only; under a minute.")] = False,
+    threads: Annotated[list[int] | None, typer.Option(min=1, help="CPU threads (repeatable).")] = None,
+    device: Device = "auto",
+    seconds: Annotated[float | None, typer.Option(help="For each contestant of each case.")] = None,
+    peer_python: Annotated[
+        str | None, typer.Option(help="Interpreter that imports gptqmodel, a peer of group_quantize.")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option(callback=_writable, help="Draw the ratios to this PNG.")] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Time the three operations against their peers: ratios, and shares of what the machine can do."""
+    from .bench import run as benchmarks
+    from .screen import ScreenReporter
+
+    if plot is not None and find_spec("matplotlib") is None:
+        raise typer.BadParameter("--plot needs matplotlib: pip install matplotlib")
+    device = _where(device, "auto")["device"]
+    names = [operation.value for operation in operations or Operation]
+    with ScreenReporter(console) as reporter:
+        records, known = benchmarks.run(
+            names,
+            device=device,
+            thread_counts=threads or (),
+            quick=quick,
+            seconds=seconds,
+            peer_python=peer_python,
+            reporter=reporter,
+        )
+    benchmarks.show(console, records, known)
+    if json_file:
+        json_file.write_text(json.dumps(records, indent=1))
+    if plot:
+        benchmarks.plot(records, plot)
 
 
 @app.command()

@@ -26,10 +26,10 @@ class Size:
     batch_size: int
 
 
-WHOLE, QUICK = Size(samples=256, scored=840, batch_size=32), Size(samples=96, scored=200, batch_size=32)
+WHOLE, QUICK = Size(samples=96, scored=420, batch_size=32), Size(samples=32, scored=120, batch_size=32)
 #: For a model of one's own, of any size.
 OWN = Size(samples=24, scored=24, batch_size=4)
-BITS = (4,)
+BITS = (4, 3)
 
 
 def scoring_dtype(device: str | torch.device) -> torch.dtype | None:

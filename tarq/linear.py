@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tarq.kernels.scheme import Scheme
-from tarq.kernels.w4_linear import dequantize, pack, pack_zeros, packed_words, w4_linear
+from tarq.kernels.w4_linear import dequantize, pack, pack_zeros, packed_words, w4_linear, w4_linear_int8
 from tarq.kernels.w4_linear.reference import w4_linear as reference
 
 
@@ -31,8 +32,15 @@ class QuantLinear(nn.Module):
     they were saved in, because rounding them would change the weights; loading a state dict adopts the dtype
     of its scales. Inside an autocast region activations are cast as ``nn.Linear`` casts them.
 
+    On a GPU the weights lie in the order its kernels read them (:meth:`prepack`, which moving there does): the same
+    size, and the state dict stays as above.
+
     Nothing here is trainable: packed weights, scales and bias are buffers. Gradients with respect to the input
     are computed (so layers around this one can be trained), through a weight expanded for the backward pass.
+
+    Setting ``int8_activations`` on a 4-bit layer rounds its input to 8 bits, group by group
+    (:func:`~tarq.kernels.w4_linear.w4_linear_int8`): about twice as fast on a CPU, outputs off by about 0.7 % of
+    their norm. It is not part of the state dict.
 
     There is no ``weight`` attribute: a dense copy made unnoticed would undo the packing. Use
     :meth:`dequantize`.
@@ -54,6 +62,8 @@ class QuantLinear(nn.Module):
     weight_shape: Tensor
     weight_zero_point: Tensor | None
     bias: Tensor | None
+    int8_activations: bool = False
+    prepacked: bool = False
 
     def __init__(
         self,
@@ -119,6 +129,8 @@ class QuantLinear(nn.Module):
         layer.weight_shape = torch.tensor([rows, columns], device=codes.device)
         layer.weight_zero_point = None if zeros is None else pack_zeros(zeros, scheme.bits)
         layer.bias = None if bias is None else bias.detach().clone()
+        if codes.is_cuda:
+            layer.prepack()
         return layer
 
     def forward(self, x: Tensor) -> Tensor:
@@ -136,15 +148,14 @@ class QuantLinear(nn.Module):
             self.scheme.group_size,
         )
         if self.scheme.bits == 4:
-            return w4_linear(x, *layer)  # type: ignore[arg-type]
+            product = w4_linear_int8 if self.int8_activations else w4_linear
+            return product(x, *layer)  # type: ignore[arg-type]
         return reference(x, *layer, bits=self.scheme.bits)  # type: ignore[arg-type]
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """The dense weight [N, K], computed in the scales' dtype, then cast to ``dtype`` if one is given."""
         weight = dequantize(
-            self.weight_packed,
-            self.weight_scale,
-            self.weight_zero_point,
+            *self._as_stored(),
             self.in_features,
             self.scheme.group_size,
             self.scheme.bits,
@@ -162,16 +173,56 @@ class QuantLinear(nn.Module):
             f"in_features={self.in_features}, out_features={self.out_features}, bits={scheme.bits}, "
             f"group_size={scheme.group_size}, symmetric={scheme.symmetric}, "
             f"scales={str(self.weight_scale.dtype).removeprefix('torch.')}, bias={self.bias is not None}"
+            + (", int8_activations=True" if self.int8_activations else "")
         )
 
+    def prepack(self) -> None:
+        """Put the weights in the order the GPU's kernels read them (:func:`tarq.kernels.w4_linear.cuda.prepack`).
+
+        4 bits only, and only where Triton is installed; else nothing happens. CPU kernels do not read this order.
+        """
+        if self.prepacked or self.scheme.bits != 4 or find_spec("triton") is None:
+            return
+        from tarq.kernels.w4_linear.cuda import prepack
+
+        packed = prepack(self.weight_packed, self.weight_scale, self.weight_zero_point)
+        self.weight_packed, self.weight_scale, self.weight_zero_point = packed
+        self.prepacked = True
+
+    def unprepack(self) -> None:
+        """Undo :meth:`prepack`."""
+        self.weight_packed, self.weight_scale, self.weight_zero_point = self._as_stored()
+        self.prepacked = False
+
+    def _as_stored(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Codes, scales and zero points in the checkpoint's order."""
+        tensors = self.weight_packed, self.weight_scale, self.weight_zero_point
+        if not self.prepacked:
+            return tensors
+        from tarq.kernels.w4_linear.cuda import Prepacked, unprepack
+
+        return unprepack(Prepacked(*tensors), self.in_features)
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantLinear:
+        self.unprepack()
         scale = self.weight_scale
         super()._apply(fn, recurse)
         if self.weight_scale.dtype != scale.dtype:  # a cast, which is not for scales: see the class docstring
             self.weight_scale = scale.to(self.weight_scale.device)
+        if self.weight_packed.is_cuda:
+            self.prepack()
         return self
 
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.prepacked:
+            names = "weight_packed", "weight_scale", "weight_zero_point"
+            for name, tensor in zip(names, self._as_stored(), strict=True):
+                if tensor is not None:
+                    destination[prefix + name] = tensor
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        self.unprepack()
         scale = state_dict.get(f"{prefix}weight_scale")
         if scale is not None and scale.dtype != self.weight_scale.dtype:
             self.weight_scale = torch.empty_like(self.weight_scale, dtype=scale.dtype)
@@ -182,3 +233,13 @@ class QuantLinear(nn.Module):
             errors = args[-1]
             errors.append(f"{prefix}weight_shape is {shape.tolist()}, but this layer is {expected}")
         super()._load_from_state_dict(state_dict, prefix, *args)
+        if self.weight_packed.is_cuda:
+            self.prepack()
+
+
+def use_int8_activations(model: nn.Module) -> int:
+    """Have every 4-bit :class:`QuantLinear` of a model round its input to 8 bits; returns how many there are."""
+    layers = [m for m in model.modules() if isinstance(m, QuantLinear) and m.scheme.bits == 4]
+    for layer in layers:
+        layer.int8_activations = True
+    return len(layers)

@@ -54,6 +54,22 @@ def test_quantize_inspect_evaluate_transcribe(model_folder, manifest, tmp_path):
     texts = json.loads((tmp_path / "texts.json").read_text())
     assert [t["audio"] for t in texts] == [str(audio)] * 2
     assert texts[0]["text"] == texts[1]["text"]
+    run("transcribe", tmp_path / "tarq", audio, "--int8-activations")
+    out = run(
+        "evaluate", model_folder, tmp_path / "tarq", "--data", manifest, "--int8-activations", "--samples", 2,
+        "--resamples", 20, "--json", tmp_path / "int8.json",
+    )  # fmt: skip
+    (int8,) = json.loads((tmp_path / "int8.json").read_text())["sets"].values()
+    assert int8["models"]["tarq"]["figures"]["kl_common"]["value"] > 0
+
+
+def test_int8_activations_want_4_bit_layers(model_folder, manifest, tmp_path):
+    audio = manifest.parent / "u0.wav"
+    done = script("transcribe", model_folder, audio, "--int8-activations")
+    assert done.returncode == 1
+    assert "no 4-bit layers" in " ".join(done.stderr.split())
+    out = run("evaluate", model_folder, "--data", manifest, "--int8-activations", code=2)
+    assert "none of the models has 4-bit layers" in " ".join(out.replace("│", " ").split())
 
 
 def test_no_reference_model_is_said(model_folder, manifest, tmp_path):

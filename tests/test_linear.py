@@ -5,14 +5,15 @@ from __future__ import annotations
 import copy
 import io
 import pickle
+from importlib.util import find_spec
 
 import pytest
 import torch
 from tarq.kernels.scheme import Scheme
-from tarq.kernels.w4_linear import unpack
+from tarq.kernels.w4_linear import unpack, w4_linear
 from torch import Tensor, nn
 
-from tarq.linear import QuantLinear
+from tarq.linear import QuantLinear, use_int8_activations
 
 
 def make(
@@ -214,3 +215,36 @@ def test_packed_bytes_and_repr():
     assert layer.dequantize().dtype == torch.float16
     assert layer.dequantize(torch.float32).shape == (1280, 1280)
     assert not hasattr(layer, "weight")
+
+
+def test_int8_activations_are_a_choice_of_the_layer_and_near():
+    model = nn.Sequential(make(24, 192), make(16, 24, group=32), make(8, 16, bits=8, group=16))
+    x = torch.randn(5, 192)
+    exact, saved = model(x), model.state_dict()
+    assert use_int8_activations(model) == 2
+    assert "int8_activations=True" in repr(model[0])
+    rounded = model(x)
+    assert not torch.equal(rounded, exact)
+    assert ((rounded - exact).norm() / exact.norm()).item() < 0.05
+    assert model.state_dict().keys() == saved.keys()
+    assert use_int8_activations(nn.Linear(4, 4)) == 0
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_the_order_of_the_gpu_is_not_in_the_state_dict(symmetric: bool):
+    layer, other = make(24, 300, symmetric=symmetric), make(24, 300, symmetric=symmetric)
+    before, x = copy.deepcopy(layer), torch.randn(3, 300)
+    layer.prepack()
+    assert layer.weight_packed.dim() == 3
+    same_tensors(layer, before)
+    assert torch.equal(layer.dequantize(), before.dequantize())
+    tensors = layer.weight_packed, layer.weight_scale, layer.weight_zero_point
+    y = w4_linear(x, *tensors, layer.bias, 300, 64, backend="reference")
+    torch.testing.assert_close(y, before(x), rtol=1e-4, atol=1e-5)
+    layer.load_state_dict(other.state_dict())
+    same_tensors(layer, other)
+    layer.prepack()
+    layer.bfloat16()  # on a CPU any cast or move goes back to the stored order
+    assert not layer.prepacked
+    assert torch.equal(layer.weight_packed, other.weight_packed)

@@ -3,7 +3,6 @@
 import pytest
 import torch
 from tarq.kernels.gram import gram
-from tarq.kernels.gram.reference import gram_reference
 
 from tarq.method.statistics import Moments
 
@@ -51,32 +50,3 @@ def test_long_sums_do_not_drift():
         moments.update(x, None, torch.zeros(1000, dtype=torch.bool), torch.ones(1000))
     exact = 2000 * gram(x).double()
     torch.testing.assert_close(moments.hessian["common"], exact, rtol=1e-12, atol=0)
-
-
-@pytest.mark.parametrize("rows", [0, 1, 3, 129])
-@pytest.mark.parametrize("n", [1, 3, 127, 128, 513, 1025])
-@pytest.mark.parametrize("kind", ["plain", "weighted", "paired"])
-def test_gram_equals_its_reference_in_float64(rows, n, kind):
-    generator = torch.Generator().manual_seed(rows + n)
-    x = torch.randn(rows, 2 * n, generator=generator)[:, ::2]  # strided
-    y = torch.randn(rows, 5, generator=generator) if kind == "paired" else None
-    weight = torch.rand(rows, generator=generator) if kind == "weighted" else None
-    expected = gram_reference(
-        x.double(), None if y is None else y.double(), None if weight is None else weight.double()
-    )
-    result = gram(x, y, weight)
-    assert result.dtype == torch.float32
-    torch.testing.assert_close(result.double(), expected, rtol=1e-4, atol=1e-4)
-
-
-def test_gram_operator_is_well_formed():
-    x = torch.randn(7, 5)
-    torch.library.opcheck(torch.ops.tarq.gram.default, (x, None, torch.rand(7)))
-    torch.library.opcheck(torch.ops.tarq.gram.default, (x, torch.randn(7, 3), None))
-
-
-def test_gram_names_wrong_shapes():
-    with pytest.raises(ValueError, match="one row per position"):
-        gram(torch.ones(3, 2), torch.ones(4, 2))
-    with pytest.raises(ValueError, match="one weight per row"):
-        gram(torch.ones(3, 2), weight=torch.ones(4))

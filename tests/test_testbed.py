@@ -114,7 +114,7 @@ def test_demo_on_a_few_utterances(tmp_path):
     assert result.exit_code == 0, result.output
     scores = json.loads((tmp_path / "demo.json").read_text())
     (only,) = scores["sets"].values()
-    methods = ["RTN W4", "GPTQ W4", "TARQ W4"]
+    methods = [f"{method} W{bits}" for bits in (4, 3) for method in ("RTN", "GPTQ", "TARQ")]
     assert list(only["models"]) == ["full precision", *methods]
     assert only["utterances"] == 8
     for name in methods:
@@ -131,8 +131,9 @@ def test_demo_on_a_few_utterances(tmp_path):
     rare = [w for i in heard for w in spoken[i].split() if is_rare(w)]
     assert abs(only["rare_words"] - len(rare)) <= 2  # the normaliser writes a few words otherwise
     full, *quantized = scores["linear_bytes"].values()
-    assert len(set(quantized)) == 1
+    assert len(set(quantized)) == 2
     assert 0.25 < quantized[0] / full < 0.26  # a nibble of 16 bits, and a scale every 128 weights
+    assert 0.19 < quantized[-1] / full < 0.2
     assert "next, on your own model" in result.output
 
 
@@ -151,9 +152,9 @@ def test_sentences_have_a_tail(recipe):
     avoid: set[str] = set()
     scored, trained = (list(text.sentences(s, 2000, avoid=avoid)) for s in ("test", "train"))
     unseen = text.unseen_words()
-    for sentences in (scored, trained):
+    for sentences, least, most in ((scored, 0.05, 0.09), (trained, 0.13, 0.2)):  # training is denser, to learn spelling
         words = [w for s in sentences for w in s.split()]
-        assert 0.05 < sum(map(text.is_rare, words)) / len(words) < 0.09
+        assert least < sum(map(text.is_rare, words)) / len(words) < most
     assert not unseen & {w for s in trained for w in s.split()}
     rare = [w for s in scored for w in s.split() if text.is_rare(w)]
     assert 0.25 < sum(w in unseen for w in rare) / len(rare) < 0.5
@@ -180,19 +181,19 @@ def test_spoken_numbers(recipe, number, words):
 
 @needs_recipe
 def test_packaged_sentences_are_the_recipes(recipe):
-    lines = recipe("corpus").lines()
+    lines = recipe("corpus").lines
     for shipped, names in (
         (testbed.calibration_pool(), ["calibration"]),
         (testbed.test_set(), ["test", "test-unseen-voices"]),
     ):
-        assert {u.id: u.text for u in shipped} == {line.id: line.text for n in names for line in lines[n]}
+        assert {u.id: u.text for u in shipped} == {line.id: line.text for n in names for line in lines(n)}
 
 
 @needs_recipe
 @needs_synthesizer
 def test_speech_comes_from_the_seed(recipe):
     corpus = recipe("corpus")
-    line = corpus.lines()["calibration"][3]
+    line = corpus.lines("calibration")[3]
     (once, voice), (again, _) = corpus.render(line), corpus.render(line)
     assert np.array_equal(once, again)
     assert voice == testbed.calibration_pool()[3].speaker

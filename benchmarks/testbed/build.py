@@ -67,10 +67,9 @@ def model(steps: Annotated[int | None, typer.Option(help="Training steps; the re
 def clips(processes: Processes = os.cpu_count() or 1) -> None:
     """Synthesize and package the calibration pool and the test set."""
     synthesizer = speech.require_synthesizer()
-    lines = corpus.lines()
     for folder, splits in CLIPS.items():
         with console.status(f"synthesizing {folder}"):
-            chosen = (line for split in splits for line in lines[split])
+            chosen = (line for split in splits for line in corpus.lines(split))
             corpus.write_clips(chosen, PACKAGED / folder, processes=processes)
     versions = {p: version(p) for p in ("numpy", "soundfile", "soxr", "wordfreq", "transformers", "torch")}
     origin = {"synthesizer": synthesizer, "opus": soundfile.__libsndfile_version__, "versions": versions}
@@ -113,8 +112,7 @@ def check(count: Annotated[int, typer.Option(help="Clips made again.")] = 10) ->
     """Make clips of every shipped split again and compare them with the shipped ones."""
     made_with = json.loads((PACKAGED / "origin.json").read_text())["synthesizer"]
     here = speech.require_synthesizer()
-    lines = corpus.lines()
-    shipped = [(folder, line) for folder, splits in CLIPS.items() for split in splits for line in lines[split]]
+    shipped = [(folder, line) for folder, splits in CLIPS.items() for split in splits for line in corpus.lines(split)]
     different = 0
     for folder, line in shipped[:: len(shipped) // count][:count]:
         path = PACKAGED / folder / f"{line.id}.ogg"

@@ -40,19 +40,17 @@ def splits() -> dict[str, dict]:
 
 
 @cache
-def lines() -> dict[str, list[Line]]:
-    """Every split's utterances. Small splits draw first, so a larger training set changes none of them."""
-    avoid: set[str] = set()
-    made = {}
-    for name, split in sorted(splits().items(), key=lambda item: item[1]["utterances"]):
-        texts = sentences(name, split["utterances"], avoid=avoid)
-        made[name] = [Line(name, i, text, split["voices"]) for i, text in enumerate(texts)]
-    return made
+def lines(split: str) -> list[Line]:
+    """A split's utterances. Small splits draw first, so a larger training set changes none of them."""
+    count, voices = splits()[split]["utterances"], splits()[split]["voices"]
+    before = [name for name, other in splits().items() if (other["utterances"], name) < (count, split)]
+    texts = sentences(split, count, avoid={line.text for name in before for line in lines(name)})
+    return [Line(split, i, text, voices) for i, text in enumerate(texts)]
 
 
 def more_lines(name: str, count: int, voices: str) -> list[Line]:
     """Utterances of a further set: sentences no split holds; with the test splits' words if so named ("test…")."""
-    avoid = {line.text for made in lines().values() for line in made}
+    avoid = {line.text for split in splits() for line in lines(split)}
     return [Line(name, i, text, voices) for i, text in enumerate(sentences(name, count, avoid=avoid))]
 
 
@@ -123,7 +121,7 @@ def _one_thread() -> None:
 def write_features(split: str, folder: Path, *, processes: int) -> None:
     """Synthesize a split into ``SPLIT.npy`` (all frames, 80) and ``SPLIT.json`` (lengths and texts)."""
     folder.mkdir(parents=True, exist_ok=True)
-    chosen = lines()[split]
+    chosen = lines(split)
     made = list(_parallel(_features, chosen, processes))
     np.save(folder / f"{split}.npy", np.concatenate(made))
     index = {"lengths": [len(f) for f in made], "texts": [line.text for line in chosen]}

@@ -21,6 +21,7 @@ SEED = 2605
 LONGEST = 16  # words
 UNSEEN_TYPES = 0.3  # share of the rare words of each list that no training sentence holds
 UNSEEN_DRAWS = 0.4  # share of the rare draws of a test sentence that are such words
+DENSE = 0.6  # share of the training sentences that hold two rare words or more, to learn spelling from
 
 
 @cache
@@ -49,14 +50,15 @@ class WordList:
     That is Zipf's law with Mandelbrot's shift within each of the two.
     """
 
-    def __init__(self, words: list[str], rng: np.random.Generator, *, rare_draws: float, shift: float) -> None:
-        ranked = sorted(set(words), key=lambda w: (-zipf(w, "en"), w))
+    def __init__(self, words: list[str], rng: np.random.Generator, *, rare_draws: float) -> None:
+        ranked = rng.permutation(sorted(set(words))).tolist()
+        ranked.sort(key=lambda w: -zipf(w, "en"))  # ties stay in random order
         rare = [w for w in ranked if is_rare(w)]
         self.rare_draws = rare_draws
         self.unseen = set(rng.permutation(rare)[: round(UNSEEN_TYPES * len(rare))].tolist())
-        self._common = _ranked([w for w in ranked if not is_rare(w)], shift)
-        self._rare = _ranked([w for w in rare if w not in self.unseen], shift)
-        self._unseen = _ranked([w for w in rare if w in self.unseen], shift)
+        self._common = _ranked([w for w in ranked if not is_rare(w)])
+        self._rare = _ranked([w for w in rare if w not in self.unseen])
+        self._unseen = _ranked([w for w in rare if w in self.unseen])
         self.seen = set(ranked) - self.unseen
 
     def draw(self, rng: np.random.Generator, *, test: bool) -> str:
@@ -68,9 +70,9 @@ class WordList:
         return words[int(np.searchsorted(law, rank, side="right"))]
 
 
-def _ranked(words: list[str], shift: float) -> tuple[list[str], np.ndarray]:
+def _ranked(words: list[str]) -> tuple[list[str], np.ndarray]:
     """Words by falling frequency, and the running sum of the law they are drawn by."""
-    weight = 1 / (np.arange(len(words)) + shift)
+    weight = 1 / (np.arange(len(words)) + max(30, len(words) / 20))
     return words, np.cumsum(weight) / weight.sum()
 
 
@@ -83,14 +85,29 @@ def _lists() -> dict[str, WordList]:
     ranked = [w for w in wordfreq.top_n_list("en", 400_000, wordlist="large") if w.isascii() and w.isalpha()]
     ranked = [w for w in ranked if not any(part in w for part in unfit)]
     given["word"] = [w for w in ranked[:6000] if len(w) > 2 and zipf(w, "en") > 3.8]
-    endings = [w for w in ranked if 6 < len(w) < 15 and w.endswith(suffixes)]
-    endings = [w for w in endings if zipf(w, "en") > 1.7 and is_rare(w)]
-    given["word"] += endings
-    shifts = {"word": 100}
-    return {
-        name: WordList(words, rng, rare_draws=rare_draws.get(name, 0.0), shift=shifts.get(name, 30))
-        for name, words in given.items()
-    }
+    common, inflections = set(ranked[:30_000]), _words("wordfreq.toml")["inflections"]
+    rare = [w for w in ranked if 4 < len(w) < 14 and is_rare(w) and zipf(w, "en") > 1.5]
+    given["word"] += [w for w in rare if (len(w) > 6 and w.endswith(suffixes)) or _inflects(w, common, inflections)]
+    for name, parts in tomllib.loads((TEXT / "composed.toml").read_text()).items():
+        made = (a + b for a in parts["first"].split() for b in parts["last"].split() if a[-1] != b[0])
+        given[name] += [w for w in made if is_rare(w) and not any(part in w for part in unfit)]
+    return {name: WordList(words, rng, rare_draws=rare_draws.get(name, 0.0)) for name, words in given.items()}
+
+
+def _inflects(word: str, common: set[str], endings: list[str]) -> bool:
+    """Whether a common word and one of the endings make the word: "riskier", "subverting", "rewordable"."""
+    for ending in endings:
+        stem = word.removesuffix(ending)
+        if stem == word or len(stem) < 3:
+            continue
+        stems = {stem, stem + "e"}
+        if stem[-1] == "i":
+            stems.add(stem[:-1] + "y")
+        if stem[-1] == stem[-2]:
+            stems.add(stem[:-1])
+        if stems & common:
+            return True
+    return False
 
 
 @cache
@@ -146,9 +163,12 @@ def sentences(split: str, count: int, *, avoid: set[str]) -> Iterator[str]:
     Sentences of splits whose name begins with "test" hold words that the others never do.
     """
     rng = np.random.default_rng([SEED, *split.encode()])
+    least = 0
     while count:
         text = sentence(rng, test=split.startswith("test"))
-        if text not in avoid and len(text.split()) <= LONGEST:
+        words = text.split()
+        if text not in avoid and len(words) <= LONGEST and sum(map(is_rare, words)) >= least:
+            least = 2 if split == "train" and rng.random() < DENSE else 0
             avoid.add(text)
             count -= 1
             yield text

@@ -30,6 +30,7 @@ from transformers import PreTrainedTokenizerFast, WhisperConfig, WhisperForCondi
 END, START, NO_TIMESTAMPS = "<|endoftext|>", "<|startoftranscript|>", "<|notimestamps|>"
 LETTERS = " abcdefghijklmnopqrstuvwxyz"  # CTC classes 1 …; 0 is the blank
 POSITIONS = int(50 * WINDOW)  # encoder positions of a window
+WARP = 0.1  # how far vocal tracts differ in training, at most
 BUCKETS = (100, 125, 150, 175, 200, 250, POSITIONS)  # encoder positions a batch is padded to
 
 
@@ -37,11 +38,11 @@ BUCKETS = (100, 125, 150, 175, 200, 250, POSITIONS)  # encoder positions a batch
 class Recipe:
     """Sizes and schedule. Positions are the encoder's, 50 a second."""
 
-    vocabulary: int = 768
+    vocabulary: int = 512
     width: int = 256
     layers: int = 4
     heads: int = 4
-    steps: int = 8400
+    steps: int = 7000
     warmup: int = 400
     learning_rate: float = 1e-3
     weight_decay: float = 0.05
@@ -64,7 +65,7 @@ def make_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    bpe.train_from_iterator((" " + line.text for line in lines()["train"]), trainer)
+    bpe.train_from_iterator((" " + line.text for line in lines("train")), trainer)
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=bpe, eos_token=END, bos_token=START, pad_token=END)
     # Last, since Whisper takes every later id for a timestamp.
     tokenizer.add_special_tokens({"extra_special_tokens": [NO_TIMESTAMPS]})
@@ -124,10 +125,16 @@ class Speech:
         self.end = tokenizer.convert_tokens_to_ids(END)
 
     def batch(self, chosen: np.ndarray, positions: int, masks: np.random.Generator | None = None) -> Batch:
-        """Utterances padded to an encoder length; ``masks`` hides bands of them (SpecAugment, Park et al. 2019)."""
+        """Utterances padded to an encoder length.
+
+        With ``masks`` each is heard from another vocal tract (Jaitly & Hinton 2013: mel bins stretched), with bands
+        hidden (SpecAugment, Park et al. 2019).
+        """
         features = np.empty((len(chosen), 2 * positions, 80), np.float32)
         for row, i in zip(features, chosen, strict=True):
             frames = self.frames[i].astype(np.float32)
+            if masks is not None:
+                frames = _stretch(frames, masks.uniform(1 - WARP, 1 + WARP))
             row[: len(frames)] = frames
             row[len(frames) :] = frames.max() - 2  # what the feature extractor makes of silence
             if masks is not None:
@@ -175,6 +182,14 @@ class Speech:
                 step += 1
                 if step == recipe.short_steps:
                     break
+
+
+def _stretch(frames: np.ndarray, factor: float) -> np.ndarray:
+    """Mel frames (frames, 80) read at ``factor`` times each bin's place."""
+    place = np.minimum(np.arange(80) * factor, 79)
+    low = place.astype(int)
+    share = (place - low).astype(np.float32)
+    return frames[:, low] * (1 - share) + frames[:, np.minimum(low + 1, 79)] * share
 
 
 class Learner(nn.Module):

@@ -2,28 +2,20 @@
 #include "bindings/group_quantize.h"
 
 #include <ATen/Dispatch.h>
-#include <ATen/Parallel.h>
 #include <ATen/ops/empty.h>
 #include <torch/library.h>
 
-#include <atomic>
 #include <optional>
 #include <string_view>
 #include <tuple>
 #include <vector>
 
+#include "bindings/parallel.h"
 #include "cpu/group_quantize.h"
 
 namespace {
 
-// Call body(0) … body(count − 1) over torch's threads, each taking the next one when it is done.
-template <typename Body>
-void for_each_dynamic(int64_t count, const Body& body) {
-  std::atomic<int64_t> next{0};
-  at::parallel_for(0, std::min<int64_t>(at::get_num_threads(), count), 1, [&](int64_t, int64_t) {
-    for (int64_t i = next++; i < count; i = next++) body(i);
-  });
-}
+using tarq::for_each_dynamic;
 
 // Pivot that is not positive, as 1 + its column; 0 when `a` now holds L in its upper triangle.
 template <typename T>

@@ -1,4 +1,4 @@
-// w4_linear on the CPU: `tarq::w4_linear`.
+// w4_linear on the CPU: `tarq::w4_linear` and `tarq::w4_linear_int8`.
 #include "cpu/w4_linear.h"
 
 #include <ATen/Parallel.h>
@@ -6,6 +6,8 @@
 #include <ATen/ops/empty.h>
 #include <ATen/ops/linear.h>
 #include <torch/library.h>
+
+#include "cpu/w4_linear_int8.h"
 
 namespace {
 
@@ -84,51 +86,66 @@ at::Tensor w4_linear_dense(const tarq::W4Kernel& kernel, const tarq::W4Layer& la
   return y.view(shape);
 }
 
+/// A layer's tensors, checked against x and held while the kernels read them.
+struct Operands {
+  at::Tensor codes, scales, zeros, bias;
+  tarq::W4Layer layer;
+  tarq::Float x_type;
+
+  Operands(const at::Tensor& x, const at::Tensor& weight_packed, const at::Tensor& weight_scale,
+           const std::optional<at::Tensor>& weight_zero_point, const std::optional<at::Tensor>& offset,
+           int64_t in_features, int64_t group_size) {
+    TORCH_CHECK(in_features > 0, "w4_linear: in_features must be positive, not ", in_features);
+    TORCH_CHECK(group_size > 0, "w4_linear: group_size must be positive, not ", group_size);
+    TORCH_CHECK(x.dim() > 0 && x.size(-1) == in_features,
+                "w4_linear: the last dimension of x must be in_features = ", in_features,
+                ", but x has shape ", x.sizes());
+    TORCH_CHECK(weight_packed.scalar_type() == at::kInt, "w4_linear: weight_packed must be int32, not ",
+                weight_packed.scalar_type(), "; pack codes with tarq.kernels.w4_linear.pack");
+    TORCH_CHECK(weight_packed.dim() == 2, "w4_linear: weight_packed must have two dimensions, not shape ",
+                weight_packed.sizes());
+    const int64_t out_features = weight_packed.size(0), groups = (in_features + group_size - 1) / group_size;
+    check_shape(weight_packed, "weight_packed", {out_features, (in_features + 7) / 8});
+    check_shape(weight_scale, "weight_scale", {out_features, groups});
+
+    x_type = float_type(x, "x");
+    // Already contiguous in every loaded layer, so these are no copies.
+    codes = weight_packed.contiguous();
+    scales = weight_scale.contiguous();
+    layer = {.out_features = out_features,
+             .in_features = in_features,
+             .group_size = group_size,
+             .groups = groups,
+             .codes = reinterpret_cast<const uint32_t*>(codes.const_data_ptr<int32_t>()),
+             .scales = scales.const_data_ptr(),
+             .scale_type = float_type(scales, "weight_scale"),
+             .zeros = nullptr,
+             .bias = nullptr,
+             .bias_type = tarq::Float::f32};
+    if (weight_zero_point) {
+      TORCH_CHECK(weight_zero_point->scalar_type() == at::kInt,
+                  "w4_linear: weight_zero_point must be int32, not ", weight_zero_point->scalar_type(),
+                  "; pack zero points with tarq.kernels.w4_linear.pack_zeros");
+      check_shape(*weight_zero_point, "weight_zero_point", {(out_features + 7) / 8, groups});
+      zeros = weight_zero_point->contiguous();
+      layer.zeros = reinterpret_cast<const uint32_t*>(zeros.const_data_ptr<int32_t>());
+    }
+    if (offset) {
+      check_shape(*offset, "bias", {out_features});
+      bias = offset->contiguous();
+      layer.bias = bias.const_data_ptr();
+      layer.bias_type = float_type(bias, "bias");
+    }
+  }
+};
+
 at::Tensor w4_linear_cpu(const at::Tensor& x, const at::Tensor& weight_packed, const at::Tensor& weight_scale,
                          const std::optional<at::Tensor>& weight_zero_point,
                          const std::optional<at::Tensor>& bias, int64_t in_features, int64_t group_size) {
-  TORCH_CHECK(in_features > 0, "w4_linear: in_features must be positive, not ", in_features);
-  TORCH_CHECK(group_size > 0, "w4_linear: group_size must be positive, not ", group_size);
-  TORCH_CHECK(x.dim() > 0 && x.size(-1) == in_features,
-              "w4_linear: the last dimension of x must be in_features = ", in_features, ", but x has shape ",
-              x.sizes());
-  TORCH_CHECK(weight_packed.scalar_type() == at::kInt, "w4_linear: weight_packed must be int32, not ",
-              weight_packed.scalar_type(), "; pack codes with tarq.kernels.w4_linear.pack");
-  TORCH_CHECK(weight_packed.dim() == 2, "w4_linear: weight_packed must have two dimensions, not shape ",
-              weight_packed.sizes());
-  const int64_t out_features = weight_packed.size(0), groups = (in_features + group_size - 1) / group_size;
-  check_shape(weight_packed, "weight_packed", {out_features, (in_features + 7) / 8});
-  check_shape(weight_scale, "weight_scale", {out_features, groups});
-
-  const tarq::Float x_type = float_type(x, "x");
-  // Already contiguous in every loaded layer, so these are no copies.
-  const at::Tensor codes = weight_packed.contiguous(), scales = weight_scale.contiguous();
-  tarq::W4Layer layer{.out_features = out_features,
-                      .in_features = in_features,
-                      .group_size = group_size,
-                      .groups = groups,
-                      .codes = reinterpret_cast<const uint32_t*>(codes.const_data_ptr<int32_t>()),
-                      .scales = scales.const_data_ptr(),
-                      .scale_type = float_type(scales, "weight_scale"),
-                      .zeros = nullptr,
-                      .bias = nullptr,
-                      .bias_type = tarq::Float::f32};
-  at::Tensor zeros, offset;
-  if (weight_zero_point) {
-    TORCH_CHECK(weight_zero_point->scalar_type() == at::kInt,
-                "w4_linear: weight_zero_point must be int32, not ", weight_zero_point->scalar_type(),
-                "; pack zero points with tarq.kernels.w4_linear.pack_zeros");
-    check_shape(*weight_zero_point, "weight_zero_point", {(out_features + 7) / 8, groups});
-    zeros = weight_zero_point->contiguous();
-    layer.zeros = reinterpret_cast<const uint32_t*>(zeros.const_data_ptr<int32_t>());
-  }
-  if (bias) {
-    check_shape(*bias, "bias", {out_features});
-    offset = bias->contiguous();
-    layer.bias = offset.const_data_ptr();
-    layer.bias_type = float_type(offset, "bias");
-  }
-
+  const Operands given(x, weight_packed, weight_scale, weight_zero_point, bias, in_features, group_size);
+  const tarq::W4Layer& layer = given.layer;
+  const tarq::Float x_type = given.x_type;
+  const int64_t out_features = layer.out_features;
   at::DimVector shape(x.sizes());
   shape.back() = out_features;
   const int64_t rows = x.numel() / in_features;
@@ -142,7 +159,7 @@ at::Tensor w4_linear_cpu(const at::Tensor& x, const at::Tensor& weight_packed, c
   const at::ScalarType element = bf16 ? at::kBFloat16 : at::kFloat;
   const int64_t padded = (in_features + kernel->block - 1) / kernel->block * kernel->block;
   if (rows > kernel->tiled_rows)
-    return w4_linear_dense(*kernel, layer, x, bias ? std::optional(offset) : std::nullopt);
+    return w4_linear_dense(*kernel, layer, x, bias ? std::optional(given.bias) : std::nullopt);
 
   // One cache line more a row: rows a power of two apart would share the few lines of one cache set.
   const int64_t stride = padded + (bf16 ? 32 : 16);
@@ -165,6 +182,56 @@ at::Tensor w4_linear_cpu(const at::Tensor& x, const at::Tensor& weight_packed, c
   return y;
 }
 
+at::Tensor w4_linear_int8_cpu(const at::Tensor& x, const at::Tensor& weight_packed,
+                              const at::Tensor& weight_scale,
+                              const std::optional<at::Tensor>& weight_zero_point,
+                              const std::optional<at::Tensor>& bias, int64_t in_features,
+                              int64_t group_size) {
+  const Operands given(x, weight_packed, weight_scale, weight_zero_point, bias, in_features, group_size);
+  const tarq::W4Layer& layer = given.layer;
+  TORCH_CHECK(layer.groups == 1 || group_size == 32 || group_size == 64 || group_size % 128 == 0,
+              "w4_linear_int8: group_size must be 32, 64, a multiple of 128 or all of in_features, not ",
+              group_size, "; use w4_linear");
+  at::DimVector shape(x.sizes());
+  shape.back() = layer.out_features;
+  const int64_t rows = x.numel() / in_features;
+  at::Tensor y = at::empty(shape, x.scalar_type());
+  if (rows == 0 || layer.out_features == 0) return y;
+
+  const tarq::W4Int8Kernel& kernel = tarq::w4_int8_kernel();
+  const int64_t padded = (in_features + kernel.block - 1) / kernel.block * kernel.block;
+  const int64_t groups = layer.groups == 1 ? 1 : (padded + group_size - 1) / group_size;
+  const at::Tensor input = x.contiguous();
+  const auto lines = [](int64_t bytes) { return (bytes + 63) / 64 * 64; };
+  const int64_t code_bytes = lines(rows * padded), sum_bytes = lines(rows * padded / 8 * 4);
+  const int64_t scale_bytes = lines(rows * groups * 4), scratch_bytes = lines(kernel.scratch_bytes(layer));
+  at::Tensor buffer = at::empty(
+      {code_bytes + sum_bytes + scale_bytes + at::get_num_threads() * scratch_bytes + 64}, at::kByte);
+  char* const base = reinterpret_cast<char*>(lines(int64_t(reinterpret_cast<intptr_t>(buffer.data_ptr()))));
+  const tarq::Int8Input rounded{.codes = reinterpret_cast<int8_t*>(base),
+                                .sums = reinterpret_cast<int32_t*>(base + code_bytes),
+                                .scales = reinterpret_cast<float*>(base + code_bytes + sum_bytes),
+                                .rows = rows,
+                                .padded = padded,
+                                .groups = groups};
+  const auto own_scratch = [&] {
+    return base + code_bytes + sum_bytes + scale_bytes + at::get_thread_num() * scratch_bytes;
+  };
+  constexpr int64_t kInputsPerThread = 1 << 16;  // below which a second thread costs more
+  at::parallel_for(
+      0, rows, std::max<int64_t>(1, kInputsPerThread / in_features), [&](int64_t begin, int64_t end) {
+        kernel.quantize(layer, input.const_data_ptr(), given.x_type, rounded, begin, end, own_scratch());
+      });
+  constexpr int64_t kWorkPerThread = 1 << 18;  // weights times rows, likewise
+  const int64_t tiles = (layer.out_features + tarq::kTile - 1) / tarq::kTile;
+  const int64_t grain = std::max<int64_t>(1, kWorkPerThread / (tarq::kTile * in_features * rows));
+  at::parallel_for(0, tiles, grain, [&](int64_t first, int64_t last) {
+    kernel.multiply(layer, rounded, y.data_ptr(), given.x_type, first * tarq::kTile,
+                    std::min(last * tarq::kTile, layer.out_features), own_scratch());
+  });
+  return y;
+}
+
 std::vector<std::string> w4_linear_isas() {
   int count;
   const tarq::W4Kernel* const* kernels = tarq::w4_kernels(&count);
@@ -175,6 +242,9 @@ std::vector<std::string> w4_linear_isas() {
 
 }  // namespace
 
-TORCH_LIBRARY_IMPL(tarq, CPU, m) { m.impl("w4_linear", w4_linear_cpu); }
+TORCH_LIBRARY_IMPL(tarq, CPU, m) {
+  m.impl("w4_linear", w4_linear_cpu);
+  m.impl("w4_linear_int8", w4_linear_int8_cpu);
+}
 // For tests and benchmarks: the instruction sets TARQ_CPU_ISA can name on this machine, best first.
 TORCH_LIBRARY_FRAGMENT(tarq, m) { m.def("w4_linear_isas", w4_linear_isas); }

@@ -14,9 +14,9 @@
 
 #include <cstdint>
 
-namespace tarq {
+#include "float.h"
 
-enum class Float : int { f32, f16, bf16 };
+namespace tarq {
 
 /// Weight rows that are decoded and multiplied together; they share every load of the activations.
 constexpr int kTile = 4;

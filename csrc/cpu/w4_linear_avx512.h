@@ -42,6 +42,15 @@ struct Avx512Words : X86 {
   }
   static Sum zero() { return _mm512_setzero_ps(); }
   static Sum add(Sum a, Sum b) { return _mm512_add_ps(a, b); }
+  static Sum multiply_add(Sum sum, Sum part, Sum scale) { return _mm512_fmadd_ps(part, scale, sum); }
+  /// The scales of a block's groups, each in the lanes of its words.
+  template <int parts>
+  static Sum spread(const float* scales) {
+    Sum v = _mm512_set1_ps(scales[0]);
+    for (int p = 1; p < parts; ++p)
+      v = _mm512_mask_broadcastss_ps(v, __mmask16(0xffffu << (16 / parts * p)), _mm_load_ss(scales + p));
+    return v;
+  }
   static Four reduce(const Sum* sums) { return sum_each(sums); }
 };
 

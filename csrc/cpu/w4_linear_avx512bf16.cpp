@@ -57,15 +57,6 @@ struct Avx512Bf16 : Avx512Words {
   static Sum dot(Sum sum, Vector w, Vector x) {
     return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(w), reinterpret_cast<__m512bh>(x));
   }
-  static Sum multiply_add(Sum sum, Sum part, Sum scale) { return _mm512_fmadd_ps(part, scale, sum); }
-  /// The scales of a block's groups, each in the lanes of its words.
-  template <int parts>
-  static Sum spread(const float* scales) {
-    Sum v = _mm512_set1_ps(scales[0]);
-    for (int p = 1; p < parts; ++p)
-      v = _mm512_mask_broadcastss_ps(v, __mmask16(0xffffu << (16 / parts * p)), _mm_load_ss(scales + p));
-    return v;
-  }
   static void pack_block(const void* x, Float, int64_t first, uint16_t* to) {
     const uint16_t* from = static_cast<const uint16_t*>(x) + first;
     const Vector a = load(from), b = load(from + 32), c = load(from + 64), d = load(from + 96);

@@ -1,35 +1,14 @@
-"""``tarq::gram``: schema, fake implementation and the CPU backend of ``Xᵀ D Y``."""
+"""``tarq::gram`` and ``tarq::gram_sides``: ``Xᵀ D Y``, whole and split by 0/1 tags, as torch operators."""
 
 from __future__ import annotations
+
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
 from ..dispatch import define, use_reference
-from .reference import accumulator, gram_reference
-
-# Side of the square tiles of the lower triangle: BLAS is at full speed from here, and at n = 1,536 the
-# three rows of tiles cost 2/3 of the full product.
-TILE = 512
-
-
-def _lower_triangle(x: Tensor, weight: Tensor | None) -> Tensor:
-    """Symmetric ``Xᵀ D X`` from its lower-triangular tiles, mirrored once: (k+1)/2k of the arithmetic."""
-    n = x.shape[1]
-    x = x.to(accumulator(x))
-    left = x if weight is None else x * weight.to(x.dtype)[:, None]
-    out = x.new_empty(n, n)
-    for start in range(0, n, TILE):
-        rows = slice(start, min(start + TILE, n))
-        torch.mm(left[:, rows].T, x[:, : rows.stop], out=out[rows, : rows.stop])
-        out[: rows.start, rows] = out[rows, : rows.start].T
-    return out
-
-
-def _gram(x: Tensor, y: Tensor | None, weight: Tensor | None) -> Tensor:
-    if y is None and x.shape[1] > TILE:
-        return _lower_triangle(x, weight)
-    return gram_reference(x, y, weight)
+from .reference import accumulator, gram_reference, gram_sides_reference
 
 
 def _fake(x: Tensor, y: Tensor | None, weight: Tensor | None) -> Tensor:
@@ -37,7 +16,31 @@ def _fake(x: Tensor, y: Tensor | None, weight: Tensor | None) -> Tensor:
     return x.new_empty((n if y is None else y.shape[1], n), dtype=accumulator(x))
 
 
-define("gram", "(Tensor x, Tensor? y, Tensor? weight) -> Tensor", _gram, _fake)
+def _fake_sides(x: Tensor, y: Tensor | None, weight: Tensor | None, tail: Tensor) -> tuple[Tensor, Tensor]:
+    return _fake(x, y, weight), _fake(x, y, weight)
+
+
+define("gram", "(Tensor x, Tensor? y, Tensor? weight) -> Tensor", gram_reference, _fake)
+define(
+    "gram_sides",
+    "(Tensor x, Tensor? y, Tensor? weight, Tensor tail) -> (Tensor, Tensor)",
+    gram_sides_reference,
+    _fake_sides,
+)
+if find_spec("triton") is not None:
+    # Importing triton takes a second: only a GPU's first call pays it.
+    @torch.library.impl("tarq::gram", "CUDA")
+    def _gram_cuda(x: Tensor, y: Tensor | None, weight: Tensor | None) -> Tensor:
+        from .cuda import gram_cuda
+
+        return gram_cuda(x, y, weight)
+
+    @torch.library.impl("tarq::gram_sides", "CUDA")
+    def _gram_sides_cuda(x: Tensor, y: Tensor | None, weight: Tensor | None, tail: Tensor) -> tuple[Tensor, Tensor]:
+        from .cuda import gram_cuda_sides
+
+        common, rare = gram_cuda_sides(x, y, tail, weight)
+        return common.clone(), rare.clone()  # an operator's results own their storage
 
 
 def gram(x: Tensor, y: Tensor | None = None, weight: Tensor | None = None, *, backend: str | None = None) -> Tensor:
@@ -47,7 +50,7 @@ def gram(x: Tensor, y: Tensor | None = None, weight: Tensor | None = None, *, ba
         x: [T, n] activations, float64, float32, bfloat16 or float16; any strides.
         y: [T, k], same dtype; ``x`` itself when not given (the result is then symmetric).
         weight: [T] real weight of each row; all ones when not given.
-        backend: ``auto``, ``reference`` or ``native``.
+        backend: ``auto``, ``reference`` or ``native``. float64 always runs as the reference.
 
     Returns:
         [k, n] in float32 (float64 for float64 inputs).
@@ -55,11 +58,47 @@ def gram(x: Tensor, y: Tensor | None = None, weight: Tensor | None = None, *, ba
     Raises:
         ValueError: shapes do not agree, or the backend is unknown.
     """
+    _check(x, y, weight)
+    if use_reference(backend) or x.dtype == torch.float64:
+        return gram_reference(x, y, weight)
+    return torch.ops.tarq.gram(x, y, weight)
+
+
+def gram_sides(
+    x: Tensor,
+    tail: Tensor,
+    y: Tensor | None = None,
+    weight: Tensor | None = None,
+    *,
+    backend: str | None = None,
+) -> tuple[Tensor, Tensor]:
+    """:func:`gram` of the rows outside the tail and of those in it, each row read once (``H_C, H_T``).
+
+    With ``y`` the difference of the full-precision inputs and ``x`` these are ``H_Δ,C, H_Δ,T`` (method.md §4).
+
+    Args:
+        x, y, weight, backend: see :func:`gram`; a row of weight 0 is on neither side, whatever it holds.
+        tail: [T] bool.
+
+    Returns:
+        Two matrices [k, n]: outside the tail, in the tail.
+
+    Raises:
+        ValueError: as :func:`gram`, or ``tail`` is not one bool per row.
+    """
+    _check(x, y, weight)
+    if tail.dtype != torch.bool or tail.shape != x.shape[:1]:
+        raise ValueError(f"tail must be bool [{x.shape[0]}], not {tail.dtype} {list(tail.shape)}")
+    if use_reference(backend) or x.dtype == torch.float64:
+        return gram_sides_reference(x, y, weight, tail)
+    return torch.ops.tarq.gram_sides(x, y, weight, tail)
+
+
+def _check(x: Tensor, y: Tensor | None, weight: Tensor | None) -> None:
     if x.ndim != 2 or (y is not None and (y.ndim != 2 or y.shape[0] != x.shape[0])):
         other = "" if y is None else f" and {tuple(y.shape)}"
         raise ValueError(f"gram takes matrices with one row per position, got {tuple(x.shape)}{other}")
+    if y is not None and y.dtype != x.dtype:
+        raise ValueError(f"gram takes matrices of one dtype, got {x.dtype} and {y.dtype}")
     if weight is not None and weight.shape != x.shape[:1]:
         raise ValueError(f"gram takes one weight per row: {tuple(weight.shape)} for {x.shape[0]} rows")
-    if use_reference(backend):
-        return gram_reference(x, y, weight)
-    return torch.ops.tarq.gram(x, y, weight)

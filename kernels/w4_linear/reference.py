@@ -76,3 +76,43 @@ def w4_linear(
         if bias is not None:
             y = y + bias.to(compute)
     return y.to(x.dtype)
+
+
+def round_activations(x: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
+    """Activations rounded to 8 bits: ``x ≈ q · t`` with ``t = max|x| / 127`` over a group, ties to even.
+
+    Args:
+        x: float [M, K].
+        group_size: consecutive inputs that share t; the last group may be shorter.
+
+    Returns:
+        q, int8 [M, K], and t, float32 [M, ceil(K / group_size)]: NaN where a group holds NaN or infinity (the
+        codes are then 0), 0 where it is zero.
+    """
+    rows, columns = x.shape
+    groups = -(-columns // group_size)
+    grouped = torch.nn.functional.pad(x.float(), (0, groups * group_size - columns)).view(rows, groups, group_size)
+    largest = grouped.abs().amax(-1)
+    usable = largest.isfinite() & (largest >= 2.0**-124)  # below it 127 / max overflows
+    most = torch.full_like(largest, 127)  # a number over a tensor would be its reciprocal times the number
+    inverse = torch.where(usable, most / largest, 0.0)
+    codes = torch.where(usable[..., None], (grouped * inverse[..., None]).round(), 0.0).to(torch.int8)
+    scale = torch.where(usable, largest / most, torch.where(largest.isfinite(), 0.0, torch.nan))
+    return codes.view(rows, groups * group_size)[:, :columns], scale
+
+
+def w4_linear_int8(
+    x: Tensor,
+    weight_packed: Tensor,
+    weight_scale: Tensor,
+    weight_zero_point: Tensor | None,
+    bias: Tensor | None,
+    in_features: int,
+    group_size: int,
+) -> Tensor:
+    """:func:`w4_linear` of activations rounded to 8 bits, a scale a group; the weights stay unrounded."""
+    codes, scale = round_activations(x.reshape(-1, in_features), group_size)
+    spread = scale.repeat_interleave(group_size, dim=1)[:, :in_features]
+    rounded = (codes.float() * spread).view(x.shape)
+    y = w4_linear(rounded, weight_packed, weight_scale.float(), weight_zero_point, bias, in_features, group_size)
+    return y.to(x.dtype)

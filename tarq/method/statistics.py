@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..kernels.gram import gram
+from ..kernels.gram import gram_sides
 
 #: The two sides of the statistics: positions outside the tail, and in it.
 SIDES = ("common", "tail")
@@ -46,23 +46,22 @@ class Moments:
         Raises:
             ValueError: an activation is NaN or infinite.
         """
-        for side, rows in (("common", ~tail & (weight > 0)), ("tail", tail & (weight > 0))):
-            count = int(rows.sum())
-            if count == 0:
-                continue
-            x_side, weight_side = x[rows].float(), weight[rows].float()
-            # A weight of one everywhere needs no multiplication: the usual case of 0/1 tags.
-            scaled = None if bool((weight_side == 1).all()) else weight_side
-            product = gram(x_side, weight=scaled)
-            # A NaN or an infinity in any row reaches the diagonal; checking n numbers is free.
+        taken = weight != 0
+        counts = {"common": int((taken & ~tail).sum()), "tail": int((taken & tail).sum())}
+        # A NaN or an infinity in any row reaches the diagonal; checking n numbers is free.
+        for side, product in zip(SIDES, gram_sides(x, tail, weight=weight), strict=True):
             if not bool(torch.isfinite(product.diagonal()).all()):
                 raise ValueError("NaN or infinite activations")
-            self.hessian[side] += product
-            self.positions[side] += count
-            if self.cross is not None:
-                if x_full is None:
-                    raise ValueError("paired moments need the full-precision inputs")
-                cross = gram(x_side, x_full[rows].float() - x_side, scaled)
-                if not bool(torch.isfinite(cross.sum())):
-                    raise ValueError("NaN or infinite full-precision activations")
-                self.cross[side] += cross
+            if counts[side]:
+                self.hessian[side] += product
+                self.positions[side] += counts[side]
+        if self.cross is None:
+            return
+        if x_full is None:
+            raise ValueError("paired moments need the full-precision inputs")
+        x = x.float()
+        for side, product in zip(SIDES, gram_sides(x, tail, x_full.float() - x, weight), strict=True):
+            if not bool(torch.isfinite(product.sum())):
+                raise ValueError("NaN or infinite full-precision activations")
+            if counts[side]:
+                self.cross[side] += product

@@ -1,0 +1,8 @@
+"""``tarq bench gram``, with whatever options follow."""
+
+import sys
+
+from tarq.cli import main
+
+sys.argv[1:1] = ["bench", "gram"]
+main()

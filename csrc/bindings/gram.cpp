@@ -1,0 +1,153 @@
+// gram on the CPU: `tarq::gram` and `tarq::gram_sides`.
+#include "cpu/gram.h"
+
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <torch/library.h>
+
+#include <array>
+#include <optional>
+#include <tuple>
+#include <vector>
+
+#include "bindings/parallel.h"
+
+namespace {
+
+using tarq::Float;
+
+Float float_type(const at::Tensor& t) {
+  switch (t.scalar_type()) {
+    case at::kFloat:
+      return Float::f32;
+    case at::kHalf:
+      return Float::f16;
+    case at::kBFloat16:
+      return Float::bf16;
+    default:
+      TORCH_CHECK(false, "gram's kernels take float32, bfloat16 or float16 rows, not ", t.scalar_type());
+  }
+}
+
+tarq::GramRows rows_of(const at::Tensor& t) {
+  return {t.const_data_ptr(), float_type(t), t.stride(0), t.size(1), nullptr, nullptr};
+}
+
+/// Σ over `count` positions of y xᵀ; `symmetric`: y is x, and only the lower triangle is computed and
+/// mirrored.
+at::Tensor product(const tarq::GramRows& x, const tarq::GramRows& y, int64_t count, bool symmetric) {
+  constexpr int64_t kRowsPerTask = 512;
+  const int64_t n = x.columns, k = y.columns;
+  at::Tensor out = at::empty({k, n}, at::kFloat);
+  if (count == 0 || n == 0 || k == 0) return out.zero_();
+  const bool bf16 = x.type == Float::bf16 && y.type == Float::bf16 && !y.weight;
+  const tarq::GramKernel& kernel = tarq::gram_kernel(bf16);
+  const bool one_packing = symmetric && !y.weight;
+  const auto panels = [&](int64_t columns) { return (columns + kernel.panel - 1) / kernel.panel; };
+  // Blocks of equal depth, give or take a few positions.
+  const int64_t blocks = (count + kernel.depth - 1) / kernel.depth;
+  const int64_t depth = ((count + blocks - 1) / blocks + 1) / 2 * 2;
+  const auto buffer = [&](int64_t columns) {
+    return at::empty({panels(columns) * kernel.panel_bytes(depth) + 64}, at::kByte);
+  };
+  const auto aligned = [](const at::Tensor& bytes) {
+    return reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(bytes.data_ptr()) + 63) / 64 * 64);
+  };
+  const at::Tensor right_bytes = buffer(n), left_bytes = one_packing ? right_bytes : buffer(k);
+  char *const right = aligned(right_bytes), *const left = aligned(left_bytes);
+  const int64_t strips = (panels(n) + 2) / 3, chunks = (k + kRowsPerTask - 1) / kRowsPerTask;
+
+  for (int64_t first = 0; first < count; first += depth) {
+    const int64_t positions = std::min(depth, count - first);
+    const auto pack = [&](const tarq::GramRows& rows, char* to) {
+      at::parallel_for(0, panels(rows.columns), 4, [&](int64_t begin, int64_t end) {
+        kernel.pack(rows, first, positions, begin, end, to);
+      });
+    };
+    pack(x, right);
+    if (!one_packing) pack(y, left);
+    const tarq::GramProduct block{.left = left,
+                                  .right = right,
+                                  .positions = positions,
+                                  .out = out.mutable_data_ptr<float>(),
+                                  .rows = k,
+                                  .columns = n,
+                                  .add = first > 0,
+                                  .triangle = symmetric};
+    tarq::for_each_dynamic(strips * chunks, [&](int64_t task) {
+      const int64_t begin = task / strips * kRowsPerTask;
+      kernel.multiply(block, task % strips, begin, std::min(begin + kRowsPerTask, k));
+    });
+  }
+  if (symmetric) {
+    constexpr int64_t kSquare = 64;  // both squares of a transposition stay in the L1 cache
+    float* to = out.mutable_data_ptr<float>();
+    tarq::for_each_dynamic((n + kSquare - 1) / kSquare, [&](int64_t strip) {
+      const int64_t top = strip * kSquare, bottom = std::min(top + kSquare, n);
+      for (int64_t begin = 0; begin <= top; begin += kSquare)
+        for (int64_t i = begin; i < std::min(begin + kSquare, n); ++i)
+          for (int64_t j = std::max(top, i + 1); j < bottom; ++j) to[i * n + j] = to[j * n + i];
+    });
+  }
+  return out;
+}
+
+struct Operands {
+  at::Tensor x, y, weight;  // columns contiguous; y is x where none was given; weight fp32 or undefined
+  bool symmetric;
+
+  Operands(const at::Tensor& rows, const std::optional<at::Tensor>& other,
+           const std::optional<at::Tensor>& weights)
+      : x(contiguous_columns(rows)), y(other ? contiguous_columns(*other) : x), symmetric(!other) {
+    TORCH_CHECK(
+        rows.dim() == 2 && y.dim() == 2 && y.size(0) == rows.size(0) && y.scalar_type() == rows.scalar_type(),
+        "gram takes matrices of one dtype with one row per position");
+    TORCH_CHECK(!weights || (weights->dim() == 1 && weights->size(0) == rows.size(0)),
+                "gram takes one weight per row");
+    if (weights) weight = weights->to(at::kFloat).contiguous();
+  }
+
+  static at::Tensor contiguous_columns(const at::Tensor& t) {
+    return t.dim() == 2 && t.size(1) > 1 && t.stride(1) != 1 ? t.contiguous() : t;
+  }
+};
+
+at::Tensor gram(const at::Tensor& x, const std::optional<at::Tensor>& y,
+                const std::optional<at::Tensor>& weight) {
+  const Operands given(x, y, weight);
+  tarq::GramRows left = rows_of(given.y);
+  if (given.weight.defined()) left.weight = given.weight.const_data_ptr<float>();
+  return product(rows_of(given.x), left, x.size(0), given.symmetric);
+}
+
+std::tuple<at::Tensor, at::Tensor> gram_sides(const at::Tensor& x, const std::optional<at::Tensor>& y,
+                                              const std::optional<at::Tensor>& weight,
+                                              const at::Tensor& tail) {
+  TORCH_CHECK(tail.scalar_type() == at::kBool && tail.dim() == 1 && tail.size(0) == x.size(0),
+              "gram_sides takes one bool per row");
+  const Operands given(x, y, weight);
+  const at::Tensor tags = tail.contiguous();
+  const bool* in_tail = tags.const_data_ptr<bool>();
+  const float* value = weight ? given.weight.const_data_ptr<float>() : nullptr;
+  std::array<std::vector<int64_t>, 2> rows;
+  std::array<bool, 2> weighted{};
+  for (int64_t t = 0; t < x.size(0); ++t) {
+    if (value && value[t] == 0.0f) continue;
+    rows[in_tail[t]].push_back(t);
+    weighted[in_tail[t]] |= value && value[t] != 1.0f;
+  }
+  const auto side = [&](int s) {
+    tarq::GramRows right = rows_of(given.x), left = rows_of(given.y);
+    right.index = left.index = rows[s].data();
+    if (weighted[s]) left.weight = value;
+    return product(right, left, int64_t(rows[s].size()), given.symmetric);
+  };
+  return {side(0), side(1)};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_IMPL(tarq, CPU, m) {
+  m.impl("gram", &gram);
+  m.impl("gram_sides", &gram_sides);
+}

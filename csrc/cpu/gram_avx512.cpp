@@ -1,0 +1,46 @@
+// AVX-512 in fp32: sixteen columns a vector, eight rows by three panels, 24 of the 32 registers hold sums.
+#if defined(__x86_64__)
+#include <cstdint>
+#include <cstring>
+#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,f16c")
+// GCC 12 takes the don't-care operand of its own intrinsics for an uninitialised variable.
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#include <immintrin.h>
+
+#include "gram_avx512.h"
+#include "gram_body.h"
+
+namespace tarq {
+namespace {
+
+struct Avx512 : Avx512Sums {
+  using Step = float;
+  static constexpr bool pairs = false;
+  static constexpr int64_t depth = 192;
+
+  static Vector load(const float* from) { return _mm512_loadu_ps(from); }
+  static Vector splat(float value) { return _mm512_set1_ps(value); }
+  static Vector dot(Vector sum, Vector y, Vector x) { return _mm512_fmadd_ps(y, x, sum); }
+  static void pack_step(const GramRows& rows, int64_t row, int64_t, int64_t column, float* to) {
+    const int64_t at = row * rows.stride + column;
+    Vector v;
+    if (rows.type == Float::f32) {
+      v = load(static_cast<const float*>(rows.data) + at);
+    } else {
+      const __m256i half =
+          _mm256_loadu_si256(reinterpret_cast<const __m256i*>(static_cast<const uint16_t*>(rows.data) + at));
+      v = rows.type == Float::f16 ? _mm512_cvtph_ps(half)
+                                  : _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+    }
+    put(to, rows.weight ? _mm512_mul_ps(v, splat(rows.weight[row])) : v);
+  }
+};
+
+}  // namespace
+
+extern const GramKernel kGramAvx512;
+const GramKernel kGramAvx512 = make_gram_kernel<Avx512>("avx512");
+
+}  // namespace tarq
+#endif

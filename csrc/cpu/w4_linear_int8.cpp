@@ -1,0 +1,89 @@
+// Portable int8 kernel, and the choice among those this machine can run.
+#include "w4_linear_int8.h"
+
+#include <cstdlib>
+#include <cstring>
+
+#include "w4_linear_int8_body.h"
+
+namespace tarq {
+
+#if defined(__x86_64__)
+extern const W4Int8Kernel kW4Int8Avx2;
+extern const W4Int8Kernel kW4Int8Avx512Vnni;
+#endif
+
+namespace {
+
+struct Portable {
+  using Words = uint32_t;
+  using Bytes = uint32_t;
+  using Lanes = int32_t;
+  using Sum = float;
+  struct Four {
+    float of[kTile];
+  };
+  static constexpr int lanes = 1, int8_rows = 2;
+
+  struct Window {};
+  static Window window(int64_t) { return {}; }
+  static Words load_words(const uint32_t* from, Window) { return *from; }
+  static Words low(Words words) { return words & 0x0f0f0f0f; }
+  static Words high(Words words) { return words >> 4 & 0x0f0f0f0f; }
+  static Words ones() { return 0x01010101; }
+  static Words eights() { return 0x08080808; }
+  static Bytes load_bytes(const int8_t* from) {
+    Bytes bytes;
+    std::memcpy(&bytes, from, 4);
+    return bytes;
+  }
+  static Lanes no_sums() { return 0; }
+  static Lanes load_sums(const int32_t* from) { return *from; }
+  static void store_negative(int32_t* to, Lanes sums) { *to = -sums; }
+  static Lanes dot(Lanes sum, Words codes, Bytes x) {
+    for (int i = 0; i < 32; i += 8) sum += int32_t(codes >> i & 255) * int8_t(x >> i);
+    return sum;
+  }
+  static Sum zero() { return 0.0f; }
+  static Sum to_float(Lanes sums) { return float(sums); }
+  template <int>
+  static Sum spread(const float* values) {
+    return *values;
+  }
+  static Sum multiply_add(Sum sum, Sum a, Sum b) { return sum + a * b; }
+  static Sum multiply(Sum a, Sum b) { return a * b; }
+  static Four load_four(const float* from) { return {{from[0], from[1], from[2], from[3]}}; }
+  static Four reduce(const Sum* sums) { return load_four(sums); }
+  static Four add_four(Four a, Four b) {
+    for (int r = 0; r < kTile; ++r) a.of[r] += b.of[r];
+    return a;
+  }
+  static void write_four(void* to, Float type, int64_t i, Four values) {
+    for (int r = 0; r < kTile; ++r) write(to, type, i + r, values.of[r]);
+  }
+  static void to_float(const void* from, Float type, int64_t first, int64_t count, float* to) {
+    for (int64_t i = 0; i < count; ++i) to[i] = read(from, type, first + i);
+  }
+};
+
+constexpr W4Int8Kernel kW4Int8Portable = make_int8_kernel<Portable>("scalar");
+
+}  // namespace
+
+const W4Int8Kernel& w4_int8_kernel() {
+#if defined(__x86_64__)
+  const char* highest = std::getenv("TARQ_CPU_ISA");
+  const bool only_scalar = highest && std::strcmp(highest, "scalar") == 0;
+  const bool only_avx2 = highest && std::strcmp(highest, "avx2") == 0;
+  const bool avx2 =
+      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+  const bool vnni = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                    __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+                    __builtin_cpu_supports("avx512vnni");
+  if (vnni && !only_scalar && !only_avx2) return kW4Int8Avx512Vnni;
+  if (avx2 && !only_scalar) return kW4Int8Avx2;
+#endif
+  return kW4Int8Portable;
+}
+
+}  // namespace tarq

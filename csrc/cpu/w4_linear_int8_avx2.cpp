@@ -1,0 +1,68 @@
+// AVX2: products of bytes are summed in pairs to 16 bits (15 · 127 · 2 fits), those in pairs to 32.
+#if defined(__x86_64__)
+#include <cstdint>
+#include <cstring>
+#pragma GCC target("avx2,fma,f16c")
+#include <immintrin.h>
+
+#include "w4_linear_avx2.h"
+#include "w4_linear_int8_body.h"
+
+namespace tarq {
+namespace {
+
+struct Avx2Int8 : X86 {
+  using Words = __m256i;
+  using Bytes = __m256i;
+  using Lanes = __m256i;
+  using Sum = __m256;
+  static constexpr int lanes = 8, int8_rows = 2;
+
+  using Window = int;
+  static Window window(int64_t words) { return words < lanes ? int(words) : lanes; }
+  static __m256i lanes_below(int count) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32(count), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+  }
+  static Words load_words(const uint32_t* from, Window window) {
+    if (__builtin_expect(window == lanes, 1))
+      return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+    return _mm256_maskload_epi32(reinterpret_cast<const int*>(from), lanes_below(window));
+  }
+  static Words low(Words words) { return _mm256_and_si256(words, _mm256_set1_epi8(15)); }
+  static Words high(Words words) { return low(_mm256_srli_epi16(words, 4)); }
+  static Words ones() { return _mm256_set1_epi8(1); }
+  static Words eights() { return _mm256_set1_epi8(8); }
+  static Bytes load_bytes(const int8_t* from) {
+    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+  }
+  static Lanes no_sums() { return _mm256_setzero_si256(); }
+  static Lanes load_sums(const int32_t* from) {
+    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+  }
+  static void store_negative(int32_t* to, Lanes sums) {
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm256_sub_epi32(_mm256_setzero_si256(), sums));
+  }
+  static Lanes dot(Lanes sum, Words codes, Bytes x) {
+    const __m256i pairs = _mm256_maddubs_epi16(codes, x);
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+  }
+  using X86::to_float;
+  static Sum to_float(Lanes sums) { return _mm256_cvtepi32_ps(sums); }
+  static Sum zero() { return _mm256_setzero_ps(); }
+  static Sum multiply_add(Sum sum, Sum a, Sum b) { return _mm256_fmadd_ps(a, b, sum); }
+  static Sum multiply(Sum a, Sum b) { return _mm256_mul_ps(a, b); }
+  template <int parts>
+  static Sum spread(const float* values) {
+    if constexpr (parts == 1) return _mm256_broadcast_ss(values);
+    return _mm256_set_m128(_mm_broadcast_ss(values + 1), _mm_broadcast_ss(values));
+  }
+  static Four reduce(const Sum* sums) { return sum_each(sums); }
+};
+
+}  // namespace
+
+extern const W4Int8Kernel kW4Int8Avx2;
+const W4Int8Kernel kW4Int8Avx2 = make_int8_kernel<Avx2Int8>("avx2");
+
+}  // namespace tarq
+#endif

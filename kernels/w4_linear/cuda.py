@@ -1,0 +1,612 @@
+"""``w4_linear`` on CUDA: Triton kernels that read the packed weights once and unpack them in registers.
+
+    few tokens   gemv: a program owns some rows of W, its warps share out K and add up in shared memory
+    more         gemm: tiles on the tensor cores; K is split over programs where tiles alone leave SMs idle, ``reduce``
+    many         dense: ``dequantize`` to a scratch tensor, then the library
+
+Which of them, and with which tiles, :func:`choose` reads from ``regimes.json`` by M, N and compute capability.
+
+**W is the left operand.** The kernels compute ``yᵀ = W xᵀ``: mma.sync and wgmma take their left operand from the
+registers where W is unpacked, and the tokens are the side of a tile that may be as narrow as 8 (one token is padded to
+8 in registers, which costs nothing but idle multipliers). Tensor cores even for one token: with CUDA cores, unpacking
+to fp32 and multiplying take 3 instructions a code and more, and Hopper reads codes faster than it could issue them.
+
+**Unpacking** takes 1.2 instructions a code, in bfloat16 1.4: one ``lop3`` puts two codes into the mantissas of two
+1024s (bfloat16: 128s), one ``fma`` takes those and the zero points off again. A group's codes less its zero point are
+multiplied as the small integers they are, and its scale goes on in fp32 after the dot: weights are not rounded, where
+``dense`` and the reference round each to the scales' dtype.
+
+**Prepacked layout** (:func:`prepack`). A K block is 128 inputs of a row, 16 words. Code ``i`` of its word ``w`` is
+input ``32·(i % 4) + 2·w + i // 4`` of the block (on disk: ``8·w + i``). So codes ``s`` and ``s + 4`` of a word, which
+one ``lop3`` extracts, are the neighbours that share a register of an operand, no value has to change threads, and x is
+read in its own order. Codes ``s`` and ``s + 4`` of all 16 words are 32 consecutive inputs: groups of 32 and 64 are
+whole pairs. The words of a block lie together for all rows, and so do the scales and zero points of a group: a tile
+reads one stretch of memory of each, words in 128-bit loads.
+
+Tensors as on disk are dense whatever M is: K-contiguous rows could be read as fast, but their codes would have to
+change threads in every tile, or x be gathered one element at a time.
+
+Sums are fp32 and added in a fixed order, without atomics: the same call on the same chip gives the same bits.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import nullcontext
+from functools import lru_cache
+from itertools import product
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from .packing import pack, pack_zeros, unpack, unpack_zeros
+
+#: Inputs in a K block, which is what a warp or a program multiplies at once.
+BLOCK_K = tl.constexpr(128)
+
+#: int32 words that hold them.
+WORDS = tl.constexpr(16)
+
+#: Fewest K blocks worth a program of their own: its partial sums cost about as much traffic as one block.
+MIN_SPLIT_BLOCKS = 2
+
+#: Elements written by a program of `reduce_kernel`; rows and columns by one of `dequantize_kernel`.
+REDUCE_BLOCK, DEQUANTIZE_BLOCK = 512, (16, 128)
+
+# Two codes of word $2 onto a power of two ($3 masks, $4 is its bits), scaled by $5 and shifted by $6, halves apart.
+UNPACK = """{
+.reg .b32 pair;
+lop3.b32 pair, $2, $3, $4, 0xea;
+fma.rn.%s pair, pair, $5, $6;
+mov.b32 {$0, $1}, pair;
+}"""
+REGISTERS = tl.constexpr("=h,=h,r,r,r,r,r")
+UNPACK_FP16 = tl.constexpr(UNPACK % "f16x2")
+UNPACK_BF16 = tl.constexpr(UNPACK % "bf16x2")
+
+
+# ---- layout ------------------------------------------------------------------------------------------------
+
+
+class Prepacked(NamedTuple):
+    """The weight tensors of a layer as the kernels read them, contiguous.
+
+    - ``weight_packed`` int32 [ceil(K/128), N, 16]
+    - ``weight_scale`` [G, N]
+    - ``weight_zero_point`` int32 [G, N], one each; or None: zero point 8
+    """
+
+    weight_packed: Tensor
+    weight_scale: Tensor
+    weight_zero_point: Tensor | None
+
+
+def prepack(weight_packed: Tensor, weight_scale: Tensor, weight_zero_point: Tensor | None) -> Prepacked:
+    """Reorder a layer for the kernels; to be done once, when it is loaded. Waits for the device.
+
+    Args:
+        weight_packed: int32 [N, ceil(K/8)], the layout on disk; K is padded to whole blocks with codes of zero.
+        weight_scale: [N, G].
+        weight_zero_point: int32 [ceil(N/8), G] or None.
+    """
+    n, words = weight_packed.shape
+    padded = torch.nn.functional.pad(weight_packed, (0, -words % WORDS.value))
+    # The codes of a block come as (pair, word, half), in the order of the inputs.
+    codes = unpack(padded, 4, 8 * padded.shape[1]).reshape(n, -1, 4, WORDS.value, 2)
+    packed = pack(codes.permute(0, 1, 3, 4, 2).reshape(n, -1), 4).reshape(n, -1, WORDS.value)
+    zero = None if weight_zero_point is None else unpack_zeros(weight_zero_point, 4, n).int()
+    return Prepacked(
+        packed.transpose(0, 1).contiguous(),
+        weight_scale.T.contiguous(),
+        None if zero is None else zero.T.contiguous(),
+    )
+
+
+def unprepack(prepacked: Prepacked, in_features: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Undo :func:`prepack`: ``weight_packed``, ``weight_scale`` and ``weight_zero_point`` as on disk."""
+    blocks, n, words = prepacked.weight_packed.shape
+    packed = prepacked.weight_packed.transpose(0, 1).reshape(n, blocks * words)
+    codes = unpack(packed, 4, blocks * BLOCK_K.value).reshape(n, blocks, words, 2, 4)
+    codes = codes.permute(0, 1, 4, 2, 3).reshape(n, -1)[:, :in_features]
+    zero = prepacked.weight_zero_point
+    return (
+        pack(codes, 4),
+        prepacked.weight_scale.T.contiguous(),
+        None if zero is None else pack_zeros(zero.T.to(torch.uint8), 4),
+    )
+
+
+# ---- choice ------------------------------------------------------------------------------------------------
+
+
+class Plan(NamedTuple):
+    """How a product is computed.
+
+    - ``kernel``: ``gemv``, ``gemm`` or ``dense``, which has no other fields
+    - ``block_m``, ``block_n``: tokens and rows of W of a tile
+    - ``warps``, ``stages``: of a program, as Triton's ``num_warps`` and ``num_stages``
+    - ``split_k``: programs that share the K blocks of a tile of ``gemm``, a power of two
+    """
+
+    kernel: str
+    block_m: int = 0
+    block_n: int = 0
+    warps: int = 0
+    stages: int = 0
+    split_k: int = 1
+
+
+DENSE = Plan("dense")
+
+#: Regimes in rising order of ``max_m`` by compute capability (``"90"``), and whether they were measured or estimated.
+TABLE: dict[str, dict] = json.loads(Path(__file__).with_name("regimes.json").read_text())
+
+
+def regimes(capability: tuple[int, int]) -> list[dict]:
+    """The regimes of a chip: of the newest capability in the table that is no newer; none before 8.0."""
+    known = [int(key) for key in TABLE if int(key) <= 10 * capability[0] + capability[1]]
+    return TABLE[str(max(known))]["regimes"] if known else []
+
+
+@lru_cache(maxsize=4096)
+def choose(m: int, n: int, k: int, capability: tuple[int, int], sm_count: int, groups: int = 1) -> Plan:
+    """The plan for ``[m, k] · [n, k]ᵀ``.
+
+    The first regime with ``m ≤ max_m`` has tiles from wide to narrow: wide ones read x less often, narrow ones make
+    more programs. The first that makes ``programs_per_sm`` is taken, or else the last, and if that is one of ``gemm``
+    its K is split until there are as many, at most ``max_split_k`` times. Dense beyond the last regime, and where
+    ``groups > max_groups``: each takes a sum of its own, for which the registers may not suffice.
+
+    Args:
+        m, n, k: tokens, outputs, inputs.
+        capability: compute capability of the chip, ``(9, 0)``; before 8.0 everything is dense.
+        sm_count: its streaming multiprocessors.
+        groups: groups in a K block.
+    """
+    regime = next((regime for regime in regimes(capability) if m <= regime["max_m"]), None)
+    if regime is None or groups > regime["max_groups"]:
+        return DENSE
+    wanted = regime["programs_per_sm"] * sm_count
+    plans = [Plan(**tile) for tile in regime["tiles"]]
+    programs = [-(-n // plan.block_n) * -(-m // plan.block_m) for plan in plans]
+    index = next((i for i, count in enumerate(programs) if count >= wanted), len(plans) - 1)
+    most = 1
+    if plans[index].kernel == "gemm":
+        most = min(regime["max_split_k"], -(-k // BLOCK_K.value) // MIN_SPLIT_BLOCKS)
+    split = 1
+    while split * 2 <= most and programs[index] * split < wanted:
+        split *= 2
+    return plans[index]._replace(split_k=split)
+
+
+# ---- kernels -----------------------------------------------------------------------------------------------
+
+
+@triton.jit
+def _pair(words, zero, PAIR: tl.constexpr, dtype: tl.constexpr):
+    """Codes PAIR and PAIR + 4 of each word, less ``zero``, exact in ``dtype``: [rows, 16, 2].
+
+    Args:
+        words: [rows, 16] int32.
+        zero: [rows, 1] int32, 0 … 15.
+    """
+    both = zero.to(tl.uint32) * 0x00010001
+    if dtype == tl.float16:
+        # 1024 + code, or where the code is four bits up in the mantissa, 1024 + 16 · code: a shift saved.
+        if PAIR % 2 == 0:
+            args = [words >> 4 * PAIR, 0x000F000F, 0x64006400, 0x3C003C00, both + 0xE400E400]  # − (1024 + zero)
+        else:
+            args = [words >> 4 * PAIR - 4, 0x00F000F0, 0x64006400, 0x2C002C00, both * 16 + 0xD400D400]  # − (64 + zero)
+        low, high = tl.inline_asm_elementwise(UNPACK_FP16, REGISTERS, args, (tl.float16, tl.float16), True, 1)
+    else:
+        args = [words >> 4 * PAIR, 0x000F000F, 0x43004300, 0x3F803F80, both + 0xC300C300]  # 128 + code − (128 + zero)
+        low, high = tl.inline_asm_elementwise(UNPACK_BF16, REGISTERS, args, (tl.bfloat16, tl.bfloat16), True, 1)
+    return tl.join(low, high)
+
+
+@triton.jit
+def _unpack(words, zero, FIRST: tl.constexpr, PAIRS: tl.constexpr, dtype: tl.constexpr):
+    """Codes less zero point of PAIRS pairs of each word from FIRST on: [rows, 32 · PAIRS], pair, word, half in order.
+
+    Args as :func:`_pair`.
+    """
+    rows: tl.constexpr = words.shape[0]
+    if PAIRS == 1:
+        tile = _pair(words, zero, FIRST, dtype)
+    elif PAIRS == 2:
+        tile = tl.join(_pair(words, zero, FIRST, dtype), _pair(words, zero, FIRST + 1, dtype)).permute(0, 3, 1, 2)
+    else:
+        even = tl.join(_pair(words, zero, 0, dtype), _pair(words, zero, 2, dtype))
+        odd = tl.join(_pair(words, zero, 1, dtype), _pair(words, zero, 3, dtype))
+        tile = tl.join(even, odd).permute(0, 3, 4, 1, 2)
+    return tile.reshape(rows, 32 * PAIRS)
+
+
+@triton.jit
+def _zero(zero_ptr, offset):
+    """int32 zero points at ``offset``; 8 without ``zero_ptr``."""
+    # Nothing but a load, or the compiler would not move the codes to the dot's layout before they are unpacked.
+    return tl.full((1, 1), 8, tl.int32) if zero_ptr is None else tl.load(zero_ptr + offset)
+
+
+@triton.jit(do_not_specialize=["m"])
+def gemv_kernel(
+    x_ptr,
+    packed_ptr,
+    scale_ptr,
+    zero_ptr,
+    bias_ptr,
+    y_ptr,
+    m,
+    n,
+    k,
+    x_stride,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    LANES: tl.constexpr,
+    GROUPS: tl.constexpr,
+    BLOCKS: tl.constexpr,
+):
+    """A tile of y, each warp with its own K blocks.
+
+    A dot with a batch dimension gives every warp matrices of its own: the batch is LANES K blocks of the same rows.
+    Grid: tiles of rows of W, tiles of tokens.
+
+    Args:
+        x_ptr: [m, k], unit stride along k.
+        packed_ptr, scale_ptr, zero_ptr: a :class:`Prepacked`; the last may be None.
+        bias_ptr: [n] or None.
+        y_ptr: [m, n].
+        LANES: the number of warps.
+        GROUPS, BLOCKS: groups in a K block and K blocks in a group; one of them is 1.
+    """
+    GROUP: tl.constexpr = BLOCK_K // GROUPS
+    row = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    token = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    lane = tl.arange(0, LANES)
+    last_block = tl.cdiv(k, BLOCK_K) - 1
+    last_group = tl.cdiv(k, GROUP * BLOCKS) - 1
+    # What lies past an edge of W is read from the edge instead: it is not stored, or multiplies zeros.
+    inside = tl.minimum(row, n - 1)
+    packed_ptr += inside[None, :, None] * WORDS + tl.arange(0, WORDS)[None, None, :]
+    x_ptr += token.to(tl.int64)[None, None, :] * x_stride
+
+    total = tl.zeros((LANES, BLOCK_N, BLOCK_M), tl.float32)
+    group = tl.minimum(lane * GROUPS // BLOCKS, last_group)
+    next_scale = tl.load(scale_ptr + group[:, None] * n + inside[None, :])
+    for first in range(0, last_block + 1, LANES):
+        block = tl.minimum(first + lane, last_block)[:, None, None]
+        words = tl.load(packed_ptr + block * (n * WORDS)).reshape(LANES * BLOCK_N, WORDS)
+        for part in tl.static_range(GROUPS):
+            group = tl.minimum((first + lane) * GROUPS // BLOCKS + part, last_group)
+            zero = _zero(zero_ptr, group[:, None] * n + inside[None, :])
+            # One group ahead: the compiler loads ahead of time only what a dot reads.
+            scale = next_scale
+            group = (first + (part + 1) // GROUPS * LANES + lane) * GROUPS // BLOCKS + (part + 1) % GROUPS
+            next_scale = tl.load(scale_ptr + tl.minimum(group, last_group)[:, None] * n + inside[None, :])
+            column = (first + lane)[:, None, None] * BLOCK_K + (tl.arange(0, GROUP) + part * GROUP)[None, :, None]
+            x = tl.load(x_ptr + column, mask=(column < k) & (token < m)[None, None, :], other=0.0)
+            zero = zero.reshape(zero.shape[0] * zero.shape[1], 1)
+            weight = _unpack(words, zero, part * 4 // GROUPS, 4 // GROUPS, x.dtype).reshape(LANES, BLOCK_N, GROUP)
+            total += tl.dot(weight, x) * scale.to(tl.float32)[:, :, None]
+
+    y = tl.sum(total, 0)
+    if bias_ptr is not None:
+        y += tl.load(bias_ptr + inside).to(tl.float32)[:, None]
+    tl.store(y_ptr + token[None, :] * n + row[:, None], y, mask=(token < m)[None, :] & (row < n)[:, None])
+
+
+@triton.jit(do_not_specialize=["m"])
+def gemm_kernel(
+    x_ptr,
+    packed_ptr,
+    scale_ptr,
+    zero_ptr,
+    bias_ptr,
+    y_ptr,
+    m,
+    n,
+    k,
+    x_stride,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    GROUPS: tl.constexpr,
+    BLOCKS: tl.constexpr,
+):
+    """A tile of y, or its sum over one split of the K blocks.
+
+    Grid: tiles of rows of W, tiles of tokens, splits.
+
+    Args:
+        y_ptr: [splits, m, n]; fp32 and without bias when there are several splits.
+        others: see :func:`gemv_kernel`.
+    """
+    GROUP: tl.constexpr = BLOCK_K // GROUPS
+    row = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    token = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
+    blocks = tl.cdiv(k, BLOCK_K)
+    last_group = tl.cdiv(k, GROUP * BLOCKS) - 1
+    span = tl.cdiv(blocks, tl.num_programs(2))
+    start = tl.program_id(2) * span
+    # What lies past an edge is read from the edge instead: it is not stored.
+    inside = tl.minimum(row, n - 1)
+    packed_ptr += inside[:, None] * WORDS + tl.arange(0, WORDS)[None, :]
+    x_ptr += tl.minimum(token, m - 1).to(tl.int64)[None, :] * x_stride
+
+    total = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
+    next_scale = tl.load(scale_ptr + tl.minimum(start * GROUPS // BLOCKS, last_group) * n + inside)
+    for block in range(start, tl.minimum(start + span, blocks)):
+        words = tl.load(packed_ptr + block * (n * WORDS))
+        for part in tl.static_range(GROUPS):
+            group = tl.minimum(block * GROUPS // BLOCKS + part, last_group)
+            zero = _zero(zero_ptr, group * n + inside[:, None])
+            scale = next_scale
+            group = (block + (part + 1) // GROUPS) * GROUPS // BLOCKS + (part + 1) % GROUPS
+            next_scale = tl.load(scale_ptr + tl.minimum(group, last_group) * n + inside)
+            column = (tl.arange(0, GROUP) + block * BLOCK_K + part * GROUP)[:, None]
+            x = tl.load(x_ptr + column, mask=column < k, other=0.0)
+            weight = _unpack(words, zero, part * 4 // GROUPS, 4 // GROUPS, x.dtype)
+            total += tl.dot(weight, x) * scale.to(tl.float32)[:, None]
+
+    if bias_ptr is not None:
+        total += tl.load(bias_ptr + inside).to(tl.float32)[:, None]
+    y_ptr += tl.program_id(2) * m * n
+    tl.store(y_ptr + token[None, :] * n + row[:, None], total, mask=(token < m)[None, :] & (row < n)[:, None])
+
+
+@triton.jit(do_not_specialize=["count"])
+def reduce_kernel(partial_ptr, bias_ptr, y_ptr, count, n, SPLITS: tl.constexpr, BLOCK: tl.constexpr):
+    """``y = Σ_s partial[s] + bias``, in order.
+
+    Args:
+        partial_ptr: [SPLITS, m, n] float32.
+        bias_ptr: [n] or None.
+        y_ptr: [m, n].
+        count: m · n.
+    """
+    offset = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = offset < count
+    total = tl.zeros((BLOCK,), tl.float32)
+    for split in tl.static_range(SPLITS):
+        total += tl.load(partial_ptr + split * count + offset, mask=inside, other=0.0)
+    if bias_ptr is not None:
+        total += tl.load(bias_ptr + offset % n, mask=inside, other=0.0).to(tl.float32)
+    tl.store(y_ptr + offset, total, mask=inside)
+
+
+@triton.jit
+def dequantize_kernel(
+    packed_ptr,
+    scale_ptr,
+    zero_ptr,
+    weight_ptr,
+    n,
+    k,
+    group_size,
+    BLOCK_N: tl.constexpr,
+    BLOCK_COLUMNS: tl.constexpr,
+    PREPACKED: tl.constexpr,
+):
+    """``(code − zero) · scale``, rounded to the scales' dtype: any group size, from either layout.
+
+    Every element reads its own word, scale and zero point: neighbours share them in cache, and writing takes longer.
+    Grid: tiles of rows, of columns.
+
+    Args:
+        packed_ptr, scale_ptr, zero_ptr: a :class:`Prepacked` if PREPACKED, else as on disk.
+        weight_ptr: [n, k].
+    """
+    row = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)[:, None]
+    column = tl.program_id(1) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)[None, :]
+    inside = (row < n) & (column < k)
+    group = column // group_size
+    if PREPACKED:
+        position = column % BLOCK_K
+        word = (column // BLOCK_K * n + row) * WORDS + position % 32 // 2
+        shift = position // 32 * 4 + position % 2 * 16
+        scale_at = group * n + row
+        zero_at, zero_shift = scale_at, 0
+    else:
+        groups = tl.cdiv(k, group_size)
+        word, shift = row * tl.cdiv(k, 8) + column // 8, column % 8 * 4
+        scale_at = row * groups + group
+        zero_at, zero_shift = row // 8 * groups + group, row % 8 * 4
+    code = tl.load(packed_ptr + word, mask=inside, other=0) >> shift & 15
+    scale = tl.load(scale_ptr + scale_at, mask=inside, other=0)
+    zero = 8
+    if zero_ptr is not None:
+        zero = tl.load(zero_ptr + zero_at, mask=inside, other=0) >> zero_shift & 15
+    weight = ((code - zero) * scale.to(tl.float32)).to(scale.dtype)
+    tl.store(weight_ptr + row.to(tl.int64) * k + column, weight.to(tl.float32), mask=inside)
+
+
+# ---- launch ------------------------------------------------------------------------------------------------
+
+
+def w4_linear_cuda(
+    x: Tensor,
+    weight_packed: Tensor,
+    weight_scale: Tensor,
+    weight_zero_point: Tensor | None,
+    bias: Tensor | None,
+    in_features: int,
+    group_size: int,
+    *,
+    plan: Plan | None = None,
+) -> Tensor:
+    """``y = x · Wᵀ + bias`` on a GPU; see :func:`~tarq.kernels.w4_linear.w4_linear`.
+
+    Nothing waits for the device and every shape follows from the arguments' shapes: CUDA graphs can capture it.
+
+    Args:
+        x: float32, bfloat16 or float16 [..., K], any strides; copied where its columns do not lie side by side.
+        weight_packed, weight_scale, weight_zero_point: a :class:`Prepacked`, or the tensors as on disk, which are dense
+            whatever M is. They are told apart by the dimensions of ``weight_packed``, 3 or 2.
+        bias: [N] or None.
+        in_features: K.
+        group_size: others than 32, 64 and multiples of 128 are dense, unless one group is all of K.
+        plan: in place of what :func:`choose` says, where the layout, group size and dtype allow another than dense.
+
+    Returns:
+        [..., N], contiguous, in the dtype of ``x``. float32 is always dense.
+    """
+    n, k = weight_packed.shape[-2], in_features
+    y = x.new_empty((*x.shape[:-1], n))
+    if y.numel() == 0:
+        return y
+    packed, scale = weight_packed.contiguous(), weight_scale.contiguous()
+    zero = None if weight_zero_point is None else weight_zero_point.contiguous()
+    bias = None if bias is None else bias.contiguous()
+    rows = x.reshape(-1, k)
+    rows = rows if rows.stride(1) == 1 else rows.contiguous()
+    groups = None if packed.dim() == 2 or x.dtype == torch.float32 else _groups(k, group_size)
+    with torch.cuda.device_of(x) if x.is_cuda else nullcontext():
+        if groups is None:
+            plan = DENSE
+        elif plan is None:
+            plan = choose(rows.shape[0], n, k, *_chip(x.device), groups[0])
+        if groups is None or plan.kernel == "dense":
+            weight = _dequantize(packed, scale, zero, k, group_size, x.dtype)
+            with torch.autocast(x.device.type, enabled=False):
+                return torch.nn.functional.linear(x, weight, None if bias is None else bias.to(x.dtype))
+        _launch(rows, packed, scale, zero, bias, y, groups, plan)
+    return y
+
+
+def _launch(
+    x: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    bias: Tensor | None,
+    y: Tensor,
+    groups: tuple[int, int],
+    plan: Plan,
+) -> None:
+    """Write ``x`` [M, K] times W to ``y`` with the kernel that ``plan`` names; ``groups`` from :func:`_groups`."""
+    (m, k), n, split = x.shape, packed.shape[1], plan.split_k
+    out = y if split == 1 else y.new_empty((split, m, n), dtype=torch.float32)
+    kernel, own = (gemv_kernel, {"LANES": plan.warps}) if plan.kernel == "gemv" else (gemm_kernel, {})
+    kernel[(-(-n // plan.block_n), -(-m // plan.block_m), split)](
+        x,
+        packed,
+        scale,
+        zero,
+        bias if split == 1 else None,
+        out,
+        m,
+        n,
+        k,
+        x.stride(0),
+        BLOCK_M=plan.block_m,
+        BLOCK_N=plan.block_n,
+        GROUPS=groups[0],
+        BLOCKS=groups[1],
+        num_warps=plan.warps,
+        num_stages=plan.stages,
+        **own,
+    )
+    if split > 1:
+        count = m * n
+        reduce_kernel[(-(-count // REDUCE_BLOCK),)](out, bias, y, count, n, SPLITS=split, BLOCK=REDUCE_BLOCK)
+
+
+def _dequantize(
+    packed: Tensor, scale: Tensor, zero: Tensor | None, k: int, group_size: int, dtype: torch.dtype
+) -> Tensor:
+    """W [N, K] in ``dtype``."""
+    n = packed.shape[-2]
+    weight = scale.new_empty((n, k), dtype=dtype)
+    block_n, block_columns = DEQUANTIZE_BLOCK
+    dequantize_kernel[(-(-n // block_n), -(-k // block_columns))](
+        packed,
+        scale,
+        zero,
+        weight,
+        n,
+        k,
+        group_size,
+        BLOCK_N=block_n,
+        BLOCK_COLUMNS=block_columns,
+        PREPACKED=packed.dim() == 3,
+    )
+    return weight
+
+
+@lru_cache(maxsize=256)
+def _groups(k: int, group_size: int) -> tuple[int, int] | None:
+    """Groups in a K block and K blocks in a group, one of them 1; None where groups and blocks do not fit."""
+    block = BLOCK_K.value
+    if group_size % block == 0:
+        return 1, group_size // block
+    if group_size >= k:
+        return 1, -(-k // block)
+    return (block // group_size, 1) if group_size in (32, 64) else None
+
+
+@lru_cache(maxsize=64)
+def _chip(device: torch.device) -> tuple[tuple[int, int], int]:
+    """Compute capability and number of SMs; an H200's where the kernels are interpreted."""
+    if device.type != "cuda":
+        return (9, 0), 132
+    properties = torch.cuda.get_device_properties(device)
+    return (properties.major, properties.minor), properties.multi_processor_count
+
+
+# ---- ahead of time -----------------------------------------------------------------------------------------
+
+
+#: dtype, groups in a K block, asymmetric, partial sums: together they have every branch of the kernels.
+VARIANTS = (("bf16", 1, True, False), ("fp16", 1, False, True), ("fp16", 4, True, False))
+
+
+def compilations(capability: tuple[int, int]) -> Iterator[tuple]:
+    """Every tile :func:`choose` can pick on a chip, in a few variants, for compiling without one.
+
+    Shapes are multiples of 128 and pointers aligned, as in models.
+
+    Yields:
+        name, kernel, signature, constexprs, attrs, options: the arguments of ``triton.compiler.ASTSource`` (constexprs
+        and attrs by ``(argument index,)``) and of ``triton.compile``.
+    """
+    for regime in regimes(capability):
+        for tile, (dtype, groups, asymmetric, partial) in product(regime["tiles"], VARIANTS):
+            if groups > regime["max_groups"]:
+                continue
+            plan = Plan(**tile)
+            types = dict.fromkeys(("x_ptr", "scale_ptr", "bias_ptr", "y_ptr"), dtype)
+            constants = {"BLOCK_M": plan.block_m, "BLOCK_N": plan.block_n, "GROUPS": groups, "BLOCKS": 1}
+            if not asymmetric:
+                constants["zero_ptr"] = None
+            kernel = gemm_kernel
+            if plan.kernel == "gemv":
+                kernel, constants["LANES"] = gemv_kernel, plan.warps
+            elif partial:
+                types["y_ptr"], constants["bias_ptr"] = "fp32", None
+            name = f"{plan.kernel} {plan.block_m}x{plan.block_n} {dtype} groups of {BLOCK_K.value // groups}"
+            yield _compilation(name, kernel, types, constants, {"num_warps": plan.warps, "num_stages": plan.stages})
+    block_n, block_columns = DEQUANTIZE_BLOCK
+    for dtype in ("bf16", "fp16"):
+        types = {"partial_ptr": "fp32", "bias_ptr": dtype, "y_ptr": dtype, "scale_ptr": dtype, "weight_ptr": dtype}
+        yield _compilation(f"reduce {dtype}", reduce_kernel, types, {"SPLITS": 8, "BLOCK": REDUCE_BLOCK}, {})
+        for prepacked in (True, False):
+            constants = {"BLOCK_N": block_n, "BLOCK_COLUMNS": block_columns, "PREPACKED": prepacked}
+            yield _compilation(f"dequantize {dtype} {prepacked=}", dequantize_kernel, types, constants, {})
+
+
+def _compilation(
+    name: str, kernel: triton.JITFunction, types: dict[str, str], constants: dict[str, object], options: dict[str, int]
+) -> tuple:
+    """An entry of :func:`compilations`; a pointer of which ``types`` says nothing is to int32."""
+    arguments = kernel.arg_names
+    signature = {a: f"*{types.get(a, 'i32')}" if a.endswith("_ptr") else "i32" for a in arguments}
+    signature |= dict.fromkeys(constants, "constexpr")
+    constexprs = {(arguments.index(a),): value for a, value in constants.items()}
+    # Tokens are of any number.
+    aligned = [i for i, a in enumerate(arguments) if signature[a] != "constexpr" and a not in ("m", "count")]
+    return name, kernel, signature, constexprs, {(i,): [["tt.divisibility", 16]] for i in aligned}, options

@@ -1,0 +1,139 @@
+"""Cases of ``group_quantize``: one layer from its Hessian to codes and scales, factorisation included.
+
+Peers: the one Cholesky and the matrix product that no such sweep can do without, by torch; the textbook sweep, a Python
+iteration a column (small layers only); and GPTQModel's ``GPTQ.quantize`` in an interpreter of its own that has it.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..kernels.group_quantize import factorize, group_quantize
+from ..kernels.scheme import Scheme
+from .measure import Case, Record
+
+SHAPES = ((1280, 1280), (5120, 1280), (1280, 5120))  # outputs, inputs
+QUICK_SHAPES = ((1280, 1280),)
+
+_PEER = r"""
+import json, sys, time
+out, sys.stdout = sys.stdout, sys.stderr  # the peer logs to stdout
+import torch, gptqmodel
+from gptqmodel.quantization import QuantizeConfig
+from gptqmodel.quantization.gptq import GPTQ
+torch.set_num_threads(int(sys.argv[1]))
+version = f"GPTQModel {gptqmodel.__version__}, torch {torch.__version__}"
+print(json.dumps({"version": version}), file=out, flush=True)
+for line in sys.stdin:
+    weight, hessian = torch.load(line.strip())
+    layer = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False)
+    layer.weight.data = weight
+    task = GPTQ(layer, QuantizeConfig(bits=4, group_size=128, sym=True, desc_act=False, act_group_aware=False,
+                                      damp_percent=0.01))
+    task.quantizer.configure(perchannel=True)
+    task.H, task.nsamples = hessian, 128
+    start = time.perf_counter()
+    quantized = task.quantize(blocksize=128)[0]
+    seconds = time.perf_counter() - start
+    torch.save(quantized, line.strip() + ".out")
+    print(json.dumps({"seconds": seconds}), file=out, flush=True)
+"""
+
+
+class GPTQModelPeer:
+    """GPTQModel in its own interpreter, on the same weight and Hessian, with as many threads.
+
+    Raises:
+        RuntimeError: the interpreter does not import gptqmodel.
+    """
+
+    def __init__(self, python: str) -> None:
+        self.folder = tempfile.TemporaryDirectory()
+        self.process = subprocess.Popen(
+            [python, "-c", _PEER, str(torch.get_num_threads())],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        self.version = str(self._answer()["version"])
+
+    def _answer(self) -> Record:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError("the peer ended without an answer: does its interpreter import gptqmodel?")
+        return json.loads(line)
+
+    def save(self, weight: Tensor, hessian: Tensor) -> Path:
+        """A problem where :meth:`run` finds it."""
+        path = Path(self.folder.name) / f"{weight.shape[0]}x{weight.shape[1]}.pt"
+        torch.save((weight, hessian), path)
+        return path
+
+    def run(self, saved: Path) -> float:
+        """Seconds for the saved problem, by the peer's own clock; its weight is left in ``saved`` + ``.out``."""
+        assert self.process.stdin is not None
+        print(saved, file=self.process.stdin, flush=True)
+        return float(self._answer()["seconds"])
+
+
+def problem(outputs: int, inputs: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """A weight and the Hessian of correlated inputs with a few outlier channels."""
+    generator = torch.Generator().manual_seed(outputs + inputs)
+    mixed = torch.randn(2 * inputs, inputs, generator=generator) @ torch.randn(inputs, inputs, generator=generator)
+    x = mixed / inputs**0.5 + 0.3 * torch.randn(2 * inputs, inputs, generator=generator)
+    x[:, :: inputs // 8] *= 20
+    weight = torch.randn(outputs, inputs, generator=generator) * 0.02
+    return weight.to(device), (x.mT @ x).to(device)
+
+
+def cases(device: torch.device, *, quick: bool, peer_python: str | None = None) -> Iterator[Case]:
+    """Cases on a device; a quick run keeps to the square layer."""
+    scheme = Scheme()
+    peer = GPTQModelPeer(peer_python) if peer_python and device.type == "cpu" else None
+    for m, n in QUICK_SHAPES if quick else SHAPES:
+        weight, hessian = problem(m, n, device)
+        damped = hessian + 0.01 * hessian.diagonal().mean() * torch.eye(n, device=device)
+        block = weight.clone()
+
+        def unavoidable(_: int, damped: Tensor = damped, block: Tensor = block) -> None:
+            """The Cholesky, and half a product of the errors with the factor: its upper triangle."""
+            upper = torch.linalg.cholesky(damped)
+            half = len(upper) // 2
+            block[:, :half] @ upper[:half]
+
+        peers = {"torch Cholesky and products": unavoidable}
+        extra = dict
+        if not quick and n <= 1280:
+            peers["textbook sweep in Python"] = lambda _, w=weight, h=hessian: group_quantize(  # type: ignore[misc]
+                w, factorize(h, backend="reference"), scheme, backend="reference"
+            )
+        if peer is not None:
+            saved = peer.save(weight, hessian)
+            peers[peer.version] = lambda _, saved=saved, peer=peer: peer.run(saved)  # type: ignore[misc]
+
+            def extra(w: Tensor = weight, h: Tensor = hessian, saved: Path = saved) -> Record:
+                """Our damped quadratic error over the peer's: about 1 says that both did the same work."""
+                precise = factorize(h.double()).upper
+                theirs, ours = torch.load(f"{saved}.out"), group_quantize(w, factorize(h), scheme).dequantize()
+                errors = [((w - q).double() @ precise).square().sum() for q in (ours, theirs)]
+                return {"loss_over_gptqmodel": float(errors[0] / errors[1])}
+
+        yield Case(
+            op="group_quantize",
+            shape=(m, n),
+            dtype="float32",
+            ours={"factor and sweep": lambda _, w=weight, h=hessian: group_quantize(w, factorize(h), scheme)},
+            peers=peers,
+            bytes=hessian.nbytes + weight.nbytes + weight.nelement() // 2,
+            flops={"factor and sweep": ("float32", n**3 / 3 + 1.0 * m * n * n)},
+            extra=extra,
+        )

@@ -1,0 +1,175 @@
+"""What every benchmark shares: a case, its timing, the machine's ceilings, and the records made of them."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..kernels import dispatch
+
+#: Takes the number of the copy to work on. A float is the call's own measure of its seconds.
+Call = Callable[[int], Any]
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Case:
+    """One problem and who solves it.
+
+    Attributes:
+        op: operation, with its variant ("gram", "gram, four sums").
+        shape: sizes, as the operation's benchmark orders them.
+        dtype: of the operands.
+        ours: what this package does, by name of the variant.
+        peers: what others do for the same result, by name.
+        bytes: memory that has to be read and written at least once.
+        flops: multiplications and additions that cannot be avoided, by the kind of unit that does them
+            ("float32", "bfloat16", "int8") for each of ``ours``.
+        copies: problems walked through in turn; more than one keeps them out of the caches.
+        extra: further fields of the case's records, asked for after timing.
+    """
+
+    op: str
+    shape: tuple[int, ...]
+    dtype: str
+    ours: dict[str, Call]
+    peers: dict[str, Call]
+    bytes: int
+    flops: dict[str, tuple[str, float]]
+    copies: int = 1
+    extra: Callable[[], Record] = field(default=dict)
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """The most this machine was seen to do: bytes read a second, and operations a second by kind."""
+
+    read: float
+    flops: dict[str, float]
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """torch's threads for a while."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def medians(calls: dict[str, Call], copies: int, seconds: float, device: torch.device) -> dict[str, float]:
+    """Median seconds of each call; they take turns, so that a busy moment meets all of them."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for call in calls.values():
+        call(0)
+    turn, end = 0, time.perf_counter() + seconds * len(calls)
+    while time.perf_counter() < end or turn < 3 or turn < copies:
+        for name, call in calls.items():
+            times[name].append(_once(call, turn % copies, device))
+        turn += 1
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def _once(call: Call, copy: int, device: torch.device) -> float:
+    if device.type == "cuda":
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize(device)
+        start.record()
+        call(copy)
+        end.record()
+        torch.cuda.synchronize(device)
+        return start.elapsed_time(end) / 1e3
+    began = time.perf_counter()
+    own = call(copy)
+    return own if isinstance(own, float) else time.perf_counter() - began
+
+
+def ceilings(device: torch.device) -> Ceilings:
+    """Measure them: the best of a few runs, on torch's present number of threads."""
+
+    def best(call: Call, count: float, runs: int = 5) -> float:
+        call(0)
+        return count / min(_once(call, 0, device) for _ in range(runs))
+
+    if device.type == "cuda":
+        block = torch.empty(1 << 30, dtype=torch.uint8, device=device)
+        n, flops = 8192, {}
+        for dtype in (torch.float32, torch.bfloat16):
+            a = torch.randn(n, n, device=device, dtype=dtype)
+            flops[str(dtype).removeprefix("torch.")] = best(lambda _, a=a: a @ a, 2.0 * n**3)
+        return Ceilings(best(lambda _: block.view(torch.int64).sum(), block.nbytes), flops)
+    if dispatch.EXTENSION_ERROR is not None:
+        block = torch.ones(1 << 26)
+        a = torch.randn(1024, 1024)
+        return Ceilings(best(lambda _: block.sum(), block.nbytes), {"float32": best(lambda _: a @ a, 2.0 * 1024**3)})
+    block = torch.ones(1 << 26)  # 256 MB: more than caches hold
+    rates, iterations = {}, 1_000_000
+    for kind, name in enumerate(("float32", "bfloat16", "int8")):
+        counted: list[float] = []
+
+        def multiply(_: int, kind: int = kind, counted: list[float] = counted) -> None:
+            counted.append(torch.ops.tarq.multiply_add(kind, iterations))
+
+        multiply(0)
+        if counted[0]:
+            rates[name] = best(multiply, counted[0])
+    return Ceilings(best(lambda _: torch.ops.tarq.read_bytes(block), block.nbytes), rates)
+
+
+def device_name(device: torch.device) -> str:
+    """The processor's or GPU's name; for a CPU also the best instruction set our kernels found."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    isa = torch.ops.tarq.w4_linear_isas()[0] if dispatch.EXTENSION_ERROR is None else "no extension"
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+    return f"{model} ({isa})"
+
+
+def records_of(case: Case, known: Ceilings, seconds: float, device: torch.device) -> list[Record]:
+    """Time a case; one record for each of ours with each peer.
+
+    ``ratio`` is our time over the peer's: below 1 ours is faster. ``roofline`` is the share of the bound that the
+    machine's ceilings set, 1 being all of it: the greater of bytes over read bandwidth and operations over their
+    rate, over our time. It exceeds 1 where operands stay in cache.
+    """
+    measured = medians(case.ours | case.peers, case.copies, seconds, device)
+    extra = case.extra()
+
+    def record(ours: str, peer: str) -> Record:
+        kind, flops = case.flops[ours]
+        bounds = {"memory": case.bytes / known.read}
+        if kind in known.flops:
+            bounds["arithmetic"] = flops / known.flops[kind]
+        bound = max(bounds, key=bounds.__getitem__)
+        return {
+            "op": case.op,
+            "shape": list(case.shape),
+            "dtype": case.dtype,
+            "variant": ours,
+            "threads": torch.get_num_threads(),
+            "device": device_name(device),
+            "backend": "native" if dispatch.EXTENSION_ERROR is None else "reference",
+            "peer": peer,
+            "seconds": measured[ours],
+            "peer_seconds": measured[peer],
+            "ratio": measured[ours] / measured[peer],
+            "roofline": bounds[bound] / measured[ours],
+            "bound": bound,
+            "copies": case.copies,
+            "torch": torch.__version__,
+            **extra,
+        }
+
+    return [record(ours, peer) for ours in case.ours for peer in case.peers]

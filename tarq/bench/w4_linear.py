@@ -1,0 +1,166 @@
+"""Cases of ``w4_linear``: one packed layer, from one row (decoding) to a whole window (the encoder).
+
+Peers: ``nn.Linear`` in float32 and bfloat16 (float16 too on a GPU), torch's int4 kernel in bfloat16, and onnxruntime's
+``MatMulNBits`` on a CPU where onnxruntime and onnx are installed: accuracy level 4 rounds activations to int8, level 0
+computes in float32.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ..kernels.w4_linear import dequantize, pack, w4_linear, w4_linear_int8
+from .measure import Call, Case
+
+GROUP = 128
+SHAPES = ((1280, 1280), (5120, 1280), (1280, 5120), (4096, 4096))  # outputs, inputs
+ROWS = (1, 4, 16, 64, 256, 1500)
+QUICK_SHAPES, QUICK_ROWS = ((1280, 1280),), (1, 16, 256)
+GPU_SHAPES = (*SHAPES, (16384, 16384))
+GPU_ROWS = (1, 8, 16, 64, 256, 1500)
+COLD = (4096, 4096)  # the layer that is also read from memory, through copies of it
+COLD_BYTES = 96 << 20  # more than a shared cache holds
+
+
+class Layers:
+    """``copies`` random layers of one shape in every contestant's format."""
+
+    def __init__(self, outputs: int, inputs: int, copies: int, device: torch.device) -> None:
+        self.outputs, self.inputs, self.device = outputs, inputs, device
+        groups = inputs // GROUP
+        codes = [torch.randint(0, 16, (outputs, inputs), dtype=torch.uint8) for _ in range(copies)]
+        scales = [(torch.rand(outputs, groups) * 0.02 + 0.005).half() for _ in range(copies)]
+        self.packed = [pack(c, 4).to(device) for c in codes]
+        self.scales = [s.to(device) for s in scales]
+        dense = [dequantize(p, s, None, inputs, GROUP) for p, s in zip(self.packed, self.scales, strict=True)]
+        self.dense = {dtype: [d.to(dtype) for d in dense] for dtype in self._dense_dtypes()}
+        self.layers: list[tuple[Tensor, Tensor, Tensor | None]] = [
+            (p, s, None) for p, s in zip(self.packed, self.scales, strict=True)
+        ]
+        if device.type == "cuda":
+            from ..kernels.w4_linear.cuda import prepack
+
+            self.layers = [tuple(prepack(*tensors)) for tensors in self.layers]  # as a loaded layer has them
+        self.int4pack, self.int4pack_scales = self._int4pack(codes, scales)
+        # onnxruntime wants two codes a byte, low nibble first: the bytes of our words.
+        self.bytes = [p.cpu().view(torch.uint8).reshape(outputs, groups, GROUP // 2) for p in self.packed]
+
+    def _dense_dtypes(self) -> tuple[torch.dtype, ...]:
+        if self.device.type == "cuda":
+            return torch.float16, torch.bfloat16
+        return torch.float32, torch.bfloat16
+
+    def _int4pack(self, codes: list[Tensor], scales: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """torch's own format: its zero is the midpoint 8 already; scale and zero offset of a group, in bfloat16."""
+        pairs = [torch.stack([s.T, torch.zeros_like(s.T)], -1).bfloat16().contiguous() for s in scales]
+        if self.device.type == "cuda":
+            bytes_ = [(c[:, ::2] << 4 | c[:, 1::2]).to(self.device) for c in codes]
+            packed = [torch.ops.aten._convert_weight_to_int4pack(b, 8) for b in bytes_]
+            return packed, [p.to(self.device) for p in pairs]
+        return [torch.ops.aten._convert_weight_to_int4pack_for_cpu(c.int(), 2) for c in codes], pairs
+
+    def ours(self, x: Tensor) -> Call:
+        return lambda i: w4_linear(x, *self.layers[i], None, self.inputs, GROUP)
+
+    def ours_int8(self, x: Tensor) -> Call:
+        return lambda i: w4_linear_int8(x, *self.layers[i], None, self.inputs, GROUP)
+
+    def peers(self, x: Tensor) -> dict[str, Call]:
+        linear, half = torch.nn.functional.linear, x.bfloat16()
+        calls: dict[str, Call] = {}
+        for dtype, weights in self.dense.items():
+            name = f"{str(dtype).removeprefix('torch.')} linear"
+            calls[name] = lambda i, x=x.to(dtype), weights=weights: linear(x, weights[i])  # type: ignore[misc]
+        if len(x) <= 256:  # beyond, it takes seconds, and nobody would use it
+            name = "_weight_int4pack_mm" + ("" if self.device.type == "cuda" else "_for_cpu")
+            product = getattr(torch.ops.aten, name)
+            calls["torch int4pack (bfloat16)"] = lambda i: product(
+                half, self.int4pack[i], GROUP, self.int4pack_scales[i]
+            )
+        if self.device.type == "cpu" and all(importlib.util.find_spec(name) for name in ("onnxruntime", "onnx")):
+            calls |= {f"onnxruntime level {level}": self.onnxruntime(x, level) for level in (0, 4)}
+        return calls
+
+    def onnxruntime(self, x: Tensor, level: int) -> Call:
+        """``MatMulNBits`` at an accuracy level, with input and output bound to fixed memory."""
+        import onnxruntime
+        from onnx import TensorProto, helper, numpy_helper
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        runs = []
+        for i in range(len(self.packed)):
+            node = helper.make_node(
+                "MatMulNBits",
+                ["x", "codes", "scales"],
+                ["y"],
+                domain="com.microsoft",
+                K=self.inputs,
+                N=self.outputs,
+                bits=4,
+                block_size=GROUP,
+                accuracy_level=level,
+            )
+            graph = helper.make_graph(
+                [node],
+                "layer",
+                [helper.make_tensor_value_info("x", TensorProto.FLOAT, list(x.shape))],
+                [helper.make_tensor_value_info("y", TensorProto.FLOAT, [x.shape[0], self.outputs])],
+                [
+                    numpy_helper.from_array(self.bytes[i].numpy(), "codes"),
+                    numpy_helper.from_array(self.scales[i].float().flatten().numpy(), "scales"),
+                ],
+            )
+            opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+            model = helper.make_model(graph, opset_imports=opsets, ir_version=8)
+            session = onnxruntime.InferenceSession(model.SerializeToString(), options, ["CPUExecutionProvider"])
+            binding = session.io_binding()
+            binding.bind_ortvalue_input("x", onnxruntime.OrtValue.ortvalue_from_numpy(x.numpy()))
+            binding.bind_output("y")
+            runs.append((session, binding))
+        return lambda i: runs[i][0].run_with_iobinding(runs[i][1])
+
+
+def cases(device: torch.device, *, quick: bool) -> Iterator[Case]:
+    """Cases on a device; a quick run keeps to one layer and three row counts."""
+    gpu = device.type == "cuda"
+    shapes = QUICK_SHAPES if quick else GPU_SHAPES if gpu else SHAPES
+    rows = QUICK_ROWS if quick else GPU_ROWS if gpu else ROWS
+    for outputs, inputs in shapes:
+        layers = Layers(outputs, inputs, 1, device)
+        for count in rows:
+            yield _case(layers, count, 1)
+    if not quick and not gpu:
+        outputs, inputs = COLD
+        copies = -(-COLD_BYTES // (outputs * inputs // 2))
+        yield _case(Layers(outputs, inputs, copies, device), 1, copies)
+
+
+def _case(layers: Layers, rows: int, copies: int) -> Case:
+    outputs, inputs = layers.outputs, layers.inputs
+    x = torch.randn(rows, inputs)
+    flops = 2.0 * rows * outputs * inputs
+    if layers.device.type == "cuda":
+        ours = {str(d).removeprefix("torch."): layers.ours(x.to(layers.device, d)) for d in layers.dense}
+        work = dict.fromkeys(ours, ("bfloat16", flops))
+    else:
+        ours = {
+            "float32": layers.ours(x),
+            "bfloat16": layers.ours(x.bfloat16()),
+            "int8 activations": layers.ours_int8(x),
+        }
+        work = {"float32": ("float32", flops), "bfloat16": ("bfloat16", flops), "int8 activations": ("int8", flops)}
+    return Case(
+        op="w4_linear",
+        shape=(rows, outputs, inputs),
+        dtype="by variant",
+        ours=ours,
+        peers=layers.peers(x.to(layers.device)),
+        bytes=layers.packed[0].nbytes + layers.scales[0].nbytes + 4 * rows * (inputs + outputs),
+        flops=work,
+        copies=copies,
+    )

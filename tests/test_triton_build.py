@@ -1,0 +1,140 @@
+"""Every Triton kernel compiles for every architecture we name, keeps its values in registers and fits shared memory.
+
+Run as a script with the name of an architecture it compiles for it and prints the figures as JSON.
+"""
+
+import importlib
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+
+import pytest
+
+MODULES = ("tarq.kernels.gram.cuda", "tarq.kernels.w4_linear.cuda")
+
+#: Compute capability and KiB of shared memory that one program may use.
+ARCHITECTURES = {"sm_80": ((8, 0), 163), "sm_90": ((9, 0), 227), "sm_100": ((10, 0), 227), "sm_120": ((12, 0), 99)}
+
+#: The tensor-core instruction of each architecture.
+DOT = {"sm_80": "mma.sync", "sm_90": "wgmma.mma_async", "sm_100": "tcgen05.mma", "sm_120": "mma.sync"}
+
+
+def ptxas(architecture: str) -> Path | None:
+    """The assembler that comes with Triton, or None where it does not."""
+    found = importlib.util.find_spec("triton")
+    if found is None or found.origin is None:
+        return None
+    name = "ptxas-blackwell" if ARCHITECTURES[architecture][0] >= (10, 0) else "ptxas"
+    path = Path(found.origin).parent / "backends" / "nvidia" / "bin" / name
+    return path if path.is_file() else None
+
+
+def figures(report: str) -> dict:
+    """Registers, spilled bytes and serialized tensor-core instructions in what ``ptxas -v`` printed of one kernel."""
+    spills = re.search(r"(\d+) bytes spill stores, (\d+) bytes spill loads", report)
+    registers = re.search(r"Used (\d+) registers", report)
+    if spills is None or registers is None:
+        raise ValueError(f"not a report of ptxas -v:\n{report}")
+    return {
+        "registers": int(registers[1]),
+        "spilled": int(spills[1]) + int(spills[2]),
+        "serialized": "wgmma.mma_async instructions are serialized" in report,
+    }
+
+
+def compilations(architecture: str) -> Iterator[tuple]:
+    """What each module's own ``compilations`` lists for this architecture."""
+    for name in MODULES:
+        if importlib.util.find_spec(name) is not None:
+            yield from importlib.import_module(name).compilations(ARCHITECTURES[architecture][0])
+
+
+def build(architecture: str) -> list[dict]:
+    """Compile everything; name, instructions and figures of each kernel."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    (major, minor), _ = ARCHITECTURES[architecture]
+    target = GPUTarget("cuda", 10 * major + minor, 32)
+    results = []
+    for name, kernel, signature, constexprs, attrs, options in compilations(architecture):
+        source = ASTSource(fn=kernel, signature=signature, constexprs=constexprs, attrs=attrs)
+        with redirect_stdout(StringIO()) as report:  # TRITON_DUMP_PTXAS_LOG has it printed
+            compiled = triton.compile(source, target=target, options=options)
+        dots = sorted(set(re.findall(r"wgmma\.mma_async|tcgen05\.mma|mma\.sync", compiled.asm["ptx"])))
+        shared = compiled.metadata.shared
+        results.append({"name": name, "shared": shared, "dots": dots, **figures(report.getvalue())})
+    return results
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict]]:
+    """What :func:`build` says of each architecture that can be compiled for, from processes of their own."""
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+
+    def report(architecture: str) -> list[dict]:
+        # A kernel found in a cache would be reported on by no ptxas.
+        cache = tmp_path_factory.mktemp(architecture)
+        own = {"TRITON_CACHE_DIR": str(cache), "TRITON_DUMP_PTXAS_LOG": "1"}
+        command = [sys.executable, "-P", __file__, architecture]
+        result = subprocess.run(command, capture_output=True, text=True, env=environment | own)
+        assert result.returncode == 0, result.stderr[-4000:]
+        return json.loads(result.stdout)
+
+    able = [architecture for architecture in ARCHITECTURES if ptxas(architecture)]
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip(able, pool.map(report, able), strict=True))
+
+
+@pytest.fixture(params=ARCHITECTURES)
+def architecture(request: pytest.FixtureRequest) -> str:
+    if ptxas(request.param) is None:
+        pytest.skip("Triton or the assembler that comes with it is not installed")
+    return request.param
+
+
+def test_figures_are_read_from_the_report():
+    report = (
+        "ptxas info    : (C7515) Potential Performance Loss: wgmma.mma_async instructions are serialized due to ...\n"
+        "ptxas info    : Compiling entry function 'greedy' for 'sm_90a'\n"
+        "    32 bytes stack frame, 28 bytes spill stores, 24 bytes spill loads\n"
+        "ptxas info    : Used 255 registers, used 1 barriers\n"
+    )
+    assert figures(report) == {"registers": 255, "spilled": 52, "serialized": True}
+    tidy = report[report.index("\n") :].replace("28", "0").replace("24", "0").replace("255", "64")
+    assert figures(tidy) == {"registers": 64, "spilled": 0, "serialized": False}
+    with pytest.raises(ValueError, match="not a report"):
+        figures("")
+
+
+def test_no_kernel_spills(built, architecture):
+    assert built[architecture]
+    assert not {kernel["name"]: kernel["spilled"] for kernel in built[architecture] if kernel["spilled"]}
+
+
+def test_every_kernel_fits_shared_memory(built, architecture):
+    limit = ARCHITECTURES[architecture][1] * 1024
+    assert not {kernel["name"]: kernel["shared"] for kernel in built[architecture] if kernel["shared"] > limit}
+
+
+def test_gram_uses_the_tensor_cores(built, architecture):
+    dots = {kernel["name"]: kernel["dots"] for kernel in built[architecture] if kernel["name"].startswith("gram_")}
+    assert {f"gram_{dtype}_128{kind}" for dtype in ("bf16", "fp16") for kind in ("", "_routed", "_pair")} <= set(dots)
+    assert set(map(tuple, dots.values())) == {(DOT[architecture],)}
+
+
+def test_wgmma_is_asynchronous(built, architecture):
+    assert not [kernel["name"] for kernel in built[architecture] if kernel["serialized"]]
+
+
+if __name__ == "__main__":
+    print(json.dumps(build(sys.argv[1])))

@@ -1,0 +1,397 @@
+"""w4_linear on CUDA: every kernel against float64, on a GPU where there is one, else interpreted."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tarq.kernels.w4_linear import dequantize, pack, pack_zeros
+from torch import Tensor
+
+cuda = pytest.importorskip("tarq.kernels.w4_linear.cuda", reason="Triton is not installed", exc_type=ImportError)
+interpreter = pytest.importorskip("triton.runtime.interpreter", exc_type=ImportError)
+
+DENSE, Plan, choose, prepack, regimes = cuda.DENSE, cuda.Plan, cuda.choose, cuda.prepack, cuda.regimes
+w4_linear_cuda = cuda.w4_linear_cuda
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+HALVES = (torch.float16, torch.bfloat16)
+
+PLANS = {
+    "gemv 1": Plan("gemv", 1, 64, 8, 3),
+    "gemv 8": Plan("gemv", 8, 16, 8, 4),
+    "gemm 16": Plan("gemm", 16, 128, 8, 4),
+    "gemm 64": Plan("gemm", 64, 64, 4, 3),
+    "split": Plan("gemm", 32, 64, 4, 4, split_k=4),
+    "dense": DENSE,
+}
+
+# What an error may be of Σ|x||w| + |b|: half a unit in the result's last place and a little for the sums. Dense
+# weights are rounded to the dtype of x as well.
+TOLERANCE = {torch.float16: 5.2e-4, torch.bfloat16: 4.1e-3}
+
+
+# ---- what the interpreter lacks ----------------------------------------------------------------------------
+
+
+def halves(words: np.ndarray, dtype: torch.dtype) -> Tensor:
+    """uint32 [...] to the two 16-bit floats in each of them, float64 [..., 2]."""
+    return torch.from_numpy(np.ascontiguousarray(words)[..., None].view(np.int16)).view(dtype).double()
+
+
+def run_ptx(line: str, registers: dict[str, np.ndarray]) -> None:
+    """One of the instructions that unpack codes, for all elements of the uint32 ``registers``."""
+    name, operands = line.split(" ", 1)
+    target, *sources = (operand.strip(" {}") for operand in operands.split(","))
+    if name == "lop3.b32":
+        a, b, c = (registers[source] for source in sources[:3])
+        terms = ((a if i & 4 else ~a) & (b if i & 2 else ~b) & (c if i & 1 else ~c) for i in range(8))
+        table = int(sources[3], 16)
+        registers[target] = np.bitwise_or.reduce([term for i, term in enumerate(terms) if table >> i & 1])
+    elif name in ("fma.rn.f16x2", "fma.rn.bf16x2"):
+        dtype = torch.bfloat16 if "bf16" in name else torch.float16
+        a, b, c = (halves(registers[source], dtype) for source in sources)
+        registers[target] = (a * b + c).to(dtype).view(torch.int16).numpy().view(np.uint32)[..., 0]
+    elif name == "mov.b32":
+        high, source = sources
+        registers[target], registers[high] = np.moveaxis(registers[source][..., None].view(np.uint16), -1, 0)
+    else:
+        raise NotImplementedError(line)
+
+
+def inline_asm(builder, asm, constraints, values, types, is_pure, pack):
+    """``InterpreterBuilder.create_inline_asm``, which raises NotImplementedError."""
+    registers = {f"${len(types) + i}": value.data.astype(np.uint32) for i, value in enumerate(values)}
+    for line in asm.strip("{}").replace("\n", "").split(";"):
+        if line and not line.startswith(".reg"):
+            run_ptx(line, registers)
+    results = [
+        interpreter.TensorHandle(registers[f"${i}"].view(interpreter._get_np_dtype(kind.scalar)), kind.scalar)
+        for i, kind in enumerate(types)
+    ]
+    return type("Call", (), {"get_result": staticmethod(results.__getitem__)})
+
+
+def dot(builder, a, b, d, input_precision, max_num_imprecise_acc):
+    """``InterpreterBuilder.create_dot``, which takes the bits of a bfloat16 for an integer."""
+
+    def value(handle) -> np.ndarray:
+        if handle.dtype.scalar.is_bf16():
+            return (handle.data.astype(np.uint32) << 16).view(np.float32)
+        return handle.data.astype(np.float32)
+
+    return interpreter.TensorHandle(np.matmul(value(a), value(b)) + d.data, d.dtype.scalar)
+
+
+def truncate_float(builder, value, kind):
+    """``InterpreterBuilder.create_fp_trunc``, which rounds to bfloat16 towards zero."""
+    if kind.scalar.is_bf16():
+        rounded = torch.from_numpy(np.ascontiguousarray(value.data)).bfloat16()
+        return interpreter.TensorHandle(rounded.view(torch.int16).numpy().view(np.uint16), kind.scalar)
+    return builder.cast_impl(value, kind)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _complete_interpreter():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(interpreter.InterpreterBuilder, "create_inline_asm", inline_asm)
+        patch.setattr(interpreter.InterpreterBuilder, "create_dot", dot)
+        patch.setattr(interpreter.InterpreterBuilder, "create_fp_trunc", truncate_float)
+        yield
+
+
+# ---- helpers -----------------------------------------------------------------------------------------------
+
+
+def make_layer(
+    rows: int, columns: int, group: int, *, symmetric: bool = True, scale: torch.dtype = torch.float16
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Random weight_packed, weight_scale, weight_zero_point."""
+    groups = -(-columns // group)
+    codes = torch.randint(0, 16, (rows, columns), dtype=torch.uint8)
+    scales = (torch.rand(rows, groups) * 0.02 + 0.005).to(scale)
+    zeros = None if symmetric else pack_zeros(torch.randint(0, 16, (rows, groups), dtype=torch.uint8), 4)
+    return on_device(pack(codes, 4), scales, zeros)
+
+
+def on_device(*tensors: Tensor | None) -> tuple:
+    return tuple(None if tensor is None else tensor.to(DEVICE) for tensor in tensors)
+
+
+def assert_accurate(
+    y: Tensor, x: Tensor, layer: tuple, bias: Tensor | None, columns: int, group: int, *, dense: bool = False
+) -> None:
+    """Compare with the product in float64 relative to the sum of magnitudes; weights rounded only if ``dense``."""
+    packed, scale, zero = layer
+    weight = dequantize(packed, scale if dense else scale.double(), zero, columns, group).double()
+    offset = torch.zeros(weight.shape[:1], dtype=torch.float64, device=x.device) if bias is None else bias.double()
+    exact = x.double() @ weight.T + offset
+    magnitude = x.double().abs() @ weight.abs().T + offset.abs()
+    assert y.dtype == x.dtype
+    assert y.shape == exact.shape
+    assert y.is_contiguous()
+    if y.numel():
+        error = ((y.double() - exact).abs() / magnitude.clamp_min(1e-30)).max().item()
+        assert error < TOLERANCE[x.dtype] * (2 if dense else 1), error
+
+
+def check(plan, m: int, n: int, k: int, group: int, *, dtype=torch.float16, symmetric=True, bias=True):
+    layer = make_layer(n, k, group, symmetric=symmetric, scale=(*HALVES, torch.float32)[(m + n + k) % 3])
+    x = torch.randn(m, k, device=DEVICE).to(dtype)
+    offset = torch.randn(n, device=DEVICE).to(dtype) if bias else None
+    y = w4_linear_cuda(x, *prepack(*layer), offset, k, group, plan=plan)
+    dense = plan == DENSE or m > 256 or group not in (32, 64, 128, 256)
+    assert_accurate(y, x, layer, offset, k, group, dense=dense)
+
+
+# ---- layout ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize(("rows", "columns"), [(1, 1), (3, 127), (8, 128), (17, 129), (33, 400)])
+def test_prepacking_round_trip(rows: int, columns: int, symmetric: bool):
+    layer = make_layer(rows, columns, 32, symmetric=symmetric)
+    prepacked = prepack(*layer)
+    assert all(tensor is None or tensor.is_contiguous() for tensor in prepacked)
+    for tensor, original in zip(cuda.unprepack(prepacked, columns), layer, strict=True):
+        assert tensor is original is None or torch.equal(tensor, original)
+
+
+def test_prepacked_order():
+    codes = torch.randint(0, 16, (5, 256), dtype=torch.uint8)
+    words = prepack(pack(codes, 4), torch.ones(5, 2), None).weight_packed
+    assert words.shape == (2, 5, 16)
+    for block, word, i in ((0, 0, 0), (0, 15, 7), (1, 6, 3), (1, 9, 4)):
+        column = 128 * block + 32 * (i % 4) + 2 * word + i // 4
+        assert torch.equal(words[block, :, word] >> 4 * i & 15, codes[:, column].int())
+
+
+# ---- the kernels -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("group", [32, 64, 128])
+@pytest.mark.parametrize("name", [name for name in PLANS if name != "dense"])
+def test_one_hot_inputs_read_the_weight(name: str, group: int, dtype: torch.dtype):
+    """Every code meets every zero point, and each input its own code: exact, since scales are powers of two."""
+    columns = 272
+    codes = (torch.arange(columns) % 16 + torch.arange(32)[:, None]) % 16
+    zeros = (torch.arange(-(-columns // group)) * 5 + torch.arange(32)[:, None]) % 16
+    scales = 2.0 ** (torch.arange(zeros.numel()).reshape(zeros.shape) % 5 - 2)
+    layer = on_device(pack(codes.byte(), 4), scales.to(dtype), pack_zeros(zeros.byte(), 4))
+    eye = torch.eye(columns, device=DEVICE, dtype=dtype)
+    y = w4_linear_cuda(eye, *prepack(*layer), None, columns, group, plan=PLANS[name]._replace(block_m=64))
+    assert torch.equal(y.T, dequantize(*layer, columns, group))
+
+
+@pytest.mark.parametrize("n", [1, 3, 127, 128, 129, 384])
+@pytest.mark.parametrize("k", [1, 3, 8, 24, 127, 128, 129, 288, 384])
+def test_shapes(n: int, k: int):
+    """Ragged rows, blocks and groups; each shape with other tokens, groups, dtypes and kernels, in turn."""
+    turn = n + k
+    group = (32, 64, 128)[turn % 3]
+    for plan, m in (("gemv 1", 1), ("gemm 16", 3), ("split", 17)):
+        check(PLANS[plan], m, n, k, group, dtype=HALVES[turn % 2], symmetric=turn % 4 < 2, bias=turn % 8 < 4)
+
+
+@pytest.mark.parametrize("m", [0, 1, 3, 8, 16, 17, 65])
+@pytest.mark.parametrize("name", PLANS)
+def test_tokens(name: str, m: int):
+    check(PLANS[name], m, 24, 200, 64, symmetric=False)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("group", [32, 64, 128, 256, 40, 200, 1024])
+@pytest.mark.parametrize("name", ["gemv 8", "split", "dense"])
+def test_groups(name: str, group: int, symmetric: bool):
+    """Groups of parts of a block, of several blocks, of all of K, and those that fit no block."""
+    for k in (200, 520):
+        check(PLANS[name], 5, 20, k, group, symmetric=symmetric, dtype=HALVES[group % 3 % 2])
+
+
+@pytest.mark.parametrize("m", [1, 5, 16, 40, 64, 100, 300])
+def test_chosen_plan(m: int):
+    check(None, m, 72, 300, 128, symmetric=False)
+
+
+@pytest.mark.parametrize("name", ["gemv 8", "gemm 64", "dense"])
+def test_strides(name: str):
+    layer = make_layer(10, 96, 32, symmetric=False)
+    bias = torch.randn(20, device=DEVICE).half()[::2]
+    base = torch.randn(40, 40, 192, device=DEVICE).half()
+    for x in (
+        base[0].T[:96],
+        base[0, :7, ::2],
+        base[0, :7, 3:99],
+        base[0, :1, :96].expand(7, 96),
+        base[:3, :5, :96].transpose(0, 1),
+        base[1, 2, 96:],
+        base[:0, 0, 1:97],
+    ):
+        x = x if x.shape[-1] == 96 else x.T
+        y = w4_linear_cuda(x, *prepack(*layer), bias, 96, 32, plan=PLANS[name])
+        assert_accurate(y, x, layer, bias, 96, 32, dense=name == "dense")
+
+
+def test_layer_as_on_disk():
+    """No prepacking: the same result as prepacked and dense, whatever the strides."""
+    layer = make_layer(10, 200, 40, symmetric=False)
+    x = torch.randn(2, 3, 200, device=DEVICE).half()
+    expected = w4_linear_cuda(x, *prepack(*layer), None, 200, 40, plan=DENSE)
+    assert torch.equal(w4_linear_cuda(x, *layer, None, 200, 40), expected)
+    strided = tuple(torch.stack([tensor, tensor], -1)[..., 0] for tensor in layer)
+    assert torch.equal(w4_linear_cuda(x, *strided, None, 200, 40), expected)
+    assert_accurate(expected, x, layer, None, 200, 40, dense=True)
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
+@pytest.mark.parametrize("name", [name for name in PLANS if name != "dense"])
+def test_values_near_the_limits_of_float16(name: str):
+    """Sums far beyond float16 inside a group cancel without overflow; results beyond it are infinite."""
+    codes = torch.full((16, 256), 15, dtype=torch.uint8)
+    codes[:, 1::2] = 1  # code − zero is 7 and −7
+    scales = torch.full((16, 2), 2**-10).half()
+    layer = on_device(pack(codes, 4), scales, None)
+    x = torch.full((9, 256), 65504.0, device=DEVICE, dtype=torch.float16)
+    x[:, 0] = 60000
+    y = w4_linear_cuda(x, *prepack(*layer), None, 256, 128, plan=PLANS[name])
+    assert torch.equal(y, torch.full_like(y, 7 * (60000 - 65504) / 1024))
+    x[:, 1::2] *= -1
+    y = w4_linear_cuda(x, *prepack(*layer), None, 256, 128, plan=PLANS[name])
+    assert torch.equal(y, torch.full_like(y, torch.inf))
+    small = torch.full_like(x, 2**-24)  # the smallest subnormal
+    y = w4_linear_cuda(small, *prepack(*layer), torch.ones(16, device=DEVICE), 256, 128, plan=PLANS[name])
+    assert torch.equal(y, torch.ones_like(y))
+
+
+@pytest.mark.parametrize("scale", [torch.float16, torch.bfloat16, torch.float32])
+def test_float32_has_the_weights_of_the_reference(scale: torch.dtype):
+    layer = make_layer(20, 136, 32, symmetric=False, scale=scale)
+    y = w4_linear_cuda(torch.eye(136, device=DEVICE), *prepack(*layer), None, 136, 32)
+    assert torch.equal(y.T, dequantize(*layer, 136, 32).float())
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    name=st.sampled_from(sorted(PLANS)),
+    m=st.integers(1, 20),
+    n=st.integers(1, 70),
+    k=st.integers(1, 300),
+    group=st.sampled_from([32, 64, 128]),
+    dtype=st.sampled_from(HALVES),
+    symmetric=st.booleans(),
+    bias=st.booleans(),
+)
+def test_any_shape(name, m, n, k, group, dtype, symmetric, bias):
+    check(PLANS[name], m, n, k, group, dtype=dtype, symmetric=symmetric, bias=bias)
+
+
+# ---- choice ------------------------------------------------------------------------------------------------
+
+CAPABILITIES = [(8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (10, 3), (12, 0), (12, 1)]
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_choice(capability: tuple[int, int]):
+    """Total, and with more tokens never back from gemm to gemv or from dense to either."""
+    compiled = {Plan(**tile) for regime in regimes(capability) for tile in regime["tiles"]} | {DENSE}
+    for n in (1, 384, 1280, 5120, 16384, 51866):
+        for k in (1, 384, 1280, 5120, 16384):
+            for sms in (28, 132, 148):
+                plans = [choose(m, n, k, capability, sms) for m in (1, 2, 8, 9, 16, 17, 64, 65, 256, 257, 10**6)]
+                order = [plan.kernel == "dense" for plan in plans]
+                assert order == sorted(order)
+                assert not order[0]
+                assert order[-1]
+                for plan in plans:
+                    assert plan._replace(split_k=1) in compiled
+                    assert plan.split_k & (plan.split_k - 1) == 0
+                    assert plan.split_k == 1 or (plan.kernel == "gemm" and plan.split_k * 2 <= -(-k // 128))
+
+
+def test_choice_follows_the_chip():
+    assert choose(1, 4096, 4096, (7, 5), 40) == DENSE
+    assert choose(40, 1280, 5120, (9, 0), 132).split_k > choose(40, 1280, 5120, (9, 0), 28).split_k
+    wide, narrow = (choose(1, n, 4096, (9, 0), 132).block_n for n in (16384, 4096))
+    assert wide > narrow
+
+
+@pytest.mark.parametrize("capability", CAPABILITIES)
+def test_table(capability: tuple[int, int]):
+    table = regimes(capability)
+    assert all(a["max_m"] < b["max_m"] for a, b in pairwise(table))
+    for regime in table:
+        plans = [Plan(**tile) for tile in regime["tiles"]]
+        assert all(a.block_n > b.block_n for a, b in pairwise(plans))
+        # Packed words are read once for all the tokens of a call, as long as it is bound by reading them.
+        assert regime["max_m"] > 64 or all(plan.block_m >= regime["max_m"] for plan in plans)
+
+
+def test_compilations():
+    """Each has a type for every argument and names no argument twice."""
+    for name, kernel, signature, constexprs, attrs, options in cuda.compilations((9, 0)):
+        assert list(signature) == list(kernel.arg_names), name
+        constants = {i for i, kind in enumerate(signature.values()) if kind == "constexpr"}
+        assert {i for (i,) in constexprs} == constants, name
+        assert not constants & {i for (i,) in attrs}, name
+        assert set(options) <= {"num_warps", "num_stages"}
+
+
+# ---- on a GPU ----------------------------------------------------------------------------------------------
+
+SHAPES = [(4096, 4096), (1280, 1280), (1280, 5120), (5120, 1280), (1111, 1000)]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize(("n", "k"), SHAPES)
+def test_large_shapes(n: int, k: int, dtype: torch.dtype, symmetric: bool):
+    for m in (1, 2, 8, 11, 16, 32, 64, 100, 256, 1500):
+        for group in (128, 32):
+            check(None, m, n, k, group, dtype=dtype, symmetric=symmetric)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", HALVES)
+def test_every_tile_of_this_chip(dtype: torch.dtype):
+    for regime in regimes(torch.cuda.get_device_capability()):
+        for tile in regime["tiles"]:
+            for split in (1, regime["max_split_k"]):
+                check(Plan(**tile)._replace(split_k=split), regime["max_m"], 1280, 1280, 128, dtype=dtype)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("m", [1, 16, 64, 300])
+def test_cuda_graph(m: int):
+    layer = make_layer(1280, 1280, 128, symmetric=False)
+    prepacked, bias = prepack(*layer), torch.randn(1280, device=DEVICE).half()
+    x = torch.randn(m, 1280, device=DEVICE).half()
+    w4_linear_cuda(x, *prepacked, bias, 1280, 128)  # compiles
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = w4_linear_cuda(x, *prepacked, bias, 1280, 128)
+    for _ in range(2):
+        x.normal_()
+        graph.replay()
+        assert_accurate(y, x, layer, bias, 1280, 128, dense=m > 256)
+
+
+@pytest.mark.gpu
+def test_torch_compile():
+    @torch.library.custom_op("tarq_test::w4_linear", mutates_args=())
+    def operator(x: Tensor, packed: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
+        return w4_linear_cuda(x, packed, scale, None, bias, 1280, 128)
+
+    operator.register_fake(lambda x, packed, scale, bias: x.new_empty((*x.shape[:-1], packed.shape[-2])))
+    layer, bias = make_layer(1280, 1280, 128), torch.randn(1280, device=DEVICE).half()
+    packed, scale, _ = prepack(*layer)
+    compiled = torch.compile(lambda x: operator(x, packed, scale, bias) * 2, mode="reduce-overhead")
+    for m in (1, 1, 1, 40, 40):
+        x = torch.randn(m, 1280, device=DEVICE).half()
+        assert_accurate(compiled(x) / 2, x, layer, bias, 1280, 128)
