@@ -600,7 +600,11 @@ def compilations(capability: tuple[int, int]) -> Iterator[tuple]:
 
 
 def _compilation(
-    name: str, kernel: triton.JITFunction, types: dict[str, str], constants: dict[str, object], options: dict[str, int]
+    name: str,
+    kernel: triton.JITFunction,
+    types: dict[str, str],
+    constants: Mapping[str, object],
+    options: dict[str, int],
 ) -> tuple:
     """An entry of :func:`compilations`; a pointer of which ``types`` says nothing is to int32."""
     arguments = kernel.arg_names

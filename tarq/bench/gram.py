@@ -9,13 +9,34 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
+from torch import Tensor
 
 from ..kernels.gram import gram, gram_sides
-from .measure import Case
+from .measure import Case, calling
 
 SHAPES = ((3000, 1280), (1500, 5120))  # rows, inputs
 QUICK_SHAPES = ((1500, 1280),)
 TAIL = 0.07  # share of the rows
+
+
+def product(y: Tensor, x: Tensor) -> Tensor:
+    """Plain ``Yᵀ X`` by torch."""
+    return y.T @ x
+
+
+def upcast(x: Tensor) -> Tensor:
+    """``Xᵀ X`` of float32 copies: what keeps float32 sums of 16-bit rows."""
+    return x.float().T @ x.float()
+
+
+def two_products(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """What a plain metric and residual want."""
+    return product(x, x), product(y, x)
+
+
+def four_sums(x: Tensor, y: Tensor, tail: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Metric and residual of both sides."""
+    return gram_sides(x, tail), gram_sides(x, tail, y)
 
 
 def cases(device: torch.device, *, quick: bool) -> Iterator[Case]:
@@ -29,8 +50,8 @@ def cases(device: torch.device, *, quick: bool) -> Iterator[Case]:
             op="gram",
             shape=(rows, n),
             dtype="float32",
-            ours={"symmetric": lambda _, x=x: gram(x)},
-            peers={"torch XᵀX": lambda _, x=x: x.T @ x},
+            ours={"symmetric": calling(gram, x)},
+            peers={"torch XᵀX": calling(product, x, x)},
             bytes=x.nbytes + size,
             flops={"symmetric": ("float32", triangle)},
         )
@@ -38,10 +59,10 @@ def cases(device: torch.device, *, quick: bool) -> Iterator[Case]:
             op="gram",
             shape=(rows, n),
             dtype="bfloat16",
-            ours={"symmetric": lambda _, x=half: gram(x)},
+            ours={"symmetric": calling(gram, half)},
             peers={
-                "torch XᵀX of float32 copies": lambda _, x=half: x.float().T @ x.float(),
-                "torch XᵀX in bfloat16 (rounded)": lambda _, x=half: x.T @ x,
+                "torch XᵀX of float32 copies": calling(upcast, half),
+                "torch XᵀX in bfloat16 (rounded)": calling(product, half, half),
             },
             bytes=half.nbytes + size,
             flops={"symmetric": ("bfloat16", triangle)},
@@ -50,8 +71,8 @@ def cases(device: torch.device, *, quick: bool) -> Iterator[Case]:
             op="gram",
             shape=(rows, n),
             dtype="float32",
-            ours={"cross": lambda _, x=x, y=difference: gram(x, y)},
-            peers={"torch YᵀX": lambda _, x=x, y=difference: y.T @ x},
+            ours={"cross": calling(gram, x, difference)},
+            peers={"torch YᵀX": calling(product, difference, x)},
             bytes=2 * x.nbytes + size,
             flops={"cross": ("float32", square)},
         )
@@ -59,13 +80,8 @@ def cases(device: torch.device, *, quick: bool) -> Iterator[Case]:
             op="gram, four sums",
             shape=(rows, n),
             dtype="float32",
-            ours={
-                "both sides, both products": lambda _, x=x, y=difference, tail=tail: (
-                    gram_sides(x, tail),
-                    gram_sides(x, tail, y),
-                )
-            },
-            peers={"torch XᵀX and YᵀX": lambda _, x=x, y=difference: (x.T @ x, y.T @ x)},
+            ours={"both sides, both products": calling(four_sums, x, difference, tail)},
+            peers={"torch XᵀX and YᵀX": calling(two_products, x, difference)},
             bytes=2 * x.nbytes + 4 * size,
             flops={"both sides, both products": ("float32", triangle + square)},
         )

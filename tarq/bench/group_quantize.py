@@ -9,15 +9,16 @@ from __future__ import annotations
 import json
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from ..kernels.group_quantize import factorize, group_quantize
+from ..kernels.group_quantize import Quantized, factorize, group_quantize
 from ..kernels.scheme import Scheme
-from .measure import Case, Record
+from .measure import Call, Case, Record, calling
 
 SHAPES = ((1280, 1280), (5120, 1280), (1280, 5120))  # outputs, inputs
 QUICK_SHAPES = ((1280, 1280),)
@@ -95,43 +96,47 @@ def problem(outputs: int, inputs: int, device: torch.device) -> tuple[Tensor, Te
     return weight.to(device), (x.mT @ x).to(device)
 
 
+def ours(weight: Tensor, hessian: Tensor, backend: str | None = None) -> Quantized:
+    """Factorisation and sweep."""
+    return group_quantize(weight, factorize(hessian, backend=backend), Scheme(), backend=backend)
+
+
+def unavoidable(weight: Tensor, damped: Tensor) -> None:
+    """The Cholesky, and half a product of the errors with the factor: its upper triangle."""
+    upper = torch.linalg.cholesky(damped)
+    half = len(upper) // 2
+    weight[:, :half] @ upper[:half]
+
+
+def _loss_over_peer(weight: Tensor, hessian: Tensor, saved: Path) -> Record:
+    """Our damped quadratic error over the peer's: about 1 says that both did the same work."""
+    precise = factorize(hessian.double()).upper
+    errors = [
+        ((weight - q).double() @ precise).square().sum()
+        for q in (ours(weight, hessian).dequantize(), torch.load(f"{saved}.out"))
+    ]
+    return {"loss_over_gptqmodel": float(errors[0] / errors[1])}
+
+
 def cases(device: torch.device, *, quick: bool, peer_python: str | None = None) -> Iterator[Case]:
     """Cases on a device; a quick run keeps to the square layer."""
-    scheme = Scheme()
     peer = GPTQModelPeer(peer_python) if peer_python and device.type == "cpu" else None
     for m, n in QUICK_SHAPES if quick else SHAPES:
         weight, hessian = problem(m, n, device)
         damped = hessian + 0.01 * hessian.diagonal().mean() * torch.eye(n, device=device)
-        block = weight.clone()
-
-        def unavoidable(_: int, damped: Tensor = damped, block: Tensor = block) -> None:
-            """The Cholesky, and half a product of the errors with the factor: its upper triangle."""
-            upper = torch.linalg.cholesky(damped)
-            half = len(upper) // 2
-            block[:, :half] @ upper[:half]
-
-        peers = {"torch Cholesky and products": unavoidable}
-        extra = dict
+        peers: dict[str, Call] = {"torch Cholesky and products": calling(unavoidable, weight, damped)}
+        extra: Callable[[], Record] = dict
         if not quick and n <= 1280:
-            peers["textbook sweep in Python"] = lambda _, w=weight, h=hessian: group_quantize(  # type: ignore[misc]
-                w, factorize(h, backend="reference"), scheme, backend="reference"
-            )
+            peers["textbook sweep in Python"] = calling(ours, weight, hessian, "reference")
         if peer is not None:
             saved = peer.save(weight, hessian)
-            peers[peer.version] = lambda _, saved=saved, peer=peer: peer.run(saved)  # type: ignore[misc]
-
-            def extra(w: Tensor = weight, h: Tensor = hessian, saved: Path = saved) -> Record:
-                """Our damped quadratic error over the peer's: about 1 says that both did the same work."""
-                precise = factorize(h.double()).upper
-                theirs, ours = torch.load(f"{saved}.out"), group_quantize(w, factorize(h), scheme).dequantize()
-                errors = [((w - q).double() @ precise).square().sum() for q in (ours, theirs)]
-                return {"loss_over_gptqmodel": float(errors[0] / errors[1])}
-
+            peers[peer.version] = calling(peer.run, saved)
+            extra = partial(_loss_over_peer, weight, hessian, saved)
         yield Case(
             op="group_quantize",
             shape=(m, n),
             dtype="float32",
-            ours={"factor and sweep": lambda _, w=weight, h=hessian: group_quantize(w, factorize(h), scheme)},
+            ours={"factor and sweep": calling(ours, weight, hessian)},
             peers=peers,
             bytes=hessian.nbytes + weight.nbytes + weight.nelement() // 2,
             flops={"factor and sweep": ("float32", n**3 / 3 + 1.0 * m * n * n)},

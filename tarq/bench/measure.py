@@ -20,6 +20,11 @@ Call = Callable[[int], Any]
 Record = dict[str, Any]
 
 
+def calling(function: Callable[..., Any], *args: Any) -> Call:
+    """The call of ``function(*args)``, the same for every copy."""
+    return lambda _: function(*args)
+
+
 @dataclass(frozen=True)
 class Case:
     """One problem and who solves it.
@@ -106,7 +111,7 @@ def ceilings(device: torch.device) -> Ceilings:
         n, flops = 8192, {}
         for dtype in (torch.float32, torch.bfloat16):
             a = torch.randn(n, n, device=device, dtype=dtype)
-            flops[str(dtype).removeprefix("torch.")] = best(lambda _, a=a: a @ a, 2.0 * n**3)
+            flops[str(dtype).removeprefix("torch.")] = best(calling(torch.matmul, a, a), 2.0 * n**3)
         return Ceilings(best(lambda _: block.view(torch.int64).sum(), block.nbytes), flops)
     if dispatch.EXTENSION_ERROR is not None:
         block = torch.ones(1 << 26)
@@ -115,15 +120,15 @@ def ceilings(device: torch.device) -> Ceilings:
     block = torch.ones(1 << 26)  # 256 MB: more than caches hold
     rates, iterations = {}, 1_000_000
     for kind, name in enumerate(("float32", "bfloat16", "int8")):
-        counted: list[float] = []
-
-        def multiply(_: int, kind: int = kind, counted: list[float] = counted) -> None:
-            counted.append(torch.ops.tarq.multiply_add(kind, iterations))
-
-        multiply(0)
-        if counted[0]:
-            rates[name] = best(multiply, counted[0])
+        operations: float = torch.ops.tarq.multiply_add(kind, iterations)
+        if operations:  # none on a processor without such a unit
+            rates[name] = best(calling(_silently, torch.ops.tarq.multiply_add, kind, iterations), operations)
     return Ceilings(best(lambda _: torch.ops.tarq.read_bytes(block), block.nbytes), rates)
+
+
+def _silently(function: Callable[..., Any], *args: Any) -> None:
+    """Call it and drop what it returns, which would be taken for seconds."""
+    function(*args)
 
 
 def device_name(device: torch.device) -> str:
