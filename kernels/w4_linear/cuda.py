@@ -32,7 +32,7 @@ Sums are fp32 and added in a fixed order, without atomics: the same call on the 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from functools import lru_cache
 from itertools import product
@@ -580,7 +580,7 @@ def compilations(capability: tuple[int, int]) -> Iterator[tuple]:
                 continue
             plan = Plan(**tile)
             types = dict.fromkeys(("x_ptr", "scale_ptr", "bias_ptr", "y_ptr"), dtype)
-            constants = {"BLOCK_M": plan.block_m, "BLOCK_N": plan.block_n, "GROUPS": groups, "BLOCKS": 1}
+            constants: dict[str, int | None] = {"BLOCK_M": plan.block_m, "BLOCK_N": plan.block_n, "GROUPS": groups, "BLOCKS": 1}
             if not asymmetric:
                 constants["zero_ptr"] = None
             kernel = gemm_kernel

@@ -44,7 +44,7 @@ class Layers:
         if device.type == "cuda":
             from ..kernels.w4_linear.cuda import prepack
 
-            self.layers = [tuple(prepack(*tensors)) for tensors in self.layers]  # as a loaded layer has them
+            self.layers = [(*prepack(*tensors),) for tensors in self.layers]  # as a loaded layer has them
         self.int4pack, self.int4pack_scales = self._int4pack(codes, scales)
         # onnxruntime wants two codes a byte, low nibble first: the bytes of our words.
         self.bytes = [p.cpu().view(torch.uint8).reshape(outputs, groups, GROUP // 2) for p in self.packed]
