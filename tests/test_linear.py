@@ -53,10 +53,12 @@ def same_tensors(a: QuantLinear, b: QuantLinear) -> None:
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_forward_is_linear_with_the_dequantized_weight(bits: int, symmetric: bool):
+    torch.manual_seed(bits)
     layer = make(bits=bits, symmetric=symmetric)
     for shape in ((192,), (3, 192), (2, 5, 192), (0, 192), (70, 192)):
         x = torch.randn(shape)
-        torch.testing.assert_close(layer(x).double(), dense(layer, x), rtol=1e-4, atol=1e-5)
+        # Codes of more bits make larger weights here, and larger sums to round.
+        torch.testing.assert_close(layer(x).double(), dense(layer, x), rtol=1e-4, atol=1e-5 * max(1, 2**bits / 16))
         y = layer(x.bfloat16())
         assert y.dtype == torch.bfloat16
         torch.testing.assert_close(y.double(), dense(layer, x), rtol=3e-2, atol=3e-2 * 2**bits / 16 + 0.02)

@@ -86,7 +86,7 @@ CONFIGURATIONS = (
     Configuration(bits=16, block=128, depth=64, warps=8, stages=4, operands="shared"),
     Configuration(bits=16, block=128, depth=32, warps=8, stages=5, operands="registers"),
     # Twice the bytes a multiply-add; wastes less of a tile on narrow inputs.
-    Configuration(bits=16, block=64, depth=64, warps=4, stages=4, operands="either", rate=0.5),
+    Configuration(bits=16, block=64, depth=64, warps=4, stages=3, operands="either", rate=0.5),
     # Splitting float32 in two takes registers; where operands are held in them too, half the rows at once.
     Configuration(bits=32, block=64, depth=32, warps=4, stages=3, operands="shared"),
     Configuration(bits=32, block=64, depth=16, warps=4, stages=4, operands="registers"),

@@ -580,7 +580,8 @@ def compilations(capability: tuple[int, int]) -> Iterator[tuple]:
                 continue
             plan = Plan(**tile)
             types = dict.fromkeys(("x_ptr", "scale_ptr", "bias_ptr", "y_ptr"), dtype)
-            constants: dict[str, int | None] = {"BLOCK_M": plan.block_m, "BLOCK_N": plan.block_n, "GROUPS": groups, "BLOCKS": 1}
+            constants: dict[str, int | None] = {"BLOCK_M": plan.block_m, "BLOCK_N": plan.block_n}
+            constants |= {"GROUPS": groups, "BLOCKS": 1}
             if not asymmetric:
                 constants["zero_ptr"] = None
             kernel = gemm_kernel
