@@ -5,7 +5,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tarq.kernels import dispatch
-from tarq.kernels.group_quantize import Factor, Quantized, factorize, group_quantize, round_to_nearest
+from tarq.kernels.group_quantize import (
+    Factor,
+    Quantized,
+    factorize,
+    group_quantize,
+    group_quantize_layers,
+    op,
+    round_to_nearest,
+)
 from tarq.kernels.group_quantize.reference import group_scales, textbook_sweep
 from tarq.kernels.scheme import Scheme
 
@@ -351,6 +359,52 @@ def test_cuda_is_the_cpu_kernel(scheme, ordered):
         torch.testing.assert_close(fetched.loss.sum(), cpu.loss.sum(), rtol=1e-2, atol=0)
         expected = quadratic_error(w, exact(fetched), damped(h.double()))
         torch.testing.assert_close(fetched.loss, expected, rtol=1e-3, atol=1e-9)
+
+
+@pytest.mark.parametrize("backend", ["reference", pytest.param("native", marks=native)])
+@pytest.mark.parametrize("ordered", [False, True])
+def test_operator_takes_layers_of_one_shape(backend, ordered):
+    hessians, many = [hessian(140, seed=s) for s in range(3)], [weights(9, 140, seed=s) for s in range(3)]
+    factors = [factorize(h, order=falling(h) if ordered else None) for h in hessians]
+    each = [group_quantize(w, f, Scheme(), backend=backend) for w, f in zip(many, factors, strict=True)]
+    run = torch.ops.tarq.group_quantize if backend == "native" else op._reference
+    order = torch.stack([falling(h) for h in hessians]) if ordered else None
+    upper = torch.stack([factor.upper for factor in factors])
+    together = run(torch.stack(many), upper, order, 4, 128, True, "absmax", torch.float32)
+    for tensors, alone in zip(zip(*together, strict=True), each, strict=True):
+        for tensor, name in zip(tensors, ("codes", "scales", "zeros", "loss"), strict=True):
+            assert torch.equal(tensor, getattr(alone, name)), name
+    with pytest.raises(RuntimeError, match="each layer needs its factor"):
+        torch.ops.tarq.group_quantize(torch.stack(many[:2]), upper, None, 4, 128, True, "absmax", torch.float32)
+
+
+def test_layers_keep_their_order():
+    sizes = [(5, 70), (3, 140), (5, 70), (4, 70)]
+    hessians = [hessian(n, seed=i) for i, (_, n) in enumerate(sizes)]
+    many = [weights(m, n, seed=i) for i, (m, n) in enumerate(sizes)]
+    factors = [factorize(h, order=falling(h) if i == 2 else None) for i, h in enumerate(hessians)]
+    for got, w, factor in zip(group_quantize_layers(many, factors, Scheme()), many, factors, strict=True):
+        alone = group_quantize(w, factor, Scheme())
+        assert torch.equal(got.codes, alone.codes)
+        assert torch.equal(got.loss, alone.loss)
+    with pytest.raises(ValueError, match="shorter"):
+        group_quantize_layers(many, factors[:3], Scheme())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(
+    not (torch.cuda.is_available() and dispatch.has_native("group_quantize", "cuda")),
+    reason="no CUDA device, or the extension is built without CUDA",
+)
+@pytest.mark.parametrize("ordered", [False, True])
+def test_cuda_layers_together_are_those_alone(ordered):
+    many = [weights(40, 300, torch.float32, seed=s).cuda() for s in range(3)]
+    hessians = [hessian(300, torch.float32, seed=s).cuda() for s in range(3)]
+    factors = [factorize(h, order=falling(h) if ordered else None) for h in hessians]
+    for got, w, factor in zip(group_quantize_layers(many, factors, Scheme()), many, factors, strict=True):
+        alone = group_quantize(w, factor, Scheme())
+        assert (got.codes == alone.codes).double().mean() >= 0.97  # batched products may sum in another order
+        torch.testing.assert_close(got.loss.sum(), alone.loss.sum(), rtol=1e-2, atol=0)
 
 
 def test_reference_can_be_forced(monkeypatch):

@@ -68,10 +68,9 @@ std::tuple<at::Tensor, at::Tensor> upper_cholesky(const at::Tensor& hessian, con
 
 using Quantized = std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor>;
 
-Quantized group_quantize(const at::Tensor& weight, const at::Tensor& upper,
+Quantized quantize_layer(const at::Tensor& weight, const at::Tensor& upper,
                          const std::optional<at::Tensor>& order, int64_t bits, int64_t group_size,
                          bool symmetric, c10::string_view rule, at::ScalarType scale_dtype) {
-  tarq::check_layer(weight, upper, bits, group_size);
   const int64_t m = weight.size(0), n = weight.size(1);
   const int64_t groups = (n + group_size - 1) / group_size;
   const at::Tensor w = weight.contiguous(), factor = upper.contiguous();
@@ -84,7 +83,6 @@ Quantized group_quantize(const at::Tensor& weight, const at::Tensor& upper,
   std::vector<int64_t> position;
   if (order) {
     visit = order->to(at::kLong).contiguous();
-    TORCH_CHECK(visit.dim() == 1 && visit.size(0) == n, "order must be [n]");
     position.assign(n, -1);
     for (int64_t k = 0; k < n; ++k) {
       const int64_t column = visit.const_data_ptr<int64_t>()[k];
@@ -119,6 +117,31 @@ Quantized group_quantize(const at::Tensor& weight, const at::Tensor& upper,
     });
   });
   return {codes, scales.to(scale_dtype), zeros, loss};
+}
+
+// Layer after layer: one already keeps all threads busy.
+Quantized group_quantize(const at::Tensor& weight, const at::Tensor& upper,
+                         const std::optional<at::Tensor>& order, int64_t bits, int64_t group_size,
+                         bool symmetric, c10::string_view rule, at::ScalarType scale_dtype) {
+  tarq::check_layer(weight, upper, order, bits, group_size);
+  if (weight.dim() == 2)
+    return quantize_layer(weight, upper, order, bits, group_size, symmetric, rule, scale_dtype);
+  const int64_t layers = weight.size(0), m = weight.size(1), n = weight.size(2);
+  const int64_t groups = (n + group_size - 1) / group_size;
+  const at::Tensor codes = at::empty({layers, m, n}, weight.options().dtype(at::kByte));
+  const at::Tensor scales = at::empty({layers, m, groups}, weight.options().dtype(scale_dtype));
+  const at::Tensor zeros = at::empty({layers, m, groups}, codes.options());
+  const at::Tensor loss = at::empty({layers, m}, weight.options().dtype(at::kDouble));
+  for (int64_t i = 0; i < layers; ++i) {
+    const std::optional<at::Tensor> visit = order ? std::optional(order->select(0, i)) : std::nullopt;
+    const auto [c, s, z, l] = quantize_layer(weight.select(0, i), upper.select(0, i), visit, bits, group_size,
+                                             symmetric, rule, scale_dtype);
+    codes.select(0, i).copy_(c);
+    scales.select(0, i).copy_(s);
+    zeros.select(0, i).copy_(z);
+    loss.select(0, i).copy_(l);
+  }
+  return {codes, scales, zeros, loss};
 }
 
 }  // namespace

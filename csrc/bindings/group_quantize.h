@@ -4,16 +4,24 @@
 #include <ATen/core/Tensor.h>
 
 #include <limits>
+#include <optional>
 
 #include "cpu/group_quantize.h"
 
 namespace tarq {
 
-inline void check_layer(const at::Tensor& weight, const at::Tensor& upper, int64_t bits, int64_t group_size) {
-  TORCH_CHECK(weight.dim() == 2, "weight must be [m, n]");
-  const int64_t n = weight.size(1);
-  TORCH_CHECK(upper.dim() == 2 && upper.size(0) == n && upper.size(1) == n, "upper must be [n, n]");
+// One layer, or several of one shape with a factor each: both have the same number of dimensions.
+inline void check_layer(const at::Tensor& weight, const at::Tensor& upper,
+                        const std::optional<at::Tensor>& order, int64_t bits, int64_t group_size) {
+  const int64_t batched = weight.dim() - 2;
+  TORCH_CHECK(batched == 0 || batched == 1, "weight must be [m, n] or [layers, m, n]");
+  const int64_t n = weight.size(-1);
+  TORCH_CHECK(upper.dim() == weight.dim() && upper.size(-2) == n && upper.size(-1) == n,
+              "upper must be [n, n], or [layers, n, n]");
+  TORCH_CHECK(!batched || upper.size(0) == weight.size(0), "each layer needs its factor");
   TORCH_CHECK(weight.scalar_type() == upper.scalar_type(), "weight and upper must share a dtype");
+  TORCH_CHECK(!order || order->sizes() == upper.sizes().slice(0, batched + 1),
+              "order must be [n], or [layers, n]");
   TORCH_CHECK(bits >= 1 && bits <= 8 && group_size >= 1, "bits or group_size out of range");
 }
 

@@ -86,21 +86,20 @@ __device__ void choose_scale(const Each& each, const Lattice& lattice, float& sc
   if (magnitude == 0) scale = 1;
 }
 
-__global__ void choose_scales_kernel(const float* weights, int64_t stride, int64_t rows, int64_t count,
-                                     int64_t group, int64_t groups, Lattice lattice, float* scales,
-                                     uint8_t* zeros) {
-  const int64_t row = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.y;
-  if (row >= rows) return;
-  const float* gl_row = weights + row * stride;
+__global__ void choose_scales_kernel(const Span span, const GroupWeights from, int64_t group) {
+  const int64_t row = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.y, layer = blockIdx.y;
+  if (row >= span.rows) return;
+  const float* gl_row = from.weights + layer * from.layer_stride + row * from.row_stride;
   float scale, zero;
   choose_scale(
       [&](auto&& use) {
-        for (int64_t j = threadIdx.x; j < count; j += kLanes) use(gl_row[j]);
+        for (int64_t j = threadIdx.x; j < from.count; j += kLanes) use(gl_row[j]);
       },
-      lattice, scale, zero);
+      span.lattice, scale, zero);
   if (threadIdx.x == 0) {
-    scales[row * groups + group] = scale;
-    zeros[row * groups + group] = static_cast<uint8_t>(zero);
+    const int64_t at = (layer * span.rows + row) * span.groups + group;
+    span.scales[at] = scale;
+    span.zeros[at] = static_cast<uint8_t>(zero);
   }
 }
 
@@ -130,13 +129,17 @@ __device__ void walk(const float* sh_upper, int width, float (&sums)[kOwned], fl
 __global__ void __launch_bounds__(kWarps* kLanes) quantize_span_kernel(const Span span) {
   extern __shared__ float sh_upper[];  // [width, kSpan]
   const int lane = threadIdx.x, width = static_cast<int>(span.width);
+  const int64_t layer = blockIdx.y;
+  const float* gl_upper = span.upper + (layer * span.columns + span.begin) * span.columns + span.begin;
+  const int* gl_group_of = span.group_of + layer * span.columns + span.begin;
   for (int i = threadIdx.y * kLanes + lane; i < width * kSpan; i += kWarps * kLanes) {
     const int k = i / kSpan, j = i % kSpan;
-    sh_upper[i] = j < width ? span.upper[(span.begin + k) * span.columns + span.begin + j] : 0.0f;
+    sh_upper[i] = j < width ? gl_upper[k * span.columns + j] : 0.0f;
   }
   __syncthreads();
-  const int64_t row = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.y;
+  int64_t row = static_cast<int64_t>(blockIdx.x) * kWarps + threadIdx.y;
   if (row >= span.rows) return;  // a whole warp leaves, after the only barrier
+  row += layer * span.rows;
 
   float weights[kOwned], before[kOwned], sums[kOwned], errors[kOwned] = {};
 #pragma unroll
@@ -168,7 +171,7 @@ __global__ void __launch_bounds__(kWarps* kLanes) quantize_span_kernel(const Spa
       sums[t] = before[t];
     }
     if (lane == 0) {
-      const int64_t at = row * span.groups + span.group_of[span.begin];
+      const int64_t at = row * span.groups + gl_group_of[0];
       span.scales[at] = scale;
       span.zeros[at] = static_cast<uint8_t>(zero);
     }
@@ -176,7 +179,7 @@ __global__ void __launch_bounds__(kWarps* kLanes) quantize_span_kernel(const Spa
 #pragma unroll
     for (int t = 0; t < kOwned; ++t) {
       const int column = t * kLanes + lane;
-      const int64_t at = row * span.groups + (column < width ? span.group_of[span.begin + column] : 0);
+      const int64_t at = row * span.groups + gl_group_of[column < width ? column : 0];
       scales[t] = span.scales[at];
       zeros[t] = span.zeros[at];
     }
@@ -205,15 +208,14 @@ __global__ void __launch_bounds__(kWarps* kLanes) quantize_span_kernel(const Spa
   if (lane == 0) span.loss[row] += lost;
 }
 
-unsigned blocks(int64_t rows) { return static_cast<unsigned>((rows + kWarps - 1) / kWarps); }
+dim3 blocks(const Span& span) {
+  return dim3(static_cast<unsigned>((span.rows + kWarps - 1) / kWarps), static_cast<unsigned>(span.layers));
+}
 
 }  // namespace
 
-cudaError_t choose_scales(const float* weights, int64_t stride, int64_t rows, int64_t count, int64_t group,
-                          int64_t groups, const Lattice& lattice, float* scales, uint8_t* zeros,
-                          cudaStream_t stream) {
-  choose_scales_kernel<<<blocks(rows), dim3(kLanes, kWarps), 0, stream>>>(weights, stride, rows, count, group,
-                                                                          groups, lattice, scales, zeros);
+cudaError_t choose_scales(const Span& span, const GroupWeights& from, int64_t group, cudaStream_t stream) {
+  choose_scales_kernel<<<blocks(span), dim3(kLanes, kWarps), 0, stream>>>(span, from, group);
   return cudaGetLastError();
 }
 
@@ -223,7 +225,7 @@ cudaError_t quantize_span(const Span& span, cudaStream_t stream) {
       cudaFuncSetAttribute(quantize_span_kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                            kSpan * kSpan * static_cast<int>(sizeof(float)));
   if (allowed != cudaSuccess) return allowed;
-  quantize_span_kernel<<<blocks(span.rows), dim3(kLanes, kWarps), bytes, stream>>>(span);
+  quantize_span_kernel<<<blocks(span), dim3(kLanes, kWarps), bytes, stream>>>(span);
   return cudaGetLastError();
 }
 

@@ -12,6 +12,7 @@ and an inverse.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -162,32 +163,64 @@ def group_quantize(
     Raises:
         ValueError: shapes do not fit, the weight is not finite, or the backend is not there.
     """
+    return group_quantize_layers([weight], [factor], scheme, scale_dtype=scale_dtype, backend=backend)[0]
+
+
+def group_quantize_layers(
+    weights: Sequence[torch.Tensor],
+    factors: Sequence[Factor],
+    scheme: Scheme,
+    *,
+    scale_dtype: torch.dtype = torch.float32,
+    backend: str | None = None,
+) -> list[Quantized]:
+    """:func:`group_quantize` of several layers, each with its factor.
+
+    On CUDA, layers of one shape are swept together: one layer of 1,280 rows fills a fraction of a large chip.
+
+    Args:
+        weights, factors: as many of each; see :func:`group_quantize` for these and the rest.
+
+    Raises:
+        ValueError: see :func:`group_quantize`.
+    """
+    if scale_dtype not in (torch.float16, torch.bfloat16, torch.float32):
+        raise ValueError(f"scales are float16, bfloat16 or float32, not {scale_dtype}")
+    layers = [_ready(weight, factor) for weight, factor in zip(weights, factors, strict=True)]
+    alike: dict[tuple, list[int]] = {}
+    for i, (weight, factor) in enumerate(zip(layers, factors, strict=True)):
+        if backend == "native" and not dispatch.has_native("group_quantize", weight.device.type):
+            raise ValueError(f"tarq::group_quantize has no native kernel on {weight.device.type}")
+        # A CPU is full with one layer.
+        alone = None if weight.is_cuda else i
+        alike.setdefault((alone, weight.shape, weight.dtype, weight.device, factor.order is None), []).append(i)
+
+    results: dict[int, Quantized] = {}
+    for indices in alike.values():
+        of_layers = [(layers[i], factors[i].upper, factors[i].order) for i in indices]
+        weight, upper, order = of_layers[0]
+        if len(indices) > 1:
+            weight, upper = (torch.stack([layer[k] for layer in of_layers]) for k in (0, 1))  # type: ignore[misc]
+            order = None if order is None else torch.stack([layer[2] for layer in of_layers])  # type: ignore[misc]
+        # The CUDA kernel is float32 only; elsewhere the dispatcher finds the kernel, or the reference.
+        slow = dispatch.use_reference(backend) or (weight.is_cuda and weight.dtype == torch.float64)
+        run = _reference if slow else _ops.group_quantize
+        lattice = scheme.bits, scheme.group_size, scheme.symmetric, scheme.scale_rule
+        done = run(weight, upper, order, *lattice, scale_dtype)
+        each = zip(*done, strict=True) if len(indices) > 1 else [done]
+        results |= {i: Quantized(*tensors, scheme.group_size) for i, tensors in zip(indices, each, strict=True)}
+    return [results[i] for i in range(len(layers))]
+
+
+def _ready(weight: torch.Tensor, factor: Factor) -> torch.Tensor:
+    """The weight in the factor's dtype with the columns of dead inputs zeroed, once it is found sound."""
     n = factor.upper.shape[0]
     if weight.dim() != 2 or weight.shape[1] != n:
         raise ValueError(f"the weight must be [m, {n}] for this factor, not {list(weight.shape)}")
-    if scale_dtype not in (torch.float16, torch.bfloat16, torch.float32):
-        raise ValueError(f"scales are float16, bfloat16 or float32, not {scale_dtype}")
     weight = weight.detach().to(factor.upper.dtype)
     if not torch.isfinite(weight.sum()) and not torch.isfinite(weight).all():
         raise ValueError("the weight has values that are not finite")
-    if bool(factor.dead.any()):
-        weight = weight.masked_fill(factor.dead, 0)
-    if backend == "native" and not dispatch.has_native("group_quantize", weight.device.type):
-        raise ValueError(f"tarq::group_quantize has no native kernel on {weight.device.type}")
-    # The CUDA kernel is float32 only; elsewhere the dispatcher finds the kernel, or the reference.
-    slow = dispatch.use_reference(backend) or (weight.is_cuda and weight.dtype == torch.float64)
-    run = _reference if slow else _ops.group_quantize
-    codes, scales, zeros, loss = run(
-        weight,
-        factor.upper,
-        factor.order,
-        scheme.bits,
-        scheme.group_size,
-        scheme.symmetric,
-        scheme.scale_rule,
-        scale_dtype,
-    )
-    return Quantized(codes, scales, zeros, loss, scheme.group_size)
+    return weight.masked_fill(factor.dead, 0) if bool(factor.dead.any()) else weight
 
 
 def _reference_cholesky(hessian: torch.Tensor, diagonal: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -214,6 +247,12 @@ def _reference(
     scale_dtype: torch.dtype,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Rebuild the Hessian from its factor and run the textbook sweep, in float64 where the device has it."""
+    if weight.dim() == 3:
+        orders = [None] * len(weight) if order is None else order
+        lattice = bits, group_size, symmetric, scale_rule, scale_dtype
+        done = [_reference(*layer, *lattice) for layer in zip(weight, upper, orders, strict=True)]
+        codes, scales, zeros, loss = (torch.stack(tensors) for tensors in zip(*done, strict=True))
+        return codes, scales, zeros, loss
     scheme = Scheme(bits, group_size, symmetric, scale_rule)  # type: ignore[arg-type]
     precise = torch.float32 if weight.device.type == "mps" else torch.float64
     w, L = weight.to(precise), upper.to(precise)
@@ -236,13 +275,13 @@ def _fake(
     scale_rule: str,
     scale_dtype: torch.dtype,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    m, n = weight.shape
-    groups = -(-n // group_size)
+    rows = weight.shape[:-1]
+    groups = -(-weight.shape[-1] // group_size)
     return (
-        weight.new_empty((m, n), dtype=torch.uint8),
-        weight.new_empty((m, groups), dtype=scale_dtype),
-        weight.new_empty((m, groups), dtype=torch.uint8),
-        weight.new_empty((m,), dtype=torch.float64),
+        torch.empty_like(weight, dtype=torch.uint8, memory_format=torch.contiguous_format),
+        weight.new_empty((*rows, groups), dtype=scale_dtype),
+        weight.new_empty((*rows, groups), dtype=torch.uint8),
+        weight.new_empty(rows, dtype=torch.float64),
     )
 
 
