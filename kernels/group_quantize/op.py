@@ -12,6 +12,7 @@ and an inverse.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -197,18 +198,17 @@ def group_quantize_layers(
 
     results: dict[int, Quantized] = {}
     for indices in alike.values():
-        of_layers = [(layers[i], factors[i].upper, factors[i].order) for i in indices]
-        weight, upper, order = of_layers[0]
-        if len(indices) > 1:
-            weight, upper = (torch.stack([layer[k] for layer in of_layers]) for k in (0, 1))  # type: ignore[misc]
-            order = None if order is None else torch.stack([layer[2] for layer in of_layers])  # type: ignore[misc]
+        stack = torch.stack if len(indices) > 1 else operator.itemgetter(0)
+        weight, upper = stack([layers[i] for i in indices]), stack([factors[i].upper for i in indices])
+        orders = [order for i in indices if (order := factors[i].order) is not None]
         # The CUDA kernel is float32 only; elsewhere the dispatcher finds the kernel, or the reference.
         slow = dispatch.use_reference(backend) or (weight.is_cuda and weight.dtype == torch.float64)
         run = _reference if slow else _ops.group_quantize
         lattice = scheme.bits, scheme.group_size, scheme.symmetric, scheme.scale_rule
-        done = run(weight, upper, order, *lattice, scale_dtype)
+        done = run(weight, upper, stack(orders) if orders else None, *lattice, scale_dtype)
         each = zip(*done, strict=True) if len(indices) > 1 else [done]
-        results |= {i: Quantized(*tensors, scheme.group_size) for i, tensors in zip(indices, each, strict=True)}
+        for i, (codes, scales, zeros, loss) in zip(indices, each, strict=True):
+            results[i] = Quantized(codes, scales, zeros, loss, scheme.group_size)
     return [results[i] for i in range(len(layers))]
 
 
@@ -249,8 +249,10 @@ def _reference(
     """Rebuild the Hessian from its factor and run the textbook sweep, in float64 where the device has it."""
     if weight.dim() == 3:
         orders = [None] * len(weight) if order is None else order
-        lattice = bits, group_size, symmetric, scale_rule, scale_dtype
-        done = [_reference(*layer, *lattice) for layer in zip(weight, upper, orders, strict=True)]
+        done = [
+            _reference(w, L, visit, bits, group_size, symmetric, scale_rule, scale_dtype)
+            for w, L, visit in zip(weight, upper, orders, strict=True)
+        ]
         codes, scales, zeros, loss = (torch.stack(tensors) for tensors in zip(*done, strict=True))
         return codes, scales, zeros, loss
     scheme = Scheme(bits, group_size, symmetric, scale_rule)  # type: ignore[arg-type]
