@@ -105,9 +105,8 @@ def make_examples(
                 made.notes.append(f"{utterance.id}: {reason}, left out")
                 continue
             example = make_example(recognizer, utterance.id, waveform, text, config, normalizer)
-            if len(example.prompted.ids) > recognizer.max_target_tokens:
-                count, limit = len(example.prompted.ids), recognizer.max_target_tokens
-                made.notes.append(f"{utterance.id}: {count} tokens, the decoder takes {limit}, left out")
+            if reason := recognizer.unfit(example):
+                made.notes.append(f"{utterance.id}: {reason}, left out")
                 continue
             made.examples.append(example)
             made.utterances.append(utterance)
@@ -143,7 +142,7 @@ def make_example(
 ) -> Example:
     """One utterance with its transcript: features, tokens, tags."""
     features, frames = recognizer.audio_inputs(waveform)
-    prompted = recognizer.prompt(text)
+    prompted = recognizer.prompt(text, frames=frames)
     spans = rare_spans(text, normalizer, config.tail_threshold, config.language)
     rare = torch.tensor(tag_tokens(prompted.offsets, spans)) & torch.tensor(prompted.is_text)
     return Example(
@@ -151,13 +150,14 @@ def make_example(
         features=features,
         frames=frames,
         prompted=prompted,
+        rare=rare,
         tail=position_tags(rare, config.tail_positions),
-        rare_target=position_tags(rare, "target"),
     )
 
 
 def batched(recognizer: Recognizer, examples: Sequence[Example], size: int) -> Iterator[Batch]:
-    """Examples of similar length together, so that little is padded; deterministic."""
+    """Examples of similar length together, so that little is padded, or each alone; deterministic."""
+    size = size if recognizer.pads else 1
     ordered = sorted(examples, key=lambda e: (len(e.prompted.ids), e.id))
     for start in range(0, len(ordered), size):
         yield recognizer.collate(ordered[start : start + size])

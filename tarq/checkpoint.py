@@ -6,13 +6,12 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-import transformers
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
@@ -227,11 +226,18 @@ class _PackedLoader(HfQuantizer):
         return False
 
 
-def load_model(source: str | Path, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"):
+def load_model(
+    source: str | Path,
+    model_class: Callable[[Any, Any], Any],
+    *,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+):
     """A full-precision or packed model from a local folder or the hub; packed weights stay packed.
 
     Args:
         source: folder or hub id.
+        model_class: from the configuration and the source to the transformers class.
         dtype: of the computation; on a CPU float32, elsewhere the stored dtype, when not given.
         device: where the model goes.
 
@@ -239,17 +245,14 @@ def load_model(source: str | Path, *, dtype: torch.dtype | None = None, device: 
         (model, dtype it was stored in).
 
     Raises:
-        ModelError: not a model, or of no class transformers has.
+        ModelError: not a model, or of no class that is supported.
         CheckpointError: a packed checkpoint is damaged or of another format.
     """
     try:
         config = AutoConfig.from_pretrained(source)
     except (OSError, ValueError) as error:
         raise ModelError(f"{source}: no model there that transformers can read: {_first_line(error)}") from error
-    architecture = (getattr(config, "architectures", None) or [None])[0]
-    model_class = getattr(transformers, architecture or "", None)
-    if model_class is None:
-        raise ModelError(f"{source}: config.json names the architecture {architecture!r}, which transformers lacks")
+    loaded_as = model_class(config, source)
     stored_dtype = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
     if dtype is None:
         dtype = torch.float32 if torch.device(device).type == "cpu" else stored_dtype
@@ -266,7 +269,7 @@ def load_model(source: str | Path, *, dtype: torch.dtype | None = None, device: 
         # from_pretrained casts every float tensor, scales too: a packed checkpoint is loaded in the dtype it is
         # stored in and cast afterwards, which leaves the scales of QuantLinear as they are.
         first = dtype if stored is None else stored_dtype
-        model, info = model_class.from_pretrained(source, config=config, dtype=first, output_loading_info=True)
+        model, info = loaded_as.from_pretrained(source, config=config, dtype=first, output_loading_info=True)
     except CheckpointError:
         raise
     except Exception as error:  # whatever safetensors, transformers or the file system make of a damaged file

@@ -59,7 +59,7 @@ def test_generation_begins_with_the_prompt_that_teacher_forcing_uses(recognizer,
     monkeypatch.setattr(recognizer.model.model.decoder, "forward", spy)
     recognizer.language = "de"
     recognizer.transcribe([torch.zeros(8000).numpy()])
-    assert seen[0][0].tolist() == recognizer._prefix() == [1, 51, 60, 2]
+    assert seen[0][0].tolist() == recognizer.prefix() == [1, 51, 60, 2]
 
 
 def test_the_language_of_the_configuration_reaches_the_prompt(recognizer, manifest):
@@ -76,8 +76,8 @@ def test_teacher_forced_logits_follow_the_prompt(recognizer):
         from tarq.families.family import Example, Prompted
 
         prompted = Prompted((1, 2, 9, 12, 0), ((0, 0),) * 5, (False, False, True, True, False))
-        flags = torch.zeros(4, dtype=torch.bool)
-        batch = recognizer.collate([Example("x", features, 100, prompted, flags, flags)])
+        rare = torch.zeros(5, dtype=torch.bool)
+        batch = recognizer.collate([Example("x", {"input_features": features}, 100, prompted, rare, rare[1:])])
         torch.testing.assert_close(recognizer.logits(batch), expected)
 
 
@@ -93,7 +93,9 @@ def test_a_whisper_without_the_expected_parts_is_refused(recognizer):
         encoder_ffn_dim=16, decoder_ffn_dim=16, vocab_size=400, pad_token_id=0, bos_token_id=0, eos_token_id=0,
         decoder_start_token_id=1,
     )  # fmt: skip
-    with pytest.raises(ModelError, match=r"WhisperModel has no model\.encoder\.layers"):
+    with pytest.raises(
+        ModelError, match=r"WhisperModel has no model\.encoder\.layers: a WhisperForConditionalGeneration"
+    ):
         adapt(WhisperModel(config), recognizer.tokenizer, recognizer.feature_extractor, torch.float32)
 
 
