@@ -236,7 +236,7 @@ def save(
     extras = recognizer.parts
     if report is not None:
         extras.append(_ReportFile(report))
-    checkpoint.save(recognizer.model, path, extras=extras, overwrite=overwrite)
+    checkpoint.save(model.model, path, extras=extras, overwrite=overwrite)
 
 
 class _ReportFile:

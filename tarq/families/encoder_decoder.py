@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ from .family import Batch, Example, Features, Positions, Prompted, Recognizer, S
 class EncoderDecoder(Recognizer):
     """A transformers model with ``model.encoder`` and ``model.decoder``."""
 
-    reasons = {"proj_out": "the output head, tied to the token embedding"}
+    reasons: ClassVar = {"proj_out": "the output head, tied to the token embedding"}
     #: Attribute of the decoder that normalises the last block's output.
     decoder_norm = "layer_norm"
 

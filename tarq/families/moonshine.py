@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ class MoonshineRecognizer(EncoderDecoder):
     length never share a batch.
     """
 
-    model_classes = {"moonshine": "MoonshineForConditionalGeneration"}
+    model_classes: ClassVar = {"moonshine": "MoonshineForConditionalGeneration"}
     decoder_norm = "norm"
 
     def __init__(self, model: nn.Module, *parts: Any) -> None:

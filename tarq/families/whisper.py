@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from torch import nn
@@ -16,7 +16,7 @@ from .family import Features, Positions
 class WhisperRecognizer(EncoderDecoder):
     """Encoder–decoder over fixed windows (30 s); transcripts are forced behind Whisper's own prompt."""
 
-    model_classes = {"whisper": "WhisperForConditionalGeneration"}
+    model_classes: ClassVar = {"whisper": "WhisperForConditionalGeneration"}
 
     def __init__(self, model: nn.Module, *parts: Any) -> None:
         super().__init__(model, *parts)
