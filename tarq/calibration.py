@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ class Examples:
     Attributes:
         examples: in the order of the utterances they were made from.
         utterances: those utterances.
-        style: ``as written`` or ``lower case``, how transcripts were fed to the tokenizer.
+        style: ``as written``, ``lower case`` or ``upper case``, how transcripts were fed to the tokenizer.
         self_transcribed: how many transcripts the model made itself.
         notes: whatever was left out or changed, with the reason.
     """
@@ -63,7 +63,8 @@ def calibration_set(
     made = make_examples(recognizer, chosen, config, reporter)
     if not made.examples:
         raise CalibrationError(f"no calibration utterance is usable: {'; '.join(made.notes)}")
-    batches = list(batched(recognizer, made.examples, config.batch_size))
+    with torch.no_grad():
+        batches = [tag_frames(recognizer, b, config) for b in batched(recognizer, made.examples, config.batch_size)]
     normalizer = config.text_normalizer(recognizer.spelling)
     summary = {
         "ids": [u.id for u in made.utterances],
@@ -73,8 +74,7 @@ def calibration_set(
         "transcript_style": made.style,
         "self_transcribed": made.self_transcribed,
         "rare_word_share": rare_share(made.texts, normalizer, config.tail_threshold, config.language),
-        "decoder_positions": sum(len(e.tail) for e in made.examples),
-        "tail_positions": sum(int(e.tail.sum()) for e in made.examples),
+        "positions": count_positions(batches),
     }
     return batches, summary, notes + made.notes
 
@@ -100,7 +100,7 @@ def make_examples(
         some = utterances[start : start + config.batch_size]
         waveforms = [u.waveform(recognizer.sampling_rate) for u in some]
         for utterance, waveform, text in zip(some, waveforms, _texts(recognizer, some, waveforms, config), strict=True):
-            text = text.lower() if made.style == "lower case" else text
+            text = in_style(text, made.style)
             if reason := _unusable(recognizer, waveform, text):
                 made.notes.append(f"{utterance.id}: {reason}, left out")
                 continue
@@ -144,15 +144,49 @@ def make_example(
     features, frames = recognizer.audio_inputs(waveform)
     prompted = recognizer.prompt(text, frames=frames)
     spans = rare_spans(text, normalizer, config.tail_threshold, config.language)
-    rare = torch.tensor(tag_tokens(prompted.offsets, spans)) & torch.tensor(prompted.is_text)
+    tags = zip(tag_tokens(prompted.offsets, spans), prompted.is_text, strict=True)
+    rare = torch.tensor([tag and is_text for tag, is_text in tags], dtype=torch.bool)
     return Example(
         id=name,
         features=features,
         frames=frames,
         prompted=prompted,
         rare=rare,
-        tail=position_tags(rare, config.tail_positions),
+        tail=position_tags(rare, config.tail_positions) if len(rare) else rare,
     )
+
+
+def tag_frames(recognizer: Recognizer, batch: Batch, config: TarqConfig) -> Batch:
+    """The batch with the frames in which the model hears rare words tagged, where the configuration wants them.
+
+    Raises:
+        ModelError: the family cannot place words on frames.
+    """
+    if config.frame_tags == "none" or (config.frame_tags == "auto" and not recognizer.frames_only):
+        return batch
+    tagged = {
+        stage: replace(batch.positions[stage], tail=batch.positions[stage].tail | tags)
+        for stage, tags in recognizer.frame_tags(batch).items()
+    }
+    return replace(batch, positions=batch.positions | tagged)
+
+
+def count_positions(batches: Sequence[Batch]) -> dict[str, dict[str, int]]:
+    """Stage to how many of its rows are heard audio, tokens, in the tail, and padding beyond the audio."""
+    counts: dict[str, dict[str, int]] = {}
+    for batch in batches:
+        for stage, rows in batch.positions.items():
+            heard = rows.exists & ~rows.padding
+            kinds = {
+                "audio": heard & rows.audio,
+                "tokens": heard & ~rows.audio,
+                "tail": heard & rows.tail,
+                "padding": rows.exists & rows.padding,
+            }
+            total = counts.setdefault(stage, dict.fromkeys(kinds, 0))
+            for kind, which in kinds.items():
+                total[kind] += int(which.sum())
+    return counts
 
 
 def batched(recognizer: Recognizer, examples: Sequence[Example], size: int) -> Iterator[Batch]:
@@ -164,21 +198,29 @@ def batched(recognizer: Recognizer, examples: Sequence[Example], size: int) -> I
 
 
 def transcript_style(recognizer: Recognizer, texts: Sequence[str]) -> str:
-    """How transcripts should be fed to the tokenizer: ``as written`` or ``lower case``.
+    """How transcripts should be fed to the tokenizer: ``as written``, ``lower case`` or ``upper case``.
 
-    Transcripts in capitals throughout (LibriSpeech) are nothing a recognizer would ever write, and a
-    tokenizer that knows lower case only drops every capital: both are lowered.
+    Transcripts in capitals throughout (LibriSpeech) are nothing most recognizers would ever write, and a
+    tokenizer that knows one case only drops or masks the other: the case of which most survives is taken.
     """
     sample = [t for t in texts if any(c.isalpha() for c in t)][:64]
     if not sample:
         return "as written"
-    if sum(t.isupper() for t in sample) > len(sample) / 2:
-        return "lower case"
-    lowered = [t.lower() for t in sample]
-    return "lower case" if _survivors(recognizer, lowered) > _survivors(recognizer, sample) else "as written"
+    capitals = sum(t.isupper() for t in sample) > len(sample) / 2
+    order = ("lower case", "upper case") if capitals else ("as written", "lower case", "upper case")
+    return max(order, key=lambda style: _survivors(recognizer, [in_style(t, style) for t in sample]))
+
+
+def in_style(text: str, style: str) -> str:
+    """A transcript in the case the tokenizer knows."""
+    return {"lower case": text.lower(), "upper case": text.upper()}.get(style, text)
 
 
 def _survivors(recognizer: Recognizer, texts: Sequence[str]) -> int:
-    """Characters that come back from the tokenizer."""
-    ids = [recognizer.tokenizer(t, add_special_tokens=False)["input_ids"] for t in texts]
-    return sum(len(t.replace(" ", "")) for t in recognizer.tokenizer.batch_decode(ids))
+    """Characters that the tokenizer has tokens for."""
+    unknown = getattr(recognizer.tokenizer, "unk_token_id", None)
+    count = 0
+    for text in texts:
+        kept = {c for i, span in zip(*recognizer.tokens(text), strict=True) if i != unknown for c in range(*span)}
+        count += sum(not text[c].isspace() for c in kept)
+    return count

@@ -90,6 +90,9 @@ def quantize(
     damp: Annotated[float, typer.Option(help="Damping, as a share of the metric's mean diagonal.")] = 0.01,
     act_order: Annotated[str, typer.Option(help="none or static.")] = "none",
     tail_positions: Annotated[str | None, typer.Option(help="Tag by input, target or either token.")] = None,
+    frame_tags: Annotated[
+        str, typer.Option(help="Tag encoder frames: aligned, none, or auto (aligned for CTC, none elsewhere).")
+    ] = "auto",
     tail_threshold: Annotated[float, typer.Option(help="A word is rare below this Zipf frequency.")] = 3.0,
     normalizer: Annotated[str, typer.Option(help="auto (by language), english, basic or none.")] = "auto",
     transcripts: Annotated[str, typer.Option(help="reference, or self (the model's own).")] = "reference",
@@ -131,6 +134,7 @@ def quantize(
         max_lambda=max_lambda,
         damp=damp,
         act_order=act_order,
+        frame_tags=frame_tags,
         tail_threshold=tail_threshold,
         language=language,
         normalizer=normalizer,

@@ -16,6 +16,7 @@ Method = Literal["tarq", "gptq", "rtn"]
 MetricName = Literal["rarebal", "plain", "random", "common"]
 SolverName = Literal["sweep", "rtn"]
 TailPositions = Literal["input", "target", "either"]
+FrameTags = Literal["auto", "none", "aligned"]
 Transcripts = Literal["reference", "self"]
 Normalization = Literal["auto", "english", "basic", "none"]
 ActOrder = Literal["none", "static"]
@@ -52,6 +53,9 @@ class TarqConfig:
         damp: δ = damp · mean(diag H) is added to the metric's diagonal.
         act_order: ``none``, or ``static``: scales first, then columns by falling diag(H).
         tail_positions: a position is tagged by its ``input`` token, its ``target`` token, or ``either``.
+        frame_tags: encoder frames are tagged by where the model itself hears a rare word (``aligned``: the best
+            CTC path, or the decoder's cross-attention), or not at all (``none``); ``auto`` is ``aligned`` for
+            CTC models, which have no other positions, and ``none`` for the rest.
         tail_threshold: a word is rare below this Zipf frequency (3 is one per million words).
         language: of the word frequencies and of the prompt of a multilingual model.
         normalizer: text normaliser that cuts transcripts into words: ``english``, ``basic`` or ``none``;
@@ -81,6 +85,7 @@ class TarqConfig:
     damp: float = 0.01
     act_order: ActOrder = "none"
     tail_positions: TailPositions = "target"
+    frame_tags: FrameTags = "auto"
     tail_threshold: float = 3.0
     language: str = "en"
     normalizer: str = "auto"
@@ -99,6 +104,7 @@ class TarqConfig:
             "solver": SolverName,
             "act_order": ActOrder,
             "tail_positions": TailPositions,
+            "frame_tags": FrameTags,
             "transcripts": Transcripts,
             "normalizer": Normalization,
             "scale_dtype": ScaleDtype,

@@ -261,7 +261,7 @@ class Recognizer(ABC):
             ModelError: it gives no offsets, or other tokens than the model has.
         """
         # For a folder without tokenizer files transformers makes up an empty tokenizer instead of failing.
-        ids, _ = self.tokens("speech")
+        ids, _ = self.tokens("speech SPEECH")
         vocabulary = self.model.config.get_text_config(decoder=True).vocab_size
         if not ids or max(ids) >= vocabulary:
             raise ModelError(
@@ -281,6 +281,16 @@ class Recognizer(ABC):
     @abstractmethod
     def collate(self, examples: Sequence[Example]) -> Batch:
         """Stack examples, on the CPU: several models on different devices may read one batch."""
+
+    def frame_tags(self, batch: Batch) -> dict[str, Tensor]:
+        """Where the model hears rare words: stage name to [B, T] bool, rows of audio within one.
+
+        Raises:
+            ModelError: the family has no way to tell.
+        """
+        raise ModelError(
+            f"{type(self.model).__name__} has nothing that places words on frames: use --frame-tags none or auto"
+        )
 
     @abstractmethod
     def stages(self) -> list[Stage]:

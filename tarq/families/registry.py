@@ -8,6 +8,7 @@ import torch
 import transformers
 
 from ..errors import ModelError
+from .ctc import CTCRecognizer
 from .family import Recognizer
 from .moonshine import MoonshineRecognizer
 from .whisper import WhisperRecognizer
@@ -15,6 +16,7 @@ from .whisper import WhisperRecognizer
 FAMILIES: tuple[type[Recognizer], ...] = (
     WhisperRecognizer,
     MoonshineRecognizer,
+    CTCRecognizer,
 )
 
 
