@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,10 +13,9 @@ import torch
 from .config import TarqConfig
 from .data.corpora import sample_utterances
 from .data.utterance import Utterance
-from .errors import CalibrationError
+from .errors import CalibrationError, ModelError
 from .families.family import Batch, Example, Recognizer
 from .method.rarity import position_tags, rare_share, rare_spans, tag_tokens
-from .normalize import Normalizer
 from .report import Reporter
 
 
@@ -73,6 +74,7 @@ def calibration_set(
         "normalizer": normalizer.name,
         "transcript_style": made.style,
         "self_transcribed": made.self_transcribed,
+        "languages": dict(Counter(language_of(u, config) for u in made.utterances)),
         "rare_word_share": rare_share(made.texts, normalizer, config.tail_threshold, config.language),
         "positions": count_positions(batches),
     }
@@ -86,6 +88,7 @@ def make_examples(
 
     Raises:
         DataError: audio cannot be read.
+        ModelError: timestamps or a language are asked of a model that has none.
     """
     made = Examples()
     own = [_transcribed_by_model(u, config) for u in utterances]
@@ -94,7 +97,8 @@ def make_examples(
     made.style = transcript_style(
         recognizer, [u.text or "" for u, self_made in zip(utterances, own, strict=True) if not self_made]
     )
-    normalizer = config.text_normalizer(recognizer.spelling)
+    if config.timestamps != "without" and not recognizer.has_timestamps:
+        raise ModelError(f"{type(recognizer.model).__name__} has no timestamps: leave --timestamps out")
     reporter.phase("transcribing" if any(own) else "reading audio", len(utterances))
     for start in range(0, len(utterances), config.batch_size):
         some = utterances[start : start + config.batch_size]
@@ -104,7 +108,9 @@ def make_examples(
             if reason := _unusable(recognizer, waveform, text):
                 made.notes.append(f"{utterance.id}: {reason}, left out")
                 continue
-            example = make_example(recognizer, utterance.id, waveform, text, config, normalizer)
+            times = config.timestamps == "with" or (config.timestamps == "alternate" and len(made.examples) % 2 == 1)
+            spoken = replace(config, language=language_of(utterance, config))
+            example = make_example(recognizer, utterance.id, waveform, text, spoken, timestamps=times)
             if reason := recognizer.unfit(example):
                 made.notes.append(f"{utterance.id}: {reason}, left out")
                 continue
@@ -123,10 +129,20 @@ def _texts(
     recognizer: Recognizer, utterances: Sequence[Utterance], waveforms: Sequence[Any], config: TarqConfig
 ) -> list[str]:
     """Reference transcripts, or the model's own where there is none or all are to be its own."""
-    wanted = [_transcribed_by_model(u, config) for u in utterances]
-    heard = [w for w, yes in zip(waveforms, wanted, strict=True) if yes]
-    own = iter(recognizer.transcribe(heard) if heard else [])
-    return [next(own) if yes else (u.text or "") for u, yes in zip(utterances, wanted, strict=True)]
+    texts = [u.text or "" for u in utterances]
+    mine = [i for i, u in enumerate(utterances) if _transcribed_by_model(u, config)]
+    for language in sorted({language_of(utterances[i], config) for i in mine}):
+        these = [i for i in mine if language_of(utterances[i], config) == language]
+        with recognizer.speaking(language):
+            for i, text in zip(these, recognizer.transcribe([waveforms[i] for i in these]), strict=True):
+                texts[i] = text
+    return texts
+
+
+def language_of(utterance: Utterance, config: TarqConfig) -> str:
+    """The language an utterance says it is in (``en`` of ``en-US``), or the configuration's."""
+    stated = str(utterance.extra.get("language") or config.language)
+    return re.split("[-_]", stated)[0].lower()
 
 
 def _unusable(recognizer: Recognizer, waveform: Any, text: str) -> str:
@@ -138,11 +154,13 @@ def _unusable(recognizer: Recognizer, waveform: Any, text: str) -> str:
 
 
 def make_example(
-    recognizer: Recognizer, name: str, waveform: Any, text: str, config: TarqConfig, normalizer: Normalizer
+    recognizer: Recognizer, name: str, waveform: Any, text: str, config: TarqConfig, *, timestamps: bool = False
 ) -> Example:
-    """One utterance with its transcript: features, tokens, tags."""
+    """One utterance with its transcript, in the configuration's language: features, tokens, tags."""
     features, frames = recognizer.audio_inputs(waveform)
-    prompted = recognizer.prompt(text, frames=frames)
+    with recognizer.speaking(config.language):
+        prompted = recognizer.prompt(text, frames=frames, timestamps=timestamps)
+    normalizer = config.text_normalizer(recognizer.spelling)
     spans = rare_spans(text, normalizer, config.tail_threshold, config.language)
     tags = zip(tag_tokens(prompted.offsets, spans), prompted.is_text, strict=True)
     rare = torch.tensor([tag and is_text for tag, is_text in tags], dtype=torch.bool)

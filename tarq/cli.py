@@ -96,6 +96,9 @@ def quantize(
     tail_threshold: Annotated[float, typer.Option(help="A word is rare below this Zipf frequency.")] = 3.0,
     normalizer: Annotated[str, typer.Option(help="auto (by language), english, basic or none.")] = "auto",
     transcripts: Annotated[str, typer.Option(help="reference, or self (the model's own).")] = "reference",
+    timestamps: Annotated[
+        str, typer.Option(help="Teach transcripts without times, with them, or alternate (Whisper).")
+    ] = "without",
     padding_weight: Annotated[
         float | None, typer.Option(help="Weight of encoder frames beyond the end of the audio.")
     ] = None,
@@ -135,6 +138,7 @@ def quantize(
         damp=damp,
         act_order=act_order,
         frame_tags=frame_tags,
+        timestamps=timestamps,
         tail_threshold=tail_threshold,
         language=language,
         normalizer=normalizer,

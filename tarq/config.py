@@ -16,6 +16,7 @@ Method = Literal["tarq", "gptq", "rtn"]
 MetricName = Literal["rarebal", "plain", "random", "common"]
 SolverName = Literal["sweep", "rtn"]
 TailPositions = Literal["input", "target", "either"]
+Timestamps = Literal["without", "with", "alternate"]
 FrameTags = Literal["auto", "none", "aligned"]
 Transcripts = Literal["reference", "self"]
 Normalization = Literal["auto", "english", "basic", "none"]
@@ -57,7 +58,10 @@ class TarqConfig:
             CTC path, or the decoder's cross-attention), or not at all (``none``); ``auto`` is ``aligned`` for
             CTC models, which have no other positions, and ``none`` for the rest.
         tail_threshold: a word is rare below this Zipf frequency (3 is one per million words).
-        language: of the word frequencies and of the prompt of a multilingual model.
+        language: of the word frequencies and of the prompt of a multilingual model; an utterance whose manifest
+            line has a ``language`` keeps its own.
+        timestamps: teach transcripts ``without`` times, ``with`` the times of their begin and end, or ``alternate``
+            from utterance to utterance (Whisper).
         normalizer: text normaliser that cuts transcripts into words: ``english``, ``basic`` or ``none``;
             ``auto`` is ``english`` for English and ``basic`` for other languages.
         transcripts: teacher-force on ``reference`` transcripts (the model's own where one is missing), or
@@ -88,6 +92,7 @@ class TarqConfig:
     frame_tags: FrameTags = "auto"
     tail_threshold: float = 3.0
     language: str = "en"
+    timestamps: Timestamps = "without"
     normalizer: str = "auto"
     transcripts: Transcripts = "reference"
     padding_weight: float = 0.1
@@ -105,6 +110,7 @@ class TarqConfig:
             "act_order": ActOrder,
             "tail_positions": TailPositions,
             "frame_tags": FrameTags,
+            "timestamps": Timestamps,
             "transcripts": Transcripts,
             "normalizer": Normalization,
             "scale_dtype": ScaleDtype,

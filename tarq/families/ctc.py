@@ -122,7 +122,7 @@ class CTCRecognizer(Recognizer):
             ids, spans = ids[:-1], spans[:-1]
         return ids, spans
 
-    def prompt(self, text: str, *, frames: int = 0) -> Prompted:
+    def prompt(self, text: str, *, frames: int = 0, timestamps: bool = False) -> Prompted:
         ids, spans = self.tokens(text)
         return Prompted(tuple(ids), tuple(spans), (True,) * len(ids))
 

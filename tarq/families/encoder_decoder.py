@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutput
 
-from .family import Batch, Example, Features, Positions, Prompted, Recognizer, Stage, forced_tokens, require
+from .family import Batch, Example, Features, Positions, Prompted, Recognizer, Stage, forced_tokens, framed, require
 
 
 class EncoderDecoder(Recognizer):
@@ -35,14 +35,9 @@ class EncoderDecoder(Recognizer):
     def frame_positions(self, frames: Sequence[int], features: Features) -> Positions:
         """The encoder's rows of a batch, given how many are within the audio."""
 
-    def prompt(self, text: str, *, frames: int = 0) -> Prompted:
+    def prompt(self, text: str, *, frames: int = 0, timestamps: bool = False) -> Prompted:
         ids, spans = self.tokens(text)
-        prefix, eos = self.prefix(), self.model.config.eos_token_id
-        return Prompted(
-            ids=(*prefix, *ids, eos),
-            offsets=(*[(0, 0)] * len(prefix), *spans, (0, 0)),
-            is_text=(*[False] * len(prefix), *[True] * len(ids), False),
-        )
+        return framed(self.prefix(), ids, spans, [self.model.config.eos_token_id])
 
     def collate(self, examples: Sequence[Example]) -> Batch:
         pad = self.model.config.pad_token_id

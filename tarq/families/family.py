@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -158,6 +159,8 @@ class Recognizer(ABC):
     needs_processor: ClassVar[bool] = False
     #: Whether frames of audio are the only positions there are, and so carry the tags.
     frames_only: ClassVar[bool] = False
+    #: Whether transcripts may be taught with times around them.
+    has_timestamps: ClassVar[bool] = False
     #: Why layers outside the blocks stay in full precision: the end of a name to the reason.
     reasons: ClassVar[Mapping[str, str]] = {}
 
@@ -223,12 +226,13 @@ class Recognizer(ABC):
         """The model's audio arguments for one waveform, and the encoder positions within the audio."""
 
     @abstractmethod
-    def prompt(self, text: str, *, frames: int = 0) -> Prompted:
+    def prompt(self, text: str, *, frames: int = 0, timestamps: bool = False) -> Prompted:
         """The token sequence that teacher-forces a transcript.
 
         Args:
             text: the transcript.
             frames: encoder positions within the audio, for families that write its length into the sequence.
+            timestamps: with the times at which it begins and ends, for families that have them.
         """
 
     def tokens(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
@@ -322,6 +326,15 @@ class Recognizer(ABC):
         batches = [features] if self.pads else [[each] for each in features]
         return [text for batch in batches for text in self.decode(self.encode(self.stack(batch)))]
 
+    @contextmanager
+    def speaking(self, language: str) -> Iterator[None]:
+        """Prompts and transcripts in another language for a while."""
+        before, self.language = self.language, language
+        try:
+            yield
+        finally:
+            self.language = before
+
     def on_device(self, features: Features) -> dict[str, Tensor]:
         """Arguments where the model is, in its dtype where they are real numbers."""
         return {
@@ -357,6 +370,17 @@ class Recognizer(ABC):
 
     def _reason(self, name: str, otherwise: str) -> str:
         return next((reason for end, reason in self.reasons.items() if name.endswith(end)), otherwise)
+
+
+def framed(
+    before: Sequence[int], ids: Sequence[int], spans: Sequence[tuple[int, int]], after: Sequence[int]
+) -> Prompted:
+    """A transcript's tokens between those of its prompt and its end, which stand for no characters."""
+    return Prompted(
+        ids=(*before, *ids, *after),
+        offsets=(*[(0, 0)] * len(before), *spans, *[(0, 0)] * len(after)),
+        is_text=(*[False] * len(before), *[True] * len(ids), *[False] * len(after)),
+    )
 
 
 def forced_tokens(examples: Sequence[Example], pad: int) -> tuple[Tensor, Tensor, Tensor, Positions]:

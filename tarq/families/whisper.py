@@ -10,13 +10,14 @@ from torch import nn
 
 from ..errors import ModelError
 from .encoder_decoder import EncoderDecoder
-from .family import Features, Positions
+from .family import Features, Positions, Prompted, framed
 
 
 class WhisperRecognizer(EncoderDecoder):
     """Encoder–decoder over fixed windows (30 s); transcripts are forced behind Whisper's own prompt."""
 
     model_classes: ClassVar = {"whisper": "WhisperForConditionalGeneration"}
+    has_timestamps = True
 
     def __init__(self, model: nn.Module, *parts: Any) -> None:
         super().__init__(model, *parts)
@@ -64,6 +65,17 @@ class WhisperRecognizer(EncoderDecoder):
             ids += [generation.lang_to_id[token], generation.task_to_id["transcribe"]]
         no_timestamps = getattr(generation, "no_timestamps_token_id", None)
         return ids if no_timestamps is None else [*ids, no_timestamps]
+
+    def prompt(self, text: str, *, frames: int = 0, timestamps: bool = False) -> Prompted:
+        if not timestamps:
+            return super().prompt(text)
+        plain = getattr(self.model.generation_config, "no_timestamps_token_id", None)
+        if plain is None or plain + 1 + frames >= self.model.config.vocab_size:
+            raise ModelError("this model has no tokens for timestamps: calibrate it without")
+        ids, spans = self.tokens(text)
+        begin = plain + 1  # <|0.00|>; the next ones are a frame of 20 ms apart
+        end = self.model.config.eos_token_id
+        return framed([*self.prefix()[:-1], begin], ids, spans, [begin + frames, end])
 
     @property
     def _multilingual(self) -> bool:
