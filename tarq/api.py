@@ -108,7 +108,9 @@ def as_recognizer(
             loaded, stored_dtype = checkpoint.load_model(source, model_class, dtype=dtype, device=device)
         else:
             source, loaded, stored_dtype = model.config._name_or_path, model, model.dtype
-        if family_of(loaded.config.model_type, type(loaded).__name__).needs_processor:
+        family = family_of(loaded.config.model_type, type(loaded).__name__)
+        if family.needs_processor:
+            family.check_installed()
             processor = _part(source, "processor", processor, AutoProcessor)
             tokenizer, feature_extractor = processor.tokenizer, processor.feature_extractor
         else:

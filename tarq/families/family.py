@@ -107,6 +107,7 @@ class Batch:
             or it belongs to the prompt.
         rare_target: [B, T] bool, the target belongs to a rare word.
         positions: name to what rows are: of each stage, and of whatever else Linears read.
+        scored: [B, T] columns of ``input_ids`` that ``logits`` gives rows for, where it gives only some.
     """
 
     ids: tuple[str, ...]
@@ -115,6 +116,7 @@ class Batch:
     targets: Tensor
     rare_target: Tensor
     positions: dict[str, Positions] = field(default_factory=dict)
+    scored: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -178,6 +180,22 @@ class Recognizer(ABC):
         self.stored_dtype = stored_dtype
         self.processor = processor
         self.language = "en"
+
+    @classmethod  # noqa: B027 - most families need nothing
+    def check_installed(cls) -> None:
+        """See that what the family's processor needs is installed.
+
+        Raises:
+            ModelError: it is not; says what to install.
+        """
+
+    @classmethod  # noqa: B027 - most have one layout
+    def check_config(cls, config: Any, source: Any) -> None:
+        """See that a checkpoint is laid out as the family's transformers class reads it.
+
+        Raises:
+            ModelError: it is not.
+        """
 
     @property
     def device(self) -> torch.device:

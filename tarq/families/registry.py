@@ -11,12 +11,18 @@ from ..errors import ModelError
 from .ctc import CTCRecognizer
 from .family import Recognizer
 from .moonshine import MoonshineRecognizer
+from .qwen2_audio import Qwen2AudioRecognizer
+from .qwen3_asr import Qwen3ASRRecognizer
+from .voxtral import VoxtralRecognizer
 from .whisper import WhisperRecognizer
 
 FAMILIES: tuple[type[Recognizer], ...] = (
     WhisperRecognizer,
     MoonshineRecognizer,
     CTCRecognizer,
+    VoxtralRecognizer,
+    Qwen3ASRRecognizer,
+    Qwen2AudioRecognizer,
 )
 
 
@@ -40,7 +46,9 @@ def model_class(config: Any, source: Any) -> Any:
         ModelError: no family serves it, the checkpoint holds another model of the family (one without the head
             that transcribes), or the installed transformers lacks the class.
     """
-    wanted = family_of(config.model_type, str(source)).model_classes[config.model_type]
+    family = family_of(config.model_type, str(source))
+    family.check_config(config, source)
+    wanted = family.model_classes[config.model_type]
     held = (getattr(config, "architectures", None) or [wanted])[0]
     if held != wanted:
         raise ModelError(f"{source}: config.json names the architecture {held!r}; of this family tarq takes {wanted}")
