@@ -20,7 +20,7 @@ from transformers import GenerationMixin
 from ..errors import ModelError
 from .family import Batch, Example, Features, Positions, Prompted, Recognizer, Stage, forced_tokens, framed, require
 
-#: Longest transcript of a window.
+#: Longest transcript of a window, where generation_config.json does not say.
 MAX_NEW_TOKENS = 448
 
 
@@ -180,7 +180,7 @@ class AudioLanguageModel(Recognizer):
             self.model,
             inputs_embeds=self._embedded(ids.to(self.device), audio),
             attention_mask=mask.to(self.device),
-            max_new_tokens=MAX_NEW_TOKENS,
+            max_new_tokens=self.model.generation_config.max_new_tokens or MAX_NEW_TOKENS,
             num_beams=1,
             do_sample=False,
             pad_token_id=self.end_token,
