@@ -230,12 +230,9 @@ def save(
         ModelError: the tokenizer or feature extractor is not found.
     """
     # Without tokenizer and feature extractor nobody could transcribe with what is written.
-    recognizer = (
-        model
-        if isinstance(model, Recognizer)
-        else as_recognizer(model, tokenizer, feature_extractor, processor=processor)
-    )
-    extras = recognizer.parts
+    if not isinstance(model, Recognizer):
+        model = as_recognizer(model, tokenizer, feature_extractor, processor=processor)
+    extras = model.parts
     if report is not None:
         extras.append(_ReportFile(report))
     checkpoint.save(model.model, path, extras=extras, overwrite=overwrite)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
@@ -129,11 +131,12 @@ def quantization_config(model: nn.Module) -> dict[str, Any]:
         CheckpointError: no layer is quantized.
     """
     schemes: dict[Scheme, list[str]] = {}
+    named = _named(model)
     for name, module in model.named_modules():
         if isinstance(module, QuantLinear):
             # How a scale was chosen is no property of the checkpoint.
             s = module.scheme
-            schemes.setdefault(Scheme(s.bits, s.group_size, s.symmetric), []).append(name)
+            schemes.setdefault(Scheme(s.bits, s.group_size, s.symmetric), []).append(named(name))
     if not schemes:
         raise CheckpointError("the model holds no quantized layer: run tarq.quantize first")
     ordered = sorted(schemes.items(), key=lambda item: len(item[1]))
@@ -160,10 +163,34 @@ def quantization_config(model: nn.Module) -> dict[str, Any]:
             }
             for i, (scheme, targets) in enumerate(groups)
         },
-        "ignore": [name for name, module in model.named_modules() if isinstance(module, nn.Linear)],
+        "ignore": [named(name) for name, module in model.named_modules() if isinstance(module, nn.Linear)],
         "kv_cache_scheme": None,
         "version": FORMAT_VERSION,
     }
+
+
+def _named(model: nn.Module) -> Callable[[str], str]:
+    """How a configuration names a layer: by its module's name, or by an expression where it is stored under another.
+
+    transformers renames some models' tensors on the way in and back on the way out (``model.language_model`` is
+    ``language_model.model`` in the files of Voxtral and Qwen2-Audio). It looks layers up by module, vLLM by what
+    the files call them.
+    """
+
+    def named(name: str) -> str:
+        if not isinstance(model, PreTrainedModel):
+            return name
+        tensor = torch.empty(0, device="meta")
+        (stored,) = revert_weight_conversion(model, {f"{name}.weight": tensor})
+        stored = stored.removesuffix(".weight")
+        return name if stored == name else f"re:^(?:{re.escape(name)}|{re.escape(stored)})$"
+
+    return named
+
+
+def names_layer(pattern: str, name: str) -> bool:
+    """Whether an entry of ``ignore`` or ``targets`` names a layer: as it stands, or as an expression after ``re:``."""
+    return re.match(pattern[3:], name) is not None if pattern.startswith("re:") else pattern == name
 
 
 def layer_schemes(config: dict[str, Any], model: nn.Module) -> dict[str, Scheme]:
@@ -184,10 +211,11 @@ def layer_schemes(config: dict[str, Any], model: nn.Module) -> dict[str, Scheme]
         if weights.get("type") != "int" or weights.get("strategy") != "group" or group.get("input_activations"):
             raise CheckpointError(f"{key}: only integer weights in groups are supported, not {weights}")
         scheme = Scheme(weights["num_bits"], weights["group_size"], weights["symmetric"])
-        named = [name for name in linears if name in group["targets"]]
+        named = [name for name in linears if any(names_layer(target, name) for target in group["targets"])]
         rest = [name for name in linears if "Linear" in group["targets"]]
         schemes |= dict.fromkeys(rest, scheme) | schemes | dict.fromkeys(named, scheme)
-    return {name: scheme for name, scheme in schemes.items() if name not in config.get("ignore", [])}
+    ignored = config.get("ignore") or []
+    return {n: scheme for n, scheme in schemes.items() if not any(names_layer(pattern, n) for pattern in ignored)}
 
 
 @register_quantization_config("tarq-packed")

@@ -98,6 +98,8 @@ def test_round_trip(folder, manifest, tmp_path, round_trip):
     assert [r.stage for r in report.layers] == ["encoder"] * 6 + ["projector"] * 2 + ["decoder"] * 7
     assert report.left_out == {"lm_head": "the output head"}
     assert (tmp_path / "out" / "tekken.json").exists()
+    entry = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    assert entry["ignore"] == [r"re:^(?:lm_head|language_model\.lm_head)$"]
     places = report.calibration["positions"]
     assert places["decoder"]["padding"] == places["projector"]["padding"] > 0
     assert places["decoder"]["audio"] == places["projector"]["audio"]
