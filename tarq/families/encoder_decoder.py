@@ -8,10 +8,14 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from transformers import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutput
 
 from .family import Batch, Example, Features, Positions, Prompted, Recognizer, Stage, forced_tokens, framed, require
+
+#: Frames that a median is taken over where attention is smoothed.
+SMOOTHED = 7
 
 
 class EncoderDecoder(Recognizer):
@@ -54,6 +58,33 @@ class EncoderDecoder(Recognizer):
                 "decoder": decoder,
             },
         )
+
+    def frame_tags(self, batch: Batch) -> dict[str, Tensor]:
+        """Frames whose likeliest token, by cross-attention, belongs to a rare word (:func:`owners`).
+
+        The row that predicts a token is the one that listens to it, so rows go by their targets.
+        """
+        before = self.model.config._attn_implementation
+        self.model.set_attn_implementation("eager")  # the others do not give their weights
+        try:
+            attention = self.model(
+                encoder_outputs=self.encoded(self.encode(batch.features)),
+                decoder_input_ids=batch.input_ids.to(self.device),
+                use_cache=False,
+                output_attentions=True,
+            ).cross_attentions
+        finally:
+            self.model.set_attn_implementation(before)
+        chosen = getattr(self.model.generation_config, "alignment_heads", None)
+        heads = chosen or [(layer, head) for layer, a in enumerate(attention) for head in range(a.shape[1])]
+        weights = torch.stack([attention[layer][:, head] for layer, head in heads], dim=1).float().cpu()
+        rows = batch.positions["encoder"]
+        tags = torch.zeros_like(rows.tail)
+        for b, (targets, heard) in enumerate(zip(batch.targets, rows.exists & ~rows.padding, strict=True)):
+            said = (targets != -100).nonzero().flatten()
+            frames = int(heard.sum())
+            tags[b, :frames] = batch.rare_target[b, said][owners(weights[b][:, said, :frames])]
+        return {"encoder": tags}
 
     def stages(self) -> list[Stage]:
         return [
@@ -105,3 +136,25 @@ class EncoderDecoder(Recognizer):
     def limits(self, audio: Tensor) -> dict[str, Any]:
         """How long a transcript may get, as arguments of ``generate``; the checkpoint's own limits by default."""
         return {}
+
+
+def owners(attention: Tensor) -> Tensor:
+    """Which token each frame belongs to, by where tokens listen.
+
+    A head attends here or there out of habit, so each frame's weights are standardised over the tokens; heads are
+    averaged after a median over seven frames. This is how Whisper's own word timing prepares them, whose dynamic
+    programming then gives every token its stretch; here every frame takes its best token.
+
+    Args:
+        attention: [heads, S tokens, T frames] weights of one utterance.
+
+    Returns:
+        [T] indices of tokens.
+    """
+    deviation, mean = torch.std_mean(attention, dim=1, keepdim=True, correction=0)
+    standard = (attention - mean) / deviation.clamp_min(1e-9)
+    reach = SMOOTHED // 2
+    if standard.shape[-1] > reach:
+        padded = functional.pad(standard, (reach, reach), mode="reflect")
+        standard = padded.unfold(-1, SMOOTHED, 1).median(-1).values
+    return standard.mean(0).argmax(0)
