@@ -1,12 +1,14 @@
 """Adapters: prompts, what a model must have, and what happens when it has not."""
 
+import json
+
 import pytest
 import torch
 from transformers import BertConfig, BertModel, WhisperConfig, WhisperModel
 
 import tarq
 from tarq.errors import ModelError
-from tarq.families.registry import adapt
+from tarq.families.registry import FAMILIES, adapt
 
 
 @pytest.fixture
@@ -85,6 +87,25 @@ def test_other_models_are_refused(recognizer):
     bert = BertModel(BertConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=1, intermediate_size=16))
     with pytest.raises(ModelError, match=r"BertModel.*'bert'.*supported: whisper"):
         adapt(bert, recognizer.tokenizer, recognizer.feature_extractor, torch.float32)
+
+
+def test_every_family_names_classes_that_transformers_has():
+    import transformers
+
+    served = [model_type for family in FAMILIES for model_type in family.model_classes]
+    assert len(served) == len(set(served))
+    for family in FAMILIES:
+        for model_type, name in family.model_classes.items():
+            assert getattr(transformers, name).config_class.model_type == model_type
+
+
+@pytest.mark.parametrize(
+    ("model_type", "why"), [("granite_speech", "LoRA"), ("parakeet_tdt", "Parakeet-CTC is supported"), ("bert", "")]
+)
+def test_what_is_not_supported_is_refused_before_anything_is_loaded(tmp_path, model_type, why):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    with pytest.raises(ModelError, match=rf"'{model_type}'\) is not supported.*{why}.*supported: whisper, moonshine"):
+        tarq.load(tmp_path)
 
 
 def test_a_whisper_without_the_expected_parts_is_refused(recognizer):

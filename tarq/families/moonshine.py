@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 
 import numpy as np
 from torch import Tensor, nn
-from transformers.models.moonshine.modeling_moonshine import MoonshineEncoderModelOutput
 
 from .encoder_decoder import EncoderDecoder
 from .family import Features, Positions, convolved, lengthened, receptive_field
@@ -52,6 +51,8 @@ class MoonshineRecognizer(EncoderDecoder):
         return [self.model.config.decoder_start_token_id]
 
     def encoded(self, audio: Tensor) -> Any:
+        from transformers.models.moonshine.modeling_moonshine import MoonshineEncoderModelOutput
+
         return MoonshineEncoderModelOutput(last_hidden_state=audio)
 
     def limits(self, audio: Tensor) -> dict[str, Any]:

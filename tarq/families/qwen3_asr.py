@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import Tensor
 from torch.nn import functional as F
-from transformers.models.qwen3_asr.modeling_qwen3_asr import _get_feat_extract_output_lengths
 
 from ..errors import ModelError
 from .audio_language import AudioLanguageModel
@@ -59,6 +58,9 @@ class Qwen3ASRRecognizer(AudioLanguageModel):
         return frames
 
     def audio_tokens(self, features: Features) -> list[int]:
+        # here, not above: older transformers lack the module, and other families need not care
+        from transformers.models.qwen3_asr.modeling_qwen3_asr import _get_feat_extract_output_lengths
+
         lengths = features["input_features_mask"].sum(-1)
         return _get_feat_extract_output_lengths(lengths, self.tower.n_window).tolist()
 

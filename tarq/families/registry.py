@@ -25,6 +25,14 @@ FAMILIES: tuple[type[Recognizer], ...] = (
     Qwen2AudioRecognizer,
 )
 
+#: Models people will ask for that the walk does not carry, and why.
+BEYOND = {
+    "granite_speech": "its language model needs LoRA weights merged first, and the rows of its Q-Former are neither "
+    "frames nor tokens",
+    "parakeet_tdt": "a transducer, whose LSTM prediction network no block holds; Parakeet-CTC is supported",
+    "parakeet_rnnt": "a transducer, whose LSTM prediction network no block holds; Parakeet-CTC is supported",
+}
+
 
 def family_of(model_type: str | None, what: str = "this model") -> type[Recognizer]:
     """The family that serves a ``config.model_type``.
@@ -36,7 +44,8 @@ def family_of(model_type: str | None, what: str = "this model") -> type[Recogniz
         if model_type in family.model_classes:
             return family
     known = ", ".join(t for family in FAMILIES for t in family.model_classes)
-    raise ModelError(f"{what} (model_type {model_type!r}) is not supported; supported: {known}")
+    reason = f" ({BEYOND[model_type]})" if model_type in BEYOND else ""
+    raise ModelError(f"{what} (model_type {model_type!r}) is not supported{reason}; supported: {known}")
 
 
 def model_class(config: Any, source: Any) -> Any:

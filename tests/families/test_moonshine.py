@@ -1,13 +1,18 @@
 """Moonshine: raw waveform, widths that 128 does not divide, no two utterances in one batch."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import MoonshineConfig, MoonshineForConditionalGeneration, Wav2Vec2FeatureExtractor
 
 import tarq
+from tarq.calibration import calibration_set
+from tarq.data.corpora import load_utterances
 from tarq.errors import ModelError
+from tarq.report import Reporter
 
-from .conftest import byte_level_tokenizer, lively, tone
+from .conftest import CONFIG, byte_level_tokenizer, lively, tone
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +68,16 @@ def test_audio_shorter_than_its_convolutions(folder):
     recognizer = tarq.load_recognizer(folder)
     assert recognizer.audio_inputs(tone(0.0))[1] == 1
     assert len(recognizer.transcribe([tone(0.0), tone(0.01)])) == 2
+
+
+def test_frames_are_tagged_by_cross_attention(folder, manifest):
+    recognizer = tarq.load_recognizer(folder)
+    config = replace(CONFIG, frame_tags="aligned", samples=8)
+    batches = calibration_set(recognizer, load_utterances(manifest), config, Reporter())[0]
+    tails = {b.ids[0]: b.positions["encoder"].tail for b in batches}
+    assert all(tail.shape[0] == 1 for tail in tails.values())
+    assert tails["u0"].any()
+    assert not tails["u2"].any()
 
 
 def test_other_languages_are_refused(folder):
