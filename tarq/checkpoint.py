@@ -26,6 +26,8 @@ from .kernels.scheme import Scheme
 from .linear import QuantLinear
 
 FORMAT = "pack-quantized"
+#: Tensors that only training reads and that published checkpoints lack (SpecAugment's, in wav2vec 2.0 and HuBERT).
+TRAINING_ONLY = ("masked_spec_embed",)
 #: The format's version this package writes.
 FORMAT_VERSION = "0.20.0"
 
@@ -302,6 +304,7 @@ def load_model(
         raise
     except Exception as error:  # whatever safetensors, transformers or the file system make of a damaged file
         raise CheckpointError(f"{source}: could not load the weights: {_first_line(error)}") from error
+    info["missing_keys"] = {k for k in info["missing_keys"] if not k.endswith(TRAINING_ONLY)}
     problems = {k: sorted(map(str, v))[:3] for k, v in info.items() if v and k != "unexpected_keys"}
     if stored is not None and info.get("unexpected_keys"):
         problems["unexpected_keys"] = sorted(info["unexpected_keys"])[:3]

@@ -2,11 +2,13 @@
 
 import itertools
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     HubertConfig,
@@ -26,7 +28,7 @@ from transformers import (
 import tarq
 from tarq.calibration import calibration_set, make_examples, transcript_style
 from tarq.data.corpora import load_utterances
-from tarq.errors import ModelError
+from tarq.errors import CheckpointError, ModelError
 from tarq.families.ctc import forced_path, within_rare
 from tarq.report import Reporter
 
@@ -195,6 +197,19 @@ def test_scores_between_full_and_quantized(folders, manifest):
     figures = scores.sets["s"].models["rtn"].figures
     assert figures["kl_rare"].value > 0
     assert figures["kl_common"].value > 0
+
+
+def test_a_checkpoint_may_lack_what_only_training_reads(folders, tmp_path):
+    """facebook/wav2vec2-base-960h has no ``masked_spec_embed``."""
+    shutil.copytree(folders["hubert"], tmp_path / "m")
+    tensors = load_file(tmp_path / "m" / "model.safetensors")
+    del tensors["hubert.masked_spec_embed"]
+    save_file(tensors, tmp_path / "m" / "model.safetensors", {"format": "pt"})
+    tarq.load(tmp_path / "m")
+    del tensors["lm_head.bias"]
+    save_file(tensors, tmp_path / "m" / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointError, match=r"do not fit config\.json.*lm_head\.bias"):
+        tarq.load(tmp_path / "m")
 
 
 def test_a_model_without_head_is_refused(tmp_path):
