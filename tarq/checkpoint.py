@@ -317,7 +317,10 @@ def load_model(
             if hasattr(model, attribute):
                 delattr(model, attribute)
         model.is_quantized = False
-    return model.to(device=device, dtype=dtype).eval(), stored_dtype
+    model = model.to(device=device)
+    if first != dtype:  # otherwise what the model keeps in float32 stays so
+        model = model.to(dtype=dtype)
+    return model.eval(), stored_dtype
 
 
 def _check_packed(source: str | Path, stored: dict[str, Any]) -> None:

@@ -222,8 +222,9 @@ class Recognizer(ABC):
 
     @property
     def window(self) -> float:
-        """Seconds of audio the model takes at once."""
-        return 30.0
+        """Seconds of audio the model takes at once: what its feature extractor makes a window of, or 30."""
+        samples = getattr(self.feature_extractor, "n_samples", None)
+        return samples / self.sampling_rate if samples else 30.0
 
     @property
     def pads(self) -> bool:

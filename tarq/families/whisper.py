@@ -24,10 +24,6 @@ class WhisperRecognizer(EncoderDecoder):
         self.frame_stride = self.encoder.conv1.stride[0] * self.encoder.conv2.stride[0]
 
     @property
-    def window(self) -> float:
-        return self.feature_extractor.n_samples / self.sampling_rate
-
-    @property
     def max_target_tokens(self) -> int:
         return self.model.config.max_target_positions
 
