@@ -222,7 +222,7 @@ def _force(models: Mapping[str, Recognizer], reference: str, batch: Batch, heard
             for kind, part in divergence(expected, logits, batch.targets, batch.rare_target).items():
                 heard.parts[name][kind].append(part)
         if decode:
-            heard.texts[name] |= zip(batch.ids, models[name].decode(audio), strict=True)
+            heard.texts[name] |= zip(batch.ids, models[name].decode_forced(batch, audio, logits), strict=True)
     heard.seen += batch.ids
 
 
