@@ -51,7 +51,7 @@ Dtype = Annotated[
 ]
 Int8 = Annotated[
     bool,
-    typer.Option("--int8-activations", help="Round inputs of 4-bit layers to 8 bits: faster on a CPU, less exact."),
+    typer.Option("--int8-activations", help="Round inputs of layers of 4 bits or fewer to 8 bits: faster on a CPU."),
 ]
 
 
@@ -204,7 +204,7 @@ def evaluate(
             reporter.phase(f"loading {source}")
             recognizers[label] = api.load_recognizer(source, **_where(device, dtype), language=language)
         if int8 and not sum(use_int8_activations(recognizer.model) for recognizer in recognizers.values()):
-            raise typer.BadParameter("--int8-activations: none of the models has 4-bit layers")
+            raise typer.BadParameter("--int8-activations: none of the models has layers of 4 bits or fewer")
         plain = [label for label, recognizer in recognizers.items() if not recognizer.is_quantized]
         base = next((label for label, source in sources.items() if source == reference), None)
         base = base or (plain[0] if len(plain) == 1 else None)
