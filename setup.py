@@ -5,7 +5,7 @@ Everything declarative is in ``pyproject.toml``. What needs code is here: which 
 
 Environment:
     TARQ_SKIP_EXTENSION=1  leave the extension out; the reference backends run instead
-    TARQ_CUDA=0|1          leave the CUDA part out, or build it even where no GPU is visible
+    TARQ_CUDA=0|1          leave the CUDA part out, or build it even where no GPU is visible (else fail)
     TARQ_SANITIZE=1        build with AddressSanitizer and UndefinedBehaviorSanitizer (`make sanitize`)
 """
 
@@ -40,6 +40,8 @@ def with_cuda() -> bool:
         reason = "no NVIDIA GPU is visible (TARQ_CUDA=1 builds it all the same)"
     else:
         return True
+    if wanted == "1":
+        raise SystemExit(f"tarq: TARQ_CUDA=1 asks for the CUDA part, but {reason}")
     print(f"tarq: CUDA part left out: {reason}")
     return False
 

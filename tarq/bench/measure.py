@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from ..kernels import dispatch
+from ..report import Reporter
 from ..version import __version__
 
 #: Takes the number of the copy to work on. A float is the call's own measure of its seconds.
@@ -191,17 +192,27 @@ def versions(device: torch.device) -> Record:
     return known
 
 
-def records_of(case: Case, known: Ceilings, seconds: float, device: torch.device) -> list[Record]:
-    """Time a case; one record for each of ours with each peer.
+def records_of(
+    case: Case, known: Ceilings, seconds: float, device: torch.device, reporter: Reporter | None = None
+) -> list[Record]:
+    """Time a case; one record for each of ours with each peer. A peer that fails is left out, and the reporter told.
 
     ``ratio`` is our time over the peer's: below 1 ours is faster. ``roofline`` is the share of the bound that the
     machine's ceilings set, 1 being all of it: the greater of bytes over read bandwidth and operations over their
     rate, over our time. It exceeds 1 where operands stay in cache.
     """
-    calls, copies = case.ours | case.peers, case.copies
-    if case.graph and device.type == "cuda":
-        calls, copies = {name: replayed(call, copies, device) for name, call in calls.items()}, 1
-    measured = medians(calls, copies, seconds, device)
+    graph = case.graph and device.type == "cuda"
+    calls: dict[str, Call] = {}
+    for name, call in (case.ours | case.peers).items():
+        try:
+            calls[name] = replayed(call, case.copies, device) if graph else call
+            calls[name](0)
+        except Exception as error:
+            if name in case.ours:
+                raise
+            calls.pop(name, None)
+            (reporter or Reporter()).note(f"{name} left out of {case.op} {case.shape}: {error}")
+    measured = medians(calls, 1 if graph else case.copies, seconds, device)
     native = dispatch.has_native(case.op.split(",")[0], device.type)
     extra = versions(device) | case.extra()
 
@@ -229,4 +240,4 @@ def records_of(case: Case, known: Ceilings, seconds: float, device: torch.device
             **extra,
         }
 
-    return [record(ours, peer) for ours in case.ours for peer in case.peers]
+    return [record(ours, peer) for ours in case.ours for peer in case.peers if peer in measured]
