@@ -10,10 +10,11 @@ import os
 from pathlib import Path
 
 import pytest
-import tarq
 import torch
 from tarq.kernels import dispatch, gram, group_quantize, w4_linear  # noqa: F401 (each declares its operators)
 from torch._subclasses.fake_tensor import FakeTensorMode
+
+import tarq
 
 BUILT = os.environ.get("TARQ_TEST_PACKAGE")
 

@@ -1,7 +1,7 @@
 """The speed a GPU should reach, held against the records of a run.
 
-Speed-ups of a packed layer over float16 are the best that were published for an H100 by Marlin, tinygemm and gemlite at so
-many rows of a 4096 × 4096 layer. ``python -m tarq.bench.bars FILE.json`` prints a line a bar.
+Speed-ups of a packed layer over float16 are the best that were published for an H100 by Marlin, tinygemm and gemlite at
+so many rows of a 4096 × 4096 layer. ``python -m tarq.bench.bars FILE.json`` prints a line a bar.
 """
 
 from __future__ import annotations
