@@ -164,12 +164,10 @@ def regimes(capability: tuple[int, int]) -> list[dict]:
 
 @lru_cache(maxsize=4096)
 def choose(m: int, n: int, k: int, capability: tuple[int, int], sm_count: int, groups: int = 1) -> Plan:
-    """The plan for ``[m, k] · [n, k]ᵀ``.
+    """The plan for ``[m, k] · [n, k]ᵀ``: what :func:`pick` says of the first regime with ``m ≤ max_m``.
 
-    The first regime with ``m ≤ max_m`` has tiles from wide to narrow: wide ones read x less often, narrow ones make
-    more programs. The first that makes ``programs_per_sm`` is taken, or else the last, and if that is one of ``gemm``
-    its K is split until there are as many, at most ``max_split_k`` times. Dense beyond the last regime, and where
-    ``groups > max_groups``: each takes a sum of its own, for which the registers may not suffice.
+    Dense beyond the last regime, and where ``groups > max_groups``: each takes a sum of its own, for which the
+    registers may not suffice.
 
     Args:
         m, n, k: tokens, outputs, inputs.
@@ -180,6 +178,16 @@ def choose(m: int, n: int, k: int, capability: tuple[int, int], sm_count: int, g
     regime = next((regime for regime in regimes(capability) if m <= regime["max_m"]), None)
     if regime is None or groups > regime["max_groups"]:
         return DENSE
+    return pick(regime, m, n, k, sm_count)
+
+
+def pick(regime: dict, m: int, n: int, k: int, sm_count: int) -> Plan:
+    """The plan of a regime for ``[m, k] · [n, k]ᵀ``.
+
+    Its tiles go from wide to narrow: wide ones read x less often, narrow ones make more programs. The first that makes
+    ``programs_per_sm`` is taken, or else the last, and if that is one of ``gemm`` its K is split until there are as
+    many, at most ``max_split_k`` times.
+    """
     wanted = regime["programs_per_sm"] * sm_count
     plans = [Plan(**tile) for tile in regime["tiles"]]
     programs = [-(-n // plan.block_n) * -(-m // plan.block_m) for plan in plans]

@@ -109,15 +109,15 @@ def _once(call: Call, copy: int, device: torch.device) -> float:
     return own if isinstance(own, float) else time.perf_counter() - began
 
 
-def replayed(call: Call, copies: int, device: torch.device) -> Call:
-    """The call on every copy in turn, captured as a CUDA graph: a call that returns its seconds for one.
+def replayed(call: Call, copies: int, device: torch.device, least: int = GRAPH_CALLS) -> Call:
+    """The call on every copy in turn, ``least`` times or more, captured as a CUDA graph: returns its seconds for one.
 
     Launching costs the host more than a small kernel takes: without a graph, ratios would compare Python.
 
     Raises:
         RuntimeError: the call waits for the device, which a graph cannot hold.
     """
-    count = copies * -(-GRAPH_CALLS // copies)
+    count = copies * -(-least // copies)
     with torch.cuda.device(device):
         stream = torch.cuda.Stream()
         with torch.cuda.stream(stream):
