@@ -9,15 +9,17 @@ from collections.abc import Iterator
 from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
 
-from .data.utterance import Utterance
 from .errors import TarqError
 from .version import __version__
+
+if TYPE_CHECKING:
+    from .data.utterance import Utterance
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -358,13 +360,12 @@ def bench(
 ) -> None:
     """Time the three operations against their peers: ratios, and shares of what the machine can do."""
     from .bench import run as benchmarks
-    from .screen import ScreenReporter
 
     if plot is not None and find_spec("matplotlib") is None:
         raise typer.BadParameter("--plot needs matplotlib: pip install matplotlib")
     device = _where(device, "auto")["device"]
     names = [operation.value for operation in operations or Operation]
-    with ScreenReporter(console) as reporter:
+    with console.status("") as status:
         records, known = benchmarks.run(
             names,
             device=device,
@@ -372,7 +373,7 @@ def bench(
             quick=quick,
             seconds=seconds,
             peer_python=peer_python,
-            reporter=reporter,
+            reporter=benchmarks.StatusReporter(status),
         )
     benchmarks.show(console, records, known)
     if json_file:

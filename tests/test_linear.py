@@ -306,3 +306,41 @@ def test_the_order_of_the_gpu_is_not_in_the_state_dict(bits: int, symmetric: boo
     layer.bfloat16()  # on a CPU any cast or move goes back to the order of its kernels
     assert layer.prepacked == other.prepacked
     assert torch.equal(layer.weight_packed, other.weight_packed)
+
+
+@pytest.fixture
+def decoder() -> nn.Sequential:
+    """Layers that read one another's results, on the GPU, as a decoder's MLP has them."""
+    torch._dynamo.reset()
+    layers = [make(5120, 1280, group=128), nn.GELU(), make(1280, 5120, group=128, symmetric=False)]
+    return nn.Sequential(nn.LayerNorm(1280), *layers).half().cuda()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("rows", [1, 16, 300])
+def test_a_cuda_graph_holds_the_layers(decoder, rows):
+    x = torch.randn(rows, 1280, device="cuda").half()
+    with torch.inference_mode():
+        decoder(x)  # compiles
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            y = decoder(x)
+        for _ in range(3):
+            x.normal_()
+            graph.replay()
+            assert torch.equal(y, decoder(x))
+
+
+@pytest.mark.gpu
+def test_compiled_layers_run_as_cuda_graphs(decoder):
+    compiled = torch.compile(decoder, mode="reduce-overhead", fullgraph=True)
+    counters = torch._dynamo.utils.counters
+    counters.clear()
+    with torch.inference_mode():
+        for rows in (1, 1, 1, 1, 5, 5, 5):
+            x = torch.randn(rows, 1280, device="cuda").half()
+            torch.compiler.cudagraph_mark_step_begin()
+            y = compiled(x)
+            error = (y - decoder(x)).float().norm() / y.float().norm()
+            assert error < 2e-2
+    assert not counters["inductor"]["cudagraph_skips"]

@@ -18,6 +18,8 @@ from tarq.kernels.w4_linear import dequantize, pack, pack_zeros, packed_words, r
 from tarq.kernels.w4_linear.reference import w4_linear as reference
 from torch import Tensor
 
+from tarq.bench.measure import threads
+
 NATIVE = dispatch.EXTENSION_ERROR is None
 ISAS = torch.ops.tarq.w4_linear_isas() if NATIVE else []
 native = pytest.mark.skipif(not NATIVE, reason="the compiled extension is not built")
@@ -193,13 +195,14 @@ def test_every_row_count_path(isa: str, dtype: torch.dtype, count: int):
     scale=st.sampled_from(SCALES),
     dtype=st.sampled_from(list(TOLERANCE)),
     isa=st.sampled_from(ISAS or [""]),
+    count_threads=st.integers(1, 3),
     seed=st.integers(0, 2**31),
 )
-def test_any_shape(rows, columns, group, count, symmetric, scale, dtype, isa, seed):
+def test_any_shape(rows, columns, group, count, symmetric, scale, dtype, isa, count_threads, seed):
     torch.manual_seed(seed)
     layer = make_layer(rows, columns, group, symmetric=symmetric, scale=scale)
     x, bias = torch.randn(count, columns).to(dtype), torch.randn(rows)
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, threads(count_threads):
         patch.setenv("TARQ_CPU_ISA", isa)
         y = w4_linear(x, *layer, bias, columns, group)
     assert_accurate(y, x, layer, bias, columns, group)
