@@ -304,9 +304,9 @@ def demo(
         select_utterances(spoken, where or []), score or size.scored, seed, max_duration=30, require_text=True
     )
     # The two may come from one corpus; what is scored is never calibrated on.
-    taken = {u.audio.resolve() for u in scored}
+    taken = {u.origin for u in scored}
     pool = testbed.calibration_pool() if calibration is None else load_utterances(calibration)
-    pool = [u for u in pool if u.audio.resolve() not in taken]
+    pool = [u for u in pool if u.origin not in taken]
     with ScreenReporter(console) as reporter:
         scores, sizes = demonstration.demonstrate(
             str(testbed.model()) if model is None else model,
