@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
 from itertools import islice
@@ -91,7 +92,7 @@ def load_hub(source: str, corpora: Sequence[HubColumns], intake: Intake) -> list
     _require_datasets(source)
     asked, limit = _bounded(source, part)
     rows = own.rows(LOCATION + name, asked or None)
-    return _utterances(source, _guarded(source, lambda: rows), "audio", own, limit, intake)
+    return _utterances(source, rows, "audio", own, limit, intake)
 
 
 def load_saved(source: Path, part: str | None, corpora: Sequence[HubColumns], intake: Intake) -> list[Utterance]:
@@ -100,7 +101,8 @@ def load_saved(source: Path, part: str | None, corpora: Sequence[HubColumns], in
     Raises:
         DataError: see ``load_hub``.
     """
-    return _stream(str(source), str(source), None, part or "", corpora, intake)
+    name = str(source) if part is None else f"{source}:{part}"
+    return _stream(name, str(source), None, part or "", corpora, intake)
 
 
 def undecoded(dataset: Any, column: str) -> Any:
@@ -137,14 +139,16 @@ def _stream(
     if not audio:
         raise DataError(f"{source}: no audio column; it has {', '.join(names) or 'none that are declared'}")
     column = "audio" if "audio" in audio else audio[0]
-    columns = next((c for c in corpora if set(c.needs) <= set(names)), None) or _usual(names, source, corpora)
+    columns = next((c for c in corpora if set(c.needs) <= set(names)), None) or _usual(
+        names, f"{PurePath(repository).name}:{asked}", corpora
+    )
     classes = {name: f for name, f in dataset.features.items() if isinstance(f, datasets.ClassLabel)}
 
     def rows() -> Iterator[dict[str, Any]]:
         for row in undecoded(dataset, column):
             yield row | {name: f.int2str(row[name]) for name, f in classes.items() if row[name] is not None}
 
-    return _utterances(source, _guarded(source, rows), column, columns, limit, intake)
+    return _utterances(source, rows(), column, columns, limit, intake)
 
 
 def _bounded(source: str, part: str) -> tuple[str, int | None]:
@@ -165,25 +169,22 @@ def _open(source: str, repository: str, revision: str | None, config: str | None
     _require_datasets(source)
     import datasets
 
-    def load() -> Any:
-        return datasets.load_dataset(repository, config, split=split, revision=revision, streaming=True)
-
-    dataset = next(_guarded(source, lambda: iter([load()])))
+    with _blaming(source):
+        dataset = datasets.load_dataset(repository, config, split=split, revision=revision, streaming=True)
     if isinstance(dataset, dict):
         if len(dataset) > 1:
             at = f"{config}/" if config else ""
             names = ", ".join(f"{at}{name}" for name in sorted(map(str, dataset)))
             raise DataError(f"{source}: several splits; name one of them, as SOURCE:SPLIT: {names}")
         (dataset,) = dataset.values()
-    if dataset.features is None:  # JSON, CSV and the like: known once a row is read
-        dataset = next(_guarded(source, lambda: iter([dataset._resolve_features()])))
     return dataset
 
 
-def _guarded(source: str, rows: Callable[[], Iterable[Any]]) -> Iterator[Any]:
-    """What ``rows`` gives; whatever goes wrong on the way is a DataError naming the source."""
+@contextmanager
+def _blaming(source: str) -> Iterator[None]:
+    """Whatever goes wrong within the block is a DataError naming the source."""
     try:
-        yield from rows()
+        yield
     except DataError:
         raise
     except Exception as error:  # the network, the hub, fsspec, pyarrow: each raises its own
@@ -198,40 +199,43 @@ def _guarded(source: str, rows: Callable[[], Iterable[Any]]) -> Iterator[Any]:
         raise DataError(f"{source}: cannot be read ({type(error).__name__}: {text}); {mend}") from error
 
 
-def _usual(names: Sequence[str], source: str, corpora: Sequence[HubColumns]) -> HubColumns:
+def _usual(names: Sequence[str], called: str, corpora: Sequence[HubColumns]) -> HubColumns:
     """The usual columns, with the text conventions of the corpus a set is called by."""
     found = [next((n for n in usual if n in names), None) for usual in (IDS, TEXTS, SPEAKERS, ("entities",))]
-    called = next((c.transcript for c in corpora if c.name in source.lower()), str)
-    return HubColumns("", (), found[0] or "", found[1] or "", found[2], found[3], transcript=called)
+    own = next((c for c in corpora if c.name in called.lower()), None)
+    name, transcript = ("", str) if own is None else (own.name, own.transcript)
+    return HubColumns(name, (), found[0] or "", found[1] or "", found[2], found[3], transcript)
 
 
 def _utterances(
     source: str, rows: Iterable[dict[str, Any]], audio: str, columns: HubColumns, limit: int | None, intake: Intake
 ) -> list[Utterance]:
     utterances = []
-    for number, row in enumerate(islice(rows, limit)):
-        given = row.get(columns.id)
-        name = _without_suffix(str(given)) if given not in (None, "") else f"{number:06}"
-        written = row.get(columns.text)
-        text = None if written is None else columns.transcript(str(written))
-        if written is not None and text is None:
-            intake.left_out[f"not to be scored, by the text conventions of {columns.name or 'its corpus'}"] += 1
-            continue
-        encoded = _encoded(row[audio], f"{source} {name}")
-        if encoded is None:
-            intake.broken(name, DataError(f"{source}: row {name!r} has no audio; leave it out or report it there"))
-            continue
-        speaker = row.get(columns.speaker or "")
-        utterances.append(
-            Utterance(
-                id=name,
-                audio=encoded,
-                text=text,
-                speaker=None if speaker in (None, "", "None", "N/A") else str(speaker),
-                entities=tuple(map(str, row.get(columns.entities or "") or ())),
-                extra={k: v for k, v in row.items() if k != columns.text and isinstance(v, str | int | float | bool)},
+    used = {columns.id, columns.text, columns.speaker, columns.entities}
+    with _blaming(source):
+        for number, row in enumerate(islice(rows, limit)):
+            given = row.get(columns.id)
+            name = _without_suffix(str(given)) if given not in (None, "") else f"{number:06}"
+            written = row.get(columns.text)
+            text = None if written is None else columns.transcript(str(written))
+            if written is not None and text is None:
+                intake.left_out[f"not to be scored, by the text conventions of {columns.name}"] += 1
+                continue
+            encoded = _encoded(row[audio], f"{source} {name}")
+            if encoded is None:
+                intake.broken(name, DataError(f"{source}: row {name!r} has no audio; report it to the set's owner"))
+                continue
+            speaker = row.get(columns.speaker or "")
+            utterances.append(
+                Utterance(
+                    id=name,
+                    audio=encoded,
+                    text=text,
+                    speaker=None if speaker in (None, "", "None", "N/A") else str(speaker),
+                    entities=tuple(map(str, row.get(columns.entities or "") or ())),
+                    extra={k: v for k, v in row.items() if k not in used and isinstance(v, str | int | float | bool)},
+                )
             )
-        )
     return utterances
 
 
