@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from .config import TarqConfig
-from .data.corpora import sample_utterances
+from .data.intake import Intake
+from .data.pools import Rarity, draw_pool
 from .data.utterance import Utterance
 from .errors import CalibrationError
 from .families.family import Batch, Example, Recognizer
+from .frequencies import described
 from .method.rarity import position_tags, rare_share, rare_spans, tag_tokens
 from .normalize import Normalizer
 from .report import Reporter
@@ -39,32 +41,61 @@ class Examples:
 
 
 def calibration_set(
-    recognizer: Recognizer, utterances: Sequence[Utterance], config: TarqConfig, reporter: Reporter
+    recognizer: Recognizer,
+    speech: Sequence[Utterance] | Mapping[str, Sequence[Utterance]],
+    config: TarqConfig,
+    reporter: Reporter,
+    intake: Intake | None = None,
 ) -> tuple[list[Batch], dict[str, Any], list[str]]:
-    """Sample a pool and make it into batches.
+    """Draw a pool and make it into batches.
+
+    Args:
+        speech: utterances, or label to those of each of several corpora.
+        intake: has counted what was left out while they were loaded; goes on counting.
 
     Returns:
         Batches; the report's ``calibration`` entry; notes on whatever was left out.
 
     Raises:
         CalibrationError: nothing usable is left.
-        DataError: audio cannot be read.
+        DataError: too much audio cannot be read.
     """
+    intake = Intake(config.max_bad) if intake is None else intake
+    corpora = speech if isinstance(speech, Mapping) else {"speech": speech}
     notes = []
-    usable = [u for u in utterances if _transcribed_by_model(u, config) or (u.text or "").strip()]
-    if len(usable) < len(utterances):
-        notes.append(f"{len(utterances) - len(usable)} utterances with an empty transcript left out")
-    if not usable:
+    usable = {
+        label: [u for u in utterances if _transcribed_by_model(u, config) or (u.text or "").strip()]
+        for label, utterances in corpora.items()
+    }
+    silent = sum(map(len, corpora.values())) - sum(map(len, usable.values()))
+    if silent:
+        notes.append(f"{silent} utterances with an empty transcript left out")
+    if not any(usable.values()):
         raise CalibrationError("no calibration utterance has a transcript; use --transcripts self")
-    # `seconds()` asks the file where the corpus does not say, so nothing longer than the window gets in.
-    chosen = sample_utterances(usable, config.samples, config.seed, max_duration=recognizer.window)
+    normalizer = config.text_normalizer(recognizer.spelling)
+    reporter.phase("drawing the pool")
+    # Its length is asked of the file where the corpus does not say, so nothing longer than the window gets in.
+    pool = draw_pool(
+        usable,
+        config.pool,
+        config.samples,
+        config.seed,
+        Rarity(normalizer, config.tail_threshold, config.frequencies()),
+        max_duration=recognizer.window,
+        require_text=False,
+        intake=intake,
+    )
+    notes += intake.notes()
+    chosen = pool.utterances
     if len(chosen) < config.samples:
         notes.append(f"{len(chosen)} calibration utterances of at most {recognizer.window:g} s, {config.samples} asked")
     made = make_examples(recognizer, chosen, config, reporter)
     if not made.examples:
         raise CalibrationError(f"no calibration utterance is usable: {'; '.join(made.notes)}")
     batches = list(batched(recognizer, made.examples, config.batch_size))
-    normalizer = config.text_normalizer(recognizer.spelling)
+    frequencies = described(config.frequencies(), config.tail_threshold)
+    if "note" in frequencies:
+        notes.append(frequencies["note"])
     summary = {
         "ids": [u.id for u in made.utterances],
         "utterances": len(made.examples),
@@ -72,9 +103,12 @@ def calibration_set(
         "normalizer": normalizer.name,
         "transcript_style": made.style,
         "self_transcribed": made.self_transcribed,
-        "rare_word_share": rare_share(made.texts, normalizer, config.tail_threshold, config.language),
+        "rare_word_share": rare_share(made.texts, normalizer, config.tail_threshold, config.frequencies()),
+        "word_frequencies": frequencies,
+        "pool": pool.summary(),
         "decoder_positions": sum(len(e.tail) for e in made.examples),
         "tail_positions": sum(int(e.tail.sum()) for e in made.examples),
+        **intake.to_dict(),
     }
     return batches, summary, notes + made.notes
 
@@ -144,7 +178,7 @@ def make_example(
     """One utterance with its transcript: features, tokens, tags."""
     features, frames = recognizer.audio_inputs(waveform)
     prompted = recognizer.prompt(text)
-    spans = rare_spans(text, normalizer, config.tail_threshold, config.language)
+    spans = rare_spans(text, normalizer, config.tail_threshold, config.frequencies())
     rare = torch.tensor(tag_tokens(prompted.offsets, spans)) & torch.tensor(prompted.is_text)
     return Example(
         id=name,

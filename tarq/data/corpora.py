@@ -142,43 +142,60 @@ def sample_utterances(
 
     Args:
         count: how many, at least 1.
-        max_duration: leave out longer ones, in seconds; files are asked where the corpus says nothing.
-        require_text: leave out those without a transcript or with a blank one.
-        intake: decode what is drawn, and leave out what is broken.
+        max_duration, require_text, intake: see ``first_usable``.
 
     Raises:
-        DataError: ``count`` is below 1, no utterance qualifies, or too many are broken.
+        DataError: see ``first_usable``.
     """
-    if count < 1:
-        raise DataError(f"cannot sample {count} utterances: give a count of at least 1")
-    # Sorted, so that the order in which a file system lists a corpus does not choose the sample.
+    return first_usable(
+        shuffled(utterances, seed), count, max_duration=max_duration, require_text=require_text, intake=intake
+    )
+
+
+def shuffled(utterances: Sequence[Utterance], seed: int) -> list[Utterance]:
+    """In an order that the ids and the seed decide, not that in which a file system lists a corpus."""
     ordered = sorted(utterances, key=lambda utterance: utterance.id)
-    drawn = (ordered[index] for index in np.random.default_rng(seed).permutation(len(ordered)))
-    sample = list(islice(qualifying(drawn, max_duration, require_text, intake), count))
-    if not sample:
-        asked = [f"max_duration={max_duration}"] if max_duration is not None else []
-        asked += ["require_text"] if require_text else []
-        raise DataError(
-            f"none of {len(ordered)} utterances qualifies ({', '.join(asked) or 'no condition'}): "
-            "loosen the condition or give another corpus"
-        )
-    return sample
+    return [ordered[index] for index in np.random.default_rng(seed).permutation(len(ordered))]
 
 
-def qualifying(
-    utterances: Iterable[Utterance], max_duration: float | None, require_text: bool, intake: Intake | None
-) -> Iterator[Utterance]:
-    """Those that can be used, lazily: neither their headers nor their audio is looked at before they are asked for.
+def first_usable(
+    candidates: Sequence[Utterance],
+    count: int,
+    *,
+    max_duration: float | None = None,
+    require_text: bool = False,
+    intake: Intake | None = None,
+) -> list[Utterance]:
+    """The first ``count`` candidates that can be used; headers and audio of the others are not looked at.
 
     Args:
-        max_duration: leave out longer ones, in seconds.
+        count: how many, at least 1.
+        max_duration: leave out longer ones, in seconds; files are asked where the corpus says nothing.
         require_text: leave out those without a transcript or with a blank one.
         intake: decode each, and leave out what is broken.
 
     Raises:
-        DataError: too many are broken; without an intake, a header cannot be read.
+        DataError: ``count`` is below 1, no candidate qualifies, or too many are broken; without an intake, a header
+            cannot be read.
     """
-    for utterance in utterances:
+    if count < 1:
+        raise DataError(f"cannot sample {count} utterances: give a count of at least 1")
+    chosen = list(islice(usable(candidates, max_duration, require_text, intake), count))
+    if not chosen:
+        asked = [f"max_duration={max_duration}"] if max_duration is not None else []
+        asked += ["require_text"] if require_text else []
+        raise DataError(
+            f"none of {len(candidates)} utterances qualifies ({', '.join(asked) or 'no condition'}): "
+            "loosen the condition or give another corpus"
+        )
+    return chosen
+
+
+def usable(
+    candidates: Iterable[Utterance], max_duration: float | None, require_text: bool, intake: Intake | None
+) -> Iterator[Utterance]:
+    """The candidates that can be used, each looked at when it is asked for; see ``first_usable``."""
+    for utterance in candidates:
         if require_text and not (utterance.text or "").strip():
             continue
         try:
