@@ -320,7 +320,7 @@ def evaluate(
     for label, d in data.items():
         utterances = _utterances(d, found[label])
         reporter.phase(f"reading {label}")
-        # Every file is decoded before any work is done, so that a broken one does not end it in the middle.
+        # Every file is looked at before any work is done, so that a broken one does not end it in the middle.
         if samples is not None:
             sets[label] = sample_utterances(utterances, samples, config.seed, intake=found[label])
         else:

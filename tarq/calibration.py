@@ -98,6 +98,7 @@ def calibration_set(
         notes.append(frequencies["note"])
     summary = {
         "ids": [u.id for u in made.utterances],
+        "origins": [u.origin for u in made.utterances],
         "utterances": len(made.examples),
         "seconds": round(sum(u.seconds() for u in made.utterances), 2),
         "normalizer": normalizer.name,

@@ -243,7 +243,7 @@ def evaluate(
         sets = {
             label: select_utterances(load_utterances(d, intakes[label]), where or []) for label, d in corpora.items()
         }
-        for label, count in _calibrated_on(sources, corpora, sets):
+        for label, count in _calibrated_on(sources, sets):
             reporter.note(f"{label}: {count}")
         result = api.evaluate(
             recognizers,
@@ -541,23 +541,17 @@ def _where(device: str, dtype: str) -> dict[str, Any]:
     return {"device": device, "dtype": None if dtype == "auto" else getattr(torch, dtype)}
 
 
-def _calibrated_on(
-    models: dict[str, str], data: dict[str, str], sets: dict[str, list[Utterance]]
-) -> Iterator[tuple[str, str]]:
-    """Sets that share utterances with a model's calibration, which flatters it."""
+def _calibrated_on(models: dict[str, str], sets: dict[str, list[Utterance]]) -> Iterator[tuple[str, str]]:
+    """Sets that share audio with a model's calibration, which flatters it."""
     from .report import FILE_NAME, Report
 
     for name, folder in models.items():
         if not (Path(folder) / FILE_NAME).is_file():
             continue
-        calibration = Report.read(folder).calibration
-        used = calibration.get("source", "")
-        used = {Path(u).resolve() for u in (used.values() if isinstance(used, dict) else [used])}
-        for label, source in data.items():
-            if Path(source).resolve() in used:
-                seen = {u.id for u in sets[label]} & set(calibration["ids"])
-                if seen:
-                    yield label, f"{name} was calibrated on {len(seen)} of its {len(sets[label])} utterances"
+        used = set(Report.read(folder).calibration.get("origins", ()))
+        for label, utterances in sets.items() if used else ():
+            if seen := sum(u.origin in used for u in utterances):
+                yield label, f"{name} was calibrated on {seen} of its {len(utterances)} utterances"
 
 
 def _labelled(sources: list[str]) -> dict[str, str]:
@@ -580,6 +574,7 @@ def main() -> None:
     # Set before transformers is imported: its bars and advice would run into this program's own.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     try:
         app()
     except (TarqError, ValueError) as error:

@@ -61,7 +61,8 @@ class Report:
         model: where the full-precision model came from.
         config: of the run, :meth:`tarq.TarqConfig.to_dict`.
         versions: of tarq and the libraries that shape the result.
-        calibration: source, ids, counts, seconds of audio, rare share of words and positions, transcript style.
+        calibration: source, ids, digests of the audio's places, counts, seconds of audio, rare share of words and
+            positions, transcript style, the pool and its ρ, which word frequencies, what was broken or left out.
         layers: one record each.
         left_out: Linear layers outside the blocks, with the reason.
         sizes: bytes of the quantized Linears' weights before and after, and of the whole checkpoint.

@@ -88,6 +88,8 @@ def test_pool_is_drawn_saved_and_calibrated_on(model_folder, manifest, tmp_path)
     )  # fmt: skip
     saved = tarq.Report.read(tmp_path / "saved").calibration
     assert sorted(saved["ids"]) == sorted(figures["ids"])
+    out = run("evaluate", model_folder, tmp_path / "saved", "--data", manifest, "--resamples", 20)
+    assert "saved was calibrated on 3 of its 8 utterances" in " ".join(out.split())  # through the pool's file
     assert saved["pool"]["rho"] == pytest.approx(figures["rho"])
     run("quantize", model_folder, tmp_path / "drawn", "--calibration", manifest, "--pool", "r-top", "--samples", 3,
         "--group-size", 32)  # fmt: skip

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import soundfile
 
+import tarq
 from tarq.data import commonvoice, gigaspeech, tedlium
 from tarq.data.audio import read_audio
-from tarq.data.corpora import load_utterances
+from tarq.data.corpora import first_usable, load_utterances
 from tarq.data.intake import Intake
 from tarq.data.utterance import Utterance
 from tarq.errors import DataError
@@ -142,6 +143,23 @@ def test_missing_files_are_counted_up_to_a_limit(tmp_path):
     assert intake.notes()[0] == "1 broken files left out: missing"
 
 
+def test_all_kinds_of_broken_files_are_found(tmp_path):
+    folder = manifest_with_broken_files(tmp_path)
+    intake = Intake(max_bad=4)
+    utterances = load_utterances(folder, intake)
+    assert [u.id for u in first_usable(utterances, 9, intake=intake)] == ["fine"]
+    reasons = {"missing": "does not exist", "noise": "not readable", "empty": "empty", "nan": "not finite"}
+    assert list(intake.bad) == list(reasons)
+    assert all(words in intake.bad[name] for name, words in reasons.items())
+    with pytest.raises(DataError, match=r"nan\.wav: .*leaves out up to N broken files; 3 broken files were left out"):
+        first_usable(load_utterances(folder, intake := Intake(max_bad=3)), 9, intake=intake)
+    # With none allowed, headers alone are read: what they show is told at once, the rest when it is met.
+    fine_and_nan = [u for u in utterances if u.id in ("fine", "nan")]
+    assert first_usable(fine_and_nan, 9, intake=Intake()) == fine_and_nan
+    with pytest.raises(DataError, match=r"empty\.wav: the audio is empty"):
+        first_usable([u for u in utterances if u.id == "empty"], 9, intake=Intake())
+
+
 # --- LibriSpeech ---
 
 
@@ -205,6 +223,14 @@ def test_tedlium(tmp_path, suffix):
     ted(root, "dev")
     with pytest.raises(DataError, match="TED-LIUM splits; name one of them: dev, test"):
         load_utterances(root / "legacy")
+
+
+def test_tedlium_with_its_files_side_by_side(tmp_path):
+    split = ted(tmp_path) / "legacy" / "test"
+    for path in (split / "sph" / "AimeeMullins_2009P.sph", split / "stm" / "AimeeMullins_2009P.stm"):
+        path.rename(split / path.name)
+        path.parent.rmdir()
+    said_and_heard(load_utterances(split))
 
 
 def test_a_missing_talk_is_one_broken_file(tmp_path):
@@ -480,7 +506,8 @@ def test_a_folder_of_audio_with_transcripts(tmp_path):
     assert [u.id for u in utterances] == ["b", "talks/0", "talks/1", "talks/2"]
     assert utterances[0].text is None
     said_and_heard(utterances[1:])
-    assert dataclasses.replace(utterances[1], id="x").origin == (str(tmp_path.resolve() / "talks/0.wav"), 0.0, None)
+    assert dataclasses.replace(utterances[1], id="x").origin == utterances[1].origin != utterances[2].origin
+    assert dataclasses.replace(utterances[1], start=0.1).origin != utterances[1].origin
 
 
 def test_a_path_is_not_taken_for_a_part(tmp_path):
@@ -490,3 +517,28 @@ def test_a_path_is_not_taken_for_a_part(tmp_path):
     with pytest.raises(DataError, match="no such file or folder; give the path of a corpus, or hub:OWNER/NAME"):
         load_utterances(f"{tmp_path}/gone:test")
     assert Path(folder).is_dir()
+
+
+# --- what is done with them ---
+
+
+def test_a_model_is_calibrated_on_one_corpus_and_scored_on_others(tmp_path, model_folder):
+    """Segments of a talk in, entities and left-out lines out; every corpus by the same argument."""
+    recognizer = tarq.load_recognizer(model_folder)
+    report = tarq.quantize(
+        recognizer, f"{ted(tmp_path / 'ted')}:test", tarq.TarqConfig.preset("gptq", group_size=32, samples=3)
+    )
+    assert report.calibration["ids"][0].startswith("AimeeMullins_2009P-")
+    assert report.calibration["left_out"] == {"marked as not to be scored, or nothing but noise (TED-LIUM)": 2}
+    sets = {
+        "giga": f"{giga(tmp_path / 'giga')}:TEST",
+        "context": context_asr(tmp_path / "context"),
+        "voices": common_voice(tmp_path / "cv" / "en"),
+    }
+    models = {"full": tarq.load_recognizer(model_folder), "gptq": recognizer}
+    scores = tarq.evaluate(models, sets, reference="full", resamples=20)
+    assert [scores.sets[name].utterances for name in sets] == [3, 3, 3]
+    assert sum(scores.sets["giga"].left_out.values()) == 1
+    assert {"ne_wer", "ne_fnr"} <= set(scores.sets["context"].differences["gptq − full"])
+    assert scores.sets["context"].entities == 3
+    assert scores.sets["voices"].models["gptq"].figures["kl_common"].value > 0

@@ -296,6 +296,15 @@ def test_files_of_a_repository_that_is_an_audiofolder(tmp_path, monkeypatch):
     assert utterances[2].waveform().shape == (16000,)
 
 
+def test_a_row_that_names_a_remote_file():
+    import fsspec
+
+    with fsspec.open("memory://far/away.flac", "wb") as file:
+        file.write(encoded(0)[0])
+    audio = hub._encoded({"path": "memory://far/away.flac", "bytes": None}, "set 0")
+    assert audio == Encoded("set 0.flac", encoded(0)[0])
+
+
 def test_rows_without_audio_are_broken(tmp_path):
     rows = [{"id": "a", "text": "one"}, {"id": "b", "text": "two", "audio": {"bytes": None, "path": None}}]
     folder = repository(tmp_path / "set", {"default/test": table({"id": text, "text": text}, *rows)})

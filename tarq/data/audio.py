@@ -69,14 +69,24 @@ def read_audio(
     return np.ascontiguousarray(mono, dtype=np.float32)
 
 
-def check_audio(audio: Audio, sampling_rate: int = 16000, start: float = 0.0, end: float | None = None) -> None:
-    """Decode a file or segment and drop it: what passes, ``read_audio`` reads.
+def check_audio(
+    audio: Audio, sampling_rate: int = 16000, start: float = 0.0, end: float | None = None, *, decode: bool = True
+) -> None:
+    """Find out now whether ``read_audio`` will fail.
+
+    Args:
+        decode: decode the whole file or segment and drop it; otherwise only the header is read, which shows whether
+            there is audio where it should be, and not whether it can be decoded.
 
     Raises:
         DataError: the file is missing, unreadable, empty or cut short, the segment lies outside it, or it holds
             samples that are not finite.
     """
-    _samples(audio, sampling_rate, start, end)
+    if decode:
+        _samples(audio, sampling_rate, start, end)
+    else:
+        with _opened(audio) as file:
+            _bounds(audio, file, start, end)
 
 
 def audio_duration(audio: Audio) -> float:
@@ -92,19 +102,11 @@ def audio_duration(audio: Audio) -> float:
 def _samples(audio: Audio, sampling_rate: int, start: float, end: float | None) -> tuple[NDArray[np.float32], int]:
     """Float32 [samples], mono, and their rate."""
     with _opened(audio) as file:
-        rate, frames = file.samplerate, file.frames
-        first = round(start * rate)
-        last = frames if end is None else round(end * rate)
-        if (first and first >= frames) or last > frames + TOLERANCE * rate:
-            raise DataError(
-                f"{audio}: the segment from {start:g} to {last / rate:g} s lies outside the file, which has "
-                f"{frames / rate:g} s; the file is cut short or is another one: replace it"
-            )
-        wanted = min(last, frames) - first
+        rate = file.samplerate
+        first, last = _bounds(audio, file, start, end)
+        wanted = last - first
         ahead = _go_ahead_of(file, first)
         samples = file.read(wanted + ahead, dtype="float32", always_2d=True)[ahead:]
-    if samples.shape[0] == 0:
-        raise DataError(f"{audio}: the audio is empty (0 samples); remove it from the corpus")
     if samples.shape[0] < wanted - TOLERANCE * rate:
         raise DataError(f"{audio}: the audio ends after {samples.shape[0]} of {wanted} samples; replace the file")
     mono = samples.mean(axis=1, dtype=np.float32)
@@ -113,6 +115,21 @@ def _samples(audio: Audio, sampling_rate: int, start: float, end: float | None) 
     if round(len(mono) * sampling_rate / rate) == 0:
         raise DataError(f"{audio}: {len(mono)} samples at {rate} Hz are too few to resample; remove it")
     return mono, rate
+
+
+def _bounds(audio: Audio, file: soundfile.SoundFile, start: float, end: float | None) -> tuple[int, int]:
+    """First sample of a segment, and the one after its last."""
+    rate, frames = file.samplerate, file.frames
+    if frames == 0:
+        raise DataError(f"{audio}: the audio is empty (0 samples); remove it from the corpus")
+    first = round(start * rate)
+    last = frames if end is None else round(end * rate)
+    if first >= frames or last > frames + TOLERANCE * rate:
+        raise DataError(
+            f"{audio}: the segment from {start:g} to {last / rate:g} s lies outside the file, which has "
+            f"{frames / rate:g} s; the file is cut short or is another one: replace it"
+        )
+    return first, min(last, frames)
 
 
 def _go_ahead_of(file: soundfile.SoundFile, frame: int) -> int:

@@ -172,7 +172,7 @@ def first_usable(
         count: how many, at least 1.
         max_duration: leave out longer ones, in seconds; files are asked where the corpus says nothing.
         require_text: leave out those without a transcript or with a blank one.
-        intake: decode each, and leave out what is broken.
+        intake: look at each one's audio, and leave out what is broken.
 
     Raises:
         DataError: ``count`` is below 1, no candidate qualifies, or too many are broken; without an intake, a header
@@ -202,7 +202,9 @@ def usable(
             if max_duration is not None and utterance.seconds() > max_duration:
                 continue
             if intake is not None:
-                utterance.check()
+                # A broken file that may be left out has to be found now. One that may not ends the run wherever it is
+                # met; its header tells most of them at once.
+                utterance.check(decode=intake.max_bad > 0)
         except DataError as error:
             if intake is None:
                 raise

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -68,14 +67,15 @@ def read_table(path: Path, delimiter: str, columns: Sequence[str]) -> Iterator[t
     Raises:
         DataError: the file is not UTF-8, a column is missing, or a row has more or fewer values than columns.
     """
-    rows = csv.reader(read_text(path).split("\n"), delimiter=delimiter, quoting=csv.QUOTE_NONE)
-    names = next(rows)
+    first, *lines = read_text(path).split("\n")  # splitlines() would cut at U+2028
+    names = first.rstrip("\r").split(delimiter)
     missing = [name for name in columns if name not in names]
     if missing:
         raise DataError(f"{path}: no column {', '.join(missing)}; it has {', '.join(names)}")
-    for number, values in enumerate(rows, 2):
-        if not values:
+    for number, line in enumerate(lines, 2):
+        if not line.strip():
             continue
+        values = line.rstrip("\r").split(delimiter)
         if len(values) != len(names):
             raise DataError(
                 f"{path}:{number}: {len(values)} values for {len(names)} columns; the file is damaged: extract it anew"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -45,9 +46,9 @@ class Utterance:
         """The audio: float32 [samples], mono, at ``sampling_rate`` Hz. Raises DataError (``read_audio``)."""
         return read_audio(self.audio, sampling_rate, self.start, self.end)
 
-    def check(self) -> None:
-        """Decode the audio once and drop it. Raises DataError (``check_audio``)."""
-        check_audio(self.audio, start=self.start, end=self.end)
+    def check(self, decode: bool = True) -> None:
+        """Find out whether the audio can be read. Raises DataError (``check_audio``)."""
+        check_audio(self.audio, start=self.start, end=self.end, decode=decode)
 
     def seconds(self) -> float:
         """How long it is: as stated, by its segment, or by its file. Raises DataError where that is unreadable."""
@@ -56,10 +57,10 @@ class Utterance:
         return (audio_duration(self.audio) if self.end is None else self.end) - self.start
 
     @property
-    def origin(self) -> tuple[str, float, float | None]:
-        """The audio it is, whatever it is called: file and segment."""
-        name = str(self.audio) if isinstance(self.audio, Encoded) else str(self.audio.resolve())
-        return name, self.start, self.end
+    def origin(self) -> str:
+        """The audio it is, whatever it is called: file and segment, as a short digest for a report."""
+        file = str(self.audio) if isinstance(self.audio, Encoded) else str(self.audio.resolve())
+        return hashlib.sha256(f"{file} {self.start} {self.end}".encode()).hexdigest()[:16]
 
 
 def check_ids(where: str, utterances: Sequence[Utterance]) -> None:
