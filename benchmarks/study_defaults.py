@@ -44,6 +44,8 @@ CONFIGURATIONS: dict[str, tuple[str, dict]] = {
     "tarq, common positions": ("tarq", {"metric": "common"}),
     "tarq, input tokens": ("tarq", {"tail_positions": "input"}),
     "tarq, either token": ("tarq", {"tail_positions": "either"}),
+    "tarq, aligned frames": ("tarq", {"frame_tags": "aligned"}),
+    "tarq, random, aligned frames": ("tarq", {"frame_tags": "aligned", "metric": "random"}),
     "gptq, cross-fitted, padding 0": ("gptq", CORRECTED | {"padding_weight": 0.0}),
     "gptq, cross-fitted, padding 0.3": ("gptq", CORRECTED | {"padding_weight": 0.3}),
     "gptq, cross-fitted, padding 1": ("gptq", CORRECTED | {"padding_weight": 1.0}),

@@ -6,10 +6,10 @@ import time
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from transformers import AutoFeatureExtractor, AutoTokenizer, PreTrainedModel
+from transformers import AutoFeatureExtractor, AutoProcessor, AutoTokenizer, PreTrainedModel
 
 from . import checkpoint
 from .calibration import calibration_set
@@ -20,7 +20,7 @@ from .data.intake import Intake
 from .data.utterance import Utterance
 from .errors import ModelError
 from .families.family import Batch, Recognizer
-from .families.registry import adapt
+from .families.registry import adapt, family_of, model_class
 from .linear import use_int8_activations
 from .method.metrics import Metric
 from .report import FILE_NAME, Report, Reporter
@@ -47,7 +47,7 @@ def load(
         ModelError: there is no usable model.
         CheckpointError: the checkpoint is damaged or of another format.
     """
-    return checkpoint.load_model(source, dtype=dtype, device=device)[0]
+    return checkpoint.load_model(source, model_class, dtype=dtype, device=device)[0]
 
 
 def load_recognizer(
@@ -58,7 +58,7 @@ def load_recognizer(
     language: str = "en",
     int8_activations: bool = False,
 ) -> Recognizer:
-    """A model with its tokenizer and feature extractor; a processor file is not needed.
+    """A model with its tokenizer and feature extractor, or with its processor where its prompts need one.
 
     Args:
         source: folder or hub id, full precision or packed.
@@ -82,6 +82,7 @@ def as_recognizer(
     tokenizer: Any = None,
     feature_extractor: Any = None,
     *,
+    processor: Any = None,
     language: str = "en",
     dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
@@ -92,6 +93,7 @@ def as_recognizer(
         model: a recognizer, a transformers model, a folder or a hub id.
         tokenizer: found where the model comes from when not given.
         feature_extractor: likewise.
+        processor: likewise; only audio-language models need one, and it holds the other two.
         language: of the speech.
         dtype: of the computation, of a model that is loaded here.
         device: of a model that is loaded here.
@@ -105,28 +107,29 @@ def as_recognizer(
     else:
         if isinstance(model, str | Path):
             source: str | Path = model
-            loaded, stored_dtype = checkpoint.load_model(source, dtype=dtype, device=device)
+            loaded, stored_dtype = checkpoint.load_model(source, model_class, dtype=dtype, device=device)
         else:
             source, loaded, stored_dtype = model.config._name_or_path, model, model.dtype
-        parts = _parts(source, tokenizer, feature_extractor)
-        recognizer = adapt(loaded, parts["tokenizer"], parts["feature_extractor"], stored_dtype)
+        family = family_of(loaded.config.model_type, type(loaded).__name__)
+        if family.needs_processor:
+            family.check_installed()
+            processor = _part(source, "processor", processor, AutoProcessor)
+            tokenizer, feature_extractor = processor.tokenizer, processor.feature_extractor
+        else:
+            tokenizer = _part(source, "tokenizer", tokenizer, AutoTokenizer)
+            feature_extractor = _part(source, "feature_extractor", feature_extractor, AutoFeatureExtractor)
+            processor = None
+        recognizer = adapt(loaded, tokenizer, feature_extractor, stored_dtype, processor)
     recognizer.language = language
     return recognizer
 
 
-def _parts(source: str | Path, tokenizer: Any, feature_extractor: Any) -> dict[str, Any]:
-    """The given tokenizer and feature extractor, or those that lie beside the model."""
-    wanted: dict[str, tuple[Any, Any]] = {
-        "tokenizer": (tokenizer, AutoTokenizer),
-        "feature_extractor": (feature_extractor, AutoFeatureExtractor),
-    }
-    parts = {}
-    for name, (given, auto) in wanted.items():
-        try:
-            parts[name] = given if given is not None else auto.from_pretrained(source)
-        except Exception as error:  # transformers raises OSError, ValueError, TypeError … for a missing file
-            raise ModelError(f"{source}: no {name} there ({error}); pass {name}=… or add its files") from error
-    return parts
+def _part(source: str | Path, name: str, given: Any, auto: Any) -> Any:
+    """The tokenizer, feature extractor or processor given, or the one that lies beside the model."""
+    try:
+        return given if given is not None else auto.from_pretrained(source)
+    except Exception as error:  # transformers raises OSError, ValueError, TypeError … for a missing file
+        raise ModelError(f"{source}: no {name} there ({error}); pass {name}=… or add its files") from error
 
 
 def quantize(
@@ -136,6 +139,7 @@ def quantize(
     *,
     tokenizer: Any = None,
     feature_extractor: Any = None,
+    processor: Any = None,
     metric: Metric | None = None,
     reporter: Reporter | None = None,
 ) -> Report:
@@ -146,8 +150,9 @@ def quantize(
         calibration: transcribed speech: a corpus by its name, utterances, or label to such for several corpora.
             None for a method that looks at the weights alone (``rtn``).
         config: what to do; TARQ at W4G128 by default.
-        tokenizer: fast tokenizer; found where the model was loaded from when not given.
+        tokenizer: found where the model was loaded from when not given.
         feature_extractor: likewise.
+        processor: likewise; see :func:`as_recognizer`.
         metric: takes the place of the one the configuration names: a weight for every position, say.
         reporter: hears of progress.
 
@@ -160,7 +165,7 @@ def quantize(
     """
     config = config or TarqConfig()
     reporter = reporter or Reporter()
-    recognizer = as_recognizer(model, tokenizer, feature_extractor, language=config.language)
+    recognizer = as_recognizer(model, tokenizer, feature_extractor, processor=processor, language=config.language)
     if recognizer.is_quantized:
         raise ModelError("the model is quantized already: load the full-precision one")
     recognizer.model.eval()
@@ -211,6 +216,7 @@ def save(
     *,
     tokenizer: Any = None,
     feature_extractor: Any = None,
+    processor: Any = None,
     overwrite: bool = False,
 ) -> None:
     """Write a compressed-tensors ``pack-quantized`` checkpoint, with the report beside it.
@@ -221,23 +227,20 @@ def save(
         report: of the quantization.
         tokenizer: saved along; found where the model was loaded from when not given.
         feature_extractor: likewise.
+        processor: likewise; see :func:`as_recognizer`.
         overwrite: replace an existing folder.
 
     Raises:
         CheckpointError: the folder exists, or writing failed; nothing is left behind.
         ModelError: the tokenizer or feature extractor is not found.
     """
-    if isinstance(model, Recognizer):
-        tokenizer = tokenizer or model.tokenizer
-        feature_extractor = feature_extractor or model.feature_extractor
-        model = model.model
-    else:  # without them nobody could transcribe with what is written
-        parts = _parts(model.config._name_or_path, tokenizer, feature_extractor)
-        tokenizer, feature_extractor = parts["tokenizer"], parts["feature_extractor"]
-    extras = [tokenizer, feature_extractor]
+    # Without tokenizer and feature extractor nobody could transcribe with what is written.
+    if not isinstance(model, Recognizer):
+        model = as_recognizer(model, tokenizer, feature_extractor, processor=processor)
+    extras = model.parts
     if report is not None:
         extras.append(_ReportFile(report))
-    checkpoint.save(cast(PreTrainedModel, model), path, extras=extras, overwrite=overwrite)
+    checkpoint.save(model.model, path, extras=extras, overwrite=overwrite)
 
 
 class _ReportFile:
@@ -258,6 +261,7 @@ def transcribe(
     *,
     tokenizer: Any = None,
     feature_extractor: Any = None,
+    processor: Any = None,
     language: str = "en",
     batch_size: int = 4,
     reporter: Reporter | None = None,
@@ -268,7 +272,7 @@ def transcribe(
         DataError: a file cannot be read.
         ModelError: the model is not usable.
     """
-    recognizer = as_recognizer(model, tokenizer, feature_extractor, language=language)
+    recognizer = as_recognizer(model, tokenizer, feature_extractor, processor=processor, language=language)
     waveforms = [read_audio(Path(a), recognizer.sampling_rate) for a in audio]
     reporter = reporter or Reporter()
     reporter.phase("transcribing", len(waveforms))

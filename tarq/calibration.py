@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -11,12 +12,11 @@ import torch
 from .config import TarqConfig
 from .data.intake import Intake
 from .data.pools import Rarity, draw_pool
-from .data.utterance import Utterance
-from .errors import CalibrationError
+from .data.utterance import Utterance, language_of
+from .errors import CalibrationError, ModelError
 from .families.family import Batch, Example, Recognizer
 from .frequencies import described
-from .method.rarity import position_tags, rare_share, rare_spans, tag_tokens
-from .normalize import Normalizer
+from .method.rarity import position_tags, rare_spans, tag_tokens
 from .report import Reporter
 
 
@@ -27,7 +27,7 @@ class Examples:
     Attributes:
         examples: in the order of the utterances they were made from.
         utterances: those utterances.
-        style: ``as written`` or ``lower case``, how transcripts were fed to the tokenizer.
+        style: ``as written``, ``lower case`` or ``upper case``, how transcripts were fed to the tokenizer.
         self_transcribed: how many transcripts the model made itself.
         notes: whatever was left out or changed, with the reason.
     """
@@ -72,7 +72,7 @@ def calibration_set(
         notes.append(f"{silent} utterances with an empty transcript left out")
     if not any(usable.values()):
         raise CalibrationError("no calibration utterance has a transcript; use --transcripts self")
-    normalizer = config.text_normalizer(recognizer.spelling)
+    rarity = Rarity(config, recognizer.spelling)
     reporter.phase("drawing the pool")
     # Its length is asked of the file where the corpus does not say, so nothing longer than the window gets in.
     pool = draw_pool(
@@ -80,7 +80,7 @@ def calibration_set(
         config.pool,
         config.samples,
         config.seed,
-        Rarity(normalizer, config.tail_threshold, config.frequencies()),
+        rarity,
         max_duration=recognizer.window,
         require_text=False,
         intake=intake,
@@ -92,23 +92,27 @@ def calibration_set(
     made = make_examples(recognizer, chosen, config, reporter)
     if not made.examples:
         raise CalibrationError(f"no calibration utterance is usable: {'; '.join(made.notes)}")
-    batches = list(batched(recognizer, made.examples, config.batch_size))
+    with torch.no_grad():
+        batches = [tag_frames(recognizer, b, config) for b in batched(recognizer, made.examples, config.batch_size)]
     frequencies = described(config.frequencies(), config.tail_threshold)
     if "note" in frequencies:
         notes.append(frequencies["note"])
+    languages = [language_of(u, config.language) for u in made.utterances]
+    counts = [rarity.counts(text, language) for text, language in zip(made.texts, languages, strict=True)]
+    words, rare = (sum(numbers) for numbers in zip(*counts, strict=True))
     summary = {
         "ids": [u.id for u in made.utterances],
         "origins": [u.origin for u in made.utterances],
         "utterances": len(made.examples),
         "seconds": round(sum(u.seconds() for u in made.utterances), 2),
-        "normalizer": normalizer.name,
+        "normalizer": config.text_normalizer(recognizer.spelling).name,
         "transcript_style": made.style,
         "self_transcribed": made.self_transcribed,
-        "rare_word_share": rare_share(made.texts, normalizer, config.tail_threshold, config.frequencies()),
+        "languages": dict(Counter(languages)),
+        "rare_word_share": rare / words if words else 0.0,
         "word_frequencies": frequencies,
         "pool": pool.summary(),
-        "decoder_positions": sum(len(e.tail) for e in made.examples),
-        "tail_positions": sum(int(e.tail.sum()) for e in made.examples),
+        "positions": count_positions(batches),
         **intake.to_dict(),
     }
     return batches, summary, notes + made.notes
@@ -121,6 +125,7 @@ def make_examples(
 
     Raises:
         DataError: audio cannot be read.
+        ModelError: timestamps or a language are asked of a model that has none.
     """
     made = Examples()
     own = [_transcribed_by_model(u, config) for u in utterances]
@@ -129,20 +134,22 @@ def make_examples(
     made.style = transcript_style(
         recognizer, [u.text or "" for u, self_made in zip(utterances, own, strict=True) if not self_made]
     )
-    normalizer = config.text_normalizer(recognizer.spelling)
+    if config.timestamps != "without" and not recognizer.has_timestamps:
+        raise ModelError(f"{type(recognizer.model).__name__} has no timestamps: leave --timestamps out")
     reporter.phase("transcribing" if any(own) else "reading audio", len(utterances))
     for start in range(0, len(utterances), config.batch_size):
         some = utterances[start : start + config.batch_size]
         waveforms = [u.waveform(recognizer.sampling_rate) for u in some]
         for utterance, waveform, text in zip(some, waveforms, _texts(recognizer, some, waveforms, config), strict=True):
-            text = text.lower() if made.style == "lower case" else text
+            text = in_style(text, made.style)
             if reason := _unusable(recognizer, waveform, text):
                 made.notes.append(f"{utterance.id}: {reason}, left out")
                 continue
-            example = make_example(recognizer, utterance.id, waveform, text, config, normalizer)
-            if len(example.prompted.ids) > recognizer.max_target_tokens:
-                count, limit = len(example.prompted.ids), recognizer.max_target_tokens
-                made.notes.append(f"{utterance.id}: {count} tokens, the decoder takes {limit}, left out")
+            times = config.timestamps == "with" or (config.timestamps == "alternate" and len(made.examples) % 2 == 1)
+            spoken = replace(config, language=language_of(utterance, config.language))
+            example = make_example(recognizer, utterance.id, waveform, text, spoken, timestamps=times)
+            if reason := recognizer.unfit(example):
+                made.notes.append(f"{utterance.id}: {reason}, left out")
                 continue
             made.examples.append(example)
             made.utterances.append(utterance)
@@ -159,10 +166,14 @@ def _texts(
     recognizer: Recognizer, utterances: Sequence[Utterance], waveforms: Sequence[Any], config: TarqConfig
 ) -> list[str]:
     """Reference transcripts, or the model's own where there is none or all are to be its own."""
-    wanted = [_transcribed_by_model(u, config) for u in utterances]
-    heard = [w for w, yes in zip(waveforms, wanted, strict=True) if yes]
-    own = iter(recognizer.transcribe(heard) if heard else [])
-    return [next(own) if yes else (u.text or "") for u, yes in zip(utterances, wanted, strict=True)]
+    texts = [u.text or "" for u in utterances]
+    mine = [i for i, u in enumerate(utterances) if _transcribed_by_model(u, config)]
+    for language in sorted({language_of(utterances[i], config.language) for i in mine}):
+        these = [i for i in mine if language_of(utterances[i], config.language) == language]
+        with recognizer.speaking(language):
+            for i, text in zip(these, recognizer.transcribe([waveforms[i] for i in these]), strict=True):
+                texts[i] = text
+    return texts
 
 
 def _unusable(recognizer: Recognizer, waveform: Any, text: str) -> str:
@@ -174,46 +185,91 @@ def _unusable(recognizer: Recognizer, waveform: Any, text: str) -> str:
 
 
 def make_example(
-    recognizer: Recognizer, name: str, waveform: Any, text: str, config: TarqConfig, normalizer: Normalizer
+    recognizer: Recognizer, name: str, waveform: Any, text: str, config: TarqConfig, *, timestamps: bool = False
 ) -> Example:
-    """One utterance with its transcript: features, tokens, tags."""
+    """One utterance with its transcript, in the configuration's language: features, tokens, tags."""
     features, frames = recognizer.audio_inputs(waveform)
-    prompted = recognizer.prompt(text)
+    with recognizer.speaking(config.language):
+        prompted = recognizer.prompt(text, frames=frames, timestamps=timestamps)
+    normalizer = config.text_normalizer(recognizer.spelling)
     spans = rare_spans(text, normalizer, config.tail_threshold, config.frequencies())
-    rare = torch.tensor(tag_tokens(prompted.offsets, spans)) & torch.tensor(prompted.is_text)
+    tags = zip(tag_tokens(prompted.offsets, spans), prompted.is_text, strict=True)
+    rare = torch.tensor([tag and is_text for tag, is_text in tags], dtype=torch.bool)
     return Example(
         id=name,
         features=features,
         frames=frames,
         prompted=prompted,
-        tail=position_tags(rare, config.tail_positions),
-        rare_target=position_tags(rare, "target"),
+        rare=rare,
+        tail=position_tags(rare, config.tail_positions) if len(rare) else rare,
     )
 
 
+def tag_frames(recognizer: Recognizer, batch: Batch, config: TarqConfig) -> Batch:
+    """The batch with the frames in which the model hears rare words tagged, where the configuration wants them.
+
+    Raises:
+        ModelError: the family cannot place words on frames.
+    """
+    if config.frame_tags == "none" or (config.frame_tags == "auto" and not recognizer.frames_only):
+        return batch
+    tagged = {
+        stage: replace(batch.positions[stage], tail=batch.positions[stage].tail | tags)
+        for stage, tags in recognizer.frame_tags(batch).items()
+    }
+    return replace(batch, positions=batch.positions | tagged)
+
+
+def count_positions(batches: Sequence[Batch]) -> dict[str, dict[str, int]]:
+    """Stage to how many of its rows are heard audio, tokens, in the tail, and padding beyond the audio."""
+    counts: dict[str, dict[str, int]] = {}
+    for batch in batches:
+        for stage, rows in batch.positions.items():
+            heard = rows.exists & ~rows.padding
+            kinds = {
+                "audio": heard & rows.audio,
+                "tokens": heard & ~rows.audio,
+                "tail": heard & rows.tail,
+                "padding": rows.exists & rows.padding,
+            }
+            total = counts.setdefault(stage, dict.fromkeys(kinds, 0))
+            for kind, which in kinds.items():
+                total[kind] += int(which.sum())
+    return counts
+
+
 def batched(recognizer: Recognizer, examples: Sequence[Example], size: int) -> Iterator[Batch]:
-    """Examples of similar length together, so that little is padded; deterministic."""
+    """Examples of similar length together, so that little is padded, or each alone; deterministic."""
+    size = size if recognizer.pads else 1
     ordered = sorted(examples, key=lambda e: (len(e.prompted.ids), e.id))
     for start in range(0, len(ordered), size):
         yield recognizer.collate(ordered[start : start + size])
 
 
 def transcript_style(recognizer: Recognizer, texts: Sequence[str]) -> str:
-    """How transcripts should be fed to the tokenizer: ``as written`` or ``lower case``.
+    """How transcripts should be fed to the tokenizer: ``as written``, ``lower case`` or ``upper case``.
 
-    Transcripts in capitals throughout (LibriSpeech) are nothing a recognizer would ever write, and a
-    tokenizer that knows lower case only drops every capital: both are lowered.
+    Transcripts in capitals throughout (LibriSpeech) are nothing most recognizers would ever write, and a
+    tokenizer that knows one case only drops or masks the other: the case of which most survives is taken.
     """
     sample = [t for t in texts if any(c.isalpha() for c in t)][:64]
     if not sample:
         return "as written"
-    if sum(t.isupper() for t in sample) > len(sample) / 2:
-        return "lower case"
-    lowered = [t.lower() for t in sample]
-    return "lower case" if _survivors(recognizer, lowered) > _survivors(recognizer, sample) else "as written"
+    capitals = sum(t.isupper() for t in sample) > len(sample) / 2
+    order = ("lower case", "upper case") if capitals else ("as written", "lower case", "upper case")
+    return max(order, key=lambda style: _survivors(recognizer, [in_style(t, style) for t in sample]))
+
+
+def in_style(text: str, style: str) -> str:
+    """A transcript in the case the tokenizer knows."""
+    return {"lower case": text.lower(), "upper case": text.upper()}.get(style, text)
 
 
 def _survivors(recognizer: Recognizer, texts: Sequence[str]) -> int:
-    """Characters that come back from the tokenizer."""
-    ids = [recognizer.tokenizer(t, add_special_tokens=False)["input_ids"] for t in texts]
-    return sum(len(t.replace(" ", "")) for t in recognizer.tokenizer.batch_decode(ids))
+    """Characters that the tokenizer has tokens for."""
+    unknown = getattr(recognizer.tokenizer, "unk_token_id", None)
+    count = 0
+    for text in texts:
+        kept = {c for i, span in zip(*recognizer.tokens(text), strict=True) if i != unknown for c in range(*span)}
+        count += sum(not text[c].isspace() for c in kept)
+    return count

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import torch
-import transformers
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
@@ -25,6 +26,8 @@ from .kernels.scheme import Scheme
 from .linear import QuantLinear
 
 FORMAT = "pack-quantized"
+#: Tensors that only training reads and that published checkpoints lack (SpecAugment's, in wav2vec 2.0 and HuBERT).
+TRAINING_ONLY = ("masked_spec_embed",)
 #: The format's version this package writes.
 FORMAT_VERSION = "0.20.0"
 
@@ -130,11 +133,12 @@ def quantization_config(model: nn.Module) -> dict[str, Any]:
         CheckpointError: no layer is quantized.
     """
     schemes: dict[Scheme, list[str]] = {}
+    named = _named(model)
     for name, module in model.named_modules():
         if isinstance(module, QuantLinear):
             # How a scale was chosen is no property of the checkpoint.
             s = module.scheme
-            schemes.setdefault(Scheme(s.bits, s.group_size, s.symmetric), []).append(name)
+            schemes.setdefault(Scheme(s.bits, s.group_size, s.symmetric), []).append(named(name))
     if not schemes:
         raise CheckpointError("the model holds no quantized layer: run tarq.quantize first")
     ordered = sorted(schemes.items(), key=lambda item: len(item[1]))
@@ -161,10 +165,34 @@ def quantization_config(model: nn.Module) -> dict[str, Any]:
             }
             for i, (scheme, targets) in enumerate(groups)
         },
-        "ignore": [name for name, module in model.named_modules() if isinstance(module, nn.Linear)],
+        "ignore": [named(name) for name, module in model.named_modules() if isinstance(module, nn.Linear)],
         "kv_cache_scheme": None,
         "version": FORMAT_VERSION,
     }
+
+
+def _named(model: nn.Module) -> Callable[[str], str]:
+    """How a configuration names a layer: by its module's name, or by an expression where it is stored under another.
+
+    transformers renames some models' tensors on the way in and back on the way out (``model.language_model`` is
+    ``language_model.model`` in the files of Voxtral and Qwen2-Audio). It looks layers up by module, vLLM by what
+    the files call them.
+    """
+
+    def named(name: str) -> str:
+        if not isinstance(model, PreTrainedModel):
+            return name
+        tensor = torch.empty(0, device="meta")
+        (stored,) = revert_weight_conversion(model, {f"{name}.weight": tensor})
+        stored = stored.removesuffix(".weight")
+        return name if stored == name else f"re:^(?:{re.escape(name)}|{re.escape(stored)})$"
+
+    return named
+
+
+def names_layer(pattern: str, name: str) -> bool:
+    """Whether an entry of ``ignore`` or ``targets`` names a layer: as it stands, or as an expression after ``re:``."""
+    return re.match(pattern[3:], name) is not None if pattern.startswith("re:") else pattern == name
 
 
 def layer_schemes(config: dict[str, Any], model: nn.Module) -> dict[str, Scheme]:
@@ -185,10 +213,11 @@ def layer_schemes(config: dict[str, Any], model: nn.Module) -> dict[str, Scheme]
         if weights.get("type") != "int" or weights.get("strategy") != "group" or group.get("input_activations"):
             raise CheckpointError(f"{key}: only integer weights in groups are supported, not {weights}")
         scheme = Scheme(weights["num_bits"], weights["group_size"], weights["symmetric"])
-        named = [name for name in linears if name in group["targets"]]
+        named = [name for name in linears if any(names_layer(target, name) for target in group["targets"])]
         rest = [name for name in linears if "Linear" in group["targets"]]
         schemes |= dict.fromkeys(rest, scheme) | schemes | dict.fromkeys(named, scheme)
-    return {name: scheme for name, scheme in schemes.items() if name not in config.get("ignore", [])}
+    ignored = config.get("ignore") or []
+    return {n: scheme for n, scheme in schemes.items() if not any(names_layer(pattern, n) for pattern in ignored)}
 
 
 @register_quantization_config("tarq-packed")
@@ -227,11 +256,18 @@ class _PackedLoader(HfQuantizer):
         return False
 
 
-def load_model(source: str | Path, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"):
+def load_model(
+    source: str | Path,
+    model_class: Callable[[Any, Any], Any],
+    *,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+):
     """A full-precision or packed model from a local folder or the hub; packed weights stay packed.
 
     Args:
         source: folder or hub id.
+        model_class: from the configuration and the source to the transformers class.
         dtype: of the computation; on a CPU float32, elsewhere the stored dtype, when not given.
         device: where the model goes.
 
@@ -239,17 +275,14 @@ def load_model(source: str | Path, *, dtype: torch.dtype | None = None, device: 
         (model, dtype it was stored in).
 
     Raises:
-        ModelError: not a model, or of no class transformers has.
+        ModelError: not a model, or of no class that is supported.
         CheckpointError: a packed checkpoint is damaged or of another format.
     """
     try:
         config = AutoConfig.from_pretrained(source)
     except (OSError, ValueError) as error:
         raise ModelError(f"{source}: no model there that transformers can read: {_first_line(error)}") from error
-    architecture = (getattr(config, "architectures", None) or [None])[0]
-    model_class = getattr(transformers, architecture or "", None)
-    if model_class is None:
-        raise ModelError(f"{source}: config.json names the architecture {architecture!r}, which transformers lacks")
+    loaded_as = model_class(config, source)
     stored_dtype = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
     if dtype is None:
         dtype = torch.float32 if torch.device(device).type == "cpu" else stored_dtype
@@ -266,11 +299,12 @@ def load_model(source: str | Path, *, dtype: torch.dtype | None = None, device: 
         # from_pretrained casts every float tensor, scales too: a packed checkpoint is loaded in the dtype it is
         # stored in and cast afterwards, which leaves the scales of QuantLinear as they are.
         first = dtype if stored is None else stored_dtype
-        model, info = model_class.from_pretrained(source, config=config, dtype=first, output_loading_info=True)
+        model, info = loaded_as.from_pretrained(source, config=config, dtype=first, output_loading_info=True)
     except CheckpointError:
         raise
     except Exception as error:  # whatever safetensors, transformers or the file system make of a damaged file
         raise CheckpointError(f"{source}: could not load the weights: {_first_line(error)}") from error
+    info["missing_keys"] = {k for k in info["missing_keys"] if not k.endswith(TRAINING_ONLY)}
     problems = {k: sorted(map(str, v))[:3] for k, v in info.items() if v and k != "unexpected_keys"}
     if stored is not None and info.get("unexpected_keys"):
         problems["unexpected_keys"] = sorted(info["unexpected_keys"])[:3]
@@ -283,7 +317,10 @@ def load_model(source: str | Path, *, dtype: torch.dtype | None = None, device: 
             if hasattr(model, attribute):
                 delattr(model, attribute)
         model.is_quantized = False
-    return model.to(device=device, dtype=dtype).eval(), stored_dtype
+    model = model.to(device=device)
+    if first != dtype:  # otherwise what the model keeps in float32 stays so
+        model = model.to(dtype=dtype)
+    return model.eval(), stored_dtype
 
 
 def _check_packed(source: str | Path, stored: dict[str, Any]) -> None:

@@ -112,9 +112,15 @@ def quantize(
     damp: Annotated[float, typer.Option(help="Damping, as a share of the metric's mean diagonal.")] = 0.01,
     act_order: Annotated[str, typer.Option(help="none or static.")] = "none",
     tail_positions: Annotated[str | None, typer.Option(help="Tag by input, target or either token.")] = None,
+    frame_tags: Annotated[
+        str, typer.Option(help="Tag encoder frames: aligned, none, or auto (aligned for CTC, none elsewhere).")
+    ] = "auto",
     tail_threshold: TailThreshold = 3.0,
     normalizer: Normalizer = "auto",
     transcripts: Annotated[str, typer.Option(help="reference, or self (the model's own).")] = "reference",
+    timestamps: Annotated[
+        str, typer.Option(help="Teach transcripts without times, with them, or alternate (Whisper).")
+    ] = "without",
     padding_weight: Annotated[
         float | None, typer.Option(help="Weight of encoder frames beyond the end of the audio.")
     ] = None,
@@ -155,6 +161,8 @@ def quantize(
         max_lambda=max_lambda,
         damp=damp,
         act_order=act_order,
+        frame_tags=frame_tags,
+        timestamps=timestamps,
         tail_threshold=tail_threshold,
         language=language,
         word_frequencies=None if word_frequencies is None else str(word_frequencies),
@@ -302,7 +310,8 @@ def pool(
         seed=seed,
     )
     intake = Intake(max_bad)
-    rarity = Rarity(config.text_normalizer(), tail_threshold, config.frequencies())
+    rarity = Rarity(config)
+    frequencies = described(config.frequencies(), tail_threshold)
     labelled = _labelled(sources)
     with ScreenReporter(console) as reporter:
         speech = {}
@@ -313,8 +322,7 @@ def pool(
         drawn = draw_pool(speech, config.pool, samples, seed, rarity, max_duration=max_duration, intake=intake)
         for note in intake.notes():
             reporter.note(note)
-    frequencies = described(rarity.language, tail_threshold)
-    show_pool(console, drawn, rarity.normalizer.name, tail_threshold, frequencies)
+    show_pool(console, drawn, config.text_normalizer().name, tail_threshold, frequencies)
     if len(drawn.utterances) < samples:
         console.print(f"[yellow]note[/] {len(drawn.utterances)} of the {samples} asked qualify")
     if out is not None:
@@ -330,7 +338,7 @@ def pool(
             "ids": [u.id for u in drawn.utterances],
             "sources_given": labelled,
             "max_duration": max_duration,
-            "normalizer": rarity.normalizer.name,
+            "normalizer": config.text_normalizer().name,
             "tail_threshold": tail_threshold,
             "seed": seed,
             "word_frequencies": frequencies,

@@ -17,6 +17,8 @@ Method = Literal["tarq", "gptq", "rtn"]
 MetricName = Literal["rarebal", "plain", "random", "common"]
 SolverName = Literal["sweep", "rtn"]
 TailPositions = Literal["input", "target", "either"]
+Timestamps = Literal["without", "with", "alternate"]
+FrameTags = Literal["auto", "none", "aligned"]
 Transcripts = Literal["reference", "self"]
 Normalization = Literal["auto", "english", "basic", "none"]
 ActOrder = Literal["none", "static"]
@@ -54,9 +56,15 @@ class TarqConfig:
         damp: δ = damp · mean(diag H) is added to the metric's diagonal.
         act_order: ``none``, or ``static``: scales first, then columns by falling diag(H).
         tail_positions: a position is tagged by its ``input`` token, its ``target`` token, or ``either``.
+        frame_tags: encoder frames are tagged by where the model itself hears a rare word (``aligned``: the best
+            CTC path, or the decoder's cross-attention), or not at all (``none``); ``auto`` is ``aligned`` for
+            CTC models, which have no other positions, and ``none`` for the rest.
         tail_threshold: a word is rare below this Zipf frequency (3 is one per million words).
-        language: of the word frequencies and of the prompt of a multilingual model.
-        word_frequencies: a file of words and counts that takes the place of ``wordfreq``'s list for the language.
+        language: of the word frequencies and of the prompt of a multilingual model; an utterance whose manifest
+            line has a ``language`` keeps its own.
+        word_frequencies: a file of words and counts that takes the place of ``wordfreq``'s lists, in every language.
+        timestamps: teach transcripts ``without`` times, ``with`` the times of their begin and end, or ``alternate``
+            from utterance to utterance (Whisper).
         normalizer: text normaliser that cuts transcripts into words: ``english``, ``basic`` or ``none``;
             ``auto`` is ``english`` for English and ``basic`` for other languages.
         transcripts: teacher-force on ``reference`` transcripts (the model's own where one is missing), or
@@ -87,9 +95,11 @@ class TarqConfig:
     damp: float = 0.01
     act_order: ActOrder = "none"
     tail_positions: TailPositions = "target"
+    frame_tags: FrameTags = "auto"
     tail_threshold: float = 3.0
     language: str = "en"
     word_frequencies: str | None = None
+    timestamps: Timestamps = "without"
     normalizer: str = "auto"
     transcripts: Transcripts = "reference"
     padding_weight: float = 0.1
@@ -108,6 +118,8 @@ class TarqConfig:
             "solver": SolverName,
             "act_order": ActOrder,
             "tail_positions": TailPositions,
+            "frame_tags": FrameTags,
+            "timestamps": Timestamps,
             "transcripts": Transcripts,
             "normalizer": Normalization,
             "pool": PoolKind,

@@ -18,7 +18,7 @@ class LayerReport:
 
     Attributes:
         name: qualified name in the model.
-        stage: encoder or decoder.
+        stage: encoder, projector or decoder.
         shape: (out, in) features.
         bits: bits a weight; 0 when skipped.
         group_size: as used.
@@ -61,10 +61,11 @@ class Report:
         model: where the full-precision model came from.
         config: of the run, :meth:`tarq.TarqConfig.to_dict`.
         versions: of tarq and the libraries that shape the result.
-        calibration: source, ids, digests of the audio's places, counts, seconds of audio, rare share of words and
-            positions, transcript style, the pool and its ρ, which word frequencies, what was broken or left out.
+        calibration: source, ids, digests of the audio's places, counts, seconds of audio, rare share of words,
+            transcript style, languages, the pool and its ρ, which word frequencies, what was broken or left out, and
+            for each stage how many rows are heard audio, tokens, in the tail, and padding.
         layers: one record each.
-        left_out: Linear layers outside the blocks, with the reason.
+        left_out: matrices outside the blocks' Linears (heads, stems, pointwise convolutions), with the reason.
         sizes: bytes of the quantized Linears' weights before and after, and of the whole checkpoint.
         seconds: wall time of the walk.
         notes: everything degraded or unusual about the run as a whole.

@@ -119,9 +119,12 @@ def show_report(console: Console, report: Report, layers: bool) -> None:
     )
     if report.calibration:
         c = report.calibration
+        tail = ", ".join(
+            f"{n['tail']} of {n['audio'] + n['tokens']} ({name})" for name, n in c["positions"].items() if n["tail"]
+        )
         console.print(
             f"calibrated on {c['utterances']} utterances, {c['seconds'] / 60:.1f} min; rare words "
-            f"{c['rare_word_share']:.1%}; tail positions {c['tail_positions']} of {c['decoder_positions']}; "
+            f"{c['rare_word_share']:.1%}; tail positions {tail or 'none'}; "
             f"transcripts {c['transcript_style']}, {c['self_transcribed']} made by the model"
         )
         if "pool" in c:
@@ -131,8 +134,12 @@ def show_report(console: Console, report: Report, layers: bool) -> None:
             )
             text = f"{c['pool']['kind']} pool of {c['pool']['candidates']} utterances{spread}"
             console.print(f"{text}; word frequencies {frequencies_text(c['word_frequencies'])}", markup=False)
+    alike: dict[str, list[str]] = {}
     for name, reason in report.left_out.items():
-        console.print(f"left in full precision: {escape(name)} ({escape(reason)})")
+        alike.setdefault(reason, []).append(name)
+    for reason, names in alike.items():
+        shown = ", ".join(names) if len(names) < 4 else f"{len(names)} layers such as {names[0]}"
+        console.print(f"left in full precision: {escape(shown)} ({escape(reason)})")
     for text, count in Counter(t for r in report.layers for t in [r.skipped, *r.notes] if t).items():
         console.print(f"[yellow]note[/] {count} layers: {escape(text)}")
     for text in report.notes:

@@ -84,6 +84,21 @@ class _Pair:
 
 
 @dataclass(frozen=True)
+class _Rows:
+    """The rows of one batch's hidden states, batch dimension and all flattened.
+
+    Attributes:
+        tail: [R] bool, the side each goes to.
+        weight: [R] float.
+        owner: [R] which utterance of the batch each belongs to.
+    """
+
+    tail: Tensor
+    weight: Tensor
+    owner: Tensor
+
+
+@dataclass(frozen=True)
 class _Group:
     """Linears of one block that read the same tensor.
 
@@ -140,7 +155,7 @@ class _Walk:
         self.solver = make_solver(config.solver, damp=config.damp, act_order=config.act_order)
         self.scale_dtype = getattr(torch, config.scale_dtype)
         self.paired = config.corrects_drift
-        self.rows: dict[tuple[str, int], tuple[Tensor, Tensor]] = {}
+        self.rows: dict[tuple[str, int], _Rows] = {}
         self.records: list[LayerReport] = []
 
     def run(self) -> list[LayerReport]:
@@ -244,16 +259,17 @@ class _Walk:
         for index, pair in enumerate(pairs):
             x = _input_of(block, name, pair.quantized, group.context)
             x_full = pair.ahead.pop(name, None)  # dropped as soon as it is used
-            tail, weight = self._row_weights(reads or stage.name, index, pair.batch)
-            if x.shape[:-1].numel() != len(tail):
-                raise CalibrationError(f"{label}: its input has {x.shape[:-1].numel()} rows for {len(tail)} positions")
-            count = len(pair.batch.ids)
-            fold = (turn + torch.arange(count, device=device)).remainder(folds).repeat_interleave(len(tail) // count)
-            turn += count
+            of = self._row_weights(reads or stage.name, index, pair.batch)
+            if x.shape[:-1].numel() != len(of.tail):
+                raise CalibrationError(
+                    f"{label}: its input has {x.shape[:-1].numel()} rows for {len(of.tail)} positions"
+                )
+            fold = (turn + of.owner).remainder(folds)
+            turn += len(pair.batch.ids)
             rows, rows_full = x.flatten(0, -2), None if x_full is None else x_full.flatten(0, -2)
             try:
                 for part, moments in enumerate(parts):
-                    moments.update(rows, rows_full, tail, weight * (fold == part))
+                    moments.update(rows, rows_full, of.tail, of.weight * (fold == part))
             except ValueError as error:
                 raise CalibrationError(
                     f"{label}: {error} on utterances {', '.join(pair.batch.ids)}; check the audio and the "
@@ -265,14 +281,15 @@ class _Walk:
             )
         return parts
 
-    def _row_weights(self, stage: str, index: int, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Side and weight of each row of a batch, flattened; the same for every layer of the stage."""
-        if (stage, index) not in self.rows:
-            self.rows[stage, index] = _assign(
-                self.metric, batch.positions[stage], batch.ids, stage, self.config.padding_weight
+    def _row_weights(self, positions: str, index: int, batch: Batch) -> _Rows:
+        """Side and weight of each row of a batch; the same for every layer that reads such rows."""
+        key = positions, index
+        if key not in self.rows:
+            self.rows[key] = _assign(
+                self.metric, batch.positions[positions], batch.ids, positions, self.config.padding_weight
             )
-        tail, weight = self.rows[stage, index]
-        return tail.to(self.recognizer.device), weight.to(self.recognizer.device)
+        rows, device = self.rows[key], self.recognizer.device
+        return _Rows(rows.tail.to(device), rows.weight.to(device), rows.owner.to(device))
 
     def _swap(
         self,
@@ -386,10 +403,8 @@ def _degraded(solution: Solution) -> str:
     return ""
 
 
-def _assign(
-    metric: Metric, positions: Positions, ids: Sequence[str], stage: str, padding_weight: float
-) -> tuple[Tensor, Tensor]:
-    """Side ([B·T] bool) and weight ([B·T] float) of each row of a batch."""
+def _assign(metric: Metric, positions: Positions, ids: Sequence[str], stage: str, padding_weight: float) -> _Rows:
+    """Side, weight and owner of each row of a batch."""
     tails, weights = [], []
     for utterance, tail, exists, padding in zip(ids, positions.tail, positions.exists, positions.padding, strict=True):
         heard = exists & ~padding
@@ -397,7 +412,12 @@ def _assign(
         weight = torch.ones(len(tail)) if weight is None else weight
         tails.append(side)
         weights.append(weight * (heard + padding_weight * (exists & padding)))
-    return torch.cat(tails), torch.cat(weights)
+    owner = torch.arange(len(ids)).repeat_interleave(positions.exists.shape[1])
+    rows = _Rows(torch.cat(tails), torch.cat(weights), owner)
+    if not positions.packed:
+        return rows
+    there = positions.exists.flatten()
+    return _Rows(rows.tail[there], rows.weight[there], rows.owner[there])
 
 
 def _first_input(block: nn.Module, stage: Stage, batch: Batch, handed: Any) -> _Path:
@@ -415,6 +435,8 @@ def _first_input(block: nn.Module, stage: Stage, batch: Batch, handed: Any) -> _
         pass
     finally:
         handle.remove()
+    if not caught:
+        raise ModelError(f"stage {stage.name}: running the model never reached its first block")
     return caught[0]
 
 
@@ -449,6 +471,10 @@ def _groups(block: nn.Module, path: _Path) -> list[_Group]:
         names, _ = groups.setdefault(id(tensor), ([], place))
         if name not in names:
             names.append(name)
+    called = [name for names, _ in groups.values() for name in names]
+    if len(called) > len(set(called)):
+        twice = next(name for name in called if called.count(name) > 1)
+        raise ModelError(f"{type(block).__name__}.{twice} reads several tensors in one pass, which the walk cannot do")
     return [_Group(tuple(names), place) for names, place in groups.values()]
 
 

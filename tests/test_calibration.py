@@ -43,7 +43,7 @@ def tokens(recognizer, example, flags):
 
 def test_rare_words_are_tagged_through_the_tokenizer(recognizer, tmp_path):
     (example,) = examples(recognizer, "doctor Okonkwo sells the house", folder=tmp_path)
-    assert "".join(tokens(recognizer, example, example.rare_target)) == "Okonkwo"
+    assert "".join(tokens(recognizer, example, example.rare[1:])) == "Okonkwo"
     assert example.prompted.ids[:2] == (1, 2)
     assert example.prompted.ids[-1] == 0
     assert len(example.tail) == len(example.prompted.ids) - 1
@@ -119,7 +119,7 @@ def test_capitals_are_lowered(recognizer, tmp_path):
     assert transcript_style(recognizer, []) == "as written"
     made = make_examples(recognizer, manifest_of(tmp_path, ("THE OKONKWO HOUSE", 1.0)), CONFIG, Reporter())
     assert made.texts == ["the okonkwo house"]
-    assert "".join(tokens(recognizer, made.examples[0], made.examples[0].rare_target)) == "okonkwo"
+    assert "".join(tokens(recognizer, made.examples[0], made.examples[0].rare[1:])) == "okonkwo"
 
 
 @pytest.mark.assets

@@ -137,7 +137,7 @@ def test_the_report_says_how_it_was_made(quantized, saved):
     assert report.calibration["rare_word_share"] > 0
     assert report.versions["tarq"] == tarq.__version__
     assert len(report.layers) == 32
-    assert report.left_out == {"proj_out": "outside the transformer blocks"}
+    assert report.left_out == {"proj_out": "the output head, tied to the token embedding"}
     assert report.sizes["checkpoint_bytes"] == (saved / "model.safetensors").stat().st_size
     assert report.sizes["linear_bytes_after"] < report.sizes["linear_bytes_before"]
 

@@ -352,6 +352,7 @@ def test_common_voice(tmp_path):
     utterances = load_utterances(root)
     said_and_heard(utterances, tolerance=0.05)
     assert (utterances[0].id, utterances[0].speaker) == ("common_voice_en_10000", "f00d")
+    assert utterances[0].extra["language"] == "en"  # its locale
     assert [u.duration for u in utterances] == list(SECONDS)
     assert load_utterances(root / "test.tsv") == load_utterances(f"{root}:test") == utterances
     (root / "clip_durations.tsv").unlink()
@@ -469,7 +470,7 @@ def test_contextasr(tmp_path):
     said_and_heard(utterances)
     assert utterances[1].id == "FNED-001_EN"
     assert tuple(u.entities for u in utterances) == ENTITIES
-    assert utterances[0].extra == {"domain_label": "Medicine", "language": "English"}
+    assert utterances[0].extra == {"domain_label": "Medicine", "language": "en"}
     assert load_utterances(f"{root}:ContextASR-Speech_English") == utterances
     assert load_utterances(root / "ContextASR-Speech_English.jsonl") == utterances
     context_asr(root, "ContextASR-Speech_Mandarin")

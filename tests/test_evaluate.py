@@ -89,10 +89,10 @@ def test_scores_do_not_depend_on_the_batch(model_folder, manifest):
 def test_lost_and_regained_words(model_folder, manifest, monkeypatch):
     utterances = load_utterances(manifest)
     full, other = tarq.load_recognizer(model_folder), tarq.load_recognizer(model_folder)
-    spoken = {float(full.audio_inputs(u.waveform())[0].sum()): u.text for u in utterances}
+    spoken = {float(full.audio_inputs(u.waveform())[0]["input_features"].sum()): u.text for u in utterances}
     for recognizer, word, heard in ((full, "eigenvalue", "item value"), (other, "Okonkwo", "a conquest")):
         said = {key: text.replace(word, heard) for key, text in spoken.items()}
-        monkeypatch.setattr(recognizer, "encode", lambda features: features)
+        monkeypatch.setattr(recognizer, "encode", lambda features: features["input_features"])
         monkeypatch.setattr(recognizer, "logits", lambda batch, audio: torch.zeros(*batch.input_ids.shape, 512))
         monkeypatch.setattr(recognizer, "decode", lambda audio, said=said: [said[float(a.sum())] for a in audio])
     scores = tarq.evaluate({"full": full, "q": other}, {"s": utterances}, reference="full", resamples=50).sets["s"]

@@ -1,12 +1,14 @@
 """Adapters: prompts, what a model must have, and what happens when it has not."""
 
+import json
+
 import pytest
 import torch
 from transformers import BertConfig, BertModel, WhisperConfig, WhisperModel
 
 import tarq
 from tarq.errors import ModelError
-from tarq.families.registry import adapt
+from tarq.families.registry import FAMILIES, adapt
 
 
 @pytest.fixture
@@ -59,7 +61,7 @@ def test_generation_begins_with_the_prompt_that_teacher_forcing_uses(recognizer,
     monkeypatch.setattr(recognizer.model.model.decoder, "forward", spy)
     recognizer.language = "de"
     recognizer.transcribe([torch.zeros(8000).numpy()])
-    assert seen[0][0].tolist() == recognizer._prefix() == [1, 51, 60, 2]
+    assert seen[0][0].tolist() == recognizer.prefix() == [1, 51, 60, 2]
 
 
 def test_the_language_of_the_configuration_reaches_the_prompt(recognizer, manifest):
@@ -76,8 +78,8 @@ def test_teacher_forced_logits_follow_the_prompt(recognizer):
         from tarq.families.family import Example, Prompted
 
         prompted = Prompted((1, 2, 9, 12, 0), ((0, 0),) * 5, (False, False, True, True, False))
-        flags = torch.zeros(4, dtype=torch.bool)
-        batch = recognizer.collate([Example("x", features, 100, prompted, flags, flags)])
+        rare = torch.zeros(5, dtype=torch.bool)
+        batch = recognizer.collate([Example("x", {"input_features": features}, 100, prompted, rare, rare[1:])])
         torch.testing.assert_close(recognizer.logits(batch), expected)
 
 
@@ -87,13 +89,32 @@ def test_other_models_are_refused(recognizer):
         adapt(bert, recognizer.tokenizer, recognizer.feature_extractor, torch.float32)
 
 
+def test_every_family_names_classes_that_transformers_has():
+    import transformers
+
+    served = [model_type for family in FAMILIES for model_type in family.model_classes]
+    assert len(served) == len(set(served))
+    for family in FAMILIES:
+        for model_type, name in family.model_classes.items():
+            assert getattr(transformers, name).config_class.model_type == model_type
+
+
+@pytest.mark.parametrize(
+    ("model_type", "why"), [("granite_speech", "LoRA"), ("parakeet_tdt", "Parakeet-CTC is supported"), ("bert", "")]
+)
+def test_what_is_not_supported_is_refused_before_anything_is_loaded(tmp_path, model_type, why):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": model_type}))
+    with pytest.raises(ModelError, match=rf"'{model_type}'\) is not supported.*{why}.*supported: whisper, moonshine"):
+        tarq.load(tmp_path)
+
+
 def test_a_whisper_without_the_expected_parts_is_refused(recognizer):
     config = WhisperConfig(
         d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=1, decoder_attention_heads=1,
         encoder_ffn_dim=16, decoder_ffn_dim=16, vocab_size=400, pad_token_id=0, bos_token_id=0, eos_token_id=0,
         decoder_start_token_id=1,
     )  # fmt: skip
-    with pytest.raises(ModelError, match=r"WhisperModel has no model\.encoder\.layers"):
+    with pytest.raises(ModelError, match=r"WhisperModel has no model\.encoder\.layers: a Whisper"):
         adapt(WhisperModel(config), recognizer.tokenizer, recognizer.feature_extractor, torch.float32)
 
 

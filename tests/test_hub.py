@@ -274,6 +274,7 @@ def test_contextasr_streams_its_archives(tmp_path, monkeypatch):
     assert [u.id for u in utterances] == [f"FNED-00{n}_EN" for n in (2, 0, 1)]  # as the archive has them
     utterances.sort(key=lambda u: u.id)
     assert [(u.text, u.entities) for u in utterances] == [(t, (t.split()[-1],)) for t in TEXTS]
+    assert utterances[0].extra["language"] == "en"
     heard(utterances)
     assert len(load_utterances("hub:MrSupW/ContextASR-Bench:ContextASR-Speech_English[:1]")) == 1
     with pytest.raises(DataError, match="name one of its sets, such as ContextASR-Speech_English"):

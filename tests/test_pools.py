@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from tarq.config import TarqConfig
 from tarq.data.audio import Encoded
 from tarq.data.corpora import load_utterances, sample_utterances
 from tarq.data.intake import Intake
@@ -15,10 +16,12 @@ from tarq.data.manifest import write_manifest
 from tarq.data.pools import Rarity, draw_pool
 from tarq.data.utterance import Utterance
 from tarq.errors import DataError
-from tarq.frequencies import load_frequencies
-from tarq.normalize import get_normalizer
 
-RARITY = Rarity(get_normalizer("english"))
+RARITY = Rarity(TarqConfig())
+
+
+def rho(text, rarity=RARITY, **fields):
+    return rarity.rho(Utterance("u", Path("u.wav"), text, extra=fields))
 
 
 def said(rare, words=10):
@@ -35,10 +38,19 @@ def corpus(name, counts, **fields):
 
 
 def test_rho_is_the_share_of_rare_words():
-    assert RARITY.rho("NORTHANGER ABBEY, northanger") == pytest.approx(2 / 3)
+    assert rho("NORTHANGER ABBEY, northanger") == pytest.approx(2 / 3)
     assert RARITY.counts("It cost £3,500 then") == (4, 1)
-    assert RARITY.rho("um") == RARITY.rho("") == RARITY.rho(None) == 0.0
-    assert Rarity(get_normalizer("english"), threshold=4.0).rho("northanger abbey") == 1.0
+    assert rho("um") == rho("") == rho(None) == 0.0
+    assert rho("northanger abbey", Rarity(TarqConfig(tail_threshold=4.0))) == 1.0
+    assert Rarity(TarqConfig(), {"colour": "color"}).counts("colour") == (1, 0)
+
+
+def test_an_utterance_is_in_its_own_language():
+    assert rho("das Haus ist schön", language="de") == rho("das Haus ist schön", language="de-DE") == 0.0
+    assert rho("das Haus ist schön") > 0.0
+    assert rho("das Haus ist schön", Rarity(TarqConfig(language="de"))) == 0.0
+    with pytest.raises(DataError, match="no word frequencies for language 'sw'"):
+        rho("nyumba", language="sw")
 
 
 def test_uniform_is_the_sample_it_always_was():
@@ -123,10 +135,10 @@ def test_kinds_that_do_not_fit_what_is_given():
 def test_words_are_those_of_ones_own_file(tmp_path):
     path = tmp_path / "ward.txt"
     path.write_text("zyzzogeton 1000\nother 1000\n")
-    own = Rarity(get_normalizer("english"), language=load_frequencies(path))
-    assert own.rho("zyzzogeton house") == 0.5
-    assert RARITY.rho("zyzzogeton house") == 0.5
-    assert own.rho("house") == 1.0
+    own = Rarity(TarqConfig(word_frequencies=str(path)))
+    assert (rho("zyzzogeton", own), rho("house", own)) == (0.0, 1.0)
+    assert (rho("zyzzogeton"), rho("house")) == (1.0, 0.0)
+    assert rho("house", own, language="sw") == 1.0  # the file takes the place of every list
 
 
 def test_broken_files_are_replaced_by_the_next(tmp_path):

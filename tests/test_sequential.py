@@ -39,7 +39,7 @@ def test_blocks_are_watched_in_true_order(recognizer, batches):
         ("fc1",),
         ("fc2",),
     ]
-    audio = recognizer.encoder(batches[0].features).last_hidden_state
+    audio = recognizer.encoder(**batches[0].features).last_hidden_state
     groups = _groups(decoder.blocks[0][1], _first_input(decoder.blocks[0][1], decoder, batches[0], audio))
     assert [g.names for g in groups] == [
         ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
@@ -59,7 +59,7 @@ def test_every_linear_of_the_blocks_is_swapped_and_the_rest_left(recognizer, bat
     assert packed == {r.name for r in records}
     assert len(packed) == 2 * 6 + 2 * 10
     assert [n for n, m in recognizer.model.named_modules() if isinstance(m, nn.Linear)] == ["proj_out"]
-    assert recognizer.left_out() == {"proj_out": "outside the transformer blocks"}
+    assert recognizer.left_out() == {"proj_out": "the output head, tied to the token embedding"}
     decoder = [r for r in records if r.stage == "decoder" and "encoder_attn.k" not in r.name]
     assert all(r.lam > 1 and r.tail_positions > 0 for r in decoder if "encoder_attn.v" not in r.name)
     assert all(r.lam == 1 for r in records if r.stage == "encoder")

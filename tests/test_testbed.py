@@ -82,10 +82,10 @@ def test_packaged_model_hears(recognizer):
 
 def test_transformers_alone_transcribes_the_same(recognizer):
     """The packaged folder is an ordinary checkpoint: Whisper's own ``generate`` writes what tarq writes."""
-    features = torch.stack([recognizer.audio_inputs(u.waveform())[0] for u in testbed.test_set()[:8]])
+    features = recognizer.stack([recognizer.audio_inputs(u.waveform())[0] for u in testbed.test_set()[:8]])
     with torch.no_grad():
         ours = recognizer.decode(recognizer.encode(features))
-        ids = recognizer.model.generate(features, num_beams=1, do_sample=False)
+        ids = recognizer.model.generate(**features, num_beams=1, do_sample=False)
     assert [t.strip() for t in recognizer.tokenizer.batch_decode(ids, skip_special_tokens=True)] == ours
 
 

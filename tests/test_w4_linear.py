@@ -48,7 +48,8 @@ def make_layer(
 
 def assert_accurate(y: Tensor, x: Tensor, layer: tuple, bias: Tensor | None, columns: int, group: int) -> None:
     """Compare with the product in float64, relative to the sum of magnitudes."""
-    weight = dequantize(*layer, columns, group).double()
+    packed, scales, zeros = layer
+    weight = dequantize(packed, scales.double(), zeros, columns, group)
     offset = torch.zeros(weight.shape[0], dtype=torch.float64) if bias is None else bias.double()
     exact = x.double() @ weight.T + offset
     magnitude = x.double().abs() @ weight.abs().T + offset.abs()
@@ -204,16 +205,19 @@ def test_special_values_stay_where_they_belong(isa: str, dtype: torch.dtype):
 
 @native
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
-def test_float16_scale_products_round_as_dequantize_does(isa: str, dtype: torch.dtype):
-    """One-hot activations read W itself; with float32 activations it is bitwise the dequantized weight."""
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 128])
+def test_weights_are_not_rounded_to_the_scales_dtype(isa: str, dtype: torch.dtype, rows: int):
+    """One-hot activations read W itself: with float32 activations bitwise (code − zero) · scale in float32."""
     for scale in SCALES:
-        layer = make_layer(20, 128, 32, symmetric=False, scale=scale)
-        weight = dequantize(*layer, 128, 32)
-        y = w4_linear(torch.eye(128).to(dtype), *layer, None, 128, 32)
+        packed, scales, zeros = make_layer(20, 128, 32, symmetric=False, scale=scale)
+        weight = dequantize(packed, scales.float(), zeros, 128, 32)
+        y = torch.cat(
+            [w4_linear(x, packed, scales, zeros, None, 128, 32) for x in torch.eye(128, dtype=dtype).split(rows)]
+        )
         if dtype == torch.float32:
-            assert torch.equal(y.T, weight.float())
+            assert torch.equal(y.T, weight)
         else:
-            torch.testing.assert_close(y.T.float(), weight.float(), rtol=8e-3, atol=0)
+            torch.testing.assert_close(y.T.float(), weight, rtol=8e-3, atol=0)
 
 
 @native
@@ -275,7 +279,8 @@ def test_opcheck(symmetric: bool, dtype: torch.dtype):
 def test_reference(dtype: torch.dtype):
     layer, x, bias = make_layer(5, 72, 32, symmetric=False), torch.randn(2, 3, 72).to(dtype), torch.randn(5)
     y = w4_linear(x, *layer, bias, 72, 32, backend="reference")
-    exact = x.double() @ dequantize(*layer, 72, 32).double().T + bias.double()
+    packed, scales, zeros = layer
+    exact = x.double() @ dequantize(packed, scales.double(), zeros, 72, 32).T + bias.double()
     assert y.dtype == dtype
     torch.testing.assert_close(y, exact.to(dtype))
 
@@ -292,7 +297,8 @@ def test_input_and_bias_gradients(dtype: torch.dtype):
     x, bias = torch.randn(4, 64).to(dtype).requires_grad_(), torch.randn(9, requires_grad=True)
     upstream = torch.randn(4, 9).to(dtype)
     gradients = torch.autograd.grad(w4_linear(x, *layer, bias, 64, group), (x, bias), upstream)
-    weight = dequantize(*layer, 64, group).float()
+    packed, scales, zeros = layer
+    weight = dequantize(packed, scales.float(), zeros, 64, group)
     torch.testing.assert_close(gradients[0], (upstream.float() @ weight).to(dtype))
     torch.testing.assert_close(gradients[1], upstream.float().sum(0))
 

@@ -46,15 +46,16 @@ void over_tiles(const tarq::W4Kernel& kernel, const tarq::W4Layer& layer, int64_
   });
 }
 
-/// Many rows: weights are made dense, a slice at a time, and multiplied by the library. The whole layer
-/// at once would cost its memory and, above malloc's largest threshold, fresh pages at every call.
-at::Tensor w4_linear_dense(const tarq::W4Kernel& kernel, const tarq::W4Layer& layer, const at::Tensor& x,
-                           const std::optional<at::Tensor>& bias) {
+/// Many rows: weights are made dense, a slice at a time, and multiplied by the library with the packed
+/// inputs. The whole layer at once would cost its memory and, above malloc's largest threshold, fresh pages
+/// at every call.
+at::Tensor w4_linear_dense(const tarq::W4Kernel& kernel, const tarq::W4Layer& layer, const at::Tensor& packed,
+                           const std::optional<at::Tensor>& bias, at::ScalarType y_type) {
   constexpr int64_t kDenseBytes = 24 << 20;
   // The GEMM below is this operator's own affair: no autograd graph, no cast of its operands.
   const at::AutoDispatchBelowADInplaceOrView below;
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::DispatchKey::AutocastCPU);
-  const at::ScalarType element = kernel.element == tarq::Float::bf16 ? at::kBFloat16 : at::kFloat;
+  const at::ScalarType element = packed.scalar_type();
   const int64_t padded = (layer.in_features + kernel.block - 1) / kernel.block * kernel.block;
   const int64_t row_bytes = padded * int64_t(at::elementSize(element));
   const int64_t fit = std::max<int64_t>(kDenseBytes / row_bytes / tarq::kTile, 1) * tarq::kTile;
@@ -62,28 +63,22 @@ at::Tensor w4_linear_dense(const tarq::W4Kernel& kernel, const tarq::W4Layer& la
   const int64_t slices = (layer.out_features + fit - 1) / fit;
   const int64_t step = (layer.out_features / slices + tarq::kTile) / tarq::kTile * tarq::kTile;
 
-  const at::Tensor input = x.reshape({-1, layer.in_features}).to(element);
+  const at::Tensor input = packed.narrow(1, 0, padded);
   const std::optional<at::Tensor> addend = bias ? std::optional(bias->to(element)) : std::nullopt;
   at::Tensor dense = at::empty({std::min(step, layer.out_features), padded}, element), y;
   for (int64_t from = 0; from < layer.out_features; from += step) {
     const int64_t count = std::min(step, layer.out_features - from);
-    char* out = static_cast<char*>(dense.data_ptr()) - from * row_bytes;
+    char* const out = static_cast<char*>(dense.data_ptr());
     over_tiles(kernel, layer, 1, from, from + count, [&](int64_t begin, int64_t end, void* scratch) {
-      kernel.decode(layer, out, padded, begin, end, scratch);
+      kernel.decode(layer, out + (begin - from) * row_bytes, begin, end, scratch);
     });
-    const at::Tensor weight = dense.narrow(0, 0, count).narrow(1, 0, layer.in_features);
-    at::Tensor part =
-        at::linear(input, weight, addend ? std::optional(addend->narrow(0, from, count)) : addend);
-    if (count == layer.out_features) {
-      y = part.to(x.scalar_type());
-    } else {
-      if (from == 0) y = at::empty({input.size(0), layer.out_features}, x.scalar_type());
-      y.narrow(1, from, count).copy_(part);
-    }
+    at::Tensor part = at::linear(input, dense.narrow(0, 0, count),
+                                 addend ? std::optional(addend->narrow(0, from, count)) : addend);
+    if (count == layer.out_features) return part.to(y_type);
+    if (from == 0) y = at::empty({input.size(0), layer.out_features}, y_type);
+    y.narrow(1, from, count).copy_(part);
   }
-  at::DimVector shape(x.sizes());
-  shape.back() = layer.out_features;
-  return y.view(shape);
+  return y;
 }
 
 /// A layer's tensors, checked against x and held while the kernels read them.
@@ -139,46 +134,74 @@ struct Operands {
   }
 };
 
+/// Rows of activations as a kernel reads them.
+struct Packed {
+  at::Tensor rows, sums;
+  tarq::W4Product product;  // without the result's place
+
+  /// From row `first` of x [.., in_features] on.
+  Packed(const tarq::W4Kernel& kernel, const tarq::W4Layer& layer, const at::Tensor& x, tarq::Float x_type,
+         int64_t first, int64_t count)
+      : rows(at::empty({count, kernel.row_stride(layer.in_features)},
+                       kernel.element == tarq::Float::bf16 ? at::kBFloat16 : at::kFloat)) {
+    const int64_t k = layer.in_features, stride = rows.size(1), row_bytes = stride * rows.element_size();
+    const int64_t sum_stride = (k + kernel.block - 1) / kernel.block * (kernel.block / 8);
+    float* sums_to = nullptr;
+    if (kernel.wants_sums && layer.zeros) {
+      sums = at::empty({count, sum_stride}, at::kFloat);
+      sums_to = sums.data_ptr<float>();
+    }
+    const char* from = static_cast<const char*>(x.const_data_ptr()) + first * k * x.element_size();
+    char* to = static_cast<char*>(rows.data_ptr());
+    constexpr int64_t kInputsPerThread = 1 << 17;  // below which a second thread costs more
+    at::parallel_for(0, count, std::max<int64_t>(1, kInputsPerThread / k), [&](int64_t begin, int64_t end) {
+      kernel.pack_input(from + begin * k * x.element_size(), x_type, end - begin, k, to + begin * row_bytes,
+                        stride, sums_to ? sums_to + begin * sum_stride : nullptr);
+    });
+    product = {.x = to,
+               .rows = count,
+               .stride = stride,
+               .sums = sums_to,
+               .sum_stride = sum_stride,
+               .y = nullptr,
+               .y_type = x_type};
+  }
+};
+
 at::Tensor w4_linear_cpu(const at::Tensor& x, const at::Tensor& weight_packed, const at::Tensor& weight_scale,
                          const std::optional<at::Tensor>& weight_zero_point,
                          const std::optional<at::Tensor>& bias, int64_t in_features, int64_t group_size) {
   const Operands given(x, weight_packed, weight_scale, weight_zero_point, bias, in_features, group_size);
   const tarq::W4Layer& layer = given.layer;
-  const tarq::Float x_type = given.x_type;
   const int64_t out_features = layer.out_features;
   at::DimVector shape(x.sizes());
   shape.back() = out_features;
   const int64_t rows = x.numel() / in_features;
   if (rows == 0 || out_features == 0) return at::empty(shape, x.scalar_type());
 
-  const tarq::W4Kernel* kernel = tarq::w4_select(x_type);
+  const tarq::W4Kernel* kernel = tarq::w4_select(given.x_type);
   TORCH_CHECK(kernel,
               "w4_linear: TARQ_CPU_ISA names an instruction set this machine does not have; "
               "torch.ops.tarq.w4_linear_isas() lists those it has");
-  const bool bf16 = kernel->element == tarq::Float::bf16;
-  const at::ScalarType element = bf16 ? at::kBFloat16 : at::kFloat;
-  const int64_t padded = (in_features + kernel->block - 1) / kernel->block * kernel->block;
-  if (rows > kernel->tiled_rows)
-    return w4_linear_dense(*kernel, layer, x, bias ? std::optional(given.bias) : std::nullopt);
-
-  // One cache line more a row: rows a power of two apart would share the few lines of one cache set.
-  const int64_t stride = padded + (bf16 ? 32 : 16);
   const at::Tensor input = x.contiguous();
-  at::Tensor packed = at::empty({rows, stride}, element);
-  const char* from = static_cast<const char*>(input.const_data_ptr());
-  char* to = static_cast<char*>(packed.data_ptr());
-  constexpr int64_t kPackPerThread = 1 << 17;  // inputs below which a second thread costs more
-  at::parallel_for(0, rows, std::max<int64_t>(1, kPackPerThread / in_features),
-                   [&](int64_t begin, int64_t end) {
-                     kernel->pack_input(from + begin * in_features * x.element_size(), x_type, end - begin,
-                                        in_features, to + begin * stride * packed.element_size(), stride);
-                   });
+  if (rows > kernel->tiled_rows) {
+    const Packed packed(*kernel, layer, input, given.x_type, 0, rows);
+    return w4_linear_dense(*kernel, layer, packed.rows, bias, x.scalar_type()).view(shape);
+  }
   at::Tensor y = at::empty(shape, x.scalar_type());
-  const tarq::W4Product product{
-      .x = packed.const_data_ptr(), .rows = rows, .stride = stride, .y = y.data_ptr(), .y_type = x_type};
+  // A copy of many rows at once would be fresh pages at every call (see w4_linear_dense).
+  constexpr int64_t kPackedBytes = 8 << 20;
+  const int64_t fit = std::max<int64_t>(kPackedBytes / (kernel->row_stride(in_features) * 4), 1);
+  const int64_t pieces = (rows + fit - 1) / fit;
   const auto run = rows <= kernel->fused_rows ? kernel->fused : kernel->tiled;
-  over_tiles(*kernel, layer, rows, 0, out_features,
-             [&](int64_t begin, int64_t end, void* scratch) { run(layer, product, begin, end, scratch); });
+  for (int64_t piece = 0; piece < pieces; ++piece) {
+    const int64_t first = rows * piece / pieces, count = rows * (piece + 1) / pieces - first;
+    Packed packed(*kernel, layer, input, given.x_type, first, count);
+    packed.product.y = static_cast<char*>(y.data_ptr()) + first * out_features * y.element_size();
+    over_tiles(*kernel, layer, count, 0, out_features, [&](int64_t begin, int64_t end, void* scratch) {
+      run(layer, packed.product, begin, end, scratch);
+    });
+  }
   return y;
 }
 

@@ -53,11 +53,6 @@ inline float read(const void* data, Float type, int64_t i) {
   return type == Float::bf16 ? bf16_to_float(half) : half_to_float(half);
 }
 
-inline float round_to(float value, Float type) {
-  if (type == Float::f32) return value;
-  return type == Float::bf16 ? bf16_to_float(float_to_bf16(value)) : half_to_float(float_to_half(value));
-}
-
 inline void write(void* data, Float type, int64_t i, float value) {
   if (type == Float::f32)
     static_cast<float*>(data)[i] = value;

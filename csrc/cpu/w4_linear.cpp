@@ -28,17 +28,14 @@ struct Scalar {
   static Window window(int64_t) { return {}; }
   static Words load_words(const uint32_t* from, Window) { return *from; }
   static Words shift(Words words) { return words >> 4; }
-  static Table weight_table(float scale, float zero, Float type) {
+  static Table weight_table(float scale, float zero) {
     Table table;
-    for (int code = 0; code < 16; ++code) table.of[code] = round_to((float(code) - zero) * scale, type);
+    for (int code = 0; code < 16; ++code) table.of[code] = (float(code) - zero) * scale;
     return table;
   }
   template <int parts>
   static Vector lookup(const Table* table, Words words) {
     return table->of[words & 15];
-  }
-  static Vector lookup_natural(const Table& table, Words words, int j) {
-    return table.of[words >> 4 * j & 15];
   }
   static Vector load(const float* from) { return *from; }
   static void store(float* to, Vector v) { *to = v; }

@@ -8,8 +8,8 @@
 //   words   w0 = c7…c1c0 | w1 = c15…c9c8 | w2 = …      step 0: c0 c8 c16 …   ·  x0 x8 x16 …
 //                                                       step 1: c1 c9 c17 …   ·  x1 x9 x17 …
 //
-// A code becomes a weight through a 16-entry table per group (scale and zero point are in the table, rounded
-// as the reference rounds them), held in a register where the instruction set can look up 16 entries.
+// A code becomes a weight through a 16-entry table per group (scale and zero point are in the table) where a
+// register can be looked up by 16 entries; AVX2, where it cannot, turns masked codes into floats.
 #pragma once
 
 #include <cstdint>
@@ -37,6 +37,8 @@ struct W4Layer {
 struct W4Product {
   const void* x;  // [rows, stride]
   int64_t rows, stride;
+  const float* sums;  // [rows, sum_stride], each word's inputs summed; null where the kernel wants none
+  int64_t sum_stride;
   void* y;  // [rows, out_features]
   Float y_type;
 };
@@ -46,19 +48,24 @@ struct W4Kernel {
   const char* isa;
   Float element;       // what activations and decoded weights are held in: f32 or bf16
   int64_t block;       // inputs a vector of words holds; packed rows are padded with zeros to a multiple
+  bool wants_sums;     // of the inputs of each word, for layers with zero points
   int64_t fused_rows;  // up to this many activation rows, weights are decoded in registers (`fused`)
   int64_t tiled_rows;  // up to this many, through a scratch in cache (`tiled`); above, a library GEMM
 
-  /// Rows of x [rows, in_features] (contiguous, `x_type`) to `out` [rows, stride] in block order.
+  /// Elements from one packed row to the next.
+  int64_t (*row_stride)(int64_t in_features);
+  /// Rows of x [rows, in_features] (contiguous, `x_type`) to `out` [rows, stride] in block order; the sums of
+  /// each word's inputs to `sums` [rows, padded / 8] unless it is null.
   void (*pack_input)(const void* x, Float x_type, int64_t rows, int64_t in_features, void* out,
-                     int64_t stride);
+                     int64_t stride, float* sums);
   /// Bytes of scratch that one thread needs for `fused` / `tiled` / `decode`.
   int64_t (*scratch_bytes)(const W4Layer& layer);
   /// Output features [begin, end) of the product; begin is a multiple of kTile.
   void (*fused)(const W4Layer& layer, const W4Product& product, int64_t begin, int64_t end, void* scratch);
   void (*tiled)(const W4Layer& layer, const W4Product& product, int64_t begin, int64_t end, void* scratch);
-  /// Dense weights of output features [begin, end): out [out_features, stride], stride a multiple of `block`.
-  void (*decode)(const W4Layer& layer, void* out, int64_t stride, int64_t begin, int64_t end, void* scratch);
+  /// Dense weights of output features [begin, end), whose products with packed rows are those of the layer:
+  /// out [end − begin, in_features padded to blocks]; begin is a multiple of kTile.
+  void (*decode)(const W4Layer& layer, void* out, int64_t begin, int64_t end, void* scratch);
 };
 
 /// Kernels this machine can run, best first; `count` receives how many.

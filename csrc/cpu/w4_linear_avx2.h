@@ -56,5 +56,28 @@ struct X86 {
   }
 };
 
+/// The word loads of the AVX2 kernels.
+struct Avx2Words : X86 {
+  using Words = __m256i;
+  using Window = int;
+  static constexpr int lanes = 8;
+
+  static Window window(int64_t words) { return words < lanes ? int(words) : lanes; }
+  static Words load_words(const uint32_t* from, Window window) {
+    if (__builtin_expect(window == lanes, 1))
+      return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+    const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    return _mm256_maskload_epi32(reinterpret_cast<const int*>(from),
+                                 _mm256_cmpgt_epi32(_mm256_set1_epi32(window), lane));
+  }
+  /// What belongs to the groups of a block, each in the lanes of its words.
+  template <int parts>
+  static __m256 spread(const float* of) {
+    if constexpr (parts == 1) return _mm256_broadcast_ss(of);
+    if constexpr (parts == 2) return _mm256_set_m128(_mm_broadcast_ss(of + 1), _mm_broadcast_ss(of));
+    return _mm256_setr_ps(of[0], of[0], of[1], of[1], of[2], of[2], of[3], of[3]);
+  }
+};
+
 }  // namespace
 }  // namespace tarq

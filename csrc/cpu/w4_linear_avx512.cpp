@@ -24,20 +24,13 @@ struct Avx512 : Avx512Words {
 
   static int source(int e) { return 8 * (e % 16) + e / 16; }
   static Words shift(Words words) { return _mm512_srli_epi32(words, 4); }
-  static Table weight_table(float scale, float zero, Float type) { return weight_table16(scale, zero, type); }
+  static Table weight_table(float scale, float zero) { return weight_table16(scale, zero); }
   template <int parts>
   static Vector lookup(const Table* tables, Words words) {
     Vector v = _mm512_permutexvar_ps(words, tables[0]);
     for (int p = 1; p < parts; ++p)
       v = _mm512_mask_permutexvar_ps(v, __mmask16(0xffffu << (16 / parts * p)), words, tables[p]);
     return v;
-  }
-  /// Inputs 16j … 16j + 15: two words, each spread over eight lanes and shifted to its lane's code.
-  static Vector lookup_natural(Table table, Words words, int j) {
-    const Words eight = _mm512_set_epi32(1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, 0);
-    const Words shifts = _mm512_set_epi32(28, 24, 20, 16, 12, 8, 4, 0, 28, 24, 20, 16, 12, 8, 4, 0);
-    const Words spread = _mm512_permutexvar_epi32(_mm512_add_epi32(eight, _mm512_set1_epi32(2 * j)), words);
-    return _mm512_permutexvar_ps(_mm512_srlv_epi32(spread, shifts), table);
   }
   static Vector load(const float* from) { return _mm512_loadu_ps(from); }
   static void store(float* to, Vector v) { _mm512_storeu_ps(to, v); }

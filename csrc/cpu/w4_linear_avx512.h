@@ -13,20 +13,10 @@ inline __m128 sum_each(const __m512* v) {
   return sum_each(half);
 }
 
-inline __m512 round_bf16(__m512 v) {  // to nearest even; scales are finite, so NaN needs no care
-  const __m512i bits = _mm512_castps_si512(v);
-  const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-  const __m512i sum = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
-  return _mm512_castsi512_ps(_mm512_and_si512(sum, _mm512_set1_epi32(int(0xffff0000))));
-}
-
-/// (code − zero) · scale for the 16 codes, rounded to the scale's type.
-inline __attribute__((always_inline)) __m512 weight_table16(float scale, float zero, Float type) {
+/// (code − zero) · scale for the 16 codes.
+inline __attribute__((always_inline)) __m512 weight_table16(float scale, float zero) {
   const __m512 codes = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-  const __m512 product = _mm512_mul_ps(_mm512_sub_ps(codes, _mm512_set1_ps(zero)), _mm512_set1_ps(scale));
-  if (type == Float::f32) return product;
-  if (type == Float::bf16) return round_bf16(product);
-  return _mm512_cvtph_ps(_mm512_cvtps_ph(product, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+  return _mm512_mul_ps(_mm512_sub_ps(codes, _mm512_set1_ps(zero)), _mm512_set1_ps(scale));
 }
 
 /// The word loads and shifts of a kernel description.

@@ -32,25 +32,14 @@ struct Avx512Bf16 : Avx512Words {
     const __m256i half = reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(table));
     return _mm512_broadcast_i64x4(half);
   }
-  static Table weight_table(float scale, float zero, Float type) {
-    return twice(weight_table16(scale, zero, type));
-  }
-  static Table code_table(float zero) { return twice(weight_table16(1.0f, zero, Float::f32)); }
+  static Table weight_table(float scale, float zero) { return twice(weight_table16(scale, zero)); }
+  static Table code_table(float zero) { return weight_table(1.0f, zero); }
   template <int parts>
   static Vector lookup(const Table* tables, Words words) {
     Vector v = _mm512_permutexvar_epi16(words, tables[0]);
     for (int p = 1; p < parts; ++p)
       v = _mm512_mask_permutexvar_epi16(v, __mmask32(0xffffffffu << (32 / parts * p)), words, tables[p]);
     return v;
-  }
-  /// Inputs 32j … 32j + 31: eight half words, each spread over four lanes and shifted to its lane's code.
-  static Vector lookup_natural(Table table, Words words, int j) {
-    const Words quarter = _mm512_set_epi16(7, 7, 7, 7, 6, 6, 6, 6, 5, 5, 5, 5, 4, 4, 4, 4,  //
-                                           3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0);
-    const Words shifts = _mm512_set1_epi64(0x000c000800040000);
-    const Words spread =
-        _mm512_permutexvar_epi16(_mm512_add_epi16(quarter, _mm512_set1_epi16(short(8 * j))), words);
-    return _mm512_permutexvar_epi16(_mm512_srlv_epi16(spread, shifts), table);
   }
   static Vector load(const uint16_t* from) { return _mm512_loadu_si512(from); }
   static void store(uint16_t* to, Vector v) { _mm512_storeu_si512(to, v); }

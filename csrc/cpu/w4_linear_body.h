@@ -143,18 +143,24 @@ inline __attribute__((always_inline)) void for_runs(const W4Layer& layer, Visit&
   }
 }
 
-/// Weight tables of one row's groups from `group` on: entry c is (c − zero) · scale rounded to the scale's
-/// type.
+/// Weight tables of one row's groups from `group` on: entry c is (c − zero) · scale.
 template <class S, int parts>
-inline __attribute__((always_inline)) void weight_tables(Float scale_type, const TileGroups& groups, int r,
-                                                         int64_t group, typename S::Table* tables) {
+inline __attribute__((always_inline)) void weight_tables(const TileGroups& groups, int r, int64_t group,
+                                                         typename S::Table* tables) {
   const int64_t at = r * groups.stride + group;
-  for (int p = 0; p < parts; ++p)
-    tables[p] = S::weight_table(groups.scales[at + p], groups.zeros[at + p], scale_type);
+  for (int p = 0; p < parts; ++p) tables[p] = S::weight_table(groups.scales[at + p], groups.zeros[at + p]);
 }
 
-/// Where a tile's decoded weights go: vector v of row r to out + r · row_stride + v · vector_stride, the
-/// inputs of a block in block order or as they are numbered (`natural`).
+/// The weight of input k of a row, one code at a time.
+inline float weight_at(const W4Layer& layer, int64_t row, int64_t k) {
+  const int64_t g = k / layer.group_size, words = ceil_div(layer.in_features, 8);
+  const float zero =
+      layer.zeros ? float(layer.zeros[row / 8 * layer.groups + g] >> 4 * (row % 8) & 15) : kSymmetricZero;
+  const float code = float(layer.codes[row * words + k / 8] >> 4 * (k % 8) & 15);
+  return (code - zero) * read(layer.scales, layer.scale_type, row * layer.groups + g);
+}
+
+/// Where a tile's decoded weights go: vector v of row r to out + r · row_stride + v · vector_stride.
 template <class S>
 struct Decoded {
   typename S::Element* out;
@@ -162,61 +168,48 @@ struct Decoded {
 };
 
 /// Any group size: one code at a time.
-template <class S, bool natural>
+template <class S>
 void decode_any(const W4Layer& layer, int64_t first_row, Decoded<S> to) {
-  const int64_t words = ceil_div(layer.in_features, 8), padded = padded_inputs<S>(layer);
+  const int64_t padded = padded_inputs<S>(layer);
   for (int r = 0; r < kTile; ++r) {
     const int64_t row = clamp_row(layer, first_row + r);
     for (int64_t e = 0; e < padded; ++e) {
       const int64_t block = e / kBlock<S> * kBlock<S>;
-      const int64_t k = natural ? e : block + S::source(int(e - block));
+      const int64_t k = block + S::source(int(e - block));
       typename S::Element* at = to.out + r * to.row_stride + e / S::width * to.vector_stride + e % S::width;
-      if (k >= layer.in_features) {
-        assign(at, 0.0f);
-        continue;
-      }
-      const int64_t g = k / layer.group_size;
-      const float zero =
-          layer.zeros ? float(layer.zeros[row / 8 * layer.groups + g] >> 4 * (row % 8) & 15) : kSymmetricZero;
-      const float code = float(layer.codes[row * words + k / 8] >> 4 * (k % 8) & 15);
-      const float scale = read(layer.scales, layer.scale_type, row * layer.groups + g);
-      assign(at, round_to((code - zero) * scale, layer.scale_type));
+      assign(at, k < layer.in_features ? weight_at(layer, row, k) : 0.0f);
     }
   }
 }
 
-template <class S, int parts, bool natural>
+template <class S, int parts>
 void decode_blocks(const W4Layer& layer, int64_t first_row, Decoded<S> to, const TileGroups& groups) {
   const Tile<S> tile(layer, first_row);
   for_runs<S, parts>(layer, [&](int64_t first, int64_t end, int64_t group) __attribute__((always_inline)) {
     for (int r = 0; r < kTile; ++r) {
       typename S::Table tables[parts];
-      weight_tables<S, parts>(layer.scale_type, groups, r, group, tables);
+      weight_tables<S, parts>(groups, r, group, tables);
       typename S::Element* at = to.out + r * to.row_stride + first * S::steps * to.vector_stride;
       for (int64_t b = first; b < end; ++b) {
         typename S::Words words = tile.load(r, b, tile.window(b));
 #pragma GCC unroll 8
         for (int j = 0; j < S::steps; ++j, at += to.vector_stride) {
-          if constexpr (natural) {
-            S::store(at, S::lookup_natural(tables[j * parts / S::steps], words, j));
-          } else {
-            S::store(at, S::template lookup<parts>(tables, words));
-            words = S::shift(words);
-          }
+          S::store(at, S::template lookup<parts>(tables, words));
+          words = S::shift(words);
         }
       }
     }
   });
 }
 
-template <class S, bool natural = false>
+template <class S>
 void decode_tile(const W4Layer& layer, int64_t first_row, Decoded<S> to, const TileGroups& groups) {
   const int parts = block_parts<S>(layer);
-  if (parts == 0) return decode_any<S, natural>(layer, first_row, to);
+  if (parts == 0) return decode_any<S>(layer, first_row, to);
   groups.read_rows<S>(layer, first_row);
-  if (parts == 1) return decode_blocks<S, 1, natural>(layer, first_row, to, groups);
-  if (parts == 2) return decode_blocks<S, 2, natural>(layer, first_row, to, groups);
-  if constexpr (S::lanes >= 4) decode_blocks<S, 4, natural>(layer, first_row, to, groups);
+  if (parts == 1) return decode_blocks<S, 1>(layer, first_row, to, groups);
+  if (parts == 2) return decode_blocks<S, 2>(layer, first_row, to, groups);
+  if constexpr (S::lanes >= 4) decode_blocks<S, 4>(layer, first_row, to, groups);
 }
 
 // ---- products
@@ -232,12 +225,10 @@ typename S::Four tile_bias(const W4Layer& layer, int64_t first_row) {
   return S::load_four(values);
 }
 
-/// Sum up one activation row's outputs of a tile, add the bias, round, store.
+/// Round and store one activation row's outputs of a tile.
 template <class S>
-inline __attribute__((always_inline)) void finish(const W4Layer& layer, const W4Product& product, int64_t m,
-                                                  int64_t first_row, const typename S::Sum* sums,
-                                                  typename S::Four bias) {
-  const typename S::Four values = S::add_four(S::reduce(sums), bias);
+inline __attribute__((always_inline)) void store_tile(const W4Layer& layer, const W4Product& product,
+                                                      int64_t m, int64_t first_row, typename S::Four values) {
   const int64_t at = m * layer.out_features + first_row, left = layer.out_features - first_row;
   if (left >= kTile) return S::write_four(product.y, product.y_type, at, values);
   float each[kTile];
@@ -245,15 +236,17 @@ inline __attribute__((always_inline)) void finish(const W4Layer& layer, const W4
   for (int64_t r = 0; r < left; ++r) write(product.y, product.y_type, at + r, each[r]);
 }
 
-/// What the inner loop of `fused` must not ask: whether the layer has no zero points, which matters where
-/// codes are looked up (S::scale_after), and the scales' type, which matters where weights are.
-struct Variant {
-  bool symmetric;
-  Float scale_type;
-};
+/// Sum up one activation row's outputs of a tile, add the bias, round, store.
+template <class S>
+inline __attribute__((always_inline)) void finish(const W4Layer& layer, const W4Product& product, int64_t m,
+                                                  int64_t first_row, const typename S::Sum* sums,
+                                                  typename S::Four bias) {
+  store_tile<S>(layer, product, m, first_row, S::add_four(S::reduce(sums), bias));
+}
 
-/// A few activation rows: the weights live in registers only, read once for all rows.
-template <class S, int parts, int rows, Variant variant>
+/// A few activation rows: the weights live in registers only, read once for all rows. Whether the layer is
+/// symmetric (no zero points) matters where codes are looked up (S::scale_after).
+template <class S, int parts, int rows, bool symmetric>
 void fused_tile(const W4Layer& layer, const W4Product& product, int64_t first_row, const TileGroups& groups) {
   using Element = typename S::Element;
   // Sums in flight hide the latency of a multiply-add: two for every output where there are few outputs.
@@ -267,12 +260,12 @@ void fused_tile(const W4Layer& layer, const W4Product& product, int64_t first_ro
 
   for_runs<S, parts>(layer, [&](int64_t first, int64_t end, int64_t group) __attribute__((always_inline)) {
     if constexpr (S::scale_after) {
-      constexpr int tables_used = variant.symmetric ? 1 : parts;
+      constexpr int tables_used = symmetric ? 1 : parts;
       for (int r = 0; r < kTile; ++r) {
         const int64_t at = r * groups.stride + group;
         typename S::Table tables[tables_used];
         for (int p = 0; p < tables_used; ++p)
-          tables[p] = S::code_table(variant.symmetric ? kSymmetricZero : groups.zeros[at + p]);
+          tables[p] = S::code_table(symmetric ? kSymmetricZero : groups.zeros[at + p]);
         typename S::Sum part[rows];
         for (int m = 0; m < rows; ++m) part[m] = S::zero();
         for (int64_t b = first; b < end; ++b) {
@@ -290,8 +283,7 @@ void fused_tile(const W4Layer& layer, const W4Product& product, int64_t first_ro
       }
     } else {
       typename S::Table tables[kTile][parts];
-      for (int r = 0; r < kTile; ++r)
-        weight_tables<S, parts>(variant.scale_type, groups, r, group, tables[r]);
+      for (int r = 0; r < kTile; ++r) weight_tables<S, parts>(groups, r, group, tables[r]);
       for (int64_t b = first; b < end; ++b) {
         const typename S::Window window = tile.window(b);
         typename S::Words words[kTile];
@@ -324,16 +316,9 @@ template <class S, int parts, int rows = S::fused_rows>
 void fused_rows(const W4Layer& layer, const W4Product& product, int64_t first_row, const TileGroups& groups) {
   if constexpr (rows > 1)
     if (product.rows < rows) return fused_rows<S, parts, rows - 1>(layer, product, first_row, groups);
-  if constexpr (S::scale_after) {
-    if (layer.zeros) return fused_tile<S, parts, rows, Variant{false, {}}>(layer, product, first_row, groups);
-    return fused_tile<S, parts, rows, Variant{true, {}}>(layer, product, first_row, groups);
-  } else {
-    if (layer.scale_type == Float::f16)
-      return fused_tile<S, parts, rows, Variant{false, Float::f16}>(layer, product, first_row, groups);
-    if (layer.scale_type == Float::bf16)
-      return fused_tile<S, parts, rows, Variant{false, Float::bf16}>(layer, product, first_row, groups);
-    return fused_tile<S, parts, rows, Variant{false, Float::f32}>(layer, product, first_row, groups);
-  }
+  if (S::scale_after && !layer.zeros)
+    return fused_tile<S, parts, rows, true>(layer, product, first_row, groups);
+  fused_tile<S, parts, rows, false>(layer, product, first_row, groups);
 }
 
 /// rows × kTile outputs from decoded weights [padded / width][kTile][width].
@@ -390,7 +375,8 @@ typename S::Element* scratch_weights(void* scratch, const W4Layer& layer) {
 }
 
 template <class S>
-void pack_input(const void* x, Float x_type, int64_t rows, int64_t in_features, void* out, int64_t stride) {
+void pack_input(const void* x, Float x_type, int64_t rows, int64_t in_features, void* out, int64_t stride,
+                float*) {
   using Element = typename S::Element;
   for (int64_t m = 0; m < rows; ++m) {
     Element* to = static_cast<Element*>(out) + m * stride;
@@ -445,29 +431,32 @@ void fused_or_tiled(const W4Layer& layer, const W4Product& product, int64_t begi
   fused<S>(layer, product, begin, end, scratch);
 }
 
+/// One cache line more a row: rows a power of two apart would share the few lines of one cache set.
 template <class S>
-void decode(const W4Layer& layer, void* out, int64_t stride, int64_t begin, int64_t end, void* scratch) {
+int64_t row_stride(int64_t in_features) {
+  return round_up(in_features, kBlock<S>) + 64 / int64_t(sizeof(typename S::Element));
+}
+
+template <class S>
+void decode(const W4Layer& layer, void* out, int64_t begin, int64_t end, void* scratch) {
   using Element = typename S::Element;
   const TileGroups groups = TileGroups::in<S>(scratch, layer);
   Element* spare = scratch_weights<S>(scratch, layer);
   const int64_t padded = padded_inputs<S>(layer);
-  for (int64_t n = begin; n < end; n += kTile) {
-    Element* to = static_cast<Element*>(out) + n * stride;
+  Element* to = static_cast<Element*>(out);
+  for (int64_t n = begin; n < end; n += kTile, to += kTile * padded) {
     const int64_t left = layer.out_features - n;
-    if (left >= kTile) {
-      decode_tile<S, true>(layer, n, {to, stride, S::width}, groups);
-    } else {  // the last tile repeats a row, which has no place in `out`
-      decode_tile<S, true>(layer, n, {spare, padded, S::width}, groups);
-      for (int64_t r = 0; r < left; ++r)
-        std::memcpy(to + r * stride, spare + r * padded, size_t(padded) * sizeof(Element));
-    }
+    // The last tile repeats a row, which has no place in `out`.
+    decode_tile<S>(layer, n, {left < kTile ? spare : to, padded, S::width}, groups);
+    if (left < kTile) std::memcpy(to, spare, size_t(left * padded) * sizeof(Element));
   }
 }
 
 template <class S>
 constexpr W4Kernel make_kernel(const char* isa, Float element, int64_t tiled_rows) {
-  return {isa,           element,          kBlock<S>,         S::fused_rows, tiled_rows,
-          pack_input<S>, scratch_bytes<S>, fused_or_tiled<S>, tiled<S>,      decode<S>};
+  return {
+      isa,           element,          kBlock<S>,         false,    S::fused_rows, tiled_rows, row_stride<S>,
+      pack_input<S>, scratch_bytes<S>, fused_or_tiled<S>, tiled<S>, decode<S>};
 }
 
 }  // namespace

@@ -11,23 +11,12 @@
 namespace tarq {
 namespace {
 
-struct Avx2Int8 : X86 {
-  using Words = __m256i;
+struct Avx2Int8 : Avx2Words {
   using Bytes = __m256i;
   using Lanes = __m256i;
   using Sum = __m256;
-  static constexpr int lanes = 8, int8_rows = 2;
+  static constexpr int int8_rows = 2;
 
-  using Window = int;
-  static Window window(int64_t words) { return words < lanes ? int(words) : lanes; }
-  static __m256i lanes_below(int count) {
-    return _mm256_cmpgt_epi32(_mm256_set1_epi32(count), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
-  }
-  static Words load_words(const uint32_t* from, Window window) {
-    if (__builtin_expect(window == lanes, 1))
-      return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
-    return _mm256_maskload_epi32(reinterpret_cast<const int*>(from), lanes_below(window));
-  }
   static Words low(Words words) { return _mm256_and_si256(words, _mm256_set1_epi8(15)); }
   static Words high(Words words) { return low(_mm256_srli_epi16(words, 4)); }
   static Words ones() { return _mm256_set1_epi8(1); }
@@ -51,11 +40,6 @@ struct Avx2Int8 : X86 {
   static Sum zero() { return _mm256_setzero_ps(); }
   static Sum multiply_add(Sum sum, Sum a, Sum b) { return _mm256_fmadd_ps(a, b, sum); }
   static Sum multiply(Sum a, Sum b) { return _mm256_mul_ps(a, b); }
-  template <int parts>
-  static Sum spread(const float* values) {
-    if constexpr (parts == 1) return _mm256_broadcast_ss(values);
-    return _mm256_set_m128(_mm_broadcast_ss(values + 1), _mm_broadcast_ss(values));
-  }
   static Four reduce(const Sum* sums) { return sum_each(sums); }
 };
 

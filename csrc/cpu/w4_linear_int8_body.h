@@ -153,7 +153,8 @@ void int8_product(const W4Layer& layer, const Int8Input& x, const W4Product& pro
 template <class S>
 void multiply_int8(const W4Layer& layer, const Int8Input& x, void* y, Float y_type, int64_t begin,
                    int64_t end, void* scratch) {
-  const W4Product product{.x = nullptr, .rows = x.rows, .stride = 0, .y = y, .y_type = y_type};
+  const W4Product product{
+      .x = nullptr, .rows = x.rows, .stride = 0, .sums = nullptr, .sum_stride = 0, .y = y, .y_type = y_type};
   const int parts = block_parts<S>(layer);
   if (parts == 1) int8_product<S, 1>(layer, x, product, begin, end, scratch);
   if (parts == 2) int8_product<S, 2>(layer, x, product, begin, end, scratch);

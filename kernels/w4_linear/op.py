@@ -67,8 +67,8 @@ def w4_linear(
 ) -> Tensor:
     """``y = x · Wᵀ + bias`` with W in compressed-tensors' ``pack-quantized`` layout (4 bits), never expanded.
 
-    W is what :func:`~tarq.kernels.w4_linear.dequantize` gives; sums are float32. With bfloat16 ``x`` a backend
-    may round W to bfloat16, as a bfloat16 model would hold it. float16 on a CPU computes in float32.
+    W is ``(code − zero) · scale``, not rounded to the scales' dtype; sums are float32. With bfloat16 or float16 ``x``
+    a backend may round W to that dtype, as a dense model would hold it. float16 on a CPU computes in float32.
 
     Args:
         x: float32, bfloat16 or float16 [..., K]; any leading shape (empty included), any strides.
@@ -159,9 +159,8 @@ class _Differentiable(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x_grad = bias_grad = None
         if ctx.needs_input_grad[0]:
-            weight_packed, weight_scale, weight_zero_point = ctx.saved_tensors
-            weight = dequantize(*_as_stored(weight_packed, weight_scale, weight_zero_point, ctx.sizes[0]), *ctx.sizes)
-            x_grad = (grad.float() @ weight.float()).to(grad.dtype)
+            codes, scales, zeros = _as_stored(*ctx.saved_tensors, ctx.sizes[0])
+            x_grad = (grad.float() @ dequantize(codes, scales.float(), zeros, *ctx.sizes)).to(grad.dtype)
         if ctx.needs_input_grad[4]:
             bias_grad = grad.float().flatten(0, -2).sum(0).to(ctx.bias_dtype)
         return x_grad, None, None, None, bias_grad, None, None

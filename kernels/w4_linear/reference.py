@@ -60,6 +60,9 @@ def w4_linear(
 ) -> Tensor:
     """``y = x · Wᵀ + bias``, the product in float32 (float64 for float64 x), rounded once to x's dtype.
 
+    W is ``(code − zero) · scale`` as it is: :func:`dequantize` rounds each weight to the scales' dtype, which a
+    checkpoint expanded to dense weights has to and a product need not.
+
     Args:
         x: float [..., K].
         weight_packed, weight_scale, weight_zero_point, in_features, group_size, bits: see :func:`dequantize`.
@@ -68,11 +71,11 @@ def w4_linear(
     Returns:
         [..., N] in the dtype of ``x``.
     """
-    weight = dequantize(weight_packed, weight_scale, weight_zero_point, in_features, group_size, bits)
     compute = torch.float64 if x.dtype == torch.float64 else torch.float32
+    weight = dequantize(weight_packed, weight_scale.to(compute), weight_zero_point, in_features, group_size, bits)
     # Products of float32 tensors must not become bf16 products inside an autocast region.
     with torch.autocast(x.device.type, enabled=False):
-        y = x.to(compute) @ weight.to(compute).T
+        y = x.to(compute) @ weight.T
         if bias is not None:
             y = y + bias.to(compute)
     return y.to(x.dtype)

@@ -74,7 +74,8 @@ def load_commonvoice(source: Path, part: str | None, intake: Intake) -> list[Utt
                     text=transcript(row["sentence"]),
                     duration=durations.get(clip),
                     speaker=known(row["client_id"]),
-                    extra={key: value for key, value in row.items() if key not in COLUMNS},
+                    extra={key: value for key, value in row.items() if key not in COLUMNS}
+                    | ({"language": row["locale"]} if row.get("locale") else {}),
                 )
             )
     return utterances

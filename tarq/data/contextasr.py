@@ -21,6 +21,7 @@ from tarq.data.manifest import json_lines, seconds, strings, value
 from tarq.data.utterance import Utterance
 from tarq.errors import DataError
 
+LANGUAGES = {"English": "en", "Mandarin": "zh", "Chinese": "zh"}
 COLUMNS = ("uniq_id", "audio", "text", "entity_list")
 
 
@@ -50,6 +51,7 @@ def load_contextasr(source: Path, part: str | None, intake: Intake) -> list[Utte
     """
     path = choose_part(source, "a folder of ContextASR-Bench sets", _sets(source), part)
     utterances = []
+    set_language = path.stem.rpartition("_")[2]
     for where, row in json_lines(path):
         missing = [key for key in COLUMNS if row.get(key) is None]
         if missing:
@@ -60,7 +62,10 @@ def load_contextasr(source: Path, part: str | None, intake: Intake) -> list[Utte
             text=value(row, "text", str, where),
             duration=seconds(row, "duration", where),
             entities=strings(row, "entity_list", where),
-            extra={key: row[key] for key in ("domain_label", "language") if key in row},
+            extra={
+                "domain_label": row.get("domain_label"),
+                "language": LANGUAGES.get(row.get("language") or set_language),
+            },
         )
         if is_there(path.parent / row["audio"], where, utterance.id, intake):
             utterances.append(utterance)
@@ -90,7 +95,7 @@ def hub_rows(location: str, part: str | None) -> Iterator[dict[str, Any]]:
     for row in undecoded(archives, "wav"):
         line = known.get(PurePath(row["__key__"]).stem)
         if line is not None:
-            yield {**line, "audio": row["wav"]}
+            yield {**line, "audio": row["wav"], "language": LANGUAGES.get(language, language)}
 
 
 #: ``MrSupW/ContextASR-Bench``: JSONL and tar files, joined as they stream.

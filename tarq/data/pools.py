@@ -21,38 +21,52 @@ from functools import cached_property
 from itertools import islice
 from typing import Any
 
-from tarq.config import PoolKind
+from tarq.config import PoolKind, TarqConfig
 from tarq.data.corpora import first_usable, shuffled, usable
 from tarq.data.intake import Intake
-from tarq.data.utterance import Utterance
+from tarq.data.utterance import Utterance, language_of
 from tarq.errors import DataError
 from tarq.frequencies import Frequencies
-from tarq.method.rarity import is_rare
+from tarq.method.rarity import rare_counts
 from tarq.normalize import Normalizer
 
 
-@dataclass(frozen=True)
 class Rarity:
-    """Which words are rare, as the whole package counts them.
+    """Which words are rare, as the whole package counts them, each utterance in its own language.
 
-    Attributes:
-        normalizer: cuts transcripts into words.
-        threshold: a word is rare below this Zipf score.
-        language: of wordfreq, or frequencies of one's own.
+    Args:
+        config: normaliser, threshold, language and word frequencies are read from it.
+        spelling: see ``TarqConfig.text_normalizer``.
     """
 
-    normalizer: Normalizer
-    threshold: float = 3.0
-    language: Frequencies = "en"
+    def __init__(self, config: TarqConfig, spelling: Mapping[str, str] | None = None) -> None:
+        self.config = config
+        self.spelling = spelling
+        self._spoken: dict[str, tuple[Normalizer, Frequencies]] = {}
 
-    def counts(self, text: str | None) -> tuple[int, int]:
-        """Words of a transcript, and how many of them are rare."""
-        words = self.normalizer.words(text or "")
-        return len(words), sum(is_rare(word, self.threshold, self.language) for word in words)
+    def counts(self, text: str | None, language: str | None = None) -> tuple[int, int]:
+        """Words of a transcript, and how many of them are rare.
 
-    def rho(self, text: str | None) -> float:
-        """ρ: the share of a transcript's words that are rare; 0.0 where it has none."""
-        words, rare = self.counts(text)
+        Args:
+            language: of the transcript; the configuration's by default.
+
+        Raises:
+            DataError: there are no word frequencies for the language.
+        """
+        language = language or self.config.language
+        if language not in self._spoken:
+            spoken = replace(self.config, language=language)
+            self._spoken[language] = spoken.text_normalizer(self.spelling), spoken.frequencies()
+        normalizer, frequencies = self._spoken[language]
+        return rare_counts(text or "", normalizer, self.config.tail_threshold, frequencies)
+
+    def of(self, utterance: Utterance) -> tuple[int, int]:
+        """Words of an utterance's transcript in its own language, and how many of them are rare."""
+        return self.counts(utterance.text, language_of(utterance, self.config.language))
+
+    def rho(self, utterance: Utterance) -> float:
+        """ρ: the share of an utterance's words that are rare; 0.0 where it has none."""
+        words, rare = self.of(utterance)
         return rare / words if words else 0.0
 
 
@@ -133,7 +147,7 @@ def draw_pool(
     if kind != "uniform":
         if not any(utterance.text for utterance in drawn):
             raise DataError(f"{kind} goes by the words of transcripts, and there are none: draw a uniform pool")
-        ranked = sorted(drawn, key=lambda utterance: -rarity.rho(utterance.text))  # stable: equals as drawn
+        ranked = sorted(drawn, key=lambda utterance: -rarity.rho(utterance))  # stable: equals as drawn
     chosen = first_usable(
         ranked,
         math.ceil(count / 2) if kind == "r-mix" else count,
@@ -145,7 +159,7 @@ def draw_pool(
         top = {utterance.id for utterance in chosen}
         rest = (utterance for utterance in drawn if utterance.id not in top)
         chosen += islice(usable(rest, max_duration, require_text, intake), count - len(chosen))
-    counts = [rarity.counts(utterance.text) for utterance in chosen]
+    counts = [rarity.of(utterance) for utterance in chosen]
     return Pool(
         kind=kind,
         utterances=chosen,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -61,6 +62,12 @@ class Utterance:
         """The audio it is, whatever it is called: file and segment, as a short digest for a report."""
         file = str(self.audio) if isinstance(self.audio, Encoded) else str(self.audio.resolve())
         return hashlib.sha256(f"{file} {self.start} {self.end}".encode()).hexdigest()[:16]
+
+
+def language_of(utterance: Utterance, default: str) -> str:
+    """The language an utterance says it is in (``en`` of ``en-US``), or the run's."""
+    stated = str(utterance.extra.get("language") or default)
+    return re.split("[-_]", stated)[0].lower()
 
 
 def check_ids(where: str, utterances: Sequence[Utterance]) -> None:

@@ -3,50 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
-import torch
-from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
-from transformers import GenerationMixin
-from transformers.modeling_outputs import BaseModelOutput
+from torch import nn
 
 from ..errors import ModelError
-from .family import Batch, Example, Positions, Prompted, Recognizer, Stage
+from .encoder_decoder import EncoderDecoder
+from .family import Features, Positions, Prompted, framed
 
 
-class WhisperRecognizer(Recognizer):
+class WhisperRecognizer(EncoderDecoder):
     """Encoder–decoder over fixed windows (30 s); transcripts are forced behind Whisper's own prompt."""
 
-    model_types = ("whisper",)
+    model_classes: ClassVar = {"whisper": "WhisperForConditionalGeneration"}
+    has_timestamps = True
 
-    def __init__(self, model: nn.Module, tokenizer, feature_extractor, stored_dtype: torch.dtype) -> None:
-        super().__init__(model, tokenizer, feature_extractor, stored_dtype)
-        body: Any = getattr(model, "model", None)
-        for part in ("encoder", "decoder"):
-            if not hasattr(getattr(body, part, None), "layers"):
-                raise ModelError(
-                    f"{type(model).__name__} has no model.{part}.layers: a WhisperForConditionalGeneration is needed"
-                )
-        self.encoder, self.decoder = body.encoder, body.decoder
+    def __init__(self, model: nn.Module, *parts: Any) -> None:
+        super().__init__(model, *parts)
         self.frame_stride = self.encoder.conv1.stride[0] * self.encoder.conv2.stride[0]
-
-    @property
-    def window(self) -> float:
-        return self.feature_extractor.n_samples / self.sampling_rate
 
     @property
     def max_target_tokens(self) -> int:
         return self.model.config.max_target_positions
 
-    def audio_inputs(self, waveform: np.ndarray) -> tuple[Tensor, int]:
+    def audio_inputs(self, waveform: np.ndarray) -> tuple[Features, int]:
         features = self.feature_extractor(waveform, sampling_rate=self.sampling_rate, return_tensors="pt")
         samples_per_position = self.feature_extractor.hop_length * self.frame_stride
         frames = min(-(-len(waveform) // samples_per_position), self.model.config.max_source_positions)
-        return features.input_features[0], frames
+        return {"input_features": features.input_features[0]}, frames
 
-    def _prefix(self) -> list[int]:
+    def frame_positions(self, frames: Sequence[int], features: Features) -> Positions:
+        return Positions.of_frames(frames, self.model.config.max_source_positions, windows=True)
+
+    def tokens(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        # Whisper's own transcripts begin with a space, so that is what its decoder expects to be fed.
+        ids, spans = super().tokens(" " + text)
+        return ids, [(max(start - 1, 0), max(end - 1, 0)) for start, end in spans]
+
+    def prefix(self) -> list[int]:
         """Prompt ids: start, then language and task where the model is multilingual, then no-timestamps."""
         generation = self.model.generation_config
         if self.language != "en" and not self._multilingual:
@@ -67,90 +62,16 @@ class WhisperRecognizer(Recognizer):
         no_timestamps = getattr(generation, "no_timestamps_token_id", None)
         return ids if no_timestamps is None else [*ids, no_timestamps]
 
-    def prompt(self, text: str) -> Prompted:
-        # Whisper's own transcripts begin with a space, so that is what its decoder expects to be fed.
-        encoded = self.tokenizer(" " + text, add_special_tokens=False, return_offsets_mapping=True)
-        prefix, eos = self._prefix(), self.model.config.eos_token_id
-        spans = [(max(start - 1, 0), max(end - 1, 0)) for start, end in encoded["offset_mapping"]]
-        count = len(spans)
-        return Prompted(
-            ids=(*prefix, *encoded["input_ids"], eos),
-            offsets=(*[(0, 0)] * len(prefix), *spans, (0, 0)),
-            is_text=(*[False] * len(prefix), *[True] * count, False),
-        )
-
-    def collate(self, examples: Sequence[Example]) -> Batch:
-        ids = [torch.tensor(e.prompted.ids) for e in examples]
-        pad = self.model.config.pad_token_id
-        inputs = pad_sequence([i[:-1] for i in ids], batch_first=True, padding_value=pad if pad is not None else 0)
-        said = [torch.tensor(e.prompted.is_text)[1:] for e in examples]
-        for flags in said:
-            flags[-1] = True  # the end token is the model's to predict; the prompt is not
-        targets = pad_sequence(
-            [i[1:].masked_fill(~s, -100) for i, s in zip(ids, said, strict=True)],
-            batch_first=True,
-            padding_value=-100,
-        )
-        exists = pad_sequence([torch.ones(len(i) - 1, dtype=torch.bool) for i in ids], batch_first=True)
-        tail = pad_sequence([e.tail for e in examples], batch_first=True)
-        rare = pad_sequence([e.rare_target for e in examples], batch_first=True)
-        frame = torch.arange(self.model.config.max_source_positions)
-        padding = frame[None, :] >= torch.tensor([e.frames for e in examples])[:, None]
-        none = torch.zeros_like(padding)
-        return Batch(
-            ids=tuple(e.id for e in examples),
-            features=torch.stack([e.features for e in examples]),
-            input_ids=inputs,
-            targets=targets,
-            rare_target=rare,
-            positions={
-                # No token belongs to a frame: every frame is common, as in the paper.
-                "encoder": Positions(tail=none, exists=~none, padding=padding),
-                "decoder": Positions(tail=tail, exists=exists, padding=torch.zeros_like(tail)),
-            },
-        )
-
-    def stages(self) -> list[Stage]:
-        return [
-            Stage(
-                "encoder",
-                [(f"model.encoder.layers.{i}", layer) for i, layer in enumerate(self.encoder.layers)],
-                start=lambda batch, _: self.encoder(batch.features.to(self.device, self.dtype)),
-                finish=self.encoder.layer_norm,
-            ),
-            Stage(
-                "decoder",
-                [(f"model.decoder.layers.{i}", layer) for i, layer in enumerate(self.decoder.layers)],
-                start=lambda batch, audio: self.decoder(
-                    input_ids=batch.input_ids.to(self.device), encoder_hidden_states=audio, use_cache=False
-                ),
-                finish=self.decoder.layer_norm,
-                reads="encoder",
-            ),
-        ]
-
-    def encode(self, features: Tensor) -> Tensor:
-        return self.encoder(features.to(self.device, self.dtype)).last_hidden_state
-
-    def logits(self, batch: Batch, audio: Tensor | None = None) -> Tensor:
-        heard = self.encode(batch.features) if audio is None else audio
-        return self.model(
-            encoder_outputs=BaseModelOutput(heard), decoder_input_ids=batch.input_ids.to(self.device), use_cache=False
-        ).logits
-
-    def decode(self, audio: Tensor) -> list[str]:
-        prompt = torch.tensor([self._prefix()] * len(audio), device=audio.device)
-        # Not Whisper's own generate(): it seeks through long audio by the timestamps it finds in the text,
-        # and wants the features again for that. What comes here is one window, without timestamps.
-        ids = GenerationMixin.generate(
-            self.model,
-            encoder_outputs=BaseModelOutput(audio),
-            attention_mask=torch.ones(audio.shape[:2], dtype=torch.long, device=audio.device),
-            decoder_input_ids=prompt,
-            num_beams=1,
-            do_sample=False,
-        )
-        return [t.strip() for t in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
+    def prompt(self, text: str, *, frames: int = 0, timestamps: bool = False) -> Prompted:
+        if not timestamps:
+            return super().prompt(text)
+        plain = getattr(self.model.generation_config, "no_timestamps_token_id", None)
+        if plain is None or plain + 1 + frames >= self.model.config.vocab_size:
+            raise ModelError("this model has no tokens for timestamps: calibrate it without")
+        ids, spans = self.tokens(text)
+        begin = plain + 1  # <|0.00|>; the next ones are a frame of 20 ms apart
+        end = self.model.config.eos_token_id
+        return framed([*self.prefix()[:-1], begin], ids, spans, [begin + frames, end])
 
     @property
     def _multilingual(self) -> bool:

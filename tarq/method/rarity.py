@@ -55,12 +55,21 @@ def is_rare(word: str, threshold: float = 3.0, language: Frequencies = "en") -> 
     return any(map(str.isalnum, word)) and zipf(word, language) < threshold
 
 
+def rare_counts(
+    text: str, normalizer: Normalizer, threshold: float = 3.0, language: Frequencies = "en"
+) -> tuple[int, int]:
+    """A transcript's normalised words, and how many of them are rare."""
+    words = normalizer.words(text)
+    return len(words), sum(is_rare(word, threshold, language) for word in words)
+
+
 def rare_share(
     texts: Iterable[str], normalizer: Normalizer, threshold: float = 3.0, language: Frequencies = "en"
 ) -> float:
     """ρ: share of the texts' normalised words, pooled, that are rare (paper §5); 0.0 without any word."""
-    words = [word for text in texts for word in normalizer.words(text)]
-    return sum(is_rare(word, threshold, language) for word in words) / len(words) if words else 0.0
+    counts = [rare_counts(text, normalizer, threshold, language) for text in texts]
+    words, rare = (sum(column) for column in zip(*counts, strict=True)) if counts else (0, 0)
+    return rare / words if words else 0.0
 
 
 def rare_spans(text: str, normalizer: Normalizer, threshold: float = 3.0, language: Frequencies = "en") -> list[Span]:
