@@ -15,7 +15,8 @@ from . import checkpoint
 from .calibration import calibration_set
 from .config import TarqConfig
 from .data.audio import read_audio
-from .data.corpora import load_utterances, sample_utterances
+from .data.corpora import first_usable, load_utterances, sample_utterances
+from .data.intake import Intake
 from .data.utterance import Utterance
 from .errors import ModelError
 from .families.family import Batch, Recognizer
@@ -28,6 +29,7 @@ from .sequential import quantize_model
 from .transcription import transcribe_waveforms
 from .version import __version__
 
+#: Speech: a corpus by its name (``tarq.data.corpora.load_utterances``), or its utterances.
 Data = str | Path | Sequence[Utterance]
 
 
@@ -133,7 +135,7 @@ def _part(source: str | Path, name: str, given: Any, auto: Any) -> Any:
 
 def quantize(
     model: PreTrainedModel | Recognizer,
-    calibration: Data | None,
+    calibration: Data | Mapping[str, Data] | None,
     config: TarqConfig | None = None,
     *,
     tokenizer: Any = None,
@@ -146,8 +148,8 @@ def quantize(
 
     Args:
         model: a transformers model (or a :class:`Recognizer`, which brings its own tokenizer).
-        calibration: transcribed speech: a manifest, a LibriSpeech folder, or utterances. None for a method
-            that looks at the weights alone (``rtn``).
+        calibration: transcribed speech: a corpus by its name, utterances, or label to such for several corpora.
+            None for a method that looks at the weights alone (``rtn``).
         config: what to do; TARQ at W4G128 by default.
         tokenizer: found where the model was loaded from when not given.
         feature_extractor: likewise.
@@ -177,11 +179,14 @@ def quantize(
     summary: dict[str, Any] = {}
     if config.needs_statistics:
         if calibration is None:
-            raise ModelError(f"{config.method} needs calibration speech: pass a manifest or a LibriSpeech folder")
+            raise ModelError(f"{config.method} needs calibration speech: pass a manifest or another corpus")
         with torch.no_grad():
-            utterances = load_utterances(calibration) if isinstance(calibration, str | Path) else calibration
-            batches, summary, left_out = calibration_set(recognizer, utterances, config, reporter)
-        summary["source"] = str(calibration) if isinstance(calibration, str | Path) else "utterances"
+            intake = Intake(config.max_bad)
+            corpora = dict(calibration) if isinstance(calibration, Mapping) else {"speech": calibration}
+            speech = {label: _utterances(data, intake) for label, data in corpora.items()}
+            batches, summary, left_out = calibration_set(recognizer, speech, config, reporter, intake)
+        names = {label: str(d) if isinstance(d, str | Path) else "utterances" for label, d in corpora.items()}
+        summary["source"] = names if isinstance(calibration, Mapping) else names["speech"]
         notes += left_out
     if metric is not None:
         notes.append(f"metric given by the caller in place of the configuration's: {type(metric).__name__}")
@@ -279,6 +284,7 @@ def evaluate(
     models: Mapping[str, PreTrainedModel | Recognizer | str | Path],
     data: Mapping[str, Data],
     *,
+    intakes: Mapping[str, Intake] | None = None,
     reference: str | None = None,
     config: TarqConfig | None = None,
     device: str | torch.device = "cpu",
@@ -292,7 +298,8 @@ def evaluate(
 
     Args:
         models: label to model: a transformers model, a recognizer, a folder or a hub id.
-        data: label to manifest, LibriSpeech folder or utterances.
+        data: label to a corpus's name or to utterances.
+        intakes: label to what has been left out while utterances were loaded; it goes on counting.
         reference: label of the full-precision model damage is measured against.
         config: normaliser, threshold, language, batch size and seed are read from it.
         device: where models that are loaded here go.
@@ -311,15 +318,33 @@ def evaluate(
     recognizers = {
         label: as_recognizer(m, language=config.language, dtype=dtype, device=device) for label, m in models.items()
     }
-    sets = {label: load_utterances(d) if isinstance(d, str | Path) else list(d) for label, d in data.items()}
-    if samples is not None:
-        sets = {label: sample_utterances(d, samples, config.seed) for label, d in sets.items()}
-    return evaluate_models(
+    config.frequencies()  # refused now, not after the work is done
+    reporter = reporter or Reporter()
+    found = {label: (intakes or {}).get(label) or Intake(config.max_bad) for label in data}
+    sets = {}
+    for label, d in data.items():
+        utterances = _utterances(d, found[label])
+        reporter.phase(f"reading {label}")
+        # Every file is looked at before any work is done, so that a broken one does not end it in the middle.
+        if samples is not None:
+            sets[label] = sample_utterances(utterances, samples, config.seed, intake=found[label])
+        else:
+            sets[label] = first_usable(utterances, max(len(utterances), 1), intake=found[label])
+    result = evaluate_models(
         recognizers,
         sets,
         reference=reference,
         config=config,
-        reporter=reporter or Reporter(),
+        reporter=reporter,
         resamples=resamples,
         decode=decode,
     )
+    for label, intake in found.items():
+        scores = result.sets[label]
+        scores.bad, scores.left_out = dict(intake.bad), dict(intake.left_out)
+        scores.notes = intake.notes() + scores.notes
+    return result
+
+
+def _utterances(data: Data, intake: Intake) -> Sequence[Utterance]:
+    return load_utterances(data, intake) if isinstance(data, str | Path) else data

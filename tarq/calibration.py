@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
 from .config import TarqConfig
-from .data.corpora import sample_utterances
-from .data.utterance import Utterance
+from .data.intake import Intake
+from .data.pools import Rarity, draw_pool
+from .data.utterance import Utterance, language_of
 from .errors import CalibrationError, ModelError
 from .families.family import Batch, Example, Recognizer
-from .method.rarity import position_tags, rare_share, rare_spans, tag_tokens
+from .frequencies import described
+from .method.rarity import position_tags, rare_spans, tag_tokens
 from .report import Reporter
 
 
@@ -40,25 +41,52 @@ class Examples:
 
 
 def calibration_set(
-    recognizer: Recognizer, utterances: Sequence[Utterance], config: TarqConfig, reporter: Reporter
+    recognizer: Recognizer,
+    speech: Sequence[Utterance] | Mapping[str, Sequence[Utterance]],
+    config: TarqConfig,
+    reporter: Reporter,
+    intake: Intake | None = None,
 ) -> tuple[list[Batch], dict[str, Any], list[str]]:
-    """Sample a pool and make it into batches.
+    """Draw a pool and make it into batches.
+
+    Args:
+        speech: utterances, or label to those of each of several corpora.
+        intake: has counted what was left out while they were loaded; goes on counting.
 
     Returns:
         Batches; the report's ``calibration`` entry; notes on whatever was left out.
 
     Raises:
         CalibrationError: nothing usable is left.
-        DataError: audio cannot be read.
+        DataError: too much audio cannot be read.
     """
+    intake = Intake(config.max_bad) if intake is None else intake
+    corpora = speech if isinstance(speech, Mapping) else {"speech": speech}
     notes = []
-    usable = [u for u in utterances if _transcribed_by_model(u, config) or (u.text or "").strip()]
-    if len(usable) < len(utterances):
-        notes.append(f"{len(utterances) - len(usable)} utterances with an empty transcript left out")
-    if not usable:
+    usable = {
+        label: [u for u in utterances if _transcribed_by_model(u, config) or (u.text or "").strip()]
+        for label, utterances in corpora.items()
+    }
+    silent = sum(map(len, corpora.values())) - sum(map(len, usable.values()))
+    if silent:
+        notes.append(f"{silent} utterances with an empty transcript left out")
+    if not any(usable.values()):
         raise CalibrationError("no calibration utterance has a transcript; use --transcripts self")
-    # `seconds()` asks the file where the corpus does not say, so nothing longer than the window gets in.
-    chosen = sample_utterances(usable, config.samples, config.seed, max_duration=recognizer.window)
+    rarity = Rarity(config, recognizer.spelling)
+    reporter.phase("drawing the pool")
+    # Its length is asked of the file where the corpus does not say, so nothing longer than the window gets in.
+    pool = draw_pool(
+        usable,
+        config.pool,
+        config.samples,
+        config.seed,
+        rarity,
+        max_duration=recognizer.window,
+        require_text=False,
+        intake=intake,
+    )
+    notes += intake.notes()
+    chosen = pool.utterances
     if len(chosen) < config.samples:
         notes.append(f"{len(chosen)} calibration utterances of at most {recognizer.window:g} s, {config.samples} asked")
     made = make_examples(recognizer, chosen, config, reporter)
@@ -66,17 +94,26 @@ def calibration_set(
         raise CalibrationError(f"no calibration utterance is usable: {'; '.join(made.notes)}")
     with torch.no_grad():
         batches = [tag_frames(recognizer, b, config) for b in batched(recognizer, made.examples, config.batch_size)]
-    normalizer = config.text_normalizer(recognizer.spelling)
+    frequencies = described(config.frequencies(), config.tail_threshold)
+    if "note" in frequencies:
+        notes.append(frequencies["note"])
+    languages = [language_of(u, config.language) for u in made.utterances]
+    counts = [rarity.counts(text, language) for text, language in zip(made.texts, languages, strict=True)]
+    words, rare = (sum(numbers) for numbers in zip(*counts, strict=True))
     summary = {
         "ids": [u.id for u in made.utterances],
+        "origins": [u.origin for u in made.utterances],
         "utterances": len(made.examples),
         "seconds": round(sum(u.seconds() for u in made.utterances), 2),
-        "normalizer": normalizer.name,
+        "normalizer": config.text_normalizer(recognizer.spelling).name,
         "transcript_style": made.style,
         "self_transcribed": made.self_transcribed,
-        "languages": dict(Counter(language_of(u, config) for u in made.utterances)),
-        "rare_word_share": rare_share(made.texts, normalizer, config.tail_threshold, config.language),
+        "languages": dict(Counter(languages)),
+        "rare_word_share": rare / words if words else 0.0,
+        "word_frequencies": frequencies,
+        "pool": pool.summary(),
         "positions": count_positions(batches),
+        **intake.to_dict(),
     }
     return batches, summary, notes + made.notes
 
@@ -109,7 +146,7 @@ def make_examples(
                 made.notes.append(f"{utterance.id}: {reason}, left out")
                 continue
             times = config.timestamps == "with" or (config.timestamps == "alternate" and len(made.examples) % 2 == 1)
-            spoken = replace(config, language=language_of(utterance, config))
+            spoken = replace(config, language=language_of(utterance, config.language))
             example = make_example(recognizer, utterance.id, waveform, text, spoken, timestamps=times)
             if reason := recognizer.unfit(example):
                 made.notes.append(f"{utterance.id}: {reason}, left out")
@@ -131,18 +168,12 @@ def _texts(
     """Reference transcripts, or the model's own where there is none or all are to be its own."""
     texts = [u.text or "" for u in utterances]
     mine = [i for i, u in enumerate(utterances) if _transcribed_by_model(u, config)]
-    for language in sorted({language_of(utterances[i], config) for i in mine}):
-        these = [i for i in mine if language_of(utterances[i], config) == language]
+    for language in sorted({language_of(utterances[i], config.language) for i in mine}):
+        these = [i for i in mine if language_of(utterances[i], config.language) == language]
         with recognizer.speaking(language):
             for i, text in zip(these, recognizer.transcribe([waveforms[i] for i in these]), strict=True):
                 texts[i] = text
     return texts
-
-
-def language_of(utterance: Utterance, config: TarqConfig) -> str:
-    """The language an utterance says it is in (``en`` of ``en-US``), or the configuration's."""
-    stated = str(utterance.extra.get("language") or config.language)
-    return re.split("[-_]", stated)[0].lower()
 
 
 def _unusable(recognizer: Recognizer, waveform: Any, text: str) -> str:
@@ -161,7 +192,7 @@ def make_example(
     with recognizer.speaking(config.language):
         prompted = recognizer.prompt(text, frames=frames, timestamps=timestamps)
     normalizer = config.text_normalizer(recognizer.spelling)
-    spans = rare_spans(text, normalizer, config.tail_threshold, config.language)
+    spans = rare_spans(text, normalizer, config.tail_threshold, config.frequencies())
     tags = zip(tag_tokens(prompted.offsets, spans), prompted.is_text, strict=True)
     rare = torch.tensor([tag and is_text for tag, is_text in tags], dtype=torch.bool)
     return Example(

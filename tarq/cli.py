@@ -45,7 +45,16 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1, …")]
 Language = Annotated[str, typer.Option(help="Of the speech: word frequencies, and the prompt of a multilingual model.")]
 Where = Annotated[
     list[str] | None,
-    typer.Option(help="KEY=VALUE of a manifest that scored utterances must have (repeatable)."),
+    typer.Option(help="KEY=VALUE that a corpus must say of an utterance for it to be used (repeatable)."),
+]
+MaxBad = Annotated[
+    int, typer.Option(min=0, help="Broken audio files to leave out (of each scored set) before giving up.")
+]
+Normalizer = Annotated[str, typer.Option(help="auto (by language), english, basic or none.")]
+TailThreshold = Annotated[float, typer.Option(help="A word is rare below this Zipf frequency.")]
+WordFrequencies = Annotated[
+    Path | None,
+    typer.Option(help="A file of words and counts in place of wordfreq's list for the language."),
 ]
 BatchSize = Annotated[int, typer.Option(min=1, help="Utterances a forward pass takes at once.")]
 Dtype = Annotated[
@@ -55,6 +64,15 @@ Int8 = Annotated[
     bool,
     typer.Option("--int8-activations", help="Round inputs of layers of 4 bits or fewer to 8 bits: faster on a CPU."),
 ]
+
+
+class PoolKind(StrEnum):
+    """Kinds of calibration pool, see :mod:`tarq.data.pools`."""
+
+    uniform = "uniform"
+    r_top = "r-top"
+    r_mix = "r-mix"
+    r_cross = "r-cross"
 
 
 class Method(StrEnum):
@@ -70,9 +88,13 @@ def quantize(
     model: Annotated[str, typer.Argument(help="Full-precision model: a folder or a hub id.")],
     out: Annotated[Path, typer.Argument(help="Folder to write the checkpoint to.")],
     calibration: Annotated[
-        str | None, typer.Option(help="Transcribed speech: a JSONL manifest or a LibriSpeech folder.")
+        list[str] | None,
+        typer.Option(help="Transcribed speech: a corpus's file or folder, PATH:PART or hub:NAME:PART (repeatable)."),
     ] = None,
     samples: Annotated[int, typer.Option(help="Calibration utterances drawn from it.")] = 128,
+    pool: Annotated[
+        PoolKind, typer.Option(help="Which are drawn: at random, or by their share of rare words.")
+    ] = PoolKind.uniform,
     method: Annotated[Method, typer.Option(help="Preset; the options below override its parts.")] = Method.tarq,
     bits: Annotated[int, typer.Option(help="2, 3, 4 or 8.")] = 4,
     group_size: Annotated[int, typer.Option(help="Input features that share a scale.")] = 128,
@@ -95,8 +117,8 @@ def quantize(
     frame_tags: Annotated[
         str, typer.Option(help="Tag encoder frames: aligned, none, or auto (aligned for CTC, none elsewhere).")
     ] = "auto",
-    tail_threshold: Annotated[float, typer.Option(help="A word is rare below this Zipf frequency.")] = 3.0,
-    normalizer: Annotated[str, typer.Option(help="auto (by language), english, basic or none.")] = "auto",
+    tail_threshold: TailThreshold = 3.0,
+    normalizer: Normalizer = "auto",
     transcripts: Annotated[str, typer.Option(help="reference, or self (the model's own).")] = "reference",
     timestamps: Annotated[
         str, typer.Option(help="Teach transcripts without times, with them, or alternate (Whisper).")
@@ -107,6 +129,8 @@ def quantize(
     scale_dtype: Annotated[str, typer.Option(help="auto, float16, bfloat16 or float32.")] = "auto",
     ignore: Annotated[list[str] | None, typer.Option(help="Leave this layer or block alone (repeatable).")] = None,
     language: Language = "en",
+    word_frequencies: WordFrequencies = None,
+    max_bad: MaxBad = 0,
     batch_size: BatchSize = 4,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -143,18 +167,22 @@ def quantize(
         timestamps=timestamps,
         tail_threshold=tail_threshold,
         language=language,
+        word_frequencies=None if word_frequencies is None else str(word_frequencies),
         normalizer=normalizer,
         transcripts=transcripts,
         scale_dtype=scale_dtype,
         ignore=tuple(ignore or ()),
+        pool=pool.value,
         samples=samples,
+        max_bad=max_bad,
         batch_size=batch_size,
         seed=seed,
     )
+    speech = calibration[0] if calibration and len(calibration) == 1 else _labelled(calibration or []) or None
     with ScreenReporter(console) as reporter:
         reporter.phase(f"loading {model}")
         recognizer = api.load_recognizer(model, **_where(device, dtype), language=language)
-        report = api.quantize(recognizer, calibration, config, reporter=reporter)
+        report = api.quantize(recognizer, speech, config, reporter=reporter)
         api.save(recognizer, out, report, overwrite=overwrite)
     show_report(console, report, layers=False)
     text = f"written to {out}; next: tarq evaluate {model} {out} --reference {model} --data …"
@@ -166,7 +194,10 @@ def quantize(
 @app.command()
 def evaluate(
     models: Annotated[list[str], typer.Argument(help="Models to score: folders or hub ids.")],
-    data: Annotated[list[str], typer.Option(help="Transcribed speech (repeatable).")],
+    data: Annotated[
+        list[str],
+        typer.Option(help="Transcribed speech: a corpus's file or folder, PATH:PART or hub:NAME:PART (repeatable)."),
+    ],
     reference: Annotated[
         str | None,
         typer.Option(help="Full-precision model damage is measured against. Default: the only unpacked MODEL."),
@@ -174,10 +205,12 @@ def evaluate(
     samples: Annotated[int | None, typer.Option(help="Score a random sample of each set.")] = None,
     where: Where = None,
     decode: Annotated[bool, typer.Option(help="Transcribe too; without, teacher-forced figures only.")] = True,
-    normalizer: Annotated[str, typer.Option(help="auto (by language), english, basic or none.")] = "auto",
-    tail_threshold: Annotated[float, typer.Option(help="A word is rare below this Zipf frequency.")] = 3.0,
+    normalizer: Normalizer = "auto",
+    tail_threshold: TailThreshold = 3.0,
     resamples: Annotated[int, typer.Option(help="Of the paired bootstrap.")] = 10_000,
     language: Language = "en",
+    word_frequencies: WordFrequencies = None,
+    max_bad: MaxBad = 0,
     batch_size: BatchSize = 4,
     device: Device = "auto",
     dtype: Dtype = "auto",
@@ -189,6 +222,7 @@ def evaluate(
     from . import api
     from .config import TarqConfig
     from .data.corpora import load_utterances, select_utterances
+    from .data.intake import Intake
     from .linear import use_int8_activations
     from .screen import ScreenReporter, show_evaluation
 
@@ -196,6 +230,8 @@ def evaluate(
         normalizer=normalizer,
         tail_threshold=tail_threshold,
         language=language,
+        word_frequencies=None if word_frequencies is None else str(word_frequencies),
+        max_bad=max_bad,
         batch_size=batch_size,
         seed=seed,
     )
@@ -213,12 +249,16 @@ def evaluate(
         if base is None:
             reporter.note("no reference model (name it with --reference): word scores only, no KL or NLL")
         corpora = _labelled(data)
-        sets = {label: select_utterances(load_utterances(d), where or []) for label, d in corpora.items()}
-        for label, count in _calibrated_on(sources, corpora, sets):
+        intakes = {label: Intake(max_bad) for label in corpora}
+        sets = {
+            label: select_utterances(load_utterances(d, intakes[label]), where or []) for label, d in corpora.items()
+        }
+        for label, count in _calibrated_on(sources, sets):
             reporter.note(f"{label}: {count}")
         result = api.evaluate(
             recognizers,
             sets,
+            intakes=intakes,
             reference=base,
             config=config,
             samples=samples,
@@ -229,6 +269,84 @@ def evaluate(
     show_evaluation(console, result, {label: r.linear_bytes() for label, r in recognizers.items()})
     if json_file:
         json_file.write_text(json.dumps(result.to_dict(), indent=1))
+
+
+@app.command()
+def pool(
+    sources: Annotated[
+        list[str], typer.Argument(help="Transcribed speech: a corpus's file or folder, PATH:PART or hub:NAME:PART.")
+    ],
+    kind: Annotated[PoolKind, typer.Option(help="uniform, or by the share of rare words.")] = PoolKind.uniform,
+    samples: Annotated[int, typer.Option(min=1, help="Utterances drawn.")] = 128,
+    out: Annotated[Path | None, typer.Option(callback=_writable, help="Write the pool as a JSONL manifest.")] = None,
+    max_duration: Annotated[float, typer.Option(help="Longer utterances are left out (seconds).")] = 30.0,
+    where: Where = None,
+    normalizer: Normalizer = "auto",
+    tail_threshold: TailThreshold = 3.0,
+    language: Language = "en",
+    word_frequencies: WordFrequencies = None,
+    max_bad: MaxBad = 0,
+    seed: Annotated[int, typer.Option(help="Of the random draws, and of the order among equals.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing OUT.")] = False,
+    json_file: JsonFile = None,
+) -> None:
+    """Draw a calibration pool, show its share of rare words, and write it as a manifest that every command reads."""
+    from .config import TarqConfig
+    from .data.corpora import load_utterances, select_utterances
+    from .data.intake import Intake
+    from .data.manifest import write_manifest
+    from .data.pools import Rarity, draw_pool
+    from .frequencies import described
+    from .screen import ScreenReporter, show_pool
+
+    if out is not None and out.exists() and not overwrite:
+        raise typer.BadParameter(f"{out} exists: --overwrite replaces it")
+    config = TarqConfig(
+        pool=kind.value,
+        samples=samples,
+        language=language,
+        normalizer=normalizer,
+        tail_threshold=tail_threshold,
+        word_frequencies=None if word_frequencies is None else str(word_frequencies),
+        max_bad=max_bad,
+        seed=seed,
+    )
+    intake = Intake(max_bad)
+    rarity = Rarity(config)
+    frequencies = described(config.frequencies(), tail_threshold)
+    labelled = _labelled(sources)
+    with ScreenReporter(console) as reporter:
+        speech = {}
+        for label, source in labelled.items():
+            reporter.phase(f"loading {source}")
+            speech[label] = select_utterances(load_utterances(source, intake), where or [])
+        reporter.phase("drawing the pool")
+        drawn = draw_pool(speech, config.pool, samples, seed, rarity, max_duration=max_duration, intake=intake)
+        for note in intake.notes():
+            reporter.note(note)
+    show_pool(console, drawn, config.text_normalizer().name, tail_threshold, frequencies)
+    if len(drawn.utterances) < samples:
+        console.print(f"[yellow]note[/] {len(drawn.utterances)} of the {samples} asked qualify")
+    if out is not None:
+        extra = [
+            {"source": source, "rho": rho if words else None}
+            for source, rho, words in zip(drawn.sources, drawn.rho, drawn.words, strict=True)
+        ]
+        write_manifest(out, drawn.utterances, extra)
+        text = f"written to {out}; next: tarq quantize MODEL OUT --calibration {out} --samples {len(extra)}"
+        console.print(text, highlight=False, markup=False)
+    if json_file:
+        figures = drawn.summary() | {
+            "ids": [u.id for u in drawn.utterances],
+            "sources_given": labelled,
+            "max_duration": max_duration,
+            "normalizer": config.text_normalizer().name,
+            "tail_threshold": tail_threshold,
+            "seed": seed,
+            "word_frequencies": frequencies,
+            **intake.to_dict(),
+        }
+        json_file.write_text(json.dumps(figures, indent=1))
 
 
 @app.command()
@@ -314,9 +432,9 @@ def demo(
         select_utterances(spoken, where or []), score or size.scored, seed, max_duration=30, require_text=True
     )
     # The two may come from one corpus; what is scored is never calibrated on.
-    taken = {u.audio.resolve() for u in scored}
+    taken = {u.origin for u in scored}
     pool = testbed.calibration_pool() if calibration is None else load_utterances(calibration)
-    pool = [u for u in pool if u.audio.resolve() not in taken]
+    pool = [u for u in pool if u.origin not in taken]
     with ScreenReporter(console) as reporter:
         scores, sizes = demonstration.demonstrate(
             str(testbed.model()) if model is None else model,
@@ -432,28 +550,25 @@ def _where(device: str, dtype: str) -> dict[str, Any]:
     return {"device": device, "dtype": None if dtype == "auto" else getattr(torch, dtype)}
 
 
-def _calibrated_on(
-    models: dict[str, str], data: dict[str, str], sets: dict[str, list[Utterance]]
-) -> Iterator[tuple[str, str]]:
-    """Sets that share utterances with a model's calibration, which flatters it."""
+def _calibrated_on(models: dict[str, str], sets: dict[str, list[Utterance]]) -> Iterator[tuple[str, str]]:
+    """Sets that share audio with a model's calibration, which flatters it."""
     from .report import FILE_NAME, Report
 
     for name, folder in models.items():
         if not (Path(folder) / FILE_NAME).is_file():
             continue
-        calibration = Report.read(folder).calibration
-        for label, source in data.items():
-            if Path(calibration.get("source", "")).resolve() == Path(source).resolve():
-                seen = {u.id for u in sets[label]} & set(calibration["ids"])
-                if seen:
-                    yield label, f"{name} was calibrated on {len(seen)} of its {len(sets[label])} utterances"
+        used = set(Report.read(folder).calibration.get("origins", ()))
+        for label, utterances in sets.items() if used else ():
+            if seen := sum(u.origin in used for u in utterances):
+                yield label, f"{name} was calibrated on {seen} of its {len(utterances)} utterances"
 
 
 def _labelled(sources: list[str]) -> dict[str, str]:
     """Short name to source: the last part of each path, with as many parts before it as tell them apart."""
     unique = list(dict.fromkeys(sources))
     parts = {s: [p for p in s.removesuffix("manifest.jsonl").split("/") if p] or [s] for s in unique}
-    deepest = max(map(len, parts.values()))
+    deepest = max(map(len, parts.values()), default=0)
+    labels: list[str] = []
     for depth in range(1, deepest + 1):
         labels = ["/".join(parts[s][-depth:]) for s in unique]
         if len(set(labels)) == len(unique):
@@ -468,6 +583,7 @@ def main() -> None:
     # Set before transformers is imported: its bars and advice would run into this program's own.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
     try:
         app()
     except (TarqError, ValueError) as error:

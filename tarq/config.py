@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
+from .frequencies import Frequencies, frequencies
 from .kernels.scheme import ScaleRule, Scheme
 from .normalize import Normalizer, get_normalizer
 
@@ -21,6 +22,7 @@ FrameTags = Literal["auto", "none", "aligned"]
 Transcripts = Literal["reference", "self"]
 Normalization = Literal["auto", "english", "basic", "none"]
 ActOrder = Literal["none", "static"]
+PoolKind = Literal["uniform", "r-top", "r-mix", "r-cross"]
 ScaleDtype = Literal["auto", "float16", "bfloat16", "float32"]
 RESIDUALS = ("cross-fitted", "least-squares", "paper", "none")
 
@@ -60,6 +62,7 @@ class TarqConfig:
         tail_threshold: a word is rare below this Zipf frequency (3 is one per million words).
         language: of the word frequencies and of the prompt of a multilingual model; an utterance whose manifest
             line has a ``language`` keeps its own.
+        word_frequencies: a file of words and counts that takes the place of ``wordfreq``'s lists, in every language.
         timestamps: teach transcripts ``without`` times, ``with`` the times of their begin and end, or ``alternate``
             from utterance to utterance (Whisper).
         normalizer: text normaliser that cuts transcripts into words: ``english``, ``basic`` or ``none``;
@@ -69,7 +72,10 @@ class TarqConfig:
         padding_weight: weight of encoder frames beyond the end of the audio.
         scale_dtype: dtype scales are stored in; ``auto`` is the dtype the checkpoint was stored in.
         ignore: names of Linear layers to leave alone; a name matches the layer or everything below it.
-        samples: calibration utterances drawn from the pool.
+        pool: which utterances are drawn: ``uniform``, or by their share of rare words ``r-top``, ``r-mix`` or
+            ``r-cross`` (:mod:`tarq.data.pools`).
+        samples: calibration utterances drawn.
+        max_bad: broken audio files that may be left out, of the calibration speech or of each scored set.
         batch_size: utterances a forward pass takes at once.
         seed: of the sampling of utterances and of the random controls.
 
@@ -92,13 +98,16 @@ class TarqConfig:
     frame_tags: FrameTags = "auto"
     tail_threshold: float = 3.0
     language: str = "en"
+    word_frequencies: str | None = None
     timestamps: Timestamps = "without"
     normalizer: str = "auto"
     transcripts: Transcripts = "reference"
     padding_weight: float = 0.1
     scale_dtype: ScaleDtype = "auto"
     ignore: tuple[str, ...] = field(default=())
+    pool: PoolKind = "uniform"
     samples: int = 128
+    max_bad: int = 0
     batch_size: int = 4
     seed: int = 0
 
@@ -113,6 +122,7 @@ class TarqConfig:
             "timestamps": Timestamps,
             "transcripts": Transcripts,
             "normalizer": Normalization,
+            "pool": PoolKind,
             "scale_dtype": ScaleDtype,
         }
         for name, allowed in choices.items():
@@ -130,6 +140,8 @@ class TarqConfig:
         for name in ("samples", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.max_bad < 0:
+            raise ValueError(f"max_bad must be a non-negative number, not {self.max_bad}")
         object.__setattr__(self, "ignore", tuple(self.ignore))
 
     @classmethod
@@ -183,6 +195,14 @@ class TarqConfig:
         if name == "auto":
             name = "english" if self.language == "en" else "basic"
         return get_normalizer(name, spelling if name == "english" else None)
+
+    def frequencies(self) -> Frequencies:
+        """Where the Zipf scores come from, checked.
+
+        Raises:
+            DataError: the file of word frequencies is not usable, or wordfreq has no list for the language.
+        """
+        return frequencies(self.language, self.word_frequencies)
 
     def scheme(self, group_size: int | None = None) -> Scheme:
         """The lattice, with the group size a layer really gets."""

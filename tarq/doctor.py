@@ -13,7 +13,12 @@ from .kernels import dispatch
 from .version import __version__
 
 OPERATIONS = ("gram", "group_quantize", "w4_linear")
-PACKAGES = ("torch", "triton", "transformers", "compressed-tensors", "jiwer", "wordfreq", "soundfile", "soxr")
+PACKAGES = ("torch", "transformers", "compressed-tensors", "jiwer", "wordfreq", "soundfile", "soxr")
+#: Packages some do without, and how to get them.
+OPTIONAL = {
+    "triton": "only CUDA kernels need it: pip install triton",
+    "datasets": "only corpora of the hub need it: pip install 'tarq[hub]'",
+}
 
 Check = tuple[str, bool, str]
 
@@ -22,7 +27,7 @@ def checks() -> list[Check]:
     """(what, whether it is there, detail or the mend), in reading order."""
     found: list[Check] = [
         ("tarq", True, f"{__version__}, Python {platform.python_version()}, {platform.machine()}"),
-        *(_package(name) for name in PACKAGES),
+        *(_package(name) for name in (*PACKAGES, *OPTIONAL)),
         _extension(),
         ("instruction set", True, torch.backends.cpu.get_cpu_capability()),
         ("threads", True, f"{torch.get_num_threads()} (torch.set_num_threads or OMP_NUM_THREADS changes it)"),
@@ -43,8 +48,7 @@ def _package(name: str) -> Check:
     try:
         return (name, True, version(name))
     except PackageNotFoundError:
-        use = "only CUDA kernels need it" if name == "triton" else "tarq needs it"
-        return (name, False, f"not installed ({use}): pip install {name}")
+        return (name, False, f"not installed; {OPTIONAL.get(name, f'tarq needs it: pip install {name}')}")
 
 
 def _extension() -> Check:

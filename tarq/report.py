@@ -61,8 +61,9 @@ class Report:
         model: where the full-precision model came from.
         config: of the run, :meth:`tarq.TarqConfig.to_dict`.
         versions: of tarq and the libraries that shape the result.
-        calibration: source, ids, counts, seconds of audio, rare share of words, transcript style, languages, and for
-            each stage how many rows are heard audio, tokens, in the tail, and padding.
+        calibration: source, ids, digests of the audio's places, counts, seconds of audio, rare share of words,
+            transcript style, languages, the pool and its ρ, which word frequencies, what was broken or left out, and
+            for each stage how many rows are heard audio, tokens, in the tail, and padding.
         layers: one record each.
         left_out: matrices outside the blocks' Linears (heads, stems, pointwise convolutions), with the reason.
         sizes: bytes of the quantized Linears' weights before and after, and of the whole checkpoint.

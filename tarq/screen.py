@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from types import TracebackType
+from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -20,8 +21,9 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from .data.pools import Pool
 from .report import LayerReport, Report, Reporter
-from .scoring.evaluate import DIVERGENCES, WORD_RATES, Evaluation, SetScores
+from .scoring.evaluate import DIVERGENCES, ENTITY_RATES, WORD_RATES, Evaluation, SetScores
 from .scoring.intervals import Difference, Interval
 from .scoring.words import ChangedWord
 
@@ -30,6 +32,8 @@ TITLES = {
     "rare_wer": "rare WER %",
     "rare_miss_rate": "rare missed %",
     "common_wer": "common WER %",
+    "ne_wer": "entity WER %",
+    "ne_fnr": "entities missed %",
     "kl_rare": "KL rare",
     "kl_common": "KL common",
     "delta_nll_rare": "ΔNLL rare",
@@ -123,6 +127,13 @@ def show_report(console: Console, report: Report, layers: bool) -> None:
             f"{c['rare_word_share']:.1%}; tail positions {tail or 'none'}; "
             f"transcripts {c['transcript_style']}, {c['self_transcribed']} made by the model"
         )
+        if "pool" in c:
+            rho = c["pool"]["rho"]
+            spread = (
+                "" if rho is None else f", ρ of an utterance {rho['mean']:.1%} [{rho['min']:.1%}, {rho['max']:.1%}]"
+            )
+            text = f"{c['pool']['kind']} pool of {c['pool']['candidates']} utterances{spread}"
+            console.print(f"{text}; word frequencies {frequencies_text(c['word_frequencies'])}", markup=False)
     alike: dict[str, list[str]] = {}
     for name, reason in report.left_out.items():
         alike.setdefault(reason, []).append(name)
@@ -136,9 +147,43 @@ def show_report(console: Console, report: Report, layers: bool) -> None:
     console.print(f"walk: {report.seconds:.1f} s")
 
 
+def frequencies_text(described: Mapping[str, Any]) -> str:
+    """Which word frequencies were used, in a few words."""
+    if "wordfreq" in described:
+        return f"wordfreq {described['wordfreq']}"
+    return f"{described['file']} (sha256 {described['sha256'][:12]}…)"
+
+
+def show_pool(console: Console, pool: Pool, normalizer: str, threshold: float, frequencies: Mapping[str, Any]) -> None:
+    """A calibration pool: a row a source, and one for all."""
+    table = Table(title=f"{pool.kind} pool, of {pool.candidates} utterances", header_style="bold", box=SIMPLE_HEAD)
+    table.add_column("source", overflow="fold")
+    for heading in ("utterances", "minutes", "words", "rare", "ρ mean", "ρ min", "ρ max"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    sources = list(dict.fromkeys(pool.sources))
+    for source in (*sources, *([None] if len(sources) > 1 else [])):
+        figures = pool.summary(source)
+        rho = figures["rho"]
+        table.add_row(
+            "all" if source is None else escape(source),
+            str(figures["utterances"]),
+            f"{figures['seconds'] / 60:.2f}",
+            str(figures["words"]),
+            str(figures["rare_words"]),
+            *("–" if rho is None else f"{rho[name]:.1%}" for name in ("mean", "min", "max")),
+        )
+    console.print(table)
+    console.print(
+        f"[dim]ρ is an utterance's share of rare words; rare is Zipf < {threshold:g}; normalizer {escape(normalizer)}; "
+        f"word frequencies {escape(frequencies_text(frequencies))}[/]"
+    )
+    if "note" in frequencies:
+        console.print(f"[yellow]note[/] {escape(frequencies['note'])}")
+
+
 def _number(figure: str, value: float, sign: str = "") -> str:
     """Rates as percentages with two decimals, nats with four."""
-    return f"{100 * value:{sign}.2f}" if figure in WORD_RATES else f"{value:{sign}.4f}"
+    return f"{100 * value:{sign}.2f}" if figure in (*WORD_RATES, *ENTITY_RATES) else f"{value:{sign}.4f}"
 
 
 def _texts(figure: str, known: Interval | Difference) -> tuple[str, str]:
@@ -164,16 +209,19 @@ def show_evaluation(console: Console, evaluation: Evaluation, sizes: Mapping[str
         show_set(console, label, scores, sizes)
         show_words(console, scores, examples)
     console.print(
-        f"[dim]normalizer {evaluation.normalizer}; rare is Zipf < {evaluation.thresholds[0]:g}; 95 % paired bootstrap "
-        f"over utterances, {evaluation.resamples} resamples; bold differences are clear of 0; KL and ΔNLL in nats "
-        f"a position[/]"
+        f"[dim]normalizer {evaluation.normalizer}; rare is Zipf < {evaluation.thresholds[0]:g}, word frequencies "
+        f"{escape(frequencies_text(evaluation.word_frequencies))}; 95 % paired bootstrap over utterances, "
+        f"{evaluation.resamples} resamples; bold differences are clear of 0; KL and ΔNLL in nats a position[/]"
     )
 
 
 def show_set(console: Console, label: str, scores: SetScores, sizes: Mapping[str, int]) -> None:
     """One set: a column a model, then a row a pair of models."""
     title = f"{label}: {scores.utterances} utterances, {scores.words} words, {scores.rare_words} rare"
-    figures = [f for f in (*WORD_RATES, *DIVERGENCES) if any(f in m.figures for m in scores.models.values())]
+    title += f", {scores.entities} entities" if scores.entities else ""
+    figures = [
+        f for f in (*WORD_RATES, *ENTITY_RATES, *DIVERGENCES) if any(f in m.figures for m in scores.models.values())
+    ]
     table = Table("", *map(escape, scores.models), title=title, header_style="bold")
     table.add_row("Linear weights", *(megabytes(sizes[name]) if name in sizes else "–" for name in scores.models))
     keys = ("substitutions", "deletions", "insertions")
@@ -184,7 +232,7 @@ def show_set(console: Console, label: str, scores: SetScores, sizes: Mapping[str
         table.add_row(TITLES[figure], *cells)
     console.print(table)
     if scores.differences:
-        shown = [f for f in ("wer", "rare_wer", "kl_rare", "kl_common") if f in figures]
+        shown = [f for f in ("wer", "rare_wer", *ENTITY_RATES, "kl_rare", "kl_common") if f in figures]
         table = Table(
             "",
             *(TITLES[f] for f in shown),

@@ -143,3 +143,26 @@ def test_samples_are_drawn_by_the_seed(recognizer, manifest):
     assert ids(0) == ids(0)
     assert len(ids(0)) == 3
     assert any(ids(0) != ids(seed) for seed in (1, 2, 3))
+
+
+def test_broken_audio_is_left_out_up_to_a_limit(recognizer, tmp_path):
+    utterances = manifest_of(tmp_path, ("the house", 1.0), ("the river", 1.0), ("the town", 1.0))
+    (tmp_path / "1.wav").write_bytes(b"no audio at all")
+    config = dataclasses.replace(CONFIG, max_bad=1, samples=3)
+    summary, notes = calibration_set(recognizer, utterances, config, Reporter())[1:]
+    assert sorted(summary["ids"]) == ["0", "2"]
+    assert list(summary["bad"]) == ["1"]
+    assert "1 broken files left out: 1" in notes
+
+
+def test_the_pool_is_in_the_report(recognizer, manifest):
+    config = dataclasses.replace(CONFIG, pool="r-top", samples=2)
+    summary = calibration_set(recognizer, load_utterances(manifest), config, Reporter())[1]
+    assert summary["pool"]["kind"] == "r-top"
+    assert summary["pool"]["candidates"] == 8
+    assert summary["pool"]["rho"]["mean"] == pytest.approx(summary["rare_word_share"], abs=0.1)
+    assert summary["word_frequencies"] == {"wordfreq": "en"}
+    halves = {"a": load_utterances(manifest)[:4], "b": load_utterances(manifest)[4:]}
+    config = dataclasses.replace(CONFIG, pool="r-cross", samples=2)
+    crossed = calibration_set(recognizer, halves, config, Reporter())[1]
+    assert sorted(crossed["ids"]) == sorted(summary["ids"])

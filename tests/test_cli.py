@@ -1,5 +1,6 @@
 """The command line, as a user types it."""
 
+import hashlib
 import json
 import subprocess
 import sys
@@ -70,6 +71,103 @@ def test_int8_activations_want_layers_of_4_bits_or_fewer(model_folder, manifest,
     assert "no layers of 4 bits or fewer" in " ".join(done.stderr.split())
     out = run("evaluate", model_folder, "--data", manifest, "--int8-activations", code=2)
     assert "none of the models has layers of 4 bits or fewer" in " ".join(out.replace("│", " ").split())
+
+
+def test_pool_is_drawn_saved_and_calibrated_on(model_folder, manifest, tmp_path):
+    out = run(
+        "pool", manifest, "--kind", "r-top", "--samples", 3, "--out", tmp_path / "pool.jsonl",
+        "--json", tmp_path / "pool.json",
+    )  # fmt: skip
+    assert "r-top pool, of 8 utterances" in out
+    figures = json.loads((tmp_path / "pool.json").read_text())
+    assert figures["rho"]["max"] >= figures["rho"]["mean"] >= figures["rho"]["min"] > 0
+    assert figures["word_frequencies"] == {"wordfreq": "en"}
+    out = run(
+        "quantize", model_folder, tmp_path / "saved", "--calibration", tmp_path / "pool.jsonl", "--samples", 3,
+        "--group-size", 32,
+    )  # fmt: skip
+    saved = tarq.Report.read(tmp_path / "saved").calibration
+    assert sorted(saved["ids"]) == sorted(figures["ids"])
+    out = run("evaluate", model_folder, tmp_path / "saved", "--data", manifest, "--resamples", 20)
+    assert "saved was calibrated on 3 of its 8 utterances" in " ".join(out.split())  # through the pool's file
+    assert saved["pool"]["rho"] == pytest.approx(figures["rho"])
+    run("quantize", model_folder, tmp_path / "drawn", "--calibration", manifest, "--pool", "r-top", "--samples", 3,
+        "--group-size", 32)  # fmt: skip
+    drawn = tarq.Report.read(tmp_path / "drawn").calibration
+    assert drawn["ids"] == figures["ids"]
+    assert drawn["pool"]["kind"] == "r-top"
+    assert "exists: --overwrite replaces it" in run("pool", manifest, "--out", tmp_path / "pool.jsonl", code=2)
+
+
+def test_pools_of_several_corpora(model_folder, manifest, tmp_path):
+    other = tmp_path / "other.jsonl"
+    rows = [json.loads(line) for line in manifest.read_text().splitlines()]
+    rows = [row | {"audio": str(manifest.parent / row["audio"])} for row in rows]
+    other.write_text("\n".join(map(json.dumps, rows)))
+    run(
+        "quantize", model_folder, tmp_path / "out", "--calibration", manifest, "--calibration", other, "--pool",
+        "r-cross", "--samples", 4, "--group-size", 32,
+    )  # fmt: skip
+    calibration = tarq.Report.read(tmp_path / "out").calibration
+    speech = manifest.parent.name
+    assert calibration["source"] == {speech: str(manifest), "other.jsonl": str(other)}
+    assert sum(calibration["pool"]["sources"].values()) == 4
+    assert all(name.startswith((f"{speech}/", "other.jsonl/")) for name in calibration["ids"])
+
+
+def test_broken_files_are_left_out_and_shown(model_folder, manifest, tmp_path):
+    rows = [json.loads(line) for line in manifest.read_text().splitlines()]
+    rows = [row | {"audio": str(manifest.parent / row["audio"])} for row in rows]
+    (tmp_path / "noise.wav").write_bytes(b"not audio")
+    rows += [{"id": "gone", "audio": "gone.wav", "text": "the house"}]
+    rows += [{"id": "noise", "audio": "noise.wav", "text": "the house", "duration": 1.0}]
+    data = tmp_path / "data.jsonl"
+    data.write_text("\n".join(map(json.dumps, rows)))
+    commands = {
+        "quantize": (model_folder, tmp_path / "out", "--calibration", data, "--group-size", 32, "--method", "gptq"),
+        "evaluate": (model_folder, "--data", data, "--resamples", 20),
+        "pool": (data,),
+    }
+    for command, arguments in commands.items():
+        for allowed, name in ((0, "gone.wav"), (1, "noise.wav")):
+            done = script(command, *arguments, "--max-bad", allowed)
+            assert done.returncode == 1
+            assert name in done.stderr
+        json_file = tmp_path / f"{command}.json"
+        out = run(command, *arguments, "--max-bad", 2, "--json", json_file)
+        assert "2 broken files left out: gone, noise" in " ".join(out.split())
+        report = json.loads(json_file.read_text())
+        where = {"quantize": lambda r: r["calibration"], "evaluate": lambda r: r["sets"]["data.jsonl"], "pool": dict}
+        assert list(where[command](report)["bad"]) == ["gone", "noise"]
+    assert json.loads((tmp_path / "evaluate.json").read_text())["sets"]["data.jsonl"]["utterances"] == 8
+
+
+def test_word_frequencies_of_ones_own(model_folder, manifest, tmp_path):
+    own = tmp_path / "ward.txt"
+    own.write_text("the 900000\nokonkwo 90000\nreykjavik 10\n")
+    digest = hashlib.sha256(own.read_bytes()).hexdigest()
+    run(
+        "quantize", model_folder, tmp_path / "out", "--calibration", manifest, "--group-size", 32, "--word-frequencies",
+        own, "--json", tmp_path / "report.json",
+    )  # fmt: skip
+    report = tarq.Report.read(tmp_path / "out")
+    assert report.config["word_frequencies"] == str(own)
+    assert report.calibration["word_frequencies"]["sha256"] == digest
+    assert report.calibration["rare_word_share"] > 0.7  # all but "the" and Okonkwo
+    out = run(
+        "evaluate", model_folder, "--data", manifest, "--resamples", 20, "--word-frequencies", own, "--json",
+        tmp_path / "scores.json",
+    )  # fmt: skip
+    assert f"ward.txt (sha256 {digest[:12]}" in " ".join(out.split())
+    scores = json.loads((tmp_path / "scores.json").read_text())
+    assert scores["word_frequencies"]["file"] == "ward.txt"
+    (one,) = scores["sets"].values()
+    assert one["rare_words"] > 0.7 * one["words"]
+    done = script("evaluate", model_folder, "--data", manifest, "--word-frequencies", tmp_path / "gone.txt")
+    assert done.returncode == 1
+    assert "gone.txt: no word frequencies there" in done.stderr
+    done = script("evaluate", model_folder, "--data", manifest, "--language", "sw")
+    assert "no word frequencies for language 'sw'" in done.stderr
 
 
 def test_no_reference_model_is_said(model_folder, manifest, tmp_path):

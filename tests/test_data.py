@@ -242,8 +242,10 @@ def test_librispeech_without_one_of_its_files(tmp_path):
 def test_what_is_no_corpus(tmp_path):
     with pytest.raises(DataError, match="no such file or folder"):
         load_utterances(tmp_path / "gone")
-    for source in (tmp_path, write(tmp_path / "a.wav")):
-        with pytest.raises(DataError, match=r"not a corpus; give a JSONL manifest.* or a LibriSpeech subset"):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    for source in (empty, write(tmp_path / "a.wav")):
+        with pytest.raises(DataError, match=r"not a corpus; give .* or a JSONL manifest.* or LibriSpeech"):
             load_utterances(source)
 
 

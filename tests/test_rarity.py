@@ -1,7 +1,9 @@
 """Normalisers, Zipf scores, rare spans in raw text, subword and position tags."""
 
+import hashlib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 
 from tarq.errors import DataError
+from tarq.frequencies import described, frequencies, load_frequencies
 from tarq.method.rarity import is_rare, position_tags, rare_share, rare_spans, tag_tokens, zipf
 from tarq.normalize import Normalizer, get_normalizer
 
@@ -315,3 +318,102 @@ def test_position_tags_refuse():
     with pytest.raises(ValueError, match="at least one token"):
         position_tags(tags[:0])
     assert position_tags(tags[:1]).shape == (0,)
+
+
+# --- languages and frequencies of one's own ---
+
+
+@pytest.mark.parametrize(
+    ("language", "common", "rare"),
+    [
+        ("de", "haus", "Donaudampfschiff"),
+        ("fr", "maison", "anticonstitutionnellement"),
+        ("es", "casa", "otorrinolaringólogo"),
+        ("pl", "dom", "gżegżółka"),
+        ("ru", "дом", "превысокомногорассмотрительствующий"),
+        ("no", "hus", "skyvestikling"),  # wordfreq's list is called nb
+        ("hr", "kuća", "izraubovali"),  # and sh
+        ("pt-BR", "casa", "paralelepipedante"),
+    ],
+)
+def test_languages_of_wordfreq(language, common, rare):
+    assert not is_rare(common, 3.0, language)
+    assert is_rare(rare, 3.0, language)
+    assert rare_parts(f"{common} {rare} {common}", "basic", language=language) == [rare]
+
+
+@pytest.mark.parametrize("language", ["xx", "sw", "th", "hy", "english", ""])
+def test_languages_wordfreq_lacks(language):
+    """Also those for which wordfreq itself would take another language's list: English for Swahili."""
+    with pytest.raises(DataError, match=r"choose one of ar, bg, .*, or give counts of your own with --word-freq"):
+        zipf("word", language)
+
+
+@pytest.mark.parametrize("language", ["zh", "ja"])
+def test_languages_without_spaces(language):
+    with pytest.raises(DataError, match="written without spaces"):
+        zipf("東京", language)
+
+
+def counts(folder, text):
+    path = folder / "counts.tsv"
+    path.write_text(text, encoding="utf-8")
+    return load_frequencies(path)
+
+
+def test_counts_of_ones_own(tmp_path):
+    own = counts(
+        tmp_path, "# from the ward's letters\nword\tcount\nThe\t1000000\nAmoxicillin\t900\namoxicillin\t100\nZoë\t1\n"
+    )
+    total = 1_001_001
+    assert own.total == total
+    assert zipf("amoxicillin,", own) == pytest.approx(np.log10(1000 / total * 1e9))
+    assert not is_rare("AMOXICILLIN", 3.0, own)
+    assert is_rare("amoxicillin", 3.0, "en")
+    assert zipf("house", own) == 0.0
+    assert is_rare("house", 3.0, own)
+    assert is_rare("zoë", 3.0, own)
+    assert not is_rare("--", 3.0, own)
+    spans = rare_spans("The house of amoxicillin", ENGLISH, 3.0, own)
+    assert spans == [(4, 9), (10, 12)]  # "house", "of"
+    assert described(own, 3.0) == {
+        "file": "counts.tsv",
+        "sha256": hashlib.sha256((tmp_path / "counts.tsv").read_bytes()).hexdigest(),
+        "words": 3,
+        "running_words": total,
+    }
+
+
+def test_a_small_file_is_warned_of(tmp_path):
+    own = counts(tmp_path, "the, 900\nAmoxicillin 100\n")
+    assert "a word seen once has Zipf 6.00: only words it lacks are rare" in described(own, 3.0)["note"]
+
+
+def test_zipf_scores_of_ones_own(tmp_path):
+    own = counts(tmp_path, "word;zipf\nthe;7.7\namoxicillin;2.4\n")
+    assert (zipf("the", own), zipf("amoxicillin", own), own.total) == (7.7, 2.4, None)
+    assert is_rare("amoxicillin", 3.0, own)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("the\t5\nhouse\n", r"counts\.tsv:2: 'house' is not a word and its count"),
+        ("the\tfive\n", r"counts\.tsv:1: .* is not a word and its count"),
+        ("the\t-1\n", r"counts\.tsv:1: .* is not a word and its count"),
+        ("New York\t5\n", r"counts\.tsv:1: .* is not a word and its count"),
+        ("# nothing\n", r"counts\.tsv: it counts no words"),
+        ("the\t0\n", r"counts\.tsv: it counts no words"),
+    ],
+)
+def test_files_that_count_nothing(tmp_path, text, message):
+    with pytest.raises(DataError, match=message):
+        counts(tmp_path, text)
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(DataError, match=r"gone\.tsv: no word frequencies there"):
+        frequencies("en", str(tmp_path / "gone.tsv"))
+    assert frequencies("de") == "de"
+    with pytest.raises(DataError, match="language 'sw'"):
+        frequencies("sw")

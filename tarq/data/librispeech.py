@@ -1,44 +1,44 @@
-"""LibriSpeech's own folder layout: ``<subset>/<speaker>/<chapter>/*.trans.txt`` with FLAC files."""
+"""LibriSpeech, in its own folder layout: ``<subset>/<speaker>/<chapter>/*.trans.txt`` with FLAC files.
+
+Transcripts are in capitals without punctuation, and taken as written.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from tarq.data.hub import HubColumns
+from tarq.data.intake import Intake
+from tarq.data.layout import choose_part, is_there, read_text
 from tarq.data.utterance import Utterance
-from tarq.errors import DataError
+
+#: ``openslr/librispeech_asr``: configurations clean (splits train.100, train.360, validation, test), other
+#: (train.500, validation, test) and all; columns file, audio, text, speaker_id, chapter_id, id.
+HUB = HubColumns("librispeech", needs=("id", "text", "chapter_id"), speaker="speaker_id")
 
 
 def is_librispeech(source: Path) -> bool:
-    """Whether ``source`` is one subset (``test-clean``), or a folder of subsets, which loading refuses."""
+    """Whether ``source`` is one subset (``test-clean``) or a folder of subsets."""
     return any(source.glob("*/*/*.trans.txt")) or any(source.glob("*/*/*/*.trans.txt"))
 
 
-def load_librispeech(source: Path) -> list[Utterance]:
+def load_librispeech(source: Path, part: str | None, intake: Intake) -> list[Utterance]:
     """The utterances of one subset, sorted by speaker, chapter and number.
 
     Raises:
-        DataError: ``source`` holds several subsets, a transcript file is not UTF-8, or an utterance's audio
-            is missing.
+        DataError: ``source`` holds several subsets and ``part`` names none, a transcript file is not UTF-8, or
+            too many utterances' audio is missing.
     """
-    transcripts = sorted(source.glob("*/*/*.trans.txt"))
-    if not transcripts:
-        subsets = sorted({path.parents[2].name for path in source.glob("*/*/*/*.trans.txt")})
-        raise DataError(f"{source}: a folder of LibriSpeech subsets; name one of them: {', '.join(subsets)}")
-    return [utterance for path in transcripts for utterance in _chapter(path)]
-
-
-def _chapter(path: Path) -> list[Utterance]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 text ({error}); extract the archive anew") from error
+    if not any(source.glob("*/*/*.trans.txt")):
+        subsets = {path.parents[2].name: path.parents[2] for path in source.glob("*/*/*/*.trans.txt")}
+        source = choose_part(source, "a folder of LibriSpeech subsets", subsets, part)
+    elif part is not None:
+        choose_part(source, "", {}, part)
     utterances = []
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        name, _, text = line.strip().partition(" ")
-        audio = path.parent / f"{name}.flac"
-        if not audio.is_file():
-            raise DataError(f"{path}:{number}: audio file {audio} does not exist; extract the archive anew")
-        utterances.append(Utterance(id=name, audio=audio, text=text.strip(), speaker=name.split("-")[0]))
+    for path in sorted(source.glob("*/*/*.trans.txt")):
+        for number, line in enumerate(read_text(path).splitlines(), 1):
+            name, _, text = line.strip().partition(" ")
+            audio = path.parent / f"{name}.flac"
+            if name and is_there(audio, f"{path}:{number}", name, intake):
+                utterances.append(Utterance(id=name, audio=audio, text=text.strip(), speaker=name.split("-")[0]))
     return utterances

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -11,40 +13,61 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tarq.data.audio import audio_duration, read_audio
+from tarq.data.audio import Encoded, audio_duration, check_audio, read_audio
 from tarq.errors import DataError
 
 
 @dataclass(frozen=True)
 class Utterance:
-    """A stretch of speech in a file of its own, with what is known about it.
+    """A stretch of speech: a file of its own or a segment of a longer one, with what is known about it.
 
     Attributes:
         id: unique within its corpus.
-        audio: the audio file.
-        text: the reference transcript as written; None when there is none. An empty string is a
-            transcript: nothing is said.
+        audio: the audio file, on disk or in memory.
+        text: the reference transcript, by the conventions of its corpus; None when there is none. An empty
+            string is a transcript: nothing is said.
         duration: seconds, where the corpus states them; ``seconds()`` asks the file otherwise.
         speaker: who speaks, where known.
         entities: the names and terms in the transcript, where a corpus marks them.
-        extra: whatever else a manifest says of it, for selecting utterances by.
+        extra: whatever else a corpus says of it, for selecting utterances by.
+        start, end: the segment of the file, in seconds; the whole file where ``end`` is None and ``start`` 0.
     """
 
     id: str
-    audio: Path
+    audio: Path | Encoded
     text: str | None = None
     duration: float | None = None
     speaker: str | None = None
     entities: tuple[str, ...] = ()
     extra: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    start: float = 0.0
+    end: float | None = None
 
     def waveform(self, sampling_rate: int = 16000) -> NDArray[np.float32]:
         """The audio: float32 [samples], mono, at ``sampling_rate`` Hz. Raises DataError (``read_audio``)."""
-        return read_audio(self.audio, sampling_rate)
+        return read_audio(self.audio, sampling_rate, self.start, self.end)
+
+    def check(self, decode: bool = True) -> None:
+        """Find out whether the audio can be read. Raises DataError (``check_audio``)."""
+        check_audio(self.audio, start=self.start, end=self.end, decode=decode)
 
     def seconds(self) -> float:
-        """The stated duration or, without one, that of the file. Raises DataError where it is unreadable."""
-        return audio_duration(self.audio) if self.duration is None else self.duration
+        """How long it is: as stated, by its segment, or by its file. Raises DataError where that is unreadable."""
+        if self.duration is not None:
+            return self.duration
+        return (audio_duration(self.audio) if self.end is None else self.end) - self.start
+
+    @property
+    def origin(self) -> str:
+        """The audio it is, whatever it is called: file and segment, as a short digest for a report."""
+        file = str(self.audio) if isinstance(self.audio, Encoded) else str(self.audio.resolve())
+        return hashlib.sha256(f"{file} {self.start} {self.end}".encode()).hexdigest()[:16]
+
+
+def language_of(utterance: Utterance, default: str) -> str:
+    """The language an utterance says it is in (``en`` of ``en-US``), or the run's."""
+    stated = str(utterance.extra.get("language") or default)
+    return re.split("[-_]", stated)[0].lower()
 
 
 def check_ids(where: str, utterances: Sequence[Utterance]) -> None:

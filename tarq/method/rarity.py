@@ -14,9 +14,8 @@ from difflib import SequenceMatcher
 from functools import lru_cache
 
 import torch
-import wordfreq
 
-from tarq.errors import DataError
+from tarq.frequencies import Frequencies, wordfreq_zipf
 from tarq.normalize import Normalizer
 
 POSITION_MODES = ("input", "target", "either")
@@ -30,26 +29,21 @@ _PIECE = re.compile(rf"[^\s{re.escape(_DASHES)}]+")
 
 
 @lru_cache(maxsize=1 << 18)
-def zipf(word: str, language: str = "en") -> float:
+def zipf(word: str, language: Frequencies = "en") -> float:
     """Zipf score of a word: log10 of its frequency per billion words; 0.0 where it is not in the list.
 
     Case and punctuation around the word do not matter; ``wordfreq`` estimates numerals from their shape.
 
+    Args:
+        language: one of wordfreq's, or frequencies of one's own, which know nothing of languages.
+
     Raises:
         DataError: ``wordfreq`` has no list for the language, or lacks the tokenizer it needs for it.
     """
-    try:
-        return wordfreq.zipf_frequency(word, language)
-    except LookupError as error:
-        known = ", ".join(sorted(wordfreq.available_languages()))
-        raise DataError(f"no word frequencies for language {language!r}: choose one of {known}") from error
-    except ModuleNotFoundError as error:
-        raise DataError(
-            f"word frequencies for language {language!r} need {error.name}: pip install 'wordfreq[cjk]'"
-        ) from error
+    return wordfreq_zipf(word, language) if isinstance(language, str) else language.zipf(word)
 
 
-def is_rare(word: str, threshold: float = 3.0, language: str = "en") -> bool:
+def is_rare(word: str, threshold: float = 3.0, language: Frequencies = "en") -> bool:
     """Whether a word's Zipf score is under ``threshold``.
 
     A "word" without a letter or digit (a free-standing dash under the normaliser ``none``) is none, and
@@ -61,13 +55,24 @@ def is_rare(word: str, threshold: float = 3.0, language: str = "en") -> bool:
     return any(map(str.isalnum, word)) and zipf(word, language) < threshold
 
 
-def rare_share(texts: Iterable[str], normalizer: Normalizer, threshold: float = 3.0, language: str = "en") -> float:
+def rare_counts(
+    text: str, normalizer: Normalizer, threshold: float = 3.0, language: Frequencies = "en"
+) -> tuple[int, int]:
+    """A transcript's normalised words, and how many of them are rare."""
+    words = normalizer.words(text)
+    return len(words), sum(is_rare(word, threshold, language) for word in words)
+
+
+def rare_share(
+    texts: Iterable[str], normalizer: Normalizer, threshold: float = 3.0, language: Frequencies = "en"
+) -> float:
     """ρ: share of the texts' normalised words, pooled, that are rare (paper §5); 0.0 without any word."""
-    words = [word for text in texts for word in normalizer.words(text)]
-    return sum(is_rare(word, threshold, language) for word in words) / len(words) if words else 0.0
+    counts = [rare_counts(text, normalizer, threshold, language) for text in texts]
+    words, rare = (sum(column) for column in zip(*counts, strict=True)) if counts else (0, 0)
+    return rare / words if words else 0.0
 
 
-def rare_spans(text: str, normalizer: Normalizer, threshold: float = 3.0, language: str = "en") -> list[Span]:
+def rare_spans(text: str, normalizer: Normalizer, threshold: float = 3.0, language: Frequencies = "en") -> list[Span]:
     """Where the rare words of a transcript stand in its original text.
 
     Rare or not are the words the evaluation counts, those of the whole text normalised ("nineteen eighty

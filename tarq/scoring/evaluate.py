@@ -15,16 +15,20 @@ from ..config import TarqConfig
 from ..data.utterance import Utterance, check_ids
 from ..errors import DataError, ModelError
 from ..families.family import Batch, Recognizer
+from ..frequencies import described
 from ..normalize import Normalizer
 from ..report import Reporter
 from ..transcription import transcribe_waveforms
 from .divergence import Divergence, divergence, joined
+from .entities import score_entities
 from .intervals import RESAMPLES, Difference, Interval, Ratio, resample
 from .words import ChangedWord, WordScores, changed_words, hallucination_signs, score_words
 
 #: Figures that need the reference model's logits, then those of the words; the order tables show them in.
 DIVERGENCES = ("kl_rare", "kl_common", "delta_nll_rare", "delta_nll_common")
 WORD_RATES = ("wer", "rare_wer", "rare_miss_rate", "common_wer")
+#: Of sets whose utterances have entities.
+ENTITY_RATES = ("ne_wer", "ne_fnr")
 
 #: Utterances whose audio is held at a time.
 PIECE = 64
@@ -36,7 +40,8 @@ class ModelScores:
 
     Attributes:
         figures: name to value with its 95 % interval.
-        counts: S, D, I and N over all words and over rare ones; rare denominators at the other thresholds.
+        counts: S, D, I and N over all words and over rare ones; rare denominators at the other thresholds;
+            entities mentioned and missed, where a set has some.
         signs: of hallucination.
         hypotheses: utterance id to transcript, as decoded.
         lost, regained: rare words against the reference model.
@@ -57,15 +62,20 @@ class SetScores:
     Attributes:
         models: label to scores.
         differences: "B − A" to figure to paired difference, for every pair of models.
-        utterances, words, rare_words: how much was scored.
+        utterances, words, rare_words, entities: how much was scored.
+        bad: broken files that were left out, with the reason.
+        left_out: utterances left out by a convention of their corpus, counted by reason.
         notes: what was left out.
     """
 
     utterances: int
     words: int = 0
     rare_words: int = 0
+    entities: int = 0
     models: dict[str, ModelScores] = field(default_factory=dict)
     differences: dict[str, dict[str, Difference]] = field(default_factory=dict)
+    bad: dict[str, str] = field(default_factory=dict)
+    left_out: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
@@ -74,6 +84,7 @@ class Evaluation:
     """The result of :func:`evaluate_models`; ``to_dict()`` is what ``--json`` writes."""
 
     normalizer: str
+    word_frequencies: dict[str, Any]
     reference: str | None
     thresholds: list[float]
     resamples: int
@@ -110,7 +121,8 @@ def evaluate_models(
     """
     thresholds = list(dict.fromkeys([config.tail_threshold, 3.0, 2.0, 4.0]))
     _check_comparable(models, reference)
-    result = Evaluation(_normalizer(models, reference, config).name, reference, thresholds, resamples)
+    frequencies = described(config.frequencies(), thresholds[0])
+    result = Evaluation(_normalizer(models, reference, config).name, frequencies, reference, thresholds, resamples)
     for label, utterances in data.items():
         missing = [u.id for u in utterances if u.text is None]
         if missing:
@@ -259,7 +271,7 @@ def _score_words(
             texts,
             normalizer=normalizer,
             thresholds=thresholds,
-            language=config.language,
+            language=config.frequencies(),
             ids=[u.id for u in utterances],
         )
         w = words[name]
@@ -282,11 +294,38 @@ def _score_words(
             hypotheses=dict(zip(w.ids, texts, strict=True)),
         )
         scores.words, scores.rare_words = int(w.plain.words.sum()), int(rare.words.sum())
+        _score_entities(utterances, texts, normalizer, scores, name, ratios)
     if reference is not None:
         for name in models:
             if name != reference:
                 lost, regained = changed_words(words[reference], words[name])
                 scores.models[name].lost, scores.models[name].regained = lost, regained
+
+
+def _score_entities(
+    utterances: Sequence[Utterance],
+    texts: Sequence[str],
+    normalizer: Normalizer,
+    scores: SetScores,
+    name: str,
+    ratios: dict[str, dict[str, Ratio]],
+) -> None:
+    """NE-WER and NE-FNR of one model, where the set has entities."""
+    if not any(u.entities for u in utterances):
+        return
+    e = score_entities(
+        [u.text or "" for u in utterances], texts, [u.entities for u in utterances], normalizer=normalizer
+    )
+    ratios[name] |= {"ne_wer": Ratio(e.errors, e.words), "ne_fnr": Ratio(e.missed, e.mentions)}
+    sums = {key: int(getattr(e, key).sum()) for key in ("mentions", "missed", "words", "errors")}
+    scores.models[name].counts["entities"] = sums
+    scores.entities = sums["mentions"]
+    if e.unspoken and name == next(iter(ratios)):  # the same for every model
+        first, entity = e.unspoken[0]
+        scores.notes.append(
+            f"{len(e.unspoken)} entities are not in their transcript, such as {entity!r} in {utterances[first].id}: "
+            "not scored"
+        )
 
 
 def _without_nan(value: Any) -> Any:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tarq.errors import DataError
+from tarq.frequencies import Frequencies
 from tarq.method.rarity import is_rare
 from tarq.normalize import Normalizer
 
@@ -70,7 +71,7 @@ class WordScores:
     """
 
     normalizer: Normalizer
-    language: str
+    language: Frequencies
     thresholds: tuple[float, ...]
     ids: tuple[str, ...]
     references: tuple[Words, ...]
@@ -110,7 +111,7 @@ def score_words(
     *,
     normalizer: Normalizer,
     thresholds: Sequence[float] = (3.0, 2.0, 4.0),
-    language: str = "en",
+    language: Frequencies = "en",
     ids: Sequence[str] | None = None,
 ) -> WordScores:
     """Align each hypothesis with its reference and count.

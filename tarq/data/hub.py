@@ -1,0 +1,261 @@
+"""Speech from the Hugging Face hub, streamed through ``datasets``, and from folders in the hub's formats.
+
+A data set is named ``hub:OWNER/NAME[@REVISION]:[CONFIG/]SPLIT``, with ``[:N]`` at the end for the first N rows:
+``hub:openslr/librispeech_asr:clean/test``, ``hub:facebook/voxpopuli:en/test``,
+``hub:openslr/librispeech_asr:clean/train.100[:2000]``, ``hub:OWNER/NAME@refs/convert/parquet:en/test``. A folder that
+holds Parquet or Arrow files (a clone of such a repository) is named ``FOLDER:[CONFIG/]SPLIT``.
+
+Audio is never decoded by ``datasets`` (which would want torchcodec): a row's bytes are kept, encoded as they are,
+and read by ``tarq.data.audio``. So a whole split is held in memory in its compressed form; ``[:N]`` bounds it.
+
+Which columns hold what is looked up by the columns a data set has: each corpus's file declares its own
+(``HUB``); any other set is read by the usual names.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from itertools import islice
+from pathlib import Path, PurePath
+from typing import Any
+
+from tarq.data.audio import SUFFIXES, Encoded
+from tarq.data.intake import Intake
+from tarq.data.utterance import Utterance
+from tarq.errors import DataError
+
+PREFIX = "hub:"
+#: Where repositories of data sets are, for fsspec.
+LOCATION = "hf://datasets/"
+#: Columns tried where no corpus claims the set; texts in the Open ASR Leaderboard's order.
+TEXTS = ("text", "sentence", "normalized_text", "transcript", "transcription")
+IDS = ("id", "utterance_id", "audio_id", "segment_id", "uniq_id", "file", "path")
+SPEAKERS = ("speaker_id", "speaker", "client_id")
+_PART = re.compile(r"(?:(?P<config>.+)/)?(?P<split>[^/\[]*)(?:\[:(?P<rows>\d+)\])?")
+
+
+@dataclass(frozen=True)
+class HubColumns:
+    """How a corpus's rows on the hub are read.
+
+    Attributes:
+        name: of the corpus; its text conventions also apply to a set that no corpus claims by its columns but
+            that is called so (the configurations of ESB).
+        needs: columns that tell it from others.
+        id, text, speaker, entities: columns.
+        transcript: a transcript by the corpus's text conventions; None where it is not to be scored.
+        repository, rows: a repository that ``datasets`` cannot read as it is, and a function from its location and
+            the part asked for to its rows.
+    """
+
+    name: str
+    needs: tuple[str, ...]
+    id: str = "id"
+    text: str = "text"
+    speaker: str | None = None
+    entities: str | None = None
+    transcript: Callable[[str], str | None] = str
+    repository: str | None = None
+    rows: Callable[[str, str | None], Iterator[dict[str, Any]]] | None = None
+
+
+def is_hub(source: str) -> bool:
+    """Whether a source names a data set of the hub."""
+    return source.startswith(PREFIX)
+
+
+def is_saved(source: Path) -> bool:
+    """Whether ``source`` is a folder with Parquet or Arrow files."""
+    return source.is_dir() and any(any(source.rglob(f"*.{suffix}")) for suffix in ("parquet", "arrow"))
+
+
+def load_hub(source: str, corpora: Sequence[HubColumns], intake: Intake) -> list[Utterance]:
+    """The utterances of a data set of the hub, in its order, their audio in memory.
+
+    Args:
+        source: ``hub:OWNER/NAME…``.
+        corpora: what columns known corpora have.
+        intake: counts what is left out.
+
+    Raises:
+        DataError: ``datasets`` is absent, the set cannot be had, has no audio, or too many rows have none.
+    """
+    name, _, part = source.removeprefix(PREFIX).partition(":")
+    repository, _, revision = name.partition("@")
+    own = next((c for c in corpora if c.rows is not None and c.repository == repository), None)
+    if own is None or own.rows is None:
+        return _stream(source, repository, revision or None, part, corpora, intake)
+    _require_datasets(source)
+    asked, limit = _bounded(source, part)
+    rows = own.rows(LOCATION + name, asked or None)
+    return _utterances(source, rows, "audio", own, limit, intake)
+
+
+def load_saved(source: Path, part: str | None, corpora: Sequence[HubColumns], intake: Intake) -> list[Utterance]:
+    """The utterances of a folder with Parquet or Arrow files, as ``load_hub`` reads them.
+
+    Raises:
+        DataError: see ``load_hub``.
+    """
+    name = str(source) if part is None else f"{source}:{part}"
+    return _stream(name, str(source), None, part or "", corpora, intake)
+
+
+def undecoded(dataset: Any, column: str) -> Any:
+    """A streamed data set whose audio column gives ``{"path", "bytes"}``, whatever kind of files it comes from."""
+    import datasets
+
+    @dataclass
+    class Undecoded(datasets.Audio):
+        # Audio(decode=False) would do, were it not that data sets made of files (audiofolder, webdataset) are
+        # encoded on the way, for which Audio wants torchcodec though the audio is encoded already.
+        decode: bool = False
+
+        def encode_example(self, value: Any) -> dict[str, Any]:
+            return {"path": value, "bytes": None} if isinstance(value, str) else value
+
+    return dataset.cast_column(column, Undecoded())
+
+
+def _stream(
+    source: str,
+    repository: str,
+    revision: str | None,
+    part: str,
+    corpora: Sequence[HubColumns],
+    intake: Intake,
+) -> list[Utterance]:
+    asked, limit = _bounded(source, part)
+    config, _, split = asked.rpartition("/")
+    dataset = _open(source, repository, revision, config or None, split or None)
+    import datasets
+
+    names = list(dataset.features or ())
+    audio = [name for name in names if isinstance(dataset.features[name], datasets.Audio)]
+    if not audio:
+        raise DataError(f"{source}: no audio column; it has {', '.join(names) or 'none that are declared'}")
+    column = "audio" if "audio" in audio else audio[0]
+    columns = next((c for c in corpora if set(c.needs) <= set(names)), None) or _usual(
+        names, f"{PurePath(repository).name}:{asked}", corpora
+    )
+    classes = {name: f for name, f in dataset.features.items() if isinstance(f, datasets.ClassLabel)}
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for row in undecoded(dataset, column):
+            yield row | {name: f.int2str(row[name]) for name, f in classes.items() if row[name] is not None}
+
+    return _utterances(source, rows(), column, columns, limit, intake)
+
+
+def _bounded(source: str, part: str) -> tuple[str, int | None]:
+    """A part without its ``[:N]``, and N."""
+    match = _PART.fullmatch(part)
+    if match is None:
+        raise DataError(f"{source}: {part!r} names no part; write [CONFIG/]SPLIT, with [:N] for the first N rows")
+    rows = match["rows"]
+    return part.partition("[")[0], None if rows is None else int(rows)
+
+
+def _require_datasets(source: str) -> None:
+    if find_spec("datasets") is None:
+        raise DataError(f"{source}: the hub and its formats are read with `datasets`: pip install 'tarq[hub]'")
+
+
+def _open(source: str, repository: str, revision: str | None, config: str | None, split: str | None) -> Any:
+    _require_datasets(source)
+    import datasets
+
+    with _blaming(source):
+        dataset = datasets.load_dataset(repository, config, split=split, revision=revision, streaming=True)
+    if isinstance(dataset, dict):
+        if len(dataset) > 1:
+            at = f"{config}/" if config else ""
+            names = ", ".join(f"{at}{name}" for name in sorted(map(str, dataset)))
+            raise DataError(f"{source}: several splits; name one of them, as SOURCE:SPLIT: {names}")
+        (dataset,) = dataset.values()
+    return dataset
+
+
+@contextmanager
+def _blaming(source: str) -> Iterator[None]:
+    """Whatever goes wrong within the block is a DataError naming the source."""
+    try:
+        yield
+    except DataError:
+        raise
+    except Exception as error:  # the network, the hub, fsspec, pyarrow: each raises its own
+        text = " ".join(str(error).split("\nExample of usage")[0].split())
+        if "scripts are no longer supported" in text:
+            mend = (
+                "give its Parquet copy, hub:OWNER/NAME@refs/convert/parquet:CONFIG/SPLIT, or download the corpus and "
+                "give its folder"
+            )
+        else:
+            mend = "correct the name, or see to the network; a gated set wants its terms agreed to and `hf auth login`"
+        raise DataError(f"{source}: cannot be read ({type(error).__name__}: {text}); {mend}") from error
+
+
+def _usual(names: Sequence[str], called: str, corpora: Sequence[HubColumns]) -> HubColumns:
+    """The usual columns, with the text conventions of the corpus a set is called by."""
+    found = [next((n for n in usual if n in names), None) for usual in (IDS, TEXTS, SPEAKERS, ("entities",))]
+    own = next((c for c in corpora if c.name in called.lower()), None)
+    name, transcript = ("", str) if own is None else (own.name, own.transcript)
+    return HubColumns(name, (), found[0] or "", found[1] or "", found[2], found[3], transcript)
+
+
+def _utterances(
+    source: str, rows: Iterable[dict[str, Any]], audio: str, columns: HubColumns, limit: int | None, intake: Intake
+) -> list[Utterance]:
+    utterances = []
+    used = {columns.id, columns.text, columns.speaker, columns.entities}
+    with _blaming(source):
+        for number, row in enumerate(islice(rows, limit)):
+            given = row.get(columns.id)
+            name = _without_suffix(str(given)) if given not in (None, "") else f"{number:06}"
+            written = row.get(columns.text)
+            text = None if written is None else columns.transcript(str(written))
+            if written is not None and text is None:
+                intake.left_out[f"not to be scored, by the text conventions of {columns.name}"] += 1
+                continue
+            encoded = _encoded(row[audio], f"{source} {name}")
+            if encoded is None:
+                intake.broken(name, DataError(f"{source}: row {name!r} has no audio; report it to the set's owner"))
+                continue
+            speaker = row.get(columns.speaker or "")
+            utterances.append(
+                Utterance(
+                    id=name,
+                    audio=encoded,
+                    text=text,
+                    speaker=None if speaker in (None, "", "None", "N/A") else str(speaker),
+                    entities=tuple(map(str, row.get(columns.entities or "") or ())),
+                    extra={k: v for k, v in row.items() if k not in used and isinstance(v, str | int | float | bool)},
+                )
+            )
+    return utterances
+
+
+def _encoded(value: dict[str, Any] | None, name: str) -> Path | Encoded | None:
+    """A row's audio: its bytes, or the file it names."""
+    if not value:
+        return None
+    path, data = value.get("path"), value.get("bytes")
+    suffix = PurePath(path or "").suffix
+    if data:
+        return Encoded(name + suffix, data)
+    if not path:
+        return None
+    if Path(path).is_file():
+        return Path(path)
+    import fsspec
+
+    with fsspec.open(path) as file:
+        return Encoded(name + suffix, file.read())
+
+
+def _without_suffix(name: str) -> str:
+    return name[: -len(PurePath(name).suffix)] if PurePath(name).suffix.lower() in SUFFIXES else name

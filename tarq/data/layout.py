@@ -1,0 +1,109 @@
+"""What the loaders of corpora share: parts of a corpus, tables, text files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TypeVar
+
+from tarq.data.intake import Intake
+from tarq.errors import DataError
+
+T = TypeVar("T")
+
+
+def choose_part(source: str | Path, what: str, parts: Mapping[str, T], part: str | None) -> T:
+    """The part of a corpus that is asked for, or its only one.
+
+    Args:
+        source: as messages name the corpus.
+        what: several parts are, in a message ("a folder of LibriSpeech subsets").
+        parts: name to whatever stands for the part.
+        part: what the user asked for as ``SOURCE:PART``.
+
+    Raises:
+        DataError: there is no such part, or several and none was asked for.
+    """
+    if part is not None and part in parts:
+        return parts[part]
+    names = ", ".join(sorted(parts))
+    if part is not None:
+        raise DataError(f"{source}: no part {part!r} in it; it has {names or 'no parts: leave it out'}")
+    if len(parts) == 1:
+        return next(iter(parts.values()))
+    raise DataError(f"{source}: {what}; name one of them: {names} (as {source}:{min(parts)})")
+
+
+def read_text(path: Path) -> str:
+    """A UTF-8 file, without a byte-order mark.
+
+    Raises:
+        DataError: the file is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: not UTF-8 text ({error}); convert it, or extract the archive anew") from error
+
+
+def header(path: Path, delimiter: str) -> list[str]:
+    """Column names of a table, from its first line alone; nothing where it is no text."""
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            return file.readline().rstrip("\r\n").split(delimiter)
+    except UnicodeDecodeError:
+        return []
+
+
+def read_table(path: Path, delimiter: str, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
+    """Rows of a table with a header line; quotation marks are characters like any other.
+
+    Args:
+        columns: that must be there.
+
+    Yields:
+        Where the row is, for messages (``file:line``), and column to value.
+
+    Raises:
+        DataError: the file is not UTF-8, a column is missing, or a row has more or fewer values than columns.
+    """
+    first, *lines = read_text(path).split("\n")  # splitlines() would cut at U+2028
+    names = first.rstrip("\r").split(delimiter)
+    missing = [name for name in columns if name not in names]
+    if missing:
+        raise DataError(f"{path}: no column {', '.join(missing)}; it has {', '.join(names)}")
+    for number, line in enumerate(lines, 2):
+        if not line.strip():
+            continue
+        values = line.rstrip("\r").split(delimiter)
+        if len(values) != len(names):
+            raise DataError(
+                f"{path}:{number}: {len(values)} values for {len(names)} columns; the file is damaged: extract it anew"
+            )
+        yield f"{path}:{number}", dict(zip(names, values, strict=True))
+
+
+def is_there(audio: Path, where: str, name: str, intake: Intake) -> bool:
+    """Whether an audio file exists; one that does not is left out as broken.
+
+    Args:
+        where: the line that names it, for the message.
+        name: of the utterance.
+
+    Raises:
+        DataError: it is one broken file too many.
+    """
+    if audio.is_file():
+        return True
+    intake.broken(name, DataError(f"{where}: audio file {audio} does not exist; correct the path or extract it anew"))
+    return False
+
+
+def first_file(candidates: Sequence[Path]) -> Path:
+    """The first that exists, else the first."""
+    return next((path for path in candidates if path.is_file()), candidates[0])
+
+
+def known(value: str | None, *unknown: str) -> str | None:
+    """A value a corpus gives, None where it is empty or one of the corpus's words for unknown."""
+    return None if value in (None, "", *unknown) else value

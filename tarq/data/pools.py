@@ -1,0 +1,178 @@
+"""Calibration pools: which utterances of one or several corpora a model is calibrated on (paper's, method §6).
+
+ρ of an utterance is the share of its words that are rare. Four kinds of pool:
+
+- ``uniform``: a random sample;
+- ``r-top``: those of one corpus with the highest ρ;
+- ``r-mix``: half of them as in ``r-top``, the other half at random from the rest;
+- ``r-cross``: as ``r-top``, over several corpora together. (The paper first takes the top ⌈4N/3⌉ of each; as that is
+  more than the N it then takes of all, it does not change which they are.)
+
+Where utterances have the same ρ, the seed decides; the order in which a file system lists a corpus decides nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import islice
+from typing import Any
+
+from tarq.config import PoolKind, TarqConfig
+from tarq.data.corpora import first_usable, shuffled, usable
+from tarq.data.intake import Intake
+from tarq.data.utterance import Utterance, language_of
+from tarq.errors import DataError
+from tarq.frequencies import Frequencies
+from tarq.method.rarity import rare_counts
+from tarq.normalize import Normalizer
+
+
+class Rarity:
+    """Which words are rare, as the whole package counts them, each utterance in its own language.
+
+    Args:
+        config: normaliser, threshold, language and word frequencies are read from it.
+        spelling: see ``TarqConfig.text_normalizer``.
+    """
+
+    def __init__(self, config: TarqConfig, spelling: Mapping[str, str] | None = None) -> None:
+        self.config = config
+        self.spelling = spelling
+        self._spoken: dict[str, tuple[Normalizer, Frequencies]] = {}
+
+    def counts(self, text: str | None, language: str | None = None) -> tuple[int, int]:
+        """Words of a transcript, and how many of them are rare.
+
+        Args:
+            language: of the transcript; the configuration's by default.
+
+        Raises:
+            DataError: there are no word frequencies for the language.
+        """
+        language = language or self.config.language
+        if language not in self._spoken:
+            spoken = replace(self.config, language=language)
+            self._spoken[language] = spoken.text_normalizer(self.spelling), spoken.frequencies()
+        normalizer, frequencies = self._spoken[language]
+        return rare_counts(text or "", normalizer, self.config.tail_threshold, frequencies)
+
+    def of(self, utterance: Utterance) -> tuple[int, int]:
+        """Words of an utterance's transcript in its own language, and how many of them are rare."""
+        return self.counts(utterance.text, language_of(utterance, self.config.language))
+
+    def rho(self, utterance: Utterance) -> float:
+        """ρ: the share of an utterance's words that are rare; 0.0 where it has none."""
+        words, rare = self.of(utterance)
+        return rare / words if words else 0.0
+
+
+@dataclass(frozen=True)
+class Pool:
+    """What was drawn; every list has one entry an utterance.
+
+    Attributes:
+        kind: of pool.
+        utterances: in the order drawn.
+        sources: the corpus each is from.
+        words, rare_words: of each.
+        candidates: how many utterances it was drawn from.
+    """
+
+    kind: PoolKind
+    utterances: list[Utterance]
+    sources: list[str]
+    words: list[int]
+    rare_words: list[int]
+    candidates: int
+
+    @cached_property
+    def rho(self) -> list[float]:
+        """ρ of each utterance; nan where it has no words (a model is to transcribe it)."""
+        return [rare / words if words else math.nan for words, rare in zip(self.words, self.rare_words, strict=True)]
+
+    def summary(self, source: str | None = None) -> dict[str, Any]:
+        """For a report: figures of the whole pool, or of its utterances from one source.
+
+        ρ is None where no utterance has words.
+        """
+        rows = [i for i, name in enumerate(self.sources) if source in (None, name)]
+        rho = [self.rho[i] for i in rows if self.words[i]]
+        return {
+            "kind": self.kind,
+            "utterances": len(rows),
+            "candidates": self.candidates,
+            "sources": dict(Counter(self.sources[i] for i in rows)),
+            "seconds": round(sum(self.utterances[i].seconds() for i in rows), 2),
+            "words": sum(self.words[i] for i in rows),
+            "rare_words": sum(self.rare_words[i] for i in rows),
+            "rho": {"mean": sum(rho) / len(rho), "min": min(rho), "max": max(rho)} if rho else None,
+        }
+
+
+def draw_pool(
+    corpora: Mapping[str, Sequence[Utterance]],
+    kind: PoolKind,
+    count: int,
+    seed: int,
+    rarity: Rarity,
+    *,
+    max_duration: float | None = None,
+    require_text: bool = True,
+    intake: Intake | None = None,
+) -> Pool:
+    """Draw a pool; see above for its kinds.
+
+    Args:
+        corpora: label to utterances. Ids that occur in several corpora get their corpus's label in front.
+        count: how many, at least 1; fewer where fewer qualify, which the caller compares and reports.
+        seed: of the random draws, and of the order among equals.
+        rarity: which words are rare.
+        max_duration, require_text, intake: see ``tarq.data.corpora.first_usable``.
+
+    Raises:
+        DataError: ``r-top`` of several corpora, ``r-cross`` of one, or what ``first_usable`` raises.
+    """
+    if kind == "r-top" and len(corpora) > 1:
+        raise DataError("r-top draws from one corpus: give one, or r-cross for several")
+    if kind == "r-cross" and len(corpora) < 2:
+        raise DataError("r-cross draws from several corpora: give more, or r-top for one")
+    corpora = _apart(corpora)
+    source = {utterance.id: label for label, utterances in corpora.items() for utterance in utterances}
+    drawn = shuffled([utterance for utterances in corpora.values() for utterance in utterances], seed)
+    ranked = drawn
+    if kind != "uniform":
+        if not any(utterance.text for utterance in drawn):
+            raise DataError(f"{kind} goes by the words of transcripts, and there are none: draw a uniform pool")
+        ranked = sorted(drawn, key=lambda utterance: -rarity.rho(utterance))  # stable: equals as drawn
+    chosen = first_usable(
+        ranked,
+        math.ceil(count / 2) if kind == "r-mix" else count,
+        max_duration=max_duration,
+        require_text=require_text,
+        intake=intake,
+    )
+    if kind == "r-mix":
+        top = {utterance.id for utterance in chosen}
+        rest = (utterance for utterance in drawn if utterance.id not in top)
+        chosen += islice(usable(rest, max_duration, require_text, intake), count - len(chosen))
+    counts = [rarity.of(utterance) for utterance in chosen]
+    return Pool(
+        kind=kind,
+        utterances=chosen,
+        sources=[source[utterance.id] for utterance in chosen],
+        words=[words for words, _ in counts],
+        rare_words=[rare for _, rare in counts],
+        candidates=len(drawn),
+    )
+
+
+def _apart(corpora: Mapping[str, Sequence[Utterance]]) -> Mapping[str, Sequence[Utterance]]:
+    """The corpora; where an id is in more than one, every id has its corpus's label in front."""
+    ids = Counter(utterance.id for utterances in corpora.values() for utterance in utterances)
+    if len(corpora) == 1 or max(ids.values()) == 1:
+        return corpora
+    return {label: [replace(u, id=f"{label}/{u.id}") for u in utterances] for label, utterances in corpora.items()}
