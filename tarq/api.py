@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import AutoFeatureExtractor, AutoProcessor, AutoTokenizer, PreTrainedModel
 
-from . import checkpoint
+from . import checkpoint, distributed
 from .calibration import calibration_set
 from .config import TarqConfig
 from .data.audio import read_audio
@@ -130,6 +130,7 @@ def _part(source: str | Path, name: str, given: Any, auto: Any) -> Any:
         raise ModelError(f"{source}: no {name} there ({error}); pass {name}=… or add its files") from error
 
 
+@distributed.together()
 def quantize(
     model: PreTrainedModel | Recognizer,
     calibration: Data | None,
@@ -142,6 +143,9 @@ def quantize(
     reporter: Reporter | None = None,
 ) -> Report:
     """Quantize the Linear layers of a speech model's blocks, in place.
+
+    Where ``torch.distributed`` is initialised, every process calls this alike: each takes a share of the work and all
+    end with the same model.
 
     Args:
         model: a transformers model (or a :class:`Recognizer`, which brings its own tokenizer).
@@ -200,6 +204,7 @@ def quantize(
         left_out=outside,
         sizes={"linear_bytes_before": before, "linear_bytes_after": recognizer.linear_bytes()},
         seconds=round(time.monotonic() - began, 2),
+        processes=distributed.world(),
         notes=notes,
     )
 
@@ -215,6 +220,8 @@ def save(
     overwrite: bool = False,
 ) -> None:
     """Write a compressed-tensors ``pack-quantized`` checkpoint, with the report beside it.
+
+    Of several processes, which must all call this, the first writes.
 
     Args:
         model: quantized, or a :class:`Recognizer` around it.
@@ -235,7 +242,9 @@ def save(
     extras = model.parts
     if report is not None:
         extras.append(_ReportFile(report))
-    checkpoint.save(model.model, path, extras=extras, overwrite=overwrite)
+    with distributed.together():
+        if distributed.rank() == 0:
+            checkpoint.save(model.model, path, extras=extras, overwrite=overwrite)
 
 
 class _ReportFile:
@@ -274,6 +283,7 @@ def transcribe(
     return transcribe_waveforms(recognizer, waveforms, batch_size, reporter)
 
 
+@distributed.together()
 def evaluate(
     models: Mapping[str, PreTrainedModel | Recognizer | str | Path],
     data: Mapping[str, Data],
@@ -288,6 +298,8 @@ def evaluate(
     reporter: Reporter | None = None,
 ) -> Evaluation:
     """Score models on transcribed sets: word error rates, teacher-forced divergence, paired intervals.
+
+    Where ``torch.distributed`` is initialised, every process calls this alike, and each runs a share of the batches.
 
     Args:
         models: label to model: a transformers model, a recognizer, a folder or a hub id.

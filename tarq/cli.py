@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -18,6 +18,9 @@ from rich.markup import escape
 from .data.utterance import Utterance
 from .errors import TarqError
 from .version import __version__
+
+if TYPE_CHECKING:
+    from .screen import ScreenReporter
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -113,12 +116,11 @@ def quantize(
     json_file: JsonFile = None,
 ) -> None:
     """Quantize a model and write a compressed-tensors checkpoint."""
-    from . import api
+    from . import api, distributed
     from .checkpoint import check_writable
     from .config import TarqConfig
-    from .screen import ScreenReporter, show_report
+    from .screen import show_report
 
-    check_writable(out, overwrite)
     optional = {
         "scale_rule": scale_rule,
         "metric": metric,
@@ -149,11 +151,14 @@ def quantize(
         batch_size=batch_size,
         seed=seed,
     )
-    with ScreenReporter(console) as reporter:
+    with distributed.joined() as first, _screen(first) as reporter:
+        check_writable(out, overwrite)
         reporter.phase(f"loading {model}")
         recognizer = api.load_recognizer(model, **_where(device, dtype), language=language)
         report = api.quantize(recognizer, calibration, config, reporter=reporter)
         api.save(recognizer, out, report, overwrite=overwrite)
+    if not first:
+        return
     show_report(console, report, layers=False)
     text = f"written to {out}; next: tarq evaluate {model} {out} --reference {model} --data …"
     console.print(text, highlight=False, markup=False)
@@ -184,11 +189,11 @@ def evaluate(
     json_file: JsonFile = None,
 ) -> None:
     """Score models: WER, rare-WER, KL and NLL, with paired intervals and the rare words lost."""
-    from . import api
+    from . import api, distributed
     from .config import TarqConfig
     from .data.corpora import load_utterances, select_utterances
     from .linear import use_int8_activations
-    from .screen import ScreenReporter, show_evaluation
+    from .screen import show_evaluation
 
     config = TarqConfig(
         normalizer=normalizer,
@@ -198,7 +203,7 @@ def evaluate(
         seed=seed,
     )
     sources = _labelled([*models, *([reference] if reference else [])])
-    with ScreenReporter(console) as reporter:
+    with distributed.joined() as first, _screen(first) as reporter:
         recognizers = {}
         for label, source in sources.items():
             reporter.phase(f"loading {source}")
@@ -224,6 +229,8 @@ def evaluate(
             decode=decode,
             reporter=reporter,
         )
+    if not first:
+        return
     show_evaluation(console, result, {label: r.linear_bytes() for label, r in recognizers.items()})
     if json_file:
         json_file.write_text(json.dumps(result.to_dict(), indent=1))
@@ -403,9 +410,23 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
 ) -> None:
-    pass
+    # By the environment alone: torch takes a second to import.
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if several and context.invoked_subcommand not in ("quantize", "evaluate"):
+        raise typer.BadParameter(
+            f"{context.invoked_subcommand} runs in one process, not under torchrun; quantize and evaluate share work"
+        )
+
+
+def _screen(first: bool) -> ScreenReporter:
+    """Progress on the terminal, which of several processes the first has to itself."""
+    from .screen import ScreenReporter
+
+    console.quiet = not first
+    return ScreenReporter(console)
 
 
 def _residual(text: str | None) -> str | float | None:
@@ -419,8 +440,11 @@ def _where(device: str, dtype: str) -> dict[str, Any]:
     """Device and dtype as the API takes them; what is not there is refused before any work."""
     import torch
 
+    from .distributed import local_device
+
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = local_device(device)
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
@@ -470,6 +494,10 @@ def main() -> None:
     try:
         app()
     except (TarqError, ValueError) as error:
+        from .distributed import is_shared
+
+        if is_shared(error) and os.environ.get("RANK", "0") != "0":
+            sys.exit(1)  # the first process says it
         text = escape(f"{type(error).__name__}: {error}")
         Console(stderr=True).print(f"[red]error[/] {text}", highlight=False, soft_wrap=True)
         sys.exit(1)

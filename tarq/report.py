@@ -67,6 +67,7 @@ class Report:
         left_out: matrices outside the blocks' Linears (heads, stems, pointwise convolutions), with the reason.
         sizes: bytes of the quantized Linears' weights before and after, and of the whole checkpoint.
         seconds: wall time of the walk.
+        processes: that shared the work.
         notes: everything degraded or unusual about the run as a whole.
     """
 
@@ -78,6 +79,7 @@ class Report:
     left_out: dict[str, str] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
+    processes: int = 1
     notes: list[str] = field(default_factory=list)
 
     def to_json(self) -> str:

@@ -133,7 +133,8 @@ def show_report(console: Console, report: Report, layers: bool) -> None:
         console.print(f"[yellow]note[/] {count} layers: {escape(text)}")
     for text in report.notes:
         console.print(f"[yellow]note[/] {escape(text)}")
-    console.print(f"walk: {report.seconds:.1f} s")
+    shared = f" in {report.processes} processes" if report.processes > 1 else ""
+    console.print(f"walk: {report.seconds:.1f} s{shared}")
 
 
 def _number(figure: str, value: float, sign: str = "") -> str:

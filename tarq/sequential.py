@@ -12,11 +12,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from . import distributed
 from .config import TarqConfig
 from .errors import CalibrationError, ModelError
 from .families.family import Batch, Positions, Recognizer, Stage
@@ -64,9 +66,13 @@ class _Pair:
     """One batch on both paths; the full-precision one is walked only where a residual compares with it.
 
     Attributes:
+        index: of the batch within the calibration set, of which other processes may hold other batches.
+        turn: utterances of the set before it.
         ahead: first Linear of each group of the block at hand to what it reads in full precision.
     """
 
+    index: int
+    turn: int
     batch: Batch
     full: _Path | None
     quantized: _Path
@@ -148,7 +154,9 @@ class _Walk:
         reporter: Reporter,
         metric: Metric | None,
     ) -> None:
-        self.recognizer, self.batches, self.config, self.reporter = recognizer, batches, config, reporter
+        self.recognizer, self.config, self.reporter = recognizer, config, reporter
+        turns = [0, *accumulate(len(batch.ids) for batch in batches)]
+        self.share = distributed.dealt([(i, turns[i], batch) for i, batch in enumerate(batches)])
         self.metric = metric or make_metric(
             config.metric, cost_ratio=config.cost_ratio, max_lambda=config.max_lambda, seed=config.seed
         )
@@ -162,7 +170,7 @@ class _Walk:
         stages = self.recognizer.stages()
         self._check_ignored(stages)
         self.reporter.start(sum(len(self._targets(name, b)) for s in stages for name, b in s.blocks))
-        handed: list[tuple[Any, Any]] = [(None, None)] * len(self.batches)
+        handed: list[tuple[Any, Any]] = [(None, None)] * len(self.share)
         for stage in stages:
             if not self.config.needs_statistics:
                 for name, block in stage.blocks:
@@ -176,15 +184,18 @@ class _Walk:
         first = stage.blocks[0][1]
         pairs = [
             _Pair(
+                index,
+                turn,
                 b,
                 _first_input(first, stage, b, full) if self.paired else None,
                 _first_input(first, stage, b, quantized),
             )
-            for b, (full, quantized) in zip(self.batches, handed, strict=True)
+            for (index, turn, b), (full, quantized) in zip(self.share, handed, strict=True)
         ]
         shared: dict[str, list[Moments]] = {}  # of tensors that every block of the stage reads
         for name, block in stage.blocks:
-            groups = _groups(block, pairs[0].quantized)
+            # The first process has a batch even where there are fewer than processes.
+            groups = distributed.from_first(lambda block=block: _groups(block, pairs[0].quantized))
             for pair in pairs:
                 pair.run_ahead(block, groups)
             for group in groups:
@@ -221,9 +232,10 @@ class _Walk:
         first = next(iter(linears.values()))
         group_size, note = choose_group_size(first.in_features, self.config.group_size)
         scheme = self.config.scheme(group_size)
+        own = {n: linears[n].weight for n in distributed.dealt(list(linears))}
         try:
-            solutions = tail_aware_quantize(
-                {n: linear.weight for n, linear in linears.items()},
+            solved = own and tail_aware_quantize(
+                own,
                 parts,
                 metric=self.metric,
                 residual=self.config.residual,
@@ -233,8 +245,9 @@ class _Walk:
             )
         except (torch.linalg.LinAlgError, ValueError) as error:
             raise CalibrationError(f"{label}: {error}") from error
+        solutions = distributed.gathered(list(solved.items()), self.recognizer.device)
         positions = {side: sum(part.positions[side] for part in parts) for side in SIDES}
-        for name, solution in solutions.items():
+        for name, solution in solutions:
             self._swap(stage, block_name, block, name, solution, group_size, positions, note)
 
     def _moments(
@@ -255,17 +268,15 @@ class _Walk:
         folds = 2 if self.config.residual == "cross-fitted" else 1
         parts = [Moments(features, paired=self.paired, device=device) for _ in range(folds)]
         reads = stage.reads if group.context else stage.name
-        turn = 0
-        for index, pair in enumerate(pairs):
+        for pair in pairs:
             x = _input_of(block, name, pair.quantized, group.context)
             x_full = pair.ahead.pop(name, None)  # dropped as soon as it is used
-            of = self._row_weights(reads or stage.name, index, pair.batch)
+            of = self._row_weights(reads or stage.name, pair.index, pair.batch)
             if x.shape[:-1].numel() != len(of.tail):
                 raise CalibrationError(
                     f"{label}: its input has {x.shape[:-1].numel()} rows for {len(of.tail)} positions"
                 )
-            fold = (turn + of.owner).remainder(folds)
-            turn += len(pair.batch.ids)
+            fold = (pair.turn + of.owner).remainder(folds)
             rows, rows_full = x.flatten(0, -2), None if x_full is None else x_full.flatten(0, -2)
             try:
                 for part, moments in enumerate(parts):
@@ -275,6 +286,7 @@ class _Walk:
                     f"{label}: {error} on utterances {', '.join(pair.batch.ids)}; check the audio and the "
                     "model's dtype (float16 overflows: load it in float32 or bfloat16)"
                 ) from error
+        distributed.add_up(parts)
         if any(sum(part.positions.values()) == 0 for part in parts):
             raise CalibrationError(
                 f"{label}: the residual {self.config.residual!r} needs at least {folds} calibration utterances"
