@@ -22,7 +22,7 @@ from .families.family import Batch, Recognizer
 from .families.registry import adapt, family_of, model_class
 from .linear import use_int8_activations
 from .method.metrics import Metric
-from .report import FILE_NAME, Report, Reporter
+from .report import FILE_NAME, Report, Reporter, peak_memory
 from .scoring.evaluate import Evaluation, evaluate_models
 from .sequential import quantize_model
 from .transcription import transcribe_waveforms
@@ -55,6 +55,7 @@ def load_recognizer(
     device: str | torch.device = "cpu",
     language: str = "en",
     int8_activations: bool = False,
+    offload: bool = False,
 ) -> Recognizer:
     """A model with its tokenizer and feature extractor, or with its processor where its prompts need one.
 
@@ -64,12 +65,15 @@ def load_recognizer(
         device: where the model goes.
         language: of the speech.
         int8_activations: round the inputs of 4-bit layers to 8 bits, group by group: faster on a CPU, less exact.
+        offload: leave the model in RAM, in the dtype it has on ``device``; for :func:`quantize` with ``offload``.
 
     Raises:
         ModelError: parts are missing, the family is not supported, or there is no 4-bit layer to round inputs of.
         CheckpointError: the checkpoint is damaged.
     """
-    recognizer = as_recognizer(source, language=language, dtype=dtype, device=device)
+    if offload and dtype is None:
+        dtype = checkpoint.computing_dtype(source, device)
+    recognizer = as_recognizer(source, language=language, dtype=dtype, device="cpu" if offload else device)
     if int8_activations and use_int8_activations(recognizer.model) == 0:
         raise ModelError(f"{source}: no 4-bit layers, whose inputs int8_activations would round; leave it off")
     return recognizer
@@ -140,6 +144,7 @@ def quantize(
     feature_extractor: Any = None,
     processor: Any = None,
     metric: Metric | None = None,
+    offload: str | torch.device | None = None,
     reporter: Reporter | None = None,
 ) -> Report:
     """Quantize the Linear layers of a speech model's blocks, in place.
@@ -156,6 +161,8 @@ def quantize(
         feature_extractor: likewise.
         processor: likewise; see :func:`as_recognizer`.
         metric: takes the place of the one the configuration names: a weight for every position, say.
+        offload: device that blocks go to one at a time to be quantized, while the model and its hidden states stay
+            where the model is; None to quantize there.
         reporter: hears of progress.
 
     Returns:
@@ -172,7 +179,10 @@ def quantize(
         raise ModelError("the model is quantized already: load the full-precision one")
     recognizer.model.eval()
     notes: list[str] = []
-    if recognizer.device.type == "cpu" and recognizer.dtype == torch.float16:
+    device = recognizer.device if offload is None else torch.device(offload)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    if device.type == "cpu" and recognizer.dtype == torch.float16:
         recognizer.model.float()
         notes.append("computed in float32: float16 is slow and overflows on a CPU")
     config = config.with_scale_dtype(recognizer.stored_dtype)
@@ -193,8 +203,9 @@ def quantize(
     outside = recognizer.left_out()
     before = recognizer.linear_bytes()
     began = time.monotonic()
-    layers = quantize_model(recognizer, batches, config, reporter, metric)
+    layers = quantize_model(recognizer, batches, config, reporter, metric, device)
     recognizer.model.config.quantization_config = checkpoint.quantization_config(recognizer.model)
+    peaks = distributed.gathered([peak_memory(device)])
     return Report(
         model=str(recognizer.model.config._name_or_path),
         config=config.to_dict(),
@@ -204,6 +215,7 @@ def quantize(
         left_out=outside,
         sizes={"linear_bytes_before": before, "linear_bytes_after": recognizer.linear_bytes()},
         seconds=round(time.monotonic() - began, 2),
+        memory={name: max(peak[name] for peak in peaks) for name in peaks[0]},
         processes=distributed.world(),
         notes=notes,
     )

@@ -111,6 +111,12 @@ def quantize(
     batch_size: BatchSize = 4,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    offload: Annotated[
+        bool, typer.Option("--offload", help="Keep the model in RAM; blocks go to the device one at a time.")
+    ] = False,
+    activation_memory: Annotated[
+        float, typer.Option(help="GB for inputs of a block's layers; what does not fit is computed again.")
+    ] = 4.0,
     seed: Annotated[int, typer.Option(help="Of the sample and of the random controls.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing OUT.")] = False,
     json_file: JsonFile = None,
@@ -149,13 +155,16 @@ def quantize(
         ignore=tuple(ignore or ()),
         samples=samples,
         batch_size=batch_size,
+        activation_memory=activation_memory,
         seed=seed,
     )
     with distributed.joined() as first, _screen(first) as reporter:
         check_writable(out, overwrite)
         reporter.phase(f"loading {model}")
-        recognizer = api.load_recognizer(model, **_where(device, dtype), language=language)
-        report = api.quantize(recognizer, calibration, config, reporter=reporter)
+        where = _where(device, dtype)
+        recognizer = api.load_recognizer(model, **where, language=language, offload=offload)
+        lent_to = where["device"] if offload else None
+        report = api.quantize(recognizer, calibration, config, offload=lent_to, reporter=reporter)
         api.save(recognizer, out, report, overwrite=overwrite)
     if not first:
         return
