@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import AutoFeatureExtractor, AutoProcessor, AutoTokenizer, PreTrainedModel
 
-from . import checkpoint
+from . import checkpoint, distributed
 from .calibration import calibration_set
 from .config import TarqConfig
 from .data.audio import read_audio
@@ -23,7 +23,7 @@ from .families.family import Batch, Recognizer
 from .families.registry import adapt, family_of, model_class
 from .linear import use_int8_activations
 from .method.metrics import Metric
-from .report import FILE_NAME, Report, Reporter
+from .report import FILE_NAME, Report, Reporter, peak_memory
 from .scoring.evaluate import Evaluation, evaluate_models
 from .sequential import quantize_model
 from .transcription import transcribe_waveforms
@@ -57,6 +57,7 @@ def load_recognizer(
     device: str | torch.device = "cpu",
     language: str = "en",
     int8_activations: bool = False,
+    offload: bool = False,
 ) -> Recognizer:
     """A model with its tokenizer and feature extractor, or with its processor where its prompts need one.
 
@@ -67,12 +68,15 @@ def load_recognizer(
         language: of the speech.
         int8_activations: round the inputs of layers of at most 4 bits to 8 bits, group by group: faster on a CPU, less
             exact.
+        offload: leave the model in RAM, in the dtype it has on ``device``; for :func:`quantize` with ``offload``.
 
     Raises:
         ModelError: parts are missing, the family is not supported, or there is no layer to round inputs of.
         CheckpointError: the checkpoint is damaged.
     """
-    recognizer = as_recognizer(source, language=language, dtype=dtype, device=device)
+    if offload and dtype is None:
+        dtype = checkpoint.computing_dtype(source, device)
+    recognizer = as_recognizer(source, language=language, dtype=dtype, device="cpu" if offload else device)
     if int8_activations and use_int8_activations(recognizer.model) == 0:
         raise ModelError(f"{source}: no layers of 4 bits or fewer, whose inputs int8_activations rounds; leave it off")
     return recognizer
@@ -133,6 +137,7 @@ def _part(source: str | Path, name: str, given: Any, auto: Any) -> Any:
         raise ModelError(f"{source}: no {name} there ({error}); pass {name}=… or add its files") from error
 
 
+@distributed.together()
 def quantize(
     model: PreTrainedModel | Recognizer,
     calibration: Data | Mapping[str, Data] | None,
@@ -142,9 +147,13 @@ def quantize(
     feature_extractor: Any = None,
     processor: Any = None,
     metric: Metric | None = None,
+    offload: str | torch.device | None = None,
     reporter: Reporter | None = None,
 ) -> Report:
     """Quantize the Linear layers of a speech model's blocks, in place.
+
+    Where ``torch.distributed`` is initialised, every process calls this alike: each takes a share of the work and all
+    end with the same model.
 
     Args:
         model: a transformers model (or a :class:`Recognizer`, which brings its own tokenizer).
@@ -155,6 +164,8 @@ def quantize(
         feature_extractor: likewise.
         processor: likewise; see :func:`as_recognizer`.
         metric: takes the place of the one the configuration names: a weight for every position, say.
+        offload: device that blocks go to one at a time to be quantized, while the model and its hidden states stay
+            where the model is; None to quantize there.
         reporter: hears of progress.
 
     Returns:
@@ -171,7 +182,10 @@ def quantize(
         raise ModelError("the model is quantized already: load the full-precision one")
     recognizer.model.eval()
     notes: list[str] = []
-    if recognizer.device.type == "cpu" and recognizer.dtype == torch.float16:
+    device = recognizer.device if offload is None else torch.device(offload)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    if device.type == "cpu" and recognizer.dtype == torch.float16:
         recognizer.model.float()
         notes.append("computed in float32: float16 is slow and overflows on a CPU")
     config = config.with_scale_dtype(recognizer.stored_dtype)
@@ -195,8 +209,9 @@ def quantize(
     outside = recognizer.left_out()
     before = recognizer.linear_bytes()
     began = time.monotonic()
-    layers = quantize_model(recognizer, batches, config, reporter, metric)
+    layers = quantize_model(recognizer, batches, config, reporter, metric, device)
     recognizer.model.config.quantization_config = checkpoint.quantization_config(recognizer.model)
+    peaks = distributed.gathered([peak_memory(device)])
     return Report(
         model=str(recognizer.model.config._name_or_path),
         config=config.to_dict(),
@@ -206,6 +221,8 @@ def quantize(
         left_out=outside,
         sizes={"linear_bytes_before": before, "linear_bytes_after": recognizer.linear_bytes()},
         seconds=round(time.monotonic() - began, 2),
+        memory={name: max(peak[name] for peak in peaks) for name in peaks[0]},
+        processes=distributed.world(),
         notes=notes,
     )
 
@@ -221,6 +238,8 @@ def save(
     overwrite: bool = False,
 ) -> None:
     """Write a compressed-tensors ``pack-quantized`` checkpoint, with the report beside it.
+
+    Of several processes, which must all call this, the first writes.
 
     Args:
         model: quantized, or a :class:`Recognizer` around it.
@@ -241,7 +260,9 @@ def save(
     extras = model.parts
     if report is not None:
         extras.append(_ReportFile(report))
-    checkpoint.save(model.model, path, extras=extras, overwrite=overwrite)
+    with distributed.together():
+        if distributed.rank() == 0:
+            checkpoint.save(model.model, path, extras=extras, overwrite=overwrite)
 
 
 class _ReportFile:
@@ -280,6 +301,7 @@ def transcribe(
     return transcribe_waveforms(recognizer, waveforms, batch_size, reporter)
 
 
+@distributed.together()
 def evaluate(
     models: Mapping[str, PreTrainedModel | Recognizer | str | Path],
     data: Mapping[str, Data],
@@ -295,6 +317,8 @@ def evaluate(
     reporter: Reporter | None = None,
 ) -> Evaluation:
     """Score models on transcribed sets: word error rates, teacher-forced divergence, paired intervals.
+
+    Where ``torch.distributed`` is initialised, every process calls this alike, and each runs a share of the batches.
 
     Args:
         models: label to model: a transformers model, a recognizer, a folder or a hub id.

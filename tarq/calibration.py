@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from . import distributed
 from .config import TarqConfig
 from .data.intake import Intake
 from .data.pools import Rarity, draw_pool
@@ -92,8 +93,10 @@ def calibration_set(
     made = make_examples(recognizer, chosen, config, reporter)
     if not made.examples:
         raise CalibrationError(f"no calibration utterance is usable: {'; '.join(made.notes)}")
+    batches = list(batched(recognizer, made.examples, config.batch_size))
     with torch.no_grad():
-        batches = [tag_frames(recognizer, b, config) for b in batched(recognizer, made.examples, config.batch_size)]
+        tags = distributed.gathered([frame_tags(recognizer, batch, config) for batch in distributed.dealt(batches)])
+    batches = [with_tags(batch, rows) for batch, rows in zip(batches, tags, strict=True)]
     frequencies = described(config.frequencies(), config.tail_threshold)
     if "note" in frequencies:
         notes.append(frequencies["note"])
@@ -136,11 +139,15 @@ def make_examples(
     )
     if config.timestamps != "without" and not recognizer.has_timestamps:
         raise ModelError(f"{type(recognizer.model).__name__} has no timestamps: leave --timestamps out")
-    reporter.phase("transcribing" if any(own) else "reading audio", len(utterances))
-    for start in range(0, len(utterances), config.batch_size):
-        some = utterances[start : start + config.batch_size]
+    starts = range(0, len(utterances), config.batch_size)
+    pieces = [utterances[start : start + config.batch_size] for start in starts]
+    if any(own):
+        reporter.phase("transcribing", len(distributed.dealt(pieces)))
+    heard = distributed.gathered([_texts(recognizer, p, config, reporter) for p in distributed.dealt(pieces)])
+    reporter.phase("reading audio", len(utterances))
+    for some, texts in zip(pieces, heard, strict=True):
         waveforms = [u.waveform(recognizer.sampling_rate) for u in some]
-        for utterance, waveform, text in zip(some, waveforms, _texts(recognizer, some, waveforms, config), strict=True):
+        for utterance, waveform, text in zip(some, waveforms, texts, strict=True):
             text = in_style(text, made.style)
             if reason := _unusable(recognizer, waveform, text):
                 made.notes.append(f"{utterance.id}: {reason}, left out")
@@ -163,16 +170,18 @@ def _transcribed_by_model(utterance: Utterance, config: TarqConfig) -> bool:
 
 
 def _texts(
-    recognizer: Recognizer, utterances: Sequence[Utterance], waveforms: Sequence[Any], config: TarqConfig
+    recognizer: Recognizer, utterances: Sequence[Utterance], config: TarqConfig, reporter: Reporter
 ) -> list[str]:
     """Reference transcripts, or the model's own where there is none or all are to be its own."""
     texts = [u.text or "" for u in utterances]
     mine = [i for i, u in enumerate(utterances) if _transcribed_by_model(u, config)]
     for language in sorted({language_of(utterances[i], config.language) for i in mine}):
         these = [i for i in mine if language_of(utterances[i], config.language) == language]
+        waveforms = [utterances[i].waveform(recognizer.sampling_rate) for i in these]
         with recognizer.speaking(language):
-            for i, text in zip(these, recognizer.transcribe([waveforms[i] for i in these]), strict=True):
+            for i, text in zip(these, recognizer.transcribe(waveforms), strict=True):
                 texts[i] = text
+    reporter.advance()
     return texts
 
 
@@ -205,17 +214,21 @@ def make_example(
     )
 
 
-def tag_frames(recognizer: Recognizer, batch: Batch, config: TarqConfig) -> Batch:
-    """The batch with the frames in which the model hears rare words tagged, where the configuration wants them.
+def frame_tags(recognizer: Recognizer, batch: Batch, config: TarqConfig) -> dict[str, torch.Tensor]:
+    """The frames in which the model hears rare words, by stage; nothing where the configuration wants no such tags.
 
     Raises:
         ModelError: the family cannot place words on frames.
     """
     if config.frame_tags == "none" or (config.frame_tags == "auto" and not recognizer.frames_only):
-        return batch
+        return {}
+    return recognizer.frame_tags(batch)
+
+
+def with_tags(batch: Batch, tags: Mapping[str, torch.Tensor]) -> Batch:
+    """The batch with rows of its stages tagged beside those that are."""
     tagged = {
-        stage: replace(batch.positions[stage], tail=batch.positions[stage].tail | tags)
-        for stage, tags in recognizer.frame_tags(batch).items()
+        stage: replace(batch.positions[stage], tail=batch.positions[stage].tail | rows) for stage, rows in tags.items()
     }
     return replace(batch, positions=batch.positions | tagged)
 

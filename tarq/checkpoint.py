@@ -256,6 +256,32 @@ class _PackedLoader(HfQuantizer):
         return False
 
 
+def _config(source: str | Path) -> Any:
+    try:
+        return AutoConfig.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{source}: no model there that transformers can read: {_first_line(error)}") from error
+
+
+def _stored_dtype(config: Any) -> torch.dtype:
+    return config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
+
+
+def computing_dtype(source: Any, device: str | torch.device) -> torch.dtype:
+    """The dtype a model computes in on a device when none is asked: float32 on a CPU, elsewhere as stored.
+
+    Args:
+        source: folder or hub id, or the configuration read from there.
+        device: where it computes.
+
+    Raises:
+        ModelError: there is no model.
+    """
+    if torch.device(device).type == "cpu":
+        return torch.float32
+    return _stored_dtype(_config(source) if isinstance(source, str | Path) else source)
+
+
 def load_model(
     source: str | Path,
     model_class: Callable[[Any, Any], Any],
@@ -278,14 +304,10 @@ def load_model(
         ModelError: not a model, or of no class that is supported.
         CheckpointError: a packed checkpoint is damaged or of another format.
     """
-    try:
-        config = AutoConfig.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{source}: no model there that transformers can read: {_first_line(error)}") from error
+    config = _config(source)
     loaded_as = model_class(config, source)
-    stored_dtype = config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
-    if dtype is None:
-        dtype = torch.float32 if torch.device(device).type == "cpu" else stored_dtype
+    stored_dtype = _stored_dtype(config)
+    dtype = dtype or computing_dtype(config, device)
     stored = getattr(config, "quantization_config", None)
     if stored is not None:
         stored = stored if isinstance(stored, dict) else stored.to_dict()

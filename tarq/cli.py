@@ -20,6 +20,7 @@ from .version import __version__
 
 if TYPE_CHECKING:
     from .data.utterance import Utterance
+    from .screen import ScreenReporter
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -134,17 +135,22 @@ def quantize(
     batch_size: BatchSize = 4,
     device: Device = "auto",
     dtype: Dtype = "auto",
+    offload: Annotated[
+        bool, typer.Option("--offload", help="Keep the model in RAM; blocks go to the device one at a time.")
+    ] = False,
+    activation_memory: Annotated[
+        float, typer.Option(help="GB for inputs of a block's layers; what does not fit is computed again.")
+    ] = 4.0,
     seed: Annotated[int, typer.Option(help="Of the sample and of the random controls.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing OUT.")] = False,
     json_file: JsonFile = None,
 ) -> None:
     """Quantize a model and write a compressed-tensors checkpoint."""
-    from . import api
+    from . import api, distributed
     from .checkpoint import check_writable
     from .config import TarqConfig
-    from .screen import ScreenReporter, show_report
+    from .screen import show_report
 
-    check_writable(out, overwrite)
     optional = {
         "scale_rule": scale_rule,
         "metric": metric,
@@ -176,14 +182,20 @@ def quantize(
         samples=samples,
         max_bad=max_bad,
         batch_size=batch_size,
+        activation_memory=activation_memory,
         seed=seed,
     )
     speech = calibration[0] if calibration and len(calibration) == 1 else _labelled(calibration or []) or None
-    with ScreenReporter(console) as reporter:
+    with distributed.joined() as first, _screen(first) as reporter:
+        check_writable(out, overwrite)
         reporter.phase(f"loading {model}")
-        recognizer = api.load_recognizer(model, **_where(device, dtype), language=language)
-        report = api.quantize(recognizer, speech, config, reporter=reporter)
+        where = _where(device, dtype)
+        recognizer = api.load_recognizer(model, **where, language=language, offload=offload)
+        lent_to = where["device"] if offload else None
+        report = api.quantize(recognizer, speech, config, offload=lent_to, reporter=reporter)
         api.save(recognizer, out, report, overwrite=overwrite)
+    if not first:
+        return
     show_report(console, report, layers=False)
     text = f"written to {out}; next: tarq evaluate {model} {out} --reference {model} --data …"
     console.print(text, highlight=False, markup=False)
@@ -219,12 +231,12 @@ def evaluate(
     json_file: JsonFile = None,
 ) -> None:
     """Score models: WER, rare-WER, KL and NLL, with paired intervals and the rare words lost."""
-    from . import api
+    from . import api, distributed
     from .config import TarqConfig
     from .data.corpora import load_utterances, select_utterances
     from .data.intake import Intake
     from .linear import use_int8_activations
-    from .screen import ScreenReporter, show_evaluation
+    from .screen import show_evaluation
 
     config = TarqConfig(
         normalizer=normalizer,
@@ -236,7 +248,7 @@ def evaluate(
         seed=seed,
     )
     sources = _labelled([*models, *([reference] if reference else [])])
-    with ScreenReporter(console) as reporter:
+    with distributed.joined() as first, _screen(first) as reporter:
         recognizers = {}
         for label, source in sources.items():
             reporter.phase(f"loading {source}")
@@ -266,6 +278,8 @@ def evaluate(
             decode=decode,
             reporter=reporter,
         )
+    if not first:
+        return
     show_evaluation(console, result, {label: r.linear_bytes() for label, r in recognizers.items()})
     if json_file:
         json_file.write_text(json.dumps(result.to_dict(), indent=1))
@@ -522,9 +536,23 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
 ) -> None:
-    pass
+    # By the environment alone: torch takes a second to import.
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if several and context.invoked_subcommand not in ("quantize", "evaluate"):
+        raise typer.BadParameter(
+            f"{context.invoked_subcommand} runs in one process, not under torchrun; quantize and evaluate share work"
+        )
+
+
+def _screen(first: bool) -> ScreenReporter:
+    """Progress on the terminal, which of several processes the first has to itself."""
+    from .screen import ScreenReporter
+
+    console.quiet = not first
+    return ScreenReporter(console)
 
 
 def _residual(text: str | None) -> str | float | None:
@@ -538,8 +566,11 @@ def _where(device: str, dtype: str) -> dict[str, Any]:
     """Device and dtype as the API takes them; what is not there is refused before any work."""
     import torch
 
+    from .distributed import local_device
+
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = local_device(device)
     try:
         torch.empty(1, device=device)
     except (RuntimeError, AssertionError) as error:
@@ -587,6 +618,10 @@ def main() -> None:
     try:
         app()
     except (TarqError, ValueError) as error:
+        from .distributed import is_shared
+
+        if is_shared(error) and os.environ.get("RANK", "0") != "0":
+            sys.exit(1)  # the first process says it
         text = escape(f"{type(error).__name__}: {error}")
         Console(stderr=True).print(f"[red]error[/] {text}", highlight=False, soft_wrap=True)
         sys.exit(1)

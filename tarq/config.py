@@ -77,6 +77,8 @@ class TarqConfig:
         samples: calibration utterances drawn.
         max_bad: broken audio files that may be left out, of the calibration speech or of each scored set.
         batch_size: utterances a forward pass takes at once.
+        activation_memory: GB (1e9 bytes) for what one block's Linears read in full precision; what does not fit is
+            computed again for each group of Linears. The result is the same.
         seed: of the sampling of utterances and of the random controls.
 
     Raises:
@@ -109,6 +111,7 @@ class TarqConfig:
     samples: int = 128
     max_bad: int = 0
     batch_size: int = 4
+    activation_memory: float = 4.0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -132,7 +135,7 @@ class TarqConfig:
             raise ValueError(f"residual must be {', '.join(RESIDUALS)} or a number, not {self.residual!r}")
         if not isinstance(self.residual, str) and not math.isfinite(self.residual):
             raise ValueError(f"residual must be a finite number, not {self.residual}")
-        for name in ("cost_ratio", "damp", "padding_weight"):
+        for name in ("cost_ratio", "damp", "padding_weight", "activation_memory"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be a non-negative number, not {getattr(self, name)}")
         if self.max_lambda is not None and self.max_lambda <= 0:

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from .errors import CheckpointError
 
 FILE_NAME = "tarq_report.json"
@@ -68,6 +70,9 @@ class Report:
         left_out: matrices outside the blocks' Linears (heads, stems, pointwise convolutions), with the reason.
         sizes: bytes of the quantized Linears' weights before and after, and of the whole checkpoint.
         seconds: wall time of the walk.
+        memory: ``ram_peak_bytes``, the most the process ever held, loading the model included; on a GPU
+            ``device_peak_bytes``, the most torch had allocated there during the run. Of several processes the largest.
+        processes: that shared the work.
         notes: everything degraded or unusual about the run as a whole.
     """
 
@@ -79,6 +84,8 @@ class Report:
     left_out: dict[str, str] = field(default_factory=dict)
     sizes: dict[str, int] = field(default_factory=dict)
     seconds: float = 0.0
+    memory: dict[str, int] = field(default_factory=dict)
+    processes: int = 1
     notes: list[str] = field(default_factory=list)
 
     def to_json(self) -> str:
@@ -100,6 +107,16 @@ class Report:
             raise CheckpointError(f"{path} does not exist: was this folder written by tarq?") from None
         except (ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{path} is not a tarq report: {error}") from error
+
+
+def peak_memory(device: torch.device) -> dict[str, int]:
+    """:attr:`Report.memory` of this process."""
+    # Not getrusage: what it gives outlives exec, so that it may be the parent's.
+    status = Path("/proc/self/status").read_text()
+    peak = {"ram_peak_bytes": 1024 * int(status.split("VmHWM:")[1].split()[0])}
+    if device.type == "cuda":
+        peak["device_peak_bytes"] = torch.cuda.max_memory_allocated(device)
+    return peak
 
 
 class Reporter:

@@ -144,7 +144,10 @@ def show_report(console: Console, report: Report, layers: bool) -> None:
         console.print(f"[yellow]note[/] {count} layers: {escape(text)}")
     for text in report.notes:
         console.print(f"[yellow]note[/] {escape(text)}")
-    console.print(f"walk: {report.seconds:.1f} s")
+    shared = f" in {report.processes} processes" if report.processes > 1 else ""
+    peaks = {"RAM": "ram_peak_bytes", "GPU memory": "device_peak_bytes"}
+    peak = "".join(f", peak {report.memory[k] / 1e9:.2f} GB {name}" for name, k in peaks.items() if k in report.memory)
+    console.print(f"walk: {report.seconds:.1f} s{shared}{peak}")
 
 
 def frequencies_text(described: Mapping[str, Any]) -> str:

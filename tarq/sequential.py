@@ -1,22 +1,27 @@
 """The walk: block by block, in true order, with paired full-precision and partly quantized activations.
 
 At any time it holds the hidden states of the calibration set on both paths (in the decoder also the
-encoder's output, which every block reads, and its moments), what one block's Linears read in full precision,
-and the moments of one input, in two halves for cross-fitting. A block is run once as it was, before anything in it
-changes, and then up to each group of Linears as it becomes. What a block computes is found out by watching it: which
-Linears it calls, in which order, and which of them read the same tensor. So nothing here knows a family.
+encoder's output, which every block reads, and its moments), what one block's Linears read in full precision as far as
+that fits into ``TarqConfig.activation_memory``, and the moments of one input, in two halves for cross-fitting. A block
+is run once as it was, before anything in it changes, and then up to each group of Linears as it becomes; where not all
+of its inputs are held, its own Linears are put back for a moment and it runs again up to the group. Blocks may be
+lent to another device one at a time, with what passes through them; all else stays where it is. What a block computes
+is found out by watching it: which Linears it calls, in which order, and which of them read the same tensor. So nothing
+here knows a family.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from . import distributed
 from .config import TarqConfig
 from .errors import CalibrationError, ModelError
 from .families.family import Batch, Positions, Recognizer, Stage
@@ -49,6 +54,14 @@ class _Path:
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
+    def on(self, device: torch.device) -> _Path:
+        """The same on a device; nothing is copied where it is there already."""
+        return _Path(self.hidden.to(device), _moved(self.args, device), _moved(self.kwargs, device))
+
+    def through(self, block: nn.Module, device: torch.device) -> None:
+        """Go through a block that lies on a device; the hidden states return to where they were."""
+        self.hidden = self.on(device).run(block).to(self.hidden.device)
+
     def run(self, block: nn.Module) -> Tensor:
         out = block(self.hidden, *self.args, **self.kwargs)
         return out[0] if isinstance(out, tuple) else out
@@ -64,23 +77,25 @@ class _Pair:
     """One batch on both paths; the full-precision one is walked only where a residual compares with it.
 
     Attributes:
+        index: of the batch within the calibration set, of which other processes may hold other batches.
+        turn: utterances of the set before it.
         ahead: first Linear of each group of the block at hand to what it reads in full precision.
     """
 
+    index: int
+    turn: int
     batch: Batch
     full: _Path | None
     quantized: _Path
     ahead: dict[str, Tensor] = field(default_factory=dict)
 
-    def run_ahead(self, block: nn.Module, groups: Sequence[_Group]) -> None:
-        """Take the full-precision path through a block that is still as it was."""
+    def look_ahead(self, block: nn.Module, names: Sequence[str], device: torch.device) -> None:
+        """Run a block that is still as it was on the full-precision path and keep what these Linears read."""
         if self.full is None:
             return
-        context = self.full.context()
-        self.ahead = {group.names[0]: context[group.context] for group in groups if group.context}
-        own = [group.names[0] for group in groups if not group.context]
-        with _watched(block, own, self.ahead.setdefault):
-            self.full.hidden = self.full.run(block)
+        home = self.full.hidden.device
+        with _watched(block, names, lambda name, tensor: self.ahead.setdefault(name, tensor.to(home))):
+            self.full.through(block, device)
 
 
 @dataclass(frozen=True)
@@ -117,6 +132,7 @@ def quantize_model(
     config: TarqConfig,
     reporter: Reporter,
     metric: Metric | None = None,
+    device: torch.device | None = None,
 ) -> list[LayerReport]:
     """Quantize every Linear of the model's blocks in place and swap it for a :class:`QuantLinear`.
 
@@ -126,6 +142,7 @@ def quantize_model(
         config: what to do; ``scale_dtype`` must be resolved.
         reporter: hears of each finished layer.
         metric: takes the place of the one the configuration names (any weight per position, say).
+        device: where blocks go one at a time to be quantized; where the model is when not given.
 
     Returns:
         One record per Linear, in order of quantization; layers left alone are among them with a reason.
@@ -134,7 +151,7 @@ def quantize_model(
         CalibrationError: activations are NaN or infinite, or a metric cannot be factorised; names the layer.
         ModelError: a name to ignore matches no layer.
     """
-    walk = _Walk(recognizer, batches, config, reporter, metric)
+    walk = _Walk(recognizer, batches, config, reporter, metric, device or recognizer.device)
     with torch.no_grad():
         return walk.run()
 
@@ -147,14 +164,20 @@ class _Walk:
         config: TarqConfig,
         reporter: Reporter,
         metric: Metric | None,
+        device: torch.device,
     ) -> None:
-        self.recognizer, self.batches, self.config, self.reporter = recognizer, batches, config, reporter
+        self.recognizer, self.config, self.reporter = recognizer, config, reporter
+        turns = [0, *accumulate(len(batch.ids) for batch in batches)]
+        self.share = distributed.dealt([(i, turns[i], batch) for i, batch in enumerate(batches)])
         self.metric = metric or make_metric(
             config.metric, cost_ratio=config.cost_ratio, max_lambda=config.max_lambda, seed=config.seed
         )
         self.solver = make_solver(config.solver, damp=config.damp, act_order=config.act_order)
         self.scale_dtype = getattr(torch, config.scale_dtype)
         self.paired = config.corrects_drift
+        self.device = torch.empty(0, device=device).device  # "cuda" becomes "cuda:0", as tensors say it
+        self.before: dict[str, nn.Linear] = {}  # the block's own Linears, kept where it runs again as it was
+        self.reruns = False
         self.rows: dict[tuple[str, int], _Rows] = {}
         self.records: list[LayerReport] = []
 
@@ -162,11 +185,12 @@ class _Walk:
         stages = self.recognizer.stages()
         self._check_ignored(stages)
         self.reporter.start(sum(len(self._targets(name, b)) for s in stages for name, b in s.blocks))
-        handed: list[tuple[Any, Any]] = [(None, None)] * len(self.batches)
+        handed: list[tuple[Any, Any]] = [(None, None)] * len(self.share)
         for stage in stages:
             if not self.config.needs_statistics:
                 for name, block in stage.blocks:
-                    self._round_block(stage, name, block)
+                    with lent(block, self.device):
+                        self._round_block(stage, name, block)
                 continue
             handed = self._run_stage(stage, handed)
         return self.records
@@ -176,29 +200,78 @@ class _Walk:
         first = stage.blocks[0][1]
         pairs = [
             _Pair(
+                index,
+                turn,
                 b,
                 _first_input(first, stage, b, full) if self.paired else None,
                 _first_input(first, stage, b, quantized),
             )
-            for b, (full, quantized) in zip(self.batches, handed, strict=True)
+            for (index, turn, b), (full, quantized) in zip(self.share, handed, strict=True)
         ]
         shared: dict[str, list[Moments]] = {}  # of tensors that every block of the stage reads
         for name, block in stage.blocks:
-            groups = _groups(block, pairs[0].quantized)
-            for pair in pairs:
-                pair.run_ahead(block, groups)
-            for group in groups:
-                self._quantize_group(stage, name, block, group, pairs, shared)
-            self._skip_uncalled(stage, name, block, groups)
-            for pair in pairs:
-                pair.quantized.hidden = pair.quantized.run(block)
-                pair.ahead.clear()
+            with lent(block, self.device):
+                self._quantize_block(stage, name, block, pairs, shared)
         finished = []
         while pairs:  # one by one, so that the stage's input and output are never both held
             pair = pairs.pop(0)
             full = None if pair.full is None else stage.finish(pair.full.hidden)
             finished.append((full, stage.finish(pair.quantized.hidden)))
         return finished
+
+    def _quantize_block(
+        self,
+        stage: Stage,
+        name: str,
+        block: nn.Module,
+        pairs: list[_Pair],
+        shared: dict[str, list[Moments]],
+    ) -> None:
+        """Quantize a block group by group, and take both paths through it."""
+        # The first process has a batch even where there are fewer than processes.
+        groups = distributed.from_first(lambda: _groups(block, pairs[0].quantized.on(self.device)))
+        own = [g.names[0] for g in groups if not g.context and any(self._wanted(f"{name}.{n}") for n in g.names)]
+        held = self._fitting(block, own, pairs)
+        self.reruns = self.paired and len(held) < len(own)
+        for pair in pairs:
+            start = pair.full and pair.full.hidden
+            if held or not self.reruns:
+                pair.look_ahead(block, held, self.device)
+            if self.reruns and pair.full:
+                pair.full.hidden = start  # the block runs again from there
+        for group in groups:
+            self._quantize_group(stage, name, block, group, pairs, shared)
+        self._skip_uncalled(stage, name, block, groups)
+        for pair in pairs:
+            pair.quantized.through(block, self.device)
+            pair.ahead.clear()
+        if self.reruns:
+            with _swapped(block, self.before):
+                for pair in pairs:
+                    pair.look_ahead(block, [], self.device)
+        self.before.clear()
+
+    def _fitting(self, block: nn.Module, names: Sequence[str], pairs: list[_Pair]) -> list[str]:
+        """Those Linears whose full-precision inputs fit into the memory for them, the first ones first."""
+        free, fitting = self.config.activation_memory * 1e9, []
+        hidden = [pair.full.hidden for pair in pairs if pair.full]
+        for name in names:
+            width = _linear(block, name).in_features
+            size = sum(h.shape[:-1].numel() * width * h.element_size() for h in hidden)
+            if size <= free:
+                fitting.append(name)
+                free -= size
+        return fitting
+
+    def _full_input(self, block: nn.Module, group: _Group, pair: _Pair) -> Tensor | None:
+        """What a group reads on the full-precision path, held or made again."""
+        if pair.full is None:
+            return None
+        name = group.names[0]
+        if name in pair.ahead:
+            return pair.ahead.pop(name).to(self.device)  # dropped as soon as it is used
+        with _swapped(block, self.before):
+            return _input_of(block, name, pair.full.on(self.device), group.context)
 
     def _quantize_group(
         self,
@@ -221,9 +294,10 @@ class _Walk:
         first = next(iter(linears.values()))
         group_size, note = choose_group_size(first.in_features, self.config.group_size)
         scheme = self.config.scheme(group_size)
+        own = {n: linears[n].weight for n in distributed.dealt(list(linears))}
         try:
-            solutions = tail_aware_quantize(
-                {n: linear.weight for n, linear in linears.items()},
+            solved = own and tail_aware_quantize(
+                own,
                 parts,
                 metric=self.metric,
                 residual=self.config.residual,
@@ -233,8 +307,9 @@ class _Walk:
             )
         except (torch.linalg.LinAlgError, ValueError) as error:
             raise CalibrationError(f"{label}: {error}") from error
+        solutions = distributed.gathered(list(solved.items()), self.device)
         positions = {side: sum(part.positions[side] for part in parts) for side in SIDES}
-        for name, solution in solutions.items():
+        for name, solution in solutions:
             self._swap(stage, block_name, block, name, solution, group_size, positions, note)
 
     def _moments(
@@ -251,21 +326,19 @@ class _Walk:
         nothing more is computed.
         """
         name = group.names[0]
-        features, device = _linear(block, name).in_features, self.recognizer.device
+        features = _linear(block, name).in_features
         folds = 2 if self.config.residual == "cross-fitted" else 1
-        parts = [Moments(features, paired=self.paired, device=device) for _ in range(folds)]
+        parts = [Moments(features, paired=self.paired, device=self.device) for _ in range(folds)]
         reads = stage.reads if group.context else stage.name
-        turn = 0
-        for index, pair in enumerate(pairs):
-            x = _input_of(block, name, pair.quantized, group.context)
-            x_full = pair.ahead.pop(name, None)  # dropped as soon as it is used
-            of = self._row_weights(reads or stage.name, index, pair.batch)
+        for pair in pairs:
+            x = _input_of(block, name, pair.quantized.on(self.device), group.context)
+            x_full = self._full_input(block, group, pair)
+            of = self._row_weights(reads or stage.name, pair.index, pair.batch)
             if x.shape[:-1].numel() != len(of.tail):
                 raise CalibrationError(
                     f"{label}: its input has {x.shape[:-1].numel()} rows for {len(of.tail)} positions"
                 )
-            fold = (turn + of.owner).remainder(folds)
-            turn += len(pair.batch.ids)
+            fold = (pair.turn + of.owner).remainder(folds)
             rows, rows_full = x.flatten(0, -2), None if x_full is None else x_full.flatten(0, -2)
             try:
                 for part, moments in enumerate(parts):
@@ -275,6 +348,7 @@ class _Walk:
                     f"{label}: {error} on utterances {', '.join(pair.batch.ids)}; check the audio and the "
                     "model's dtype (float16 overflows: load it in float32 or bfloat16)"
                 ) from error
+        distributed.add_up(parts)
         if any(sum(part.positions.values()) == 0 for part in parts):
             raise CalibrationError(
                 f"{label}: the residual {self.config.residual!r} needs at least {folds} calibration utterances"
@@ -288,7 +362,7 @@ class _Walk:
             self.rows[key] = _assign(
                 self.metric, batch.positions[positions], batch.ids, positions, self.config.padding_weight
             )
-        rows, device = self.rows[key], self.recognizer.device
+        rows, device = self.rows[key], self.device
         return _Rows(rows.tail.to(device), rows.weight.to(device), rows.owner.to(device))
 
     def _swap(
@@ -304,6 +378,8 @@ class _Walk:
     ) -> None:
         """Put the quantized layer in place of the Linear and record it."""
         linear = _linear(block, name)
+        if self.reruns:
+            self.before[name] = linear
         q = solution.quantized
         scheme = self.config.scheme(group_size)
         block.set_submodule(
@@ -438,6 +514,42 @@ def _first_input(block: nn.Module, stage: Stage, batch: Batch, handed: Any) -> _
     if not caught:
         raise ModelError(f"stage {stage.name}: running the model never reached its first block")
     return caught[0]
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    """Tensors on a device, also within tuples, lists and dictionaries."""
+    if isinstance(value, Tensor):
+        return value.to(device)
+    if isinstance(value, dict):
+        return {key: _moved(item, device) for key, item in value.items()}
+    return type(value)(_moved(item, device) for item in value) if type(value) in (tuple, list) else value
+
+
+@contextmanager
+def lent(block: nn.Module, device: torch.device) -> Iterator[None]:
+    """A block on a device for a while, then back where it was."""
+    home = next(block.parameters()).device
+    if home == device:
+        yield
+        return
+    block.to(device)
+    try:
+        yield
+    finally:
+        block.to(home)
+
+
+@contextmanager
+def _swapped(block: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[None]:
+    """Other modules in a block's places for a while."""
+    now = {name: block.get_submodule(name) for name in modules}
+    for name, module in modules.items():
+        block.set_submodule(name, module)
+    try:
+        yield
+    finally:
+        for name, module in now.items():
+            block.set_submodule(name, module)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from . import distributed
 from .families.family import Recognizer
 from .report import Reporter
 
@@ -51,10 +52,14 @@ def transcribe_waveforms(
     size = int(recognizer.window * recognizer.sampling_rate)
     cut = [windows(w, size, recognizer.sampling_rate) for w in waveforms]
     flat = [piece for pieces in cut for piece in pieces]
-    texts: list[str] = []
+    batches = [flat[start : start + batch_size] for start in range(0, len(flat), batch_size)]
+    own: list[list[str]] = []
+    shown = 0
     with torch.no_grad():
-        for start in range(0, len(flat), batch_size):
-            texts += recognizer.transcribe(flat[start : start + batch_size])
-            reporter.advance(len(texts) * len(waveforms) // len(flat) - start * len(waveforms) // len(flat))
-    remaining = iter(texts)
+        for i, batch in enumerate(distributed.dealt(batches), start=1):
+            own.append(recognizer.transcribe(batch))
+            done = len(waveforms) * i // len(distributed.dealt(batches))
+            reporter.advance(done - shown)
+            shown = done
+    remaining = (text for texts in distributed.gathered(own) for text in texts)
     return [" ".join(filter(None, (next(remaining) for _ in pieces))) for pieces in cut]

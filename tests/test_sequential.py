@@ -1,19 +1,21 @@
 """The walk: order, pairing, shared inputs, rows, determinism, and what it says of trouble."""
 
 import dataclasses
+from contextlib import contextmanager
 
 import pytest
 import torch
 from torch import nn
 
 import tarq
+from tarq import sequential
 from tarq.calibration import calibration_set
 from tarq.data.corpora import load_utterances
 from tarq.errors import CalibrationError, ModelError
 from tarq.linear import QuantLinear
 from tarq.method.metrics import PositionWeights, RareBAL
 from tarq.method.statistics import Moments
-from tarq.report import Reporter
+from tarq.report import Reporter, peak_memory
 from tarq.sequential import _first_input, _groups, choose_group_size, quantize_model
 
 CONFIG = tarq.TarqConfig(group_size=32, scale_dtype="float16", batch_size=3)
@@ -259,3 +261,88 @@ def test_progress_is_reported(recognizer, batches):
     listener = Listener()
     quantize_model(recognizer, batches, CONFIG, listener)
     assert listener.total == listener.seen == 32
+
+
+def test_a_bound_on_activations_holds_and_changes_no_code(model_folder, batches, monkeypatch):
+    """Everything held, the first two groups of a block, nothing: the same codes; what is held fits the bound."""
+    most, drawn = 0, 0
+    original = sequential._Pair.look_ahead
+
+    def spy(self, *args):
+        nonlocal drawn, most
+        original(self, *args)
+        drawn += sum(t.nbytes for t in self.ahead.values()) if args[1] else 0
+        most = max(most, drawn)
+
+    monkeypatch.setattr(sequential._Pair, "look_ahead", spy)
+
+    def codes(budget):
+        nonlocal drawn, most
+        recognizer = tarq.load_recognizer(model_folder)
+        encoder = sum(b.positions["encoder"].exists.numel() for b in batches) * 4 * 128  # bytes of one narrow input
+        config = dataclasses.replace(CONFIG, activation_memory=budget * encoder / 1e9)
+        most = drawn = 0
+        # what is held of a block is given up before the next one
+        done = sequential._Walk._quantize_block
+
+        def block(*args):
+            nonlocal drawn
+            drawn = 0
+            done(*args)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(sequential._Walk, "_quantize_block", block)
+            quantize_model(recognizer, batches, config, Reporter())
+        layers = {n: m.weight_packed for n, m in recognizer.model.named_modules() if isinstance(m, QuantLinear)}
+        return layers, most / encoder
+
+    everything, held = codes(100)
+    assert held == 5  # widths 128, 128, 128 and 256
+    for budget in (2.5, 0):
+        layers, held = codes(budget)
+        assert held == int(budget)
+        assert all(torch.equal(layers[name], everything[name]) for name in everything)
+
+
+def test_blocks_are_lent_one_at_a_time(recognizer, batches, monkeypatch):
+    """A model that stays in RAM: whatever runs in a block's moments runs while it, and it alone, is on the device."""
+    lent, seen = [], []
+    original = sequential.lent
+
+    @contextmanager
+    def spy(block, device):
+        lent.append(block)
+        seen.append(len(lent))
+        with original(block, device):
+            yield
+        lent.pop()
+
+    monkeypatch.setattr(sequential, "lent", spy)
+    blocks = [block for stage in recognizer.stages() for _, block in stage.blocks]
+    for block in blocks:  # after the hook that stops a stage's start at its first block
+        block.fc1.register_forward_pre_hook(lambda module, args, block=block: seen.append(lent == [block]))
+    quantize_model(recognizer, batches, CONFIG, Reporter(), device=torch.device("cpu"))
+    assert seen.count(1) + seen.count(True) == len(seen) > len(blocks)
+
+
+@pytest.mark.gpu
+def test_an_offloaded_model_is_quantized_on_the_gpu(model_folder, manifest):
+    config = dataclasses.replace(CONFIG, activation_memory=0)
+    recognizer = tarq.load_recognizer(model_folder, device="cuda", dtype=torch.float32, offload=True)
+    report = tarq.quantize(recognizer, manifest, config, offload="cuda")
+    assert report.memory["device_peak_bytes"] > 0
+    assert {t.device.type for t in recognizer.model.state_dict().values()} == {"cpu"}
+    whole = tarq.load_recognizer(model_folder, device="cuda", dtype=torch.float32)
+    tarq.quantize(whole, manifest, CONFIG)
+    packed = {n: m for n, m in whole.model.named_modules() if isinstance(m, QuantLinear)}
+    for name, module in recognizer.model.named_modules():
+        if isinstance(module, QuantLinear):
+            apart = (module.dequantize(torch.float32) - packed[name].dequantize(torch.float32).cpu()).norm()
+            assert apart < 0.05 * module.dequantize(torch.float32).norm()
+
+
+def test_peak_memory_is_in_the_report(model_folder, manifest):
+    held = tarq.load_recognizer(model_folder)
+    before = peak_memory(torch.device("cpu"))["ram_peak_bytes"]
+    report = tarq.quantize(held, manifest, CONFIG)
+    assert report.memory["ram_peak_bytes"] >= before > 10e6

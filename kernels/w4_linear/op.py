@@ -159,7 +159,8 @@ class _Differentiable(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x_grad = bias_grad = None
         if ctx.needs_input_grad[0]:
-            codes, scales, zeros = _as_stored(*ctx.saved_tensors, ctx.sizes[0])
+            weight_packed, weight_scale, weight_zero_point = ctx.saved_tensors
+            codes, scales, zeros = _as_stored(weight_packed, weight_scale, weight_zero_point, ctx.sizes[0])
             x_grad = (grad.float() @ dequantize(codes, scales.float(), zeros, *ctx.sizes)).to(grad.dtype)
         if ctx.needs_input_grad[4]:
             bias_grad = grad.float().flatten(0, -2).sum(0).to(ctx.bias_dtype)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from .. import distributed
 from ..calibration import batched, make_examples
 from ..config import TarqConfig
 from ..data.utterance import Utterance, check_ids
@@ -172,6 +173,21 @@ def _check_comparable(models: Mapping[str, Recognizer], reference: str | None) -
 
 
 @dataclass
+class _Forced:
+    """What the models made of one batch.
+
+    Attributes:
+        ids: B utterance ids.
+        parts: model to kind of target to divergence.
+        texts: model to B transcripts.
+    """
+
+    ids: tuple[str, ...]
+    parts: dict[str, dict[str, Divergence]] = field(default_factory=dict)
+    texts: dict[str, list[str]] = field(default_factory=dict)
+
+
+@dataclass
 class _Heard:
     """What the models made of a set.
 
@@ -187,6 +203,15 @@ class _Heard:
     parts: dict[str, dict[str, list[Divergence]]] = field(default_factory=dict)
     texts: dict[str, dict[str, str]] = field(default_factory=dict)
 
+    def add(self, forced: _Forced) -> None:
+        """Put a batch behind those before it."""
+        self.seen += forced.ids
+        for name, kinds in forced.parts.items():
+            for kind, part in kinds.items():
+                self.parts[name][kind].append(part)
+        for name, texts in forced.texts.items():
+            self.texts[name] |= zip(forced.ids, texts, strict=True)
+
 
 def _listen(
     models: Mapping[str, Recognizer],
@@ -197,7 +222,10 @@ def _listen(
     scores: SetScores,
     decode: bool,
 ) -> _Heard:
-    """Run every model on every utterance: audio is read once, and each encoder runs once for both scores."""
+    """Run every model on every utterance: audio is read once, and each encoder runs once for both scores.
+
+    Where there are several processes, each takes a share of the batches, which are those of a single one.
+    """
     heard = _Heard(texts={name: {} for name in models})
     heard.parts = {name: {"rare": [], "common": []} for name in models if reference and name != reference}
     # In pieces, so that the features of a large set are never all held; batches are of similar length.
@@ -209,10 +237,11 @@ def _listen(
             scores.notes += made.notes
             heard.wanted += [e.id for e in made.examples]
             forced = {e.id for e in made.examples}
-            with torch.no_grad():
-                for batch in batched(models[reference], made.examples, config.batch_size):
-                    _force(models, reference, batch, heard, decode)
-                    reporter.advance(len(batch.ids) * len(models))
+            batches = list(batched(models[reference], made.examples, config.batch_size))
+            own = [_force(models, reference, batch, decode, reporter) for batch in distributed.dealt(batches)]
+            reporter.advance(len(models) * (len(made.examples) - sum(len(f.ids) for f in own)))  # by other processes
+            for forced_batch in distributed.gathered(own):
+                heard.add(forced_batch)
         others = [u for u in piece if u.id not in forced]
         if others and decode:
             for name, recognizer in models.items():
@@ -222,20 +251,22 @@ def _listen(
     return heard
 
 
-def _force(models: Mapping[str, Recognizer], reference: str, batch: Batch, heard: _Heard, decode: bool) -> None:
+def _force(models: Mapping[str, Recognizer], reference: str, batch: Batch, decode: bool, reporter: Reporter) -> _Forced:
     """One batch through every model: divergence from the reference's logits, and transcripts."""
+    forced = _Forced(batch.ids)
     ordered = [reference, *(name for name in models if name != reference)]
-    for name in ordered:
-        audio = models[name].encode(batch.features)
-        logits = models[name].logits(batch, audio)
-        if name == reference:
-            expected = logits
-        else:
-            for kind, part in divergence(expected, logits, batch.targets, batch.rare_target).items():
-                heard.parts[name][kind].append(part)
-        if decode:
-            heard.texts[name] |= zip(batch.ids, models[name].decode_forced(batch, audio, logits), strict=True)
-    heard.seen += batch.ids
+    with torch.no_grad():
+        for name in ordered:
+            audio = models[name].encode(batch.features)
+            logits = models[name].logits(batch, audio)
+            if name == reference:
+                expected = logits
+            else:
+                forced.parts[name] = divergence(expected, logits, batch.targets, batch.rare_target)
+            if decode:
+                forced.texts[name] = models[name].decode_forced(batch, audio, logits)
+    reporter.advance(len(batch.ids) * len(models))
+    return forced
 
 
 def _divergence_ratios(models: Mapping[str, Recognizer], heard: _Heard) -> dict[str, dict[str, Ratio]]:
