@@ -8,7 +8,7 @@ export HF_HUB_DISABLE_PROGRESS_BARS := 1
 
 CXX_SOURCES := $(wildcard csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu)
 
-.PHONY: install demo test sanitize lint format bench testbed testbed-check clean help
+.PHONY: install demo test sanitize cuda-build gpu-check lint format bench testbed testbed-check clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -46,6 +46,27 @@ sanitize: install  ## run the kernels' tests on an extension built with ASan and
 	TARQ_SANITIZE=1 $(BIN)/python setup.py -q build --build-base build/sanitize --build-lib build/sanitize/lib
 	LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
 	  PYTHONPATH=build/sanitize/lib $(BIN)/python -P -m pytest -p no:cacheprovider $(KERNEL_TESTS)
+
+# The newest of the index, not a local CPU build: 2.2 GB, once. Its tests need no GPU.
+CUDA_BIN := build/cuda/venv/bin
+CUDA_ARCHITECTURES ?= 9.0
+build/cuda/.torch: constraints.txt
+	$(PYTHON) -m venv build/cuda/venv
+	PIP_CONFIG_FILE=/dev/null PIP_FIND_LINKS= \
+	  $(CUDA_BIN)/python -m pip install -q torch numpy "setuptools>=77" wheel ninja pybind11 pytest
+	@touch $@
+
+cuda-build: build/cuda/.torch  ## build the extension against torch for CUDA and see that it links and imports (nvcc, no GPU)
+	TARQ_CUDA=1 TORCH_CUDA_ARCH_LIST="$(CUDA_ARCHITECTURES)" \
+	  $(CUDA_BIN)/python setup.py -q build --build-base build/cuda --build-lib build/cuda/lib >build/cuda/build.log 2>&1 \
+	  || { cat build/cuda/build.log; exit 1; }
+	PYTHONPATH=build/cuda/lib TARQ_TEST_PACKAGE=build/cuda/lib \
+	  $(CUDA_BIN)/python -P -m pytest --noconftest -p no:cacheprovider tests/test_cuda_extension.py
+
+# Whatever Python has torch is used as it is; only where PYTHON has none is the venv made.
+gpu-check:  ## on a machine with an NVIDIA GPU: build, test and benchmark for it (STAGES, RESULTS; PYTHON=… with torch)
+	@if $(PYTHON) -c "import torch" 2>/dev/null; then python=$(PYTHON); else $(MAKE) install && python=$(BIN)/python; fi; \
+	  $$python benchmarks/gpu_check.py $(STAGES) --results $(or $(RESULTS),benchmarks/results)
 
 lint: install  ## ruff, mypy, clang-format
 	$(BIN)/ruff check .

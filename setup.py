@@ -5,11 +5,12 @@ Everything declarative is in ``pyproject.toml``. What needs code is here: which 
 
 Environment:
     TARQ_SKIP_EXTENSION=1  leave the extension out; the reference backends run instead
-    TARQ_CUDA=0|1          leave the CUDA part out, or build it even where no GPU is visible
+    TARQ_CUDA=0|1          leave the CUDA part out, or build it even where no GPU is visible (else fail)
     TARQ_SANITIZE=1        build with AddressSanitizer and UndefinedBehaviorSanitizer (`make sanitize`)
 """
 
 import os
+import shutil
 from pathlib import Path
 
 from setuptools import find_packages, setup
@@ -24,8 +25,21 @@ def packages() -> dict[str, str]:
     return here | kernels
 
 
+def find_toolkit() -> None:
+    """Point torch to a CUDA toolkit with headers: by itself it looks around the first nvcc, which may be a wrapper."""
+    if os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH"):
+        return
+    nvcc = shutil.which("nvcc")
+    homes = [Path(nvcc).resolve().parents[1]] if nvcc else []
+    for home in (*homes, Path("/usr/local/cuda")):
+        if (home / "include" / "cuda_runtime.h").is_file():
+            os.environ["CUDA_HOME"] = str(home)
+            return
+
+
 def with_cuda() -> bool:
     """Whether to build the CUDA part; says in one line why not."""
+    find_toolkit()
     import torch
     from torch.utils.cpp_extension import CUDA_HOME
 
@@ -40,6 +54,8 @@ def with_cuda() -> bool:
         reason = "no NVIDIA GPU is visible (TARQ_CUDA=1 builds it all the same)"
     else:
         return True
+    if wanted == "1":
+        raise SystemExit(f"tarq: TARQ_CUDA=1 asks for the CUDA part, but {reason}")
     print(f"tarq: CUDA part left out: {reason}")
     return False
 
@@ -54,9 +70,9 @@ def extension() -> dict:
     if os.environ.get("TARQ_SKIP_EXTENSION") == "1":
         print("tarq: extension left out: TARQ_SKIP_EXTENSION=1")
         return {}
+    cuda = with_cuda()
     from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
 
-    cuda = with_cuda()
     sources = files("csrc/cpu/*.cpp") + [f for f in files("csrc/bindings/*.cpp") if not f.endswith("_cuda.cpp")]
     # -g0: a third of the compile time. No -march: each instruction set is its own file, chosen at run time.
     cxx = ["-O3", "-g0", "-std=c++20", "-fopenmp", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]

@@ -64,18 +64,19 @@ def load_recognizer(
         dtype: of the computation; see :func:`load`.
         device: where the model goes.
         language: of the speech.
-        int8_activations: round the inputs of 4-bit layers to 8 bits, group by group: faster on a CPU, less exact.
+        int8_activations: round the inputs of layers of at most 4 bits to 8 bits, group by group: faster on a CPU, less
+            exact.
         offload: leave the model in RAM, in the dtype it has on ``device``; for :func:`quantize` with ``offload``.
 
     Raises:
-        ModelError: parts are missing, the family is not supported, or there is no 4-bit layer to round inputs of.
+        ModelError: parts are missing, the family is not supported, or there is no layer to round inputs of.
         CheckpointError: the checkpoint is damaged.
     """
     if offload and dtype is None:
         dtype = checkpoint.computing_dtype(source, device)
     recognizer = as_recognizer(source, language=language, dtype=dtype, device="cpu" if offload else device)
     if int8_activations and use_int8_activations(recognizer.model) == 0:
-        raise ModelError(f"{source}: no 4-bit layers, whose inputs int8_activations would round; leave it off")
+        raise ModelError(f"{source}: no layers of 4 bits or fewer, whose inputs int8_activations rounds; leave it off")
     return recognizer
 
 

@@ -15,11 +15,11 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from .data.utterance import Utterance
 from .errors import TarqError
 from .version import __version__
 
 if TYPE_CHECKING:
+    from .data.utterance import Utterance
     from .screen import ScreenReporter
 
 app = typer.Typer(
@@ -54,7 +54,7 @@ Dtype = Annotated[
 ]
 Int8 = Annotated[
     bool,
-    typer.Option("--int8-activations", help="Round inputs of 4-bit layers to 8 bits: faster on a CPU, less exact."),
+    typer.Option("--int8-activations", help="Round inputs of layers of 4 bits or fewer to 8 bits: faster on a CPU."),
 ]
 
 
@@ -218,7 +218,7 @@ def evaluate(
             reporter.phase(f"loading {source}")
             recognizers[label] = api.load_recognizer(source, **_where(device, dtype), language=language)
         if int8 and not sum(use_int8_activations(recognizer.model) for recognizer in recognizers.values()):
-            raise typer.BadParameter("--int8-activations: none of the models has 4-bit layers")
+            raise typer.BadParameter("--int8-activations: none of the models has layers of 4 bits or fewer")
         plain = [label for label, recognizer in recognizers.items() if not recognizer.is_quantized]
         base = next((label for label, source in sources.items() if source == reference), None)
         base = base or (plain[0] if len(plain) == 1 else None)
@@ -374,13 +374,12 @@ def bench(
 ) -> None:
     """Time the three operations against their peers: ratios, and shares of what the machine can do."""
     from .bench import run as benchmarks
-    from .screen import ScreenReporter
 
     if plot is not None and find_spec("matplotlib") is None:
         raise typer.BadParameter("--plot needs matplotlib: pip install matplotlib")
     device = _where(device, "auto")["device"]
     names = [operation.value for operation in operations or Operation]
-    with ScreenReporter(console) as reporter:
+    with console.status("") as status:
         records, known = benchmarks.run(
             names,
             device=device,
@@ -388,7 +387,7 @@ def bench(
             quick=quick,
             seconds=seconds,
             peer_python=peer_python,
-            reporter=reporter,
+            reporter=benchmarks.StatusReporter(status),
         )
     benchmarks.show(console, records, known)
     if json_file:

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from tarq.kernels.scheme import Scheme
-from tarq.kernels.w4_linear import dequantize, pack, pack_zeros, packed_words, w4_linear, w4_linear_int8
+from tarq.kernels.w4_linear import dequantize, pack, pack_zeros, packed_words, repack, w4_linear, w4_linear_int8
 from tarq.kernels.w4_linear.reference import w4_linear as reference
 
 
 class QuantLinear(nn.Module):
-    """A linear layer in compressed-tensors' ``pack-quantized`` layout, used as it lies on disk.
+    """A linear layer whose weight is what compressed-tensors' ``pack-quantized`` layout holds, never expanded.
 
     Its state dict is what the checkpoint holds, under the same names:
 
@@ -25,20 +25,21 @@ class QuantLinear(nn.Module):
     - ``weight_zero_point`` int32 [ceil(N · bits / 32), ceil(K / group_size)], asymmetric schemes only
     - ``bias`` [N], if there is one
 
-    4 bits run on the ``w4_linear`` kernels. 2, 3 and 8 bits are right but not accelerated: every call expands
-    the weight.
+    2, 3 and 4 bits run on the ``w4_linear`` kernels, 2 and 3 with their codes held in 4 bits each. 8 bits are right
+    but not accelerated: every call expands the weight.
 
     Casting the module (``.to(dtype)``, ``.half()``, ``.bfloat16()``) casts the bias only. Scales keep the dtype
     they were saved in, because rounding them would change the weights; loading a state dict adopts the dtype
     of its scales. Inside an autocast region activations are cast as ``nn.Linear`` casts them.
 
-    On a GPU the weights lie in the order its kernels read them (:meth:`prepack`, which moving there does): the same
-    size, and the state dict stays as above.
+    In memory the weights lie as the kernels read them (:meth:`prepack`, which packing, loading and moving do): 2- and
+    3-bit codes in nibbles, and on a GPU in the order of its kernels. The state dict stays as above, bit for bit.
+    Whoever sets the buffers by hand sets them as above and then calls :meth:`prepack`.
 
     Nothing here is trainable: packed weights, scales and bias are buffers. Gradients with respect to the input
     are computed (so layers around this one can be trained), through a weight expanded for the backward pass.
 
-    Setting ``int8_activations`` on a 4-bit layer rounds its input to 8 bits, group by group
+    Setting ``int8_activations`` on a layer of at most 4 bits rounds its input to 8 bits, group by group
     (:func:`~tarq.kernels.w4_linear.w4_linear_int8`): about twice as fast on a CPU, outputs off by about 0.7 % of
     their norm. It is not part of the state dict.
 
@@ -129,8 +130,7 @@ class QuantLinear(nn.Module):
         layer.weight_shape = torch.tensor([rows, columns], device=codes.device)
         layer.weight_zero_point = None if zeros is None else pack_zeros(zeros, scheme.bits)
         layer.bias = None if bias is None else bias.detach().clone()
-        if codes.is_cuda:
-            layer.prepack()
+        layer.prepack()
         return layer
 
     def forward(self, x: Tensor) -> Tensor:
@@ -147,7 +147,7 @@ class QuantLinear(nn.Module):
             self.in_features,
             self.scheme.group_size,
         )
-        if self.scheme.bits == 4:
+        if self.scheme.bits == 4 or self.prepacked:
             product = w4_linear_int8 if self.int8_activations else w4_linear
             return product(x, *layer)  # type: ignore[arg-type]
         return reference(x, *layer, bits=self.scheme.bits)  # type: ignore[arg-type]
@@ -163,9 +163,12 @@ class QuantLinear(nn.Module):
         return weight if dtype is None else weight.to(dtype)
 
     def packed_bytes(self) -> int:
-        """Bytes that stand for the weight: codes, scales, zero points and shape, not the bias."""
-        tensors = (self.weight_packed, self.weight_scale, self.weight_shape, self.weight_zero_point)
-        return sum(t.nbytes for t in tensors if t is not None)
+        """Bytes that stand for the weight in a checkpoint: codes, scales, zero points and shape, not the bias."""
+        bits, groups = self.scheme.bits, self.weight_scale.numel() // self.out_features
+        words = self.out_features * packed_words(self.in_features, bits)
+        if self.weight_zero_point is not None:
+            words += packed_words(self.out_features, bits) * groups
+        return words * torch.int32.itemsize + self.weight_scale.nbytes + self.weight_shape.nbytes
 
     def extra_repr(self) -> str:
         scheme = self.scheme
@@ -176,17 +179,25 @@ class QuantLinear(nn.Module):
             + (", int8_activations=True" if self.int8_activations else "")
         )
 
-    def prepack(self) -> None:
-        """Put the weights in the order the GPU's kernels read them (:func:`tarq.kernels.w4_linear.cuda.prepack`).
+    def prepack(self, device: torch.device | None = None) -> None:
+        """Lay the weights out for the kernels of a device, the one they are on when not given.
 
-        4 bits only, and only where Triton is installed; else nothing happens. CPU kernels do not read this order.
+        Codes of 2 and 3 bits go to nibbles (:func:`~tarq.kernels.w4_linear.repack`); for a GPU all of at most 4 bits
+        go to the order its kernels read (:func:`tarq.kernels.w4_linear.cuda.prepack`), if Triton is installed. Where
+        neither applies nothing happens. CPU kernels do not read a GPU's order.
         """
-        if self.prepacked or self.scheme.bits != 4 or find_spec("triton") is None:
+        bits, packed, zeros = self.scheme.bits, self.weight_packed, self.weight_zero_point
+        gpu = (device or packed.device).type == "cuda" and find_spec("triton") is not None
+        if self.prepacked or packed.is_meta or bits > 4 or (bits == 4 and not gpu):
             return
-        from tarq.kernels.w4_linear.cuda import prepack
+        if bits < 4:
+            packed, zeros = repack(packed, zeros, self.in_features, bits, 4)
+        layout = packed, self.weight_scale, zeros
+        if gpu:
+            from tarq.kernels.w4_linear.cuda import prepack
 
-        packed = prepack(self.weight_packed, self.weight_scale, self.weight_zero_point)
-        self.weight_packed, self.weight_scale, self.weight_zero_point = packed
+            layout = prepack(*layout)
+        self.weight_packed, self.weight_scale, self.weight_zero_point = layout
         self.prepacked = True
 
     def unprepack(self) -> None:
@@ -195,13 +206,15 @@ class QuantLinear(nn.Module):
         self.prepacked = False
 
     def _as_stored(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Codes, scales and zero points in the checkpoint's order."""
-        tensors = self.weight_packed, self.weight_scale, self.weight_zero_point
-        if not self.prepacked:
-            return tensors
-        from tarq.kernels.w4_linear.cuda import Prepacked, unprepack
+        """Codes, scales and zero points as the checkpoint has them."""
+        packed, scale, zeros = self.weight_packed, self.weight_scale, self.weight_zero_point
+        if self.prepacked and packed.dim() == 3:  # a GPU's order
+            from tarq.kernels.w4_linear.cuda import Prepacked, unprepack
 
-        return unprepack(Prepacked(*tensors), self.in_features)
+            packed, scale, zeros = unprepack(Prepacked(packed, scale, zeros), self.in_features)
+        if self.prepacked and self.scheme.bits < 4:
+            packed, zeros = repack(packed, zeros, self.in_features, 4, self.scheme.bits)
+        return packed, scale, zeros
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantLinear:
         self.unprepack()
@@ -209,8 +222,7 @@ class QuantLinear(nn.Module):
         super()._apply(fn, recurse)
         if self.weight_scale.dtype != scale.dtype:  # a cast, which is not for scales: see the class docstring
             self.weight_scale = scale.to(self.weight_scale.device)
-        if self.weight_packed.is_cuda:
-            self.prepack()
+        self.prepack()
         return self
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
@@ -233,13 +245,12 @@ class QuantLinear(nn.Module):
             errors = args[-1]
             errors.append(f"{prefix}weight_shape is {shape.tolist()}, but this layer is {expected}")
         super()._load_from_state_dict(state_dict, prefix, *args)
-        if self.weight_packed.is_cuda:
-            self.prepack()
+        self.prepack()
 
 
 def use_int8_activations(model: nn.Module) -> int:
-    """Have every 4-bit :class:`QuantLinear` of a model round its input to 8 bits; returns how many there are."""
-    layers = [m for m in model.modules() if isinstance(m, QuantLinear) and m.scheme.bits == 4]
+    """Have each :class:`QuantLinear` of at most 4 bits round its input to 8 bits; returns how many there are."""
+    layers = [m for m in model.modules() if isinstance(m, QuantLinear) and m.scheme.bits <= 4]
     for layer in layers:
         layer.int8_activations = True
     return len(layers)

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from importlib.util import find_spec
 
 import pytest
 import torch
+from tarq.kernels.group_quantize.reference import textbook_sweep
+from tarq.kernels.scheme import Scheme
 from typer.testing import CliRunner
 
-from tarq.bench import gram, group_quantize, measure, run, w4_linear
+from tarq.bench import bars, gram, group_quantize, measure, run, w4_linear
 from tarq.cli import app
+from tarq.report import Reporter
 
 FIELDS = {
     "op",
@@ -55,40 +61,133 @@ def test_records_add_up(small, tmp_path):
     assert picture.read_bytes().startswith(b"\x89PNG")
 
 
-def contestants(module) -> list[tuple[str, dict[str, torch.Tensor]]]:
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+def contestants(module, device: str) -> list[tuple[str, dict[str, torch.Tensor]]]:
     """What every contestant of every small case computes."""
     torch.manual_seed(0)
     with torch.inference_mode():
         return [
             (case.op, {name: call(0) for name, call in (case.ours | case.peers).items()})
-            for case in module.cases(torch.device("cpu"), quick=True)
+            for case in module.cases(torch.device(device), quick=True)
         ]
 
 
-def test_contestants_of_gram_compute_the_same(small):
-    for op, results in contestants(gram):
+@pytest.mark.parametrize("device", DEVICES)
+def test_contestants_of_gram_compute_the_same(small, device):
+    for op, results in contestants(gram, device):
         ours, *peers = results.values()
         if op == "gram, four sums":
             ours = [sides[0] + sides[1] for sides in ours]
         for peer in peers:
-            low = isinstance(peer, torch.Tensor) and peer.dtype == torch.bfloat16
+            low = isinstance(peer, torch.Tensor) and peer.dtype != torch.float32
             for a, b in zip(ours, peer, strict=True):
                 torch.testing.assert_close(a, b.float(), rtol=2e-2 if low else 1e-4, atol=0.2 if low else 1e-3)
 
 
-def test_contestants_of_w4_linear_compute_the_same(small):
-    for _, results in contestants(w4_linear):
-        exact = results["float32"]
+@pytest.mark.parametrize("device", DEVICES)
+def test_contestants_of_w4_linear_compute_the_same(small, device):
+    for _, results in contestants(w4_linear, device):
+        exact = results["float32" if device == "cpu" else "float16"].float()
         for name, y in results.items():
-            y = torch.from_numpy(y) if not isinstance(y, torch.Tensor) else y
+            y = torch.from_numpy(y.copy_outputs_to_cpu()[0]) if "onnxruntime" in name else y
             error = (y.float() - exact).norm() / exact.norm()
             assert error < (0.02 if name != "float32 linear" else 1e-3), (name, float(error))
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_fused_sweep_is_the_textbook_sweep_with_scales_fixed_beforehand(device):
+    from tarq.bench.fused_sweep import fused_sweep
+
+    problems = [group_quantize.problem(m, 256, torch.device(device)) for m in (18, 18)]
+    problems[1] = (problems[1][0].flip(0), problems[1][1])
+    damped = [h + 0.01 * h.diagonal().mean() * torch.eye(256, device=device) for _, h in problems]
+    swept = fused_sweep(torch.stack([w for w, _ in problems]), torch.stack(damped))
+    order = torch.arange(256, device=device)  # an order of visit has scales fixed beforehand
+    for got, (weight, _), hessian in zip(swept, problems, damped, strict=True):
+        codes, scales, _ = textbook_sweep(weight.double(), hessian.double(), Scheme(), torch.float32, order)
+        expected = (codes.double() - 8) * scales.double().repeat_interleave(128, 1)
+        assert ((got - expected).abs() < 1e-5).double().mean() > 0.99  # a half-way case may fall either way
+
+
+@pytest.mark.gpu
+def test_a_gpu_is_timed_through_graphs(small):
+    records, known = run.run(["gram", "group_quantize", "w4_linear"], device="cuda", quick=True, seconds=0.01)
+    (most,) = known.values()
+    assert most.read > 1e11
+    ours = {r["op"] for r in records}
+    assert ours == {"gram", "gram, four sums", "group_quantize", "group_quantize, layers together", "w4_linear"}
+    for r in records:
+        assert r["device"] == torch.cuda.get_device_name()
+        assert r["backend"] == "native"
+        assert r.keys() >= {*FIELDS, "triton", "cuda", "capability"}
+        assert 1e-6 < r["seconds"] < 1
+    assert all(r["copies"] > 1 for r in records if r["op"] == "w4_linear")
+    assert "torch int4pack (bfloat16)" in {r["peer"] for r in records}
+
+
+def record(op: str, shape: list[int], variant: str, peer: str, ratio: float, **more: float) -> dict:
+    return {"op": op, "shape": shape, "variant": variant, "dtype": "bfloat16", "peer": peer, "ratio": ratio, **more}
+
+
+def test_bars_are_held_against_the_records(tmp_path):
+    records = [
+        record("w4_linear", [1, 4096, 4096], "float16", "float16 linear", 1 / 2.4),
+        record("w4_linear", [8, 1280, 5120], "float16", "float16 linear", 1 / 1.6),
+        record("w4_linear", [1, 4096, 4096], "bfloat16", "float16 linear", 9.0),  # not a like for like
+        record("w4_linear", [1, 4096, 4096], "float16", "gemlite 0.6 (float16)", 0.9),
+        record("w4_linear", [256, 4096, 4096], "float16", "float16 linear", 9.0),  # no bar
+        record("w4_linear", [1, 16384, 16384], "float16", "float16 linear", 0.3, roofline=0.79),
+        record("gram", [24000, 5120], "symmetric", "torch XᵀX of float32 copies", 0.1, error=2.0,
+               error_of_float32_copies=3.0),
+        record("gram", [24000, 1280], "symmetric", "torch XᵀX of float32 copies", 0.9),
+        record("group_quantize", [1280, 1280], "factor and sweep", "textbook sweep in Python", 0.04),
+        record("group_quantize", [1280, 1280], "factor and sweep", "fused sweep in Triton", 1.01),
+        record("group_quantize", [1280, 1280], "factor and sweep", "torch Cholesky and products", 2.0),
+    ]  # fmt: skip
+    reached = [verdict.reached for verdict in bars.verdicts(records)]
+    assert reached == [True, False, True, False, True, True, True, False]
+    file = tmp_path / "records.json"
+    file.write_text(json.dumps(records))
+    command = [sys.executable, "-P", "-m", "tarq.bench.bars", str(file)]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert printed[1] == "NOT reached  w4_linear 8×1280×5120, speed-up over float16: 1.60 of 1.66"
+
+
+def test_a_peer_that_fails_is_said_and_left_out():
+    class Listener(Reporter):
+        notes: list[str] = []  # noqa: RUF012 (one test's)
+
+        def note(self, text: str) -> None:
+            self.notes.append(text)
+
+    def fail(_: int) -> None:
+        raise RuntimeError("out of luck")
+
+    device, listener = torch.device("cpu"), Listener()
+    peers = {"broken": fail, "sound": lambda _: 2.0}
+    case = measure.Case("gram", (1, 1), "float32", {"a": lambda _: 1.0}, peers, 8, {"a": ("float32", 1.0)})
+    (only,) = measure.records_of(case, measure.Ceilings(1.0, {}), 0.0, device, listener)
+    assert (only["peer"], only["ratio"]) == ("sound", 0.5)
+    assert listener.notes == ["broken left out of gram (1, 1): out of luck"]
+    case = measure.Case("gram", (1, 1), "float32", {"a": fail}, {}, 8, {"a": ("float32", 1.0)})
+    with pytest.raises(RuntimeError, match="out of luck"):
+        measure.records_of(case, measure.Ceilings(1.0, {}), 0.0, device)
 
 
 def test_a_call_may_bring_its_own_clock():
     took = measure.medians({"own": lambda _: 7.0, "ours": lambda _: None}, 1, 0.0, torch.device("cpu"))
     assert took["own"] == 7.0
     assert 0 <= took["ours"] < 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_a_gpu_that_is_not_there_is_said():
+    result = CliRunner().invoke(app, ["bench", "--device", "cuda"], env={"COLUMNS": "200"})
+    assert result.exit_code == 2
+    assert "device 'cuda' cannot be used" in result.output
 
 
 def test_a_peer_that_is_not_there_is_said():

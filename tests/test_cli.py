@@ -63,13 +63,13 @@ def test_quantize_inspect_evaluate_transcribe(model_folder, manifest, tmp_path):
     assert int8["models"]["tarq"]["figures"]["kl_common"]["value"] > 0
 
 
-def test_int8_activations_want_4_bit_layers(model_folder, manifest, tmp_path):
+def test_int8_activations_want_layers_of_4_bits_or_fewer(model_folder, manifest, tmp_path):
     audio = manifest.parent / "u0.wav"
     done = script("transcribe", model_folder, audio, "--int8-activations")
     assert done.returncode == 1
-    assert "no 4-bit layers" in " ".join(done.stderr.split())
+    assert "no layers of 4 bits or fewer" in " ".join(done.stderr.split())
     out = run("evaluate", model_folder, "--data", manifest, "--int8-activations", code=2)
-    assert "none of the models has 4-bit layers" in " ".join(out.replace("│", " ").split())
+    assert "none of the models has layers of 4 bits or fewer" in " ".join(out.replace("│", " ").split())
 
 
 def test_no_reference_model_is_said(model_folder, manifest, tmp_path):

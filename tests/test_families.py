@@ -64,6 +64,18 @@ def test_generation_begins_with_the_prompt_that_teacher_forcing_uses(recognizer,
     assert seen[0][0].tolist() == recognizer.prefix() == [1, 51, 60, 2]
 
 
+def test_a_batch_encoded_in_parts_is_the_batch(recognizer, monkeypatch):
+    features = torch.randn(5, 80, 200)
+    with torch.no_grad():
+        whole = recognizer.encoder(features).last_hidden_state
+        monkeypatch.setattr("tarq.families.whisper.ENCODED_AT_ONCE", 250)  # two windows of 100 positions
+        sizes = []
+        forward = recognizer.encoder.forward
+        monkeypatch.setattr(recognizer.encoder, "forward", lambda x: sizes.append(len(x)) or forward(x))
+        torch.testing.assert_close(recognizer.encode(features), whole)
+    assert sizes == [2, 2, 1]
+
+
 def test_the_language_of_the_configuration_reaches_the_prompt(recognizer, manifest):
     with pytest.raises(ModelError, match="English only"):
         tarq.quantize(recognizer, manifest, tarq.TarqConfig(language="de"))

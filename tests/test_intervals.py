@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tarq.scoring import intervals
-from tarq.scoring.intervals import difference_interval, ratio_interval, resampled_sums
+from tarq.scoring.intervals import Ratio, difference_interval, ratio_interval, resample, resampled_sums
 
 
 def some_counts(utterances=37, seed=1):
@@ -47,6 +47,22 @@ def test_difference_against_a_loop():
     assert mirrored.value == pytest.approx(-result.value)
     assert (mirrored.low, mirrored.high) == pytest.approx((-result.high, -result.low))
     assert mirrored.sign_flips == result.sign_flips
+
+
+def test_figures_resampled_together_are_those_resampled_alone(monkeypatch):
+    errors, base, words = some_counts()
+    divergence = np.random.default_rng(2).gamma(1.0, 0.05, 37)
+    some = {"a": Ratio(errors, words), "b": Ratio(base, words + 1), "kl": Ratio(divergence, words)}
+    fewer = Ratio(errors[:20], words[:20])
+    draws = []
+    monkeypatch.setattr(intervals, "resampled_sums", lambda t, *rest: draws.append(t.shape) or resampled_sums(t, *rest))
+    together = resample(some | {"fewer": fewer}, 400, seed=3)
+    assert sorted(draws) == [(20, 2), (37, 6)]  # drawn once for each number of utterances
+    for name, ratio in (some | {"fewer": fewer}).items():
+        alone = ratio_interval(ratio.numerator, ratio.denominator, resamples=400, seed=3)
+        assert vars(together[name].interval()) == pytest.approx(vars(alone), rel=1e-12)
+    pair = difference_interval(errors, words, base, words + 1, resamples=400, seed=3)
+    assert vars(together["a"].minus(together["b"])) == pytest.approx(vars(pair), rel=1e-12)
 
 
 @pytest.mark.parametrize("rows", [1, 7, 100])

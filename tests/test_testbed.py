@@ -18,11 +18,14 @@ from typer.testing import CliRunner
 
 import tarq
 from tarq import testbed
+from tarq.calibration import batched, make_examples
 from tarq.cli import app
+from tarq.config import TarqConfig
 from tarq.data.corpora import load_utterances
 from tarq.errors import DataError
 from tarq.families.family import Recognizer
 from tarq.method.rarity import is_rare
+from tarq.report import Reporter
 
 RECIPE = Path(__file__).resolve().parents[1] / "benchmarks" / "testbed"
 needs_recipe = pytest.mark.skipif(not RECIPE.is_dir(), reason="the recipe is not in this distribution")
@@ -87,6 +90,31 @@ def test_transformers_alone_transcribes_the_same(recognizer):
         ours = recognizer.decode(recognizer.encode(features))
         ids = recognizer.model.generate(**features, num_beams=1, do_sample=False)
     assert [t.strip() for t in recognizer.tokenizer.batch_decode(ids, skip_special_tokens=True)] == ours
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"suppress_tokens": [70]}, {"begin_suppress_tokens": [260]}, {"max_length": 25}]
+)
+def test_forced_transcripts_are_the_decoded_ones(recognizer, settings, monkeypatch):
+    """Rows heard as they were forced are not decoded again, whatever the model's generation settings ask for."""
+    for name, value in settings.items():
+        monkeypatch.setattr(recognizer.model.generation_config, name, value)
+    made = make_examples(recognizer, testbed.test_set()[:16], TarqConfig(), Reporter())
+    (batch,) = batched(recognizer, made.examples, 16)
+    forced = {int(t) for row in batch.targets for t in row}
+    assert forced.issuperset(settings.get("suppress_tokens", []))
+    assert {int(row[row != -100][0]) for row in batch.targets}.issuperset(settings.get("begin_suppress_tokens", []))
+    with torch.no_grad():
+        audio = recognizer.encode(batch.features)
+        expected, decoded = recognizer.decode(audio), []
+        monkeypatch.setattr(
+            recognizer, "decode", lambda rows, decode=recognizer.decode: decoded.append(len(rows)) or decode(rows)
+        )
+        assert recognizer.decode_forced(batch, audio, recognizer.logits(batch, audio)) == expected
+    said = {u.id: u.text for u in testbed.test_set()[:16]}
+    right = sum(text == said[name] for name, text in zip(batch.ids, expected, strict=True))
+    assert 0 < right < 16
+    assert 16 - right <= decoded[0] <= 17 - right  # a length limit may take just the end token, which no text shows
 
 
 @pytest.mark.parametrize("damage", ["missing", "changed", "no checksums", "part not listed"])

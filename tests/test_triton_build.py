@@ -132,6 +132,15 @@ def test_gram_uses_the_tensor_cores(built, architecture):
     assert set(map(tuple, dots.values())) == {(DOT[architecture],)}
 
 
+def test_w4_linear_uses_the_tensor_cores(built, architecture):
+    """wgmma and tcgen05 for tiles of 64 rows and 16 tokens and more, mma.sync for those that they do not take."""
+    dots = {kernel["name"]: kernel["dots"] for kernel in built[architecture] if kernel["name"].startswith("gem")}
+    large = {name: found for name, found in dots.items() if re.match(r"gemm (64|128)x", name)}
+    assert large
+    assert set(map(tuple, large.values())) == {(DOT[architecture],)}
+    assert all(found in (["mma.sync"], [DOT[architecture]]) for found in dots.values())
+
+
 def test_wgmma_is_asynchronous(built, architecture):
     assert not [kernel["name"] for kernel in built[architecture] if kernel["serialized"]]
 

@@ -14,9 +14,11 @@ from compressed_tensors.quantization.lifecycle.forward import dequantize as libr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tarq.kernels import dispatch
-from tarq.kernels.w4_linear import dequantize, pack, pack_zeros, packed_words, unpack, unpack_zeros, w4_linear
+from tarq.kernels.w4_linear import dequantize, pack, pack_zeros, packed_words, repack, unpack, unpack_zeros, w4_linear
 from tarq.kernels.w4_linear.reference import w4_linear as reference
 from torch import Tensor
+
+from tarq.bench.measure import threads
 
 NATIVE = dispatch.EXTENSION_ERROR is None
 ISAS = torch.ops.tarq.w4_linear_isas() if NATIVE else []
@@ -83,6 +85,27 @@ def test_nibble_order():
     packed = pack(torch.arange(8, dtype=torch.uint8)[None], 4)
     assert packed.item() == 0x76543210
     assert pack(torch.full((1, 8), 15, dtype=torch.uint8), 4).item() == -1
+
+
+@pytest.mark.parametrize("bits", [2, 3])
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_repacking_keeps_the_weights_and_is_undone(bits: int, symmetric: bool):
+    codes, zeros = (torch.randint(0, 2**bits, shape, dtype=torch.uint8) for shape in ((9, 70), (9, 3)))
+    narrow = pack(codes, bits), None if symmetric else pack_zeros(zeros, bits)
+    wide = repack(*narrow, 70, bits, 4)
+    scale = torch.rand(9, 3).half()
+    as_narrow, as_wide = (dequantize(p, scale, z, 70, 32, b) for (p, z), b in ((narrow, bits), (wide, 4)))
+    assert torch.equal(as_narrow, as_wide)
+    for back, original in zip(repack(*wide, 70, 4, bits), narrow, strict=True):
+        assert original is None if back is None else torch.equal(back, original)
+
+
+def test_repacking_refuses_what_does_not_fit():
+    packed = pack(torch.tensor([[0, 8, 11]], dtype=torch.uint8), 4)
+    with pytest.raises(ValueError, match="the largest is 252"):  # 0 − 4, wrapped
+        repack(packed, None, 3, 4, 3)
+    with pytest.raises(ValueError, match="the largest is 11"):
+        repack(packed, pack_zeros(torch.zeros(1, 1, dtype=torch.uint8), 4), 3, 4, 3)
 
 
 def test_packing_refuses_bad_input():
@@ -172,13 +195,14 @@ def test_every_row_count_path(isa: str, dtype: torch.dtype, count: int):
     scale=st.sampled_from(SCALES),
     dtype=st.sampled_from(list(TOLERANCE)),
     isa=st.sampled_from(ISAS or [""]),
+    count_threads=st.integers(1, 3),
     seed=st.integers(0, 2**31),
 )
-def test_any_shape(rows, columns, group, count, symmetric, scale, dtype, isa, seed):
+def test_any_shape(rows, columns, group, count, symmetric, scale, dtype, isa, count_threads, seed):
     torch.manual_seed(seed)
     layer = make_layer(rows, columns, group, symmetric=symmetric, scale=scale)
     x, bias = torch.randn(count, columns).to(dtype), torch.randn(rows)
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, threads(count_threads):
         patch.setenv("TARQ_CPU_ISA", isa)
         y = w4_linear(x, *layer, bias, columns, group)
     assert_accurate(y, x, layer, bias, columns, group)

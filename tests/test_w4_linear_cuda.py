@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tarq.kernels.w4_linear import dequantize, pack, pack_zeros
+from tarq.kernels.w4_linear import dequantize, pack, pack_zeros, w4_linear
 from torch import Tensor
 
 cuda = pytest.importorskip("tarq.kernels.w4_linear.cuda", reason="Triton is not installed", exc_type=ImportError)
@@ -383,15 +383,39 @@ def test_cuda_graph(m: int):
 
 
 @pytest.mark.gpu
-def test_torch_compile():
-    @torch.library.custom_op("tarq_test::w4_linear", mutates_args=())
-    def operator(x: Tensor, packed: Tensor, scale: Tensor, bias: Tensor) -> Tensor:
-        return w4_linear_cuda(x, packed, scale, None, bias, 1280, 128)
-
-    operator.register_fake(lambda x, packed, scale, bias: x.new_empty((*x.shape[:-1], packed.shape[-2])))
+@pytest.mark.parametrize("rows", [1, 40])
+def test_torch_compile(rows: int):
     layer, bias = make_layer(1280, 1280, 128), torch.randn(1280, device=DEVICE).half()
-    packed, scale, _ = prepack(*layer)
-    compiled = torch.compile(lambda x: operator(x, packed, scale, bias) * 2, mode="reduce-overhead")
-    for m in (1, 1, 1, 40, 40):
-        x = torch.randn(m, 1280, device=DEVICE).half()
+    prepacked = prepack(*layer)
+    compiled = torch.compile(lambda x: w4_linear(x, *prepacked, bias, 1280, 128) * 2, mode="reduce-overhead")
+    for _ in range(4):  # runs, records a graph, replays it
+        x = torch.randn(rows, 1280, device=DEVICE).half()
         assert_accurate(compiled(x) / 2, x, layer, bias, 1280, 128)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(
+    not torch.cuda.is_available() or torch.cuda.get_device_capability() < (9, 0), reason="launches cannot depend"
+)
+@pytest.mark.parametrize("name", ["gemv 1", "gemv 8", "gemm 16", "split"])
+def test_overlapping_kernels_wait_for_what_they_read(name: str):
+    """Layers that read one another's result and overwrite each other's input, launched dependently and not."""
+    layers = [prepack(*make_layer(1280, 1280, 128)) for _ in range(6)]
+    plan, start = PLANS[name], torch.randn(PLANS[name].block_m, 1280, device=DEVICE).half()
+
+    def chain(plan: Plan) -> Tensor:
+        x = start * 1
+        for layer in layers * 5:
+            x = w4_linear_cuda(x, *layer, None, 1280, 128, plan=plan)
+            x = x / x.abs().amax() if layer is layers[-1] else x * 0.1
+        return x
+
+    expected, overlapping = chain(plan), plan._replace(overlap=True)
+    assert torch.equal(chain(overlapping), expected)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        y = chain(overlapping)
+    for _ in range(50):
+        y.zero_()
+        graph.replay()
+        assert torch.equal(y, expected)

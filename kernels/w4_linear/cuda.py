@@ -27,12 +27,16 @@ Tensors as on disk are dense whatever M is: K-contiguous rows could be read as f
 change threads in every tile, or x be gathered one element at a time.
 
 Sums are fp32 and added in a fixed order, without atomics: the same call on the same chip gives the same bits.
+
+**Overlap** (a plan's ``overlap``, compute capability 9.0 and later). A layer of Whisper's decoder takes no longer than
+the launch of a kernel. Launched dependently on the kernel before it, a kernel starts while that one ends, has its first
+weights fetched to L2, and only then waits for what it reads as x.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import nullcontext
 from functools import lru_cache
 from itertools import product
@@ -54,6 +58,9 @@ WORDS = tl.constexpr(16)
 
 #: Fewest K blocks worth a program of their own: its partial sums cost about as much traffic as one block.
 MIN_SPLIT_BLOCKS = 2
+
+#: K blocks of its rows that a program has fetched to L2 while it waits for the kernel before.
+AHEAD = tl.constexpr(16)
 
 #: Elements written by a program of `reduce_kernel`; rows and columns by one of `dequantize_kernel`.
 REDUCE_BLOCK, DEQUANTIZE_BLOCK = 512, (16, 128)
@@ -131,6 +138,7 @@ class Plan(NamedTuple):
     - ``block_m``, ``block_n``: tokens and rows of W of a tile
     - ``warps``, ``stages``: of a program, as Triton's ``num_warps`` and ``num_stages``
     - ``split_k``: programs that share the K blocks of a tile of ``gemm``, a power of two
+    - ``overlap``: launched dependently on the kernel before
     """
 
     kernel: str
@@ -139,6 +147,7 @@ class Plan(NamedTuple):
     warps: int = 0
     stages: int = 0
     split_k: int = 1
+    overlap: bool = False
 
 
 DENSE = Plan("dense")
@@ -155,12 +164,10 @@ def regimes(capability: tuple[int, int]) -> list[dict]:
 
 @lru_cache(maxsize=4096)
 def choose(m: int, n: int, k: int, capability: tuple[int, int], sm_count: int, groups: int = 1) -> Plan:
-    """The plan for ``[m, k] · [n, k]ᵀ``.
+    """The plan for ``[m, k] · [n, k]ᵀ``: what :func:`pick` says of the first regime with ``m ≤ max_m``.
 
-    The first regime with ``m ≤ max_m`` has tiles from wide to narrow: wide ones read x less often, narrow ones make
-    more programs. The first that makes ``programs_per_sm`` is taken, or else the last, and if that is one of ``gemm``
-    its K is split until there are as many, at most ``max_split_k`` times. Dense beyond the last regime, and where
-    ``groups > max_groups``: each takes a sum of its own, for which the registers may not suffice.
+    Dense beyond the last regime, and where ``groups > max_groups``: each takes a sum of its own, for which the
+    registers may not suffice.
 
     Args:
         m, n, k: tokens, outputs, inputs.
@@ -171,6 +178,16 @@ def choose(m: int, n: int, k: int, capability: tuple[int, int], sm_count: int, g
     regime = next((regime for regime in regimes(capability) if m <= regime["max_m"]), None)
     if regime is None or groups > regime["max_groups"]:
         return DENSE
+    return pick(regime, m, n, k, sm_count)
+
+
+def pick(regime: dict, m: int, n: int, k: int, sm_count: int) -> Plan:
+    """The plan of a regime for ``[m, k] · [n, k]ᵀ``.
+
+    Its tiles go from wide to narrow: wide ones read x less often, narrow ones make more programs. The first that makes
+    ``programs_per_sm`` is taken, or else the last, and if that is one of ``gemm`` its K is split until there are as
+    many, at most ``max_split_k`` times.
+    """
     wanted = regime["programs_per_sm"] * sm_count
     plans = [Plan(**tile) for tile in regime["tiles"]]
     programs = [-(-n // plan.block_n) * -(-m // plan.block_m) for plan in plans]
@@ -234,6 +251,17 @@ def _zero(zero_ptr, offset):
     return tl.full((1, 1), 8, tl.int32) if zero_ptr is None else tl.load(zero_ptr + offset)
 
 
+@triton.jit
+def _overlap(packed_ptr, first_row, n, first_block, last_block, BLOCK_N: tl.constexpr):
+    """Let the kernel behind start, have the first weights fetched to L2, and wait for the kernel before."""
+    tl.extra.cuda.gdc_launch_dependents()
+    block = tl.minimum(first_block + tl.arange(0, AHEAD), last_block)
+    row = tl.minimum(first_row + 2 * tl.arange(0, BLOCK_N // 2), n - 1)  # 64 bytes each: two a line
+    line = packed_ptr + (block[:, None] * n + row[None, :]) * WORDS
+    tl.inline_asm_elementwise("prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [line], tl.int32, False, 1)
+    tl.extra.cuda.gdc_wait()
+
+
 @triton.jit(do_not_specialize=["m"])
 def gemv_kernel(
     x_ptr,
@@ -251,6 +279,7 @@ def gemv_kernel(
     LANES: tl.constexpr,
     GROUPS: tl.constexpr,
     BLOCKS: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """A tile of y, each warp with its own K blocks.
 
@@ -264,6 +293,7 @@ def gemv_kernel(
         y_ptr: [m, n].
         LANES: the number of warps.
         GROUPS, BLOCKS: groups in a K block and K blocks in a group; one of them is 1.
+        OVERLAP: launched dependently on the kernel before.
     """
     GROUP: tl.constexpr = BLOCK_K // GROUPS
     row = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -271,6 +301,8 @@ def gemv_kernel(
     lane = tl.arange(0, LANES)
     last_block = tl.cdiv(k, BLOCK_K) - 1
     last_group = tl.cdiv(k, GROUP * BLOCKS) - 1
+    if OVERLAP:
+        _overlap(packed_ptr, tl.program_id(0) * BLOCK_N, n, 0, last_block, BLOCK_N)
     # What lies past an edge of W is read from the edge instead: it is not stored, or multiplies zeros.
     inside = tl.minimum(row, n - 1)
     packed_ptr += inside[None, :, None] * WORDS + tl.arange(0, WORDS)[None, None, :]
@@ -317,6 +349,7 @@ def gemm_kernel(
     BLOCK_N: tl.constexpr,
     GROUPS: tl.constexpr,
     BLOCKS: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """A tile of y, or its sum over one split of the K blocks.
 
@@ -333,6 +366,8 @@ def gemm_kernel(
     last_group = tl.cdiv(k, GROUP * BLOCKS) - 1
     span = tl.cdiv(blocks, tl.num_programs(2))
     start = tl.program_id(2) * span
+    if OVERLAP:
+        _overlap(packed_ptr, tl.program_id(0) * BLOCK_N, n, start, blocks - 1, BLOCK_N)
     # What lies past an edge is read from the edge instead: it is not stored.
     inside = tl.minimum(row, n - 1)
     packed_ptr += inside[:, None] * WORDS + tl.arange(0, WORDS)[None, :]
@@ -359,8 +394,10 @@ def gemm_kernel(
     tl.store(y_ptr + token[None, :] * n + row[:, None], total, mask=(token < m)[None, :] & (row < n)[:, None])
 
 
-@triton.jit(do_not_specialize=["count"])
-def reduce_kernel(partial_ptr, bias_ptr, y_ptr, count, n, SPLITS: tl.constexpr, BLOCK: tl.constexpr):
+@triton.jit
+def reduce_kernel(
+    partial_ptr, bias_ptr, y_ptr, count, n, SPLITS: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.constexpr
+):
     """``y = Σ_s partial[s] + bias``, in order.
 
     Args:
@@ -368,7 +405,11 @@ def reduce_kernel(partial_ptr, bias_ptr, y_ptr, count, n, SPLITS: tl.constexpr, 
         bias_ptr: [n] or None.
         y_ptr: [m, n].
         count: m · n.
+        OVERLAP: launched dependently on the kernel that writes the partial sums.
     """
+    if OVERLAP:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
     offset = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = offset < count
     total = tl.zeros((BLOCK,), tl.float32)
@@ -492,6 +533,7 @@ def _launch(
     (m, k), n, split = x.shape, packed.shape[1], plan.split_k
     out = y if split == 1 else y.new_empty((split, m, n), dtype=torch.float32)
     kernel, own = (gemv_kernel, {"LANES": plan.warps}) if plan.kernel == "gemv" else (gemm_kernel, {})
+    dependent = {"launch_pdl": True} if plan.overlap else {}
     kernel[(-(-n // plan.block_n), -(-m // plan.block_m), split)](
         x,
         packed,
@@ -507,13 +549,17 @@ def _launch(
         BLOCK_N=plan.block_n,
         GROUPS=groups[0],
         BLOCKS=groups[1],
+        OVERLAP=plan.overlap,
         num_warps=plan.warps,
         num_stages=plan.stages,
         **own,
+        **dependent,
     )
     if split > 1:
         count = m * n
-        reduce_kernel[(-(-count // REDUCE_BLOCK),)](out, bias, y, count, n, SPLITS=split, BLOCK=REDUCE_BLOCK)
+        reduce_kernel[(-(-count // REDUCE_BLOCK),)](
+            out, bias, y, count, n, SPLITS=split, BLOCK=REDUCE_BLOCK, OVERLAP=plan.overlap, **dependent
+        )
 
 
 def _dequantize(
@@ -561,40 +607,75 @@ def _chip(device: torch.device) -> tuple[tuple[int, int], int]:
 # ---- ahead of time -----------------------------------------------------------------------------------------
 
 
-#: dtype, groups in a K block, asymmetric, partial sums: together they have every branch of the kernels.
-VARIANTS = (("bf16", 1, True, False), ("fp16", 1, False, True), ("fp16", 4, True, False))
+class Variant(NamedTuple):
+    """What a kernel is specialized for besides its tile: dtypes of x and scales, groups in a K block, zero points
+    other than 8, partial sums in place of a result."""
+
+    dtype: str
+    scale: str
+    groups: int
+    asymmetric: bool
+    partial: bool
 
 
-def compilations(capability: tuple[int, int]) -> Iterator[tuple]:
+#: Together they have every branch of the kernels.
+VARIANTS = (
+    Variant("bf16", "bf16", 1, True, False),
+    Variant("fp16", "fp16", 1, False, True),
+    Variant("fp16", "fp16", 4, True, False),
+)
+ALL_VARIANTS = tuple(
+    Variant(*variant)
+    for variant in product(("bf16", "fp16"), ("bf16", "fp16", "fp32"), (1, 2, 4), (True, False), (True, False))
+)
+
+
+def compilations(
+    capability: tuple[int, int], plans: Iterable[Plan] | None = None, variants: Iterable[Variant] = VARIANTS
+) -> Iterator[tuple]:
     """Every tile :func:`choose` can pick on a chip, in a few variants, for compiling without one.
 
     Shapes are multiples of 128 and pointers aligned, as in models.
+
+    Args:
+        capability: of the chip.
+        plans: others than those of the table.
+        variants: :data:`ALL_VARIANTS` are all that a call can ask for.
 
     Yields:
         name, kernel, signature, constexprs, attrs, options: the arguments of ``triton.compiler.ASTSource`` (constexprs
         and attrs by ``(argument index,)``) and of ``triton.compile``.
     """
-    for regime in regimes(capability):
-        for tile, (dtype, groups, asymmetric, partial) in product(regime["tiles"], VARIANTS):
-            if groups > regime["max_groups"]:
-                continue
-            plan = Plan(**tile)
-            types = dict.fromkeys(("x_ptr", "scale_ptr", "bias_ptr", "y_ptr"), dtype)
-            constants: dict[str, int | None] = {"BLOCK_M": plan.block_m, "BLOCK_N": plan.block_n}
-            constants |= {"GROUPS": groups, "BLOCKS": 1}
-            if not asymmetric:
-                constants["zero_ptr"] = None
-            kernel = gemm_kernel
-            if plan.kernel == "gemv":
-                kernel, constants["LANES"] = gemv_kernel, plan.warps
-            elif partial:
-                types["y_ptr"], constants["bias_ptr"] = "fp32", None
-            name = f"{plan.kernel} {plan.block_m}x{plan.block_n} {dtype} groups of {BLOCK_K.value // groups}"
-            yield _compilation(name, kernel, types, constants, {"num_warps": plan.warps, "num_stages": plan.stages})
+    most_groups: dict[Plan, int] = {} if plans is None else dict.fromkeys(plans, 4)
+    if plans is None:
+        for regime in regimes(capability):
+            for tile in regime["tiles"]:
+                plan = Plan(**tile)
+                most_groups[plan] = max(regime["max_groups"], most_groups.get(plan, 0))
+    for (plan, most), variant in product(most_groups.items(), variants):
+        gemv = plan.kernel == "gemv"
+        if variant.groups > most or plan == DENSE or (gemv and variant.partial and variants is ALL_VARIANTS):
+            continue
+        types = dict.fromkeys(("x_ptr", "bias_ptr", "y_ptr"), variant.dtype) | {"scale_ptr": variant.scale}
+        constants: dict[str, int | None] = {"BLOCK_M": plan.block_m, "BLOCK_N": plan.block_n}
+        constants |= {"GROUPS": variant.groups, "BLOCKS": 1, "OVERLAP": plan.overlap}
+        if not variant.asymmetric:
+            constants["zero_ptr"] = None
+        kernel = gemm_kernel
+        if gemv:
+            kernel, constants["LANES"] = gemv_kernel, plan.warps
+        elif variant.partial:
+            types["y_ptr"], constants["bias_ptr"] = "fp32", None
+        traits = [f"{plan.warps} warps, {plan.stages} stages", *(["overlap"] if plan.overlap else [])]
+        traits += [f"{variant.dtype}, scales {variant.scale}, groups of {BLOCK_K.value // variant.groups}"]
+        traits += [word for flag, word in ((variant.asymmetric, "zero points"), (variant.partial, "partial")) if flag]
+        name = f"{plan.kernel} {plan.block_m}x{plan.block_n}: {', '.join(traits)}"
+        yield _compilation(name, kernel, types, constants, {"num_warps": plan.warps, "num_stages": plan.stages})
     block_n, block_columns = DEQUANTIZE_BLOCK
     for dtype in ("bf16", "fp16"):
         types = {"partial_ptr": "fp32", "bias_ptr": dtype, "y_ptr": dtype, "scale_ptr": dtype, "weight_ptr": dtype}
-        yield _compilation(f"reduce {dtype}", reduce_kernel, types, {"SPLITS": 8, "BLOCK": REDUCE_BLOCK}, {})
+        constants = {"SPLITS": 8, "BLOCK": REDUCE_BLOCK, "OVERLAP": capability >= (9, 0)}
+        yield _compilation(f"reduce {dtype}", reduce_kernel, types, constants, {})
         for prepacked in (True, False):
             constants = {"BLOCK_N": block_n, "BLOCK_COLUMNS": block_columns, "PREPACKED": prepacked}
             yield _compilation(f"dequantize {dtype} {prepacked=}", dequantize_kernel, types, constants, {})
@@ -613,5 +694,5 @@ def _compilation(
     signature |= dict.fromkeys(constants, "constexpr")
     constexprs = {(arguments.index(a),): value for a, value in constants.items()}
     # Tokens are of any number.
-    aligned = [i for i, a in enumerate(arguments) if signature[a] != "constexpr" and a not in ("m", "count")]
+    aligned = [i for i, a in enumerate(arguments) if signature[a] != "constexpr" and a != "m"]
     return name, kernel, signature, constexprs, {(i,): [["tt.divisibility", 16]] for i in aligned}, options

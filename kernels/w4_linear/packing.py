@@ -101,6 +101,31 @@ def unpack_zeros(packed: Tensor, bits: int, count: int) -> Tensor:
     return unpack(packed.T, bits, count).T.contiguous()
 
 
+def repack(
+    weight_packed: Tensor, weight_zero_point: Tensor | None, in_features: int, bits: int, new_bits: int
+) -> tuple[Tensor, Tensor | None]:
+    """A layer's codes and zero points at another width, for the same weights and scales: its own inverse.
+
+    Codes that come with zero points stay what they are; symmetric ones move with the zero point that their width
+    implies, from ``2**(bits−1)`` to ``2**(new_bits−1)``.
+
+    Args:
+        weight_packed: int32 [N, ceil(in_features · bits / 32)].
+        weight_zero_point: int32 [ceil(N · bits / 32), G], or None: symmetric.
+        in_features: K.
+        bits: 2, 3, 4 or 8, the width they have.
+        new_bits: likewise, the width they get.
+
+    Raises:
+        ValueError: as :func:`unpack`; or a code or zero point does not fit the new width.
+    """
+    codes = unpack(weight_packed, bits, in_features)
+    if weight_zero_point is None:
+        # uint8 wraps: codes too small to move down come out too large, and pack() refuses them.
+        return pack(codes + (2 ** (new_bits - 1) - 2 ** (bits - 1)), new_bits), None
+    return pack(codes, new_bits), pack_zeros(unpack_zeros(weight_zero_point, bits, len(codes)), new_bits)
+
+
 def _check_bits(bits: int) -> None:
     if bits not in BITS:
         raise ValueError(f"bits must be one of {', '.join(map(str, BITS))}, not {bits}")

@@ -1,20 +1,23 @@
 """Cases of ``gram``: one Gram matrix, one cross product, and the four sums RareBAL and the residual want.
 
-Peers: torch's matmul of the same rows (what llm-compressor and GPTQModel do, in float32), in bfloat16 too where the
-rows are bfloat16; against the four sums, the two products that a plain metric wants.
+Peers: torch's matmul of the same rows, in float32 (what llm-compressor and GPTQModel do: they upcast 16-bit rows), and
+in the rows' own dtype; against the four sums, the two products that a plain metric wants. Rows are float32 and bfloat16
+on a CPU, of both 16-bit dtypes on a GPU, as its activations are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from ..kernels.gram import gram, gram_sides
-from .measure import Case, calling
+from .measure import Call, Case, Record, calling
 
 SHAPES = ((3000, 1280), (1500, 5120))  # rows, inputs
+GPU_SHAPES = ((24_000, 1280), (24_000, 5120))  # sixteen windows of Whisper's encoder
 QUICK_SHAPES = ((1500, 1280),)
 TAIL = 0.07  # share of the rows
 
@@ -24,14 +27,14 @@ def product(y: Tensor, x: Tensor) -> Tensor:
     return y.T @ x
 
 
-def upcast(x: Tensor) -> Tensor:
-    """``Xᵀ X`` of float32 copies: what keeps float32 sums of 16-bit rows."""
-    return x.float().T @ x.float()
+def upcast(y: Tensor, x: Tensor) -> Tensor:
+    """``Yᵀ X`` of float32 copies: what keeps float32 sums of 16-bit rows."""
+    return y.float().T @ x.float()
 
 
 def two_products(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """What a plain metric and residual want."""
-    return product(x, x), product(y, x)
+    return upcast(x, x), upcast(y, x)
 
 
 def four_sums(x: Tensor, y: Tensor, tail: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
@@ -39,49 +42,69 @@ def four_sums(x: Tensor, y: Tensor, tail: Tensor) -> tuple[tuple[Tensor, Tensor]
     return gram_sides(x, tail), gram_sides(x, tail, y)
 
 
+def errors(x: Tensor) -> Record:
+    """Largest error of ``Xᵀ X`` against float64, relative to the norms of the columns: ours, and of float32 copies."""
+    norm = x.double().norm(dim=0)
+    exact = x.double().T @ x.double()
+
+    def largest(result: Tensor) -> float:
+        return float(((result.double() - exact) / norm / norm[:, None]).abs().max())
+
+    return {"error": largest(gram(x)), "error_of_float32_copies": largest(upcast(x, x))}
+
+
 def cases(device: torch.device, *, quick: bool) -> Iterator[Case]:
     """Cases on a device; a quick run keeps to the narrow layer."""
-    for rows, n in QUICK_SHAPES if quick else SHAPES:
+    gpu = device.type == "cuda"
+    copies = " of float32 copies" if gpu else ""
+    for rows, n in QUICK_SHAPES if quick else GPU_SHAPES if gpu else SHAPES:
         x, difference = (torch.randn(rows, n, device=device) for _ in range(2))
-        half, tail = x.bfloat16(), torch.rand(rows, device=device) < TAIL
-        triangle, square, size = rows * n * (n + 1.0), 2.0 * rows * n * n, 4 * n * n
+        triangle, square = rows * n * (n + 1.0), 2.0 * rows * n * n
+        for dtype in (torch.bfloat16, torch.float16) if gpu else (torch.float32, torch.bfloat16):
+            own = x.to(dtype)
+            peers = {"torch XᵀX": calling(product, own, own)}
+            if dtype != torch.float32:
+                peers = {
+                    "torch XᵀX of float32 copies": calling(upcast, own, own),
+                    f"torch XᵀX in {_name(dtype)} (rounded)": calling(product, own, own),
+                }
+            yield _case("gram", "symmetric", calling(gram, own), peers, (own,), 1, triangle, partial(errors, own))
 
-        yield Case(
-            op="gram",
-            shape=(rows, n),
-            dtype="float32",
-            ours={"symmetric": calling(gram, x)},
-            peers={"torch XᵀX": calling(product, x, x)},
-            bytes=x.nbytes + size,
-            flops={"symmetric": ("float32", triangle)},
-        )
-        yield Case(
-            op="gram",
-            shape=(rows, n),
-            dtype="bfloat16",
-            ours={"symmetric": calling(gram, half)},
-            peers={
-                "torch XᵀX of float32 copies": calling(upcast, half),
-                "torch XᵀX in bfloat16 (rounded)": calling(product, half, half),
-            },
-            bytes=half.nbytes + size,
-            flops={"symmetric": ("bfloat16", triangle)},
-        )
-        yield Case(
-            op="gram",
-            shape=(rows, n),
-            dtype="float32",
-            ours={"cross": calling(gram, x, difference)},
-            peers={"torch YᵀX": calling(product, difference, x)},
-            bytes=2 * x.nbytes + size,
-            flops={"cross": ("float32", square)},
-        )
-        yield Case(
-            op="gram, four sums",
-            shape=(rows, n),
-            dtype="float32",
-            ours={"both sides, both products": calling(four_sums, x, difference, tail)},
-            peers={"torch XᵀX and YᵀX": calling(two_products, x, difference)},
-            bytes=2 * x.nbytes + 4 * size,
-            flops={"both sides, both products": ("float32", triangle + square)},
-        )
+        if gpu:
+            x, difference = x.bfloat16(), difference.bfloat16()
+        tail = torch.rand(rows, device=device) < TAIL
+        peers = {f"torch YᵀX{copies}": calling(upcast, difference, x)}
+        yield _case("gram", "cross", calling(gram, x, difference), peers, (x, difference), 1, square)
+        peers = {f"torch XᵀX and YᵀX{copies}": calling(two_products, x, difference)}
+        sums = calling(four_sums, x, difference, tail)
+        variant = "both sides, both products"
+        yield _case("gram, four sums", variant, sums, peers, (x, difference), 4, triangle + square)
+
+
+def _case(
+    op: str,
+    variant: str,
+    ours: Call,
+    peers: dict[str, Call],
+    inputs: tuple[Tensor, ...],
+    sums: int,
+    flops: float,
+    extra: Callable[[], Record] = dict,
+) -> Case:
+    (rows, n), dtype = inputs[0].shape, inputs[0].dtype
+    unit = "float32" if dtype == torch.float32 else "bfloat16"  # float16 goes through the same units
+    return Case(
+        op=op,
+        shape=(rows, n),
+        dtype=_name(dtype),
+        ours={variant: ours},
+        peers=peers,
+        bytes=sum(t.nbytes for t in inputs) + sums * 4 * n * n,
+        flops={variant: (unit, flops)},
+        graph=True,
+        extra=extra,
+    )
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

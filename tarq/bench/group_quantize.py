@@ -1,7 +1,8 @@
 """Cases of ``group_quantize``: one layer from its Hessian to codes and scales, factorisation included.
 
-Peers: the one Cholesky and the matrix product that no such sweep can do without, by torch; the textbook sweep, a Python
-iteration a column (small layers only); and GPTQModel's ``GPTQ.quantize`` in an interpreter of its own that has it.
+Peers: the one Cholesky and the matrix product that no such sweep can do without, by torch; the textbook sweep, a
+Python iteration a column (on a CPU, small layers only); GPTQModel's ``GPTQ.quantize`` in an interpreter of its own that
+has it; on a GPU, :mod:`~tarq.bench.fused_sweep`, which also takes layers of one shape together.
 """
 
 from __future__ import annotations
@@ -16,12 +17,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..kernels.group_quantize import Quantized, factorize, group_quantize
+from ..kernels.group_quantize import Quantized, factorize, group_quantize, group_quantize_layers
+from ..kernels.group_quantize.reference import textbook_sweep
 from ..kernels.scheme import Scheme
 from .measure import Call, Case, Record, calling
 
 SHAPES = ((1280, 1280), (5120, 1280), (1280, 5120))  # outputs, inputs
 QUICK_SHAPES = ((1280, 1280),)
+LAYERS = 8  # taken together on a GPU
 
 _PEER = r"""
 import json, sys, time
@@ -88,17 +91,29 @@ class GPTQModelPeer:
 
 def problem(outputs: int, inputs: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """A weight and the Hessian of correlated inputs with a few outlier channels."""
-    generator = torch.Generator().manual_seed(outputs + inputs)
-    mixed = torch.randn(2 * inputs, inputs, generator=generator) @ torch.randn(inputs, inputs, generator=generator)
-    x = mixed / inputs**0.5 + 0.3 * torch.randn(2 * inputs, inputs, generator=generator)
+    generator = torch.Generator(device).manual_seed(outputs + inputs)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, device=device)
+
+    x = normal(2 * inputs, inputs) @ normal(inputs, inputs) / inputs**0.5 + 0.3 * normal(2 * inputs, inputs)
     x[:, :: inputs // 8] *= 20
-    weight = torch.randn(outputs, inputs, generator=generator) * 0.02
-    return weight.to(device), (x.mT @ x).to(device)
+    return normal(outputs, inputs) * 0.02, x.mT @ x
 
 
-def ours(weight: Tensor, hessian: Tensor, backend: str | None = None) -> Quantized:
+def ours(weight: Tensor, hessian: Tensor) -> Quantized:
     """Factorisation and sweep."""
-    return group_quantize(weight, factorize(hessian, backend=backend), Scheme(), backend=backend)
+    return group_quantize(weight, factorize(hessian), Scheme())
+
+
+def ours_together(weights: Tensor, hessians: Tensor) -> list[Quantized]:
+    """Several layers of one shape."""
+    return group_quantize_layers(list(weights), [factorize(hessian) for hessian in hessians], Scheme())
+
+
+def column_loop(weight: Tensor, damped: Tensor) -> None:
+    """Inverse and textbook sweep, a Python iteration a column."""
+    textbook_sweep(weight, damped, Scheme())
 
 
 def unavoidable(weight: Tensor, damped: Tensor) -> None:
@@ -120,25 +135,47 @@ def _loss_over_peer(weight: Tensor, hessian: Tensor, saved: Path) -> Record:
 
 def cases(device: torch.device, *, quick: bool, peer_python: str | None = None) -> Iterator[Case]:
     """Cases on a device; a quick run keeps to the square layer."""
-    peer = GPTQModelPeer(peer_python) if peer_python and device.type == "cpu" else None
+    gpu = device.type == "cuda"
+    peer = GPTQModelPeer(peer_python) if peer_python and not gpu else None
     for m, n in QUICK_SHAPES if quick else SHAPES:
         weight, hessian = problem(m, n, device)
         damped = hessian + 0.01 * hessian.diagonal().mean() * torch.eye(n, device=device)
         peers: dict[str, Call] = {"torch Cholesky and products": calling(unavoidable, weight, damped)}
         extra: Callable[[], Record] = dict
-        if not quick and n <= 1280:
-            peers["textbook sweep in Python"] = calling(ours, weight, hessian, "reference")
+        if gpu or (not quick and n <= 1280):
+            peers["textbook sweep in Python"] = calling(column_loop, weight, damped)
+        if gpu:
+            from .fused_sweep import fused_sweep
+
+            peers["fused sweep in Triton"] = calling(fused_sweep, weight[None], damped[None])
         if peer is not None:
             saved = peer.save(weight, hessian)
             peers[peer.version] = calling(peer.run, saved)
             extra = partial(_loss_over_peer, weight, hessian, saved)
-        yield Case(
-            op="group_quantize",
-            shape=(m, n),
-            dtype="float32",
-            ours={"factor and sweep": calling(ours, weight, hessian)},
-            peers=peers,
-            bytes=hessian.nbytes + weight.nbytes + weight.nelement() // 2,
-            flops={"factor and sweep": ("float32", n**3 / 3 + 1.0 * m * n * n)},
-            extra=extra,
-        )
+        yield _case("group_quantize", (m, n), calling(ours, weight, hessian), peers, extra=extra)
+        if gpu:
+            many, hessians, all_damped = (t.expand(LAYERS, -1, -1).contiguous() for t in (weight, hessian, damped))
+            together = calling(ours_together, many, hessians)
+            peers = {"fused sweep in Triton": calling(fused_sweep, many, all_damped)}
+            yield _case("group_quantize, layers together", (LAYERS, m, n), together, peers, LAYERS)
+
+
+def _case(
+    op: str,
+    shape: tuple[int, ...],
+    call: Call,
+    peers: dict[str, Call],
+    layers: int = 1,
+    extra: Callable[[], Record] = dict,
+) -> Case:
+    m, n = shape[-2:]
+    return Case(
+        op=op,
+        shape=shape,
+        dtype="float32",
+        ours={"factor and sweep": call},
+        peers=peers,
+        bytes=layers * (4 * n * n + 4 * m * n + m * n // 2),
+        flops={"factor and sweep": ("float32", layers * (n**3 / 3 + 1.0 * m * n * n))},
+        extra=extra,
+    )

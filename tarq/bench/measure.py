@@ -14,10 +14,18 @@ from typing import Any
 import torch
 
 from ..kernels import dispatch
+from ..report import Reporter
+from ..version import __version__
 
 #: Takes the number of the copy to work on. A float is the call's own measure of its seconds.
 Call = Callable[[int], Any]
 Record = dict[str, Any]
+
+#: Calls in a CUDA graph, at least: its own launch is then a small part.
+GRAPH_CALLS = 20
+
+#: Copies of a problem, at most: a chip with a large cache and a small layer would take too many.
+MOST_COPIES = 128
 
 
 def calling(function: Callable[..., Any], *args: Any) -> Call:
@@ -39,6 +47,7 @@ class Case:
         flops: multiplications and additions that cannot be avoided, by the kind of unit that does them
             ("float32", "bfloat16", "int8") for each of ``ours``.
         copies: problems walked through in turn; more than one keeps them out of the caches.
+        graph: on a GPU, time replays of a CUDA graph (:func:`replayed`); for what does not wait for the device.
         extra: further fields of the case's records, asked for after timing.
     """
 
@@ -50,6 +59,7 @@ class Case:
     bytes: int
     flops: dict[str, tuple[str, float]]
     copies: int = 1
+    graph: bool = False
     extra: Callable[[], Record] = field(default=dict)
 
 
@@ -90,13 +100,40 @@ def _once(call: Call, copy: int, device: torch.device) -> float:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize(device)
         start.record()
-        call(copy)
+        own = call(copy)
         end.record()
         torch.cuda.synchronize(device)
-        return start.elapsed_time(end) / 1e3
+        return own if isinstance(own, float) else start.elapsed_time(end) / 1e3
     began = time.perf_counter()
     own = call(copy)
     return own if isinstance(own, float) else time.perf_counter() - began
+
+
+def replayed(call: Call, copies: int, device: torch.device, least: int = GRAPH_CALLS) -> Call:
+    """The call on every copy in turn, ``least`` times or more, captured as a CUDA graph: returns its seconds for one.
+
+    Launching costs the host more than a small kernel takes: without a graph, ratios would compare Python.
+
+    Raises:
+        RuntimeError: the call waits for the device, which a graph cannot hold.
+    """
+    count = copies * -(-least // copies)
+    with torch.cuda.device(device):
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            for copy in range(copies):  # compiles and tunes itself now
+                call(copy)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            for i in range(count):
+                call(i % copies)
+    return lambda _: _once(lambda _: graph.replay(), 0, device) / count
+
+
+def copies_beyond_cache(size: int, device: torch.device) -> int:
+    """Problems of ``size`` bytes that a GPU's L2 does not hold: a model's layers are not there from token to token."""
+    return min(-(-2 * torch.cuda.get_device_properties(device).L2_cache_size // size), MOST_COPIES)
 
 
 def ceilings(device: torch.device) -> Ceilings:
@@ -107,12 +144,14 @@ def ceilings(device: torch.device) -> Ceilings:
         return count / min(_once(call, 0, device) for _ in range(runs))
 
     if device.type == "cuda":
-        block = torch.empty(1 << 30, dtype=torch.uint8, device=device)
-        n, flops = 8192, {}
+        block = torch.randn(1 << 28, device=device)
+        other, n, flops = torch.empty_like(block), 8192, {}
         for dtype in (torch.float32, torch.bfloat16):
             a = torch.randn(n, n, device=device, dtype=dtype)
             flops[str(dtype).removeprefix("torch.")] = best(calling(torch.matmul, a, a), 2.0 * n**3)
-        return Ceilings(best(lambda _: block.view(torch.int64).sum(), block.nbytes), flops)
+        # Reading alone, and reading and writing: whichever moves more bytes a second.
+        read = best(lambda _: block.sum(), block.nbytes)
+        return Ceilings(max(read, best(lambda _: other.copy_(block), 2.0 * block.nbytes)), flops)
     if dispatch.EXTENSION_ERROR is not None:
         block = torch.ones(1 << 26)
         a = torch.randn(1024, 1024)
@@ -142,15 +181,40 @@ def device_name(device: torch.device) -> str:
     return f"{model} ({isa})"
 
 
-def records_of(case: Case, known: Ceilings, seconds: float, device: torch.device) -> list[Record]:
-    """Time a case; one record for each of ours with each peer.
+def versions(device: torch.device) -> Record:
+    """Of the libraries that a timing depends on."""
+    known: Record = {"tarq": __version__, "torch": torch.__version__}
+    if device.type == "cuda":
+        import triton
+
+        capability = torch.cuda.get_device_capability(device)
+        known |= {"triton": triton.__version__, "cuda": torch.version.cuda, "capability": list(capability)}
+    return known
+
+
+def records_of(
+    case: Case, known: Ceilings, seconds: float, device: torch.device, reporter: Reporter | None = None
+) -> list[Record]:
+    """Time a case; one record for each of ours with each peer. A peer that fails is left out, and the reporter told.
 
     ``ratio`` is our time over the peer's: below 1 ours is faster. ``roofline`` is the share of the bound that the
     machine's ceilings set, 1 being all of it: the greater of bytes over read bandwidth and operations over their
     rate, over our time. It exceeds 1 where operands stay in cache.
     """
-    measured = medians(case.ours | case.peers, case.copies, seconds, device)
-    extra = case.extra()
+    graph = case.graph and device.type == "cuda"
+    calls: dict[str, Call] = {}
+    for name, call in (case.ours | case.peers).items():
+        try:
+            calls[name] = replayed(call, case.copies, device) if graph else call
+            calls[name](0)
+        except Exception as error:
+            if name in case.ours:
+                raise
+            calls.pop(name, None)
+            (reporter or Reporter()).note(f"{name} left out of {case.op} {case.shape}: {error}")
+    measured = medians(calls, 1 if graph else case.copies, seconds, device)
+    native = dispatch.has_native(case.op.split(",")[0], device.type)
+    extra = versions(device) | case.extra()
 
     def record(ours: str, peer: str) -> Record:
         kind, flops = case.flops[ours]
@@ -165,7 +229,7 @@ def records_of(case: Case, known: Ceilings, seconds: float, device: torch.device
             "variant": ours,
             "threads": torch.get_num_threads(),
             "device": device_name(device),
-            "backend": "native" if dispatch.EXTENSION_ERROR is None else "reference",
+            "backend": "native" if native else "reference",
             "peer": peer,
             "seconds": measured[ours],
             "peer_seconds": measured[peer],
@@ -173,8 +237,7 @@ def records_of(case: Case, known: Ceilings, seconds: float, device: torch.device
             "roofline": bounds[bound] / measured[ours],
             "bound": bound,
             "copies": case.copies,
-            "torch": torch.__version__,
             **extra,
         }
 
-    return [record(ours, peer) for ours in case.ours for peer in case.peers]
+    return [record(ours, peer) for ours in case.ours for peer in case.peers if peer in measured]

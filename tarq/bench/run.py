@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
+from rich.markup import escape
+from rich.status import Status
 from rich.table import Table
 
 from ..report import Reporter
@@ -18,6 +20,19 @@ OPERATIONS: dict[str, Callable[..., Iterator[Case]]] = {
     "group_quantize": group_quantize.cases,
     "w4_linear": w4_linear.cases,
 }
+
+
+class StatusReporter(Reporter):
+    """The present phase on one line of a terminal. Needs none of what other screens show: a GPU machine may lack it."""
+
+    def __init__(self, status: Status) -> None:
+        self.status = status
+
+    def phase(self, text: str, total: int | None = None) -> None:
+        self.status.update(escape(text))
+
+    def note(self, text: str) -> None:
+        self.status.console.print(f"[yellow]note[/] {escape(text)}", highlight=False)
 
 
 @torch.inference_mode()
@@ -59,7 +74,7 @@ def run(
                 options = {"peer_python": peer_python} if name == "group_quantize" else {}
                 for case in OPERATIONS[name](where, quick=quick, **options):
                     reporter.phase(f"{name} {' × '.join(map(str, case.shape))} {case.dtype}, {count} threads")
-                    records += records_of(case, known[count], seconds, where)
+                    records += records_of(case, known[count], seconds, where, reporter)
     return records, known
 
 

@@ -1,20 +1,23 @@
 """Cases of ``w4_linear``: one packed layer, from one row (decoding) to a whole window (the encoder).
 
-Peers: ``nn.Linear`` in float32 and bfloat16 (float16 too on a GPU), torch's int4 kernel in bfloat16, and onnxruntime's
-``MatMulNBits`` on a CPU where onnxruntime and onnx are installed: accuracy level 4 rounds activations to int8, level 0
-computes in float32.
+Peers: ``nn.Linear`` (float32 and bfloat16 on a CPU, both 16-bit dtypes on a GPU), torch's int4 kernel in bfloat16, and
+where they are installed, onnxruntime's ``MatMulNBits`` on a CPU (accuracy level 4 rounds activations to int8, level 0
+computes in float32) and gemlite on a GPU, which tunes itself for every shape.
+
+On a GPU layers are walked through in turn, more of them than its L2 holds, and launched as CUDA graphs.
 """
 
 from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator
+from importlib.metadata import version
 
 import torch
 from torch import Tensor
 
 from ..kernels.w4_linear import dequantize, pack, w4_linear, w4_linear_int8
-from .measure import Call, Case
+from .measure import Call, Case, copies_beyond_cache
 
 GROUP = 128
 SHAPES = ((1280, 1280), (5120, 1280), (1280, 5120), (4096, 4096))  # outputs, inputs
@@ -31,37 +34,45 @@ class Layers:
 
     def __init__(self, outputs: int, inputs: int, copies: int, device: torch.device) -> None:
         self.outputs, self.inputs, self.device = outputs, inputs, device
-        groups = inputs // GROUP
-        codes = [torch.randint(0, 16, (outputs, inputs), dtype=torch.uint8) for _ in range(copies)]
-        scales = [(torch.rand(outputs, groups) * 0.02 + 0.005).half() for _ in range(copies)]
-        self.packed = [pack(c, 4).to(device) for c in codes]
-        self.scales = [s.to(device) for s in scales]
+        shape, groups = (outputs, inputs), inputs // GROUP
+        codes = [torch.randint(0, 16, shape, dtype=torch.uint8, device=device) for _ in range(copies)]
+        self.scales = [(torch.rand(outputs, groups, device=device) * 0.02 + 0.005).half() for _ in codes]
+        self.packed = [pack(c, 4) for c in codes]
         dense = [dequantize(p, s, None, inputs, GROUP) for p, s in zip(self.packed, self.scales, strict=True)]
         self.dense = {dtype: [d.to(dtype) for d in dense] for dtype in self._dense_dtypes()}
         self.layers: list[tuple[Tensor, Tensor, Tensor | None]] = [
             (p, s, None) for p, s in zip(self.packed, self.scales, strict=True)
         ]
+        self.gemlite: list[torch.nn.Module] = []
         if device.type == "cuda":
             from ..kernels.w4_linear.cuda import prepack
 
             self.layers = [(*prepack(*tensors),) for tensors in self.layers]  # as a loaded layer has them
-        self.int4pack, self.int4pack_scales = self._int4pack(codes, scales)
-        # onnxruntime wants two codes a byte, low nibble first: the bytes of our words.
-        self.bytes = [p.cpu().view(torch.uint8).reshape(outputs, groups, GROUP // 2) for p in self.packed]
+            if importlib.util.find_spec("gemlite"):
+                self.gemlite = self._gemlite(codes)
+        self.int4pack, self.int4pack_scales = self._int4pack(codes)
 
     def _dense_dtypes(self) -> tuple[torch.dtype, ...]:
         if self.device.type == "cuda":
             return torch.float16, torch.bfloat16
         return torch.float32, torch.bfloat16
 
-    def _int4pack(self, codes: list[Tensor], scales: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    def _int4pack(self, codes: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
         """torch's own format: its zero is the midpoint 8 already; scale and zero offset of a group, in bfloat16."""
-        pairs = [torch.stack([s.T, torch.zeros_like(s.T)], -1).bfloat16().contiguous() for s in scales]
+        pairs = [torch.stack([s.T, torch.zeros_like(s.T)], -1).bfloat16().contiguous() for s in self.scales]
         if self.device.type == "cuda":
-            bytes_ = [(c[:, ::2] << 4 | c[:, 1::2]).to(self.device) for c in codes]
-            packed = [torch.ops.aten._convert_weight_to_int4pack(b, 8) for b in bytes_]
-            return packed, [p.to(self.device) for p in pairs]
+            bytes_ = [c[:, ::2] << 4 | c[:, 1::2] for c in codes]
+            return [torch.ops.aten._convert_weight_to_int4pack(b, 8) for b in bytes_], pairs
         return [torch.ops.aten._convert_weight_to_int4pack_for_cpu(c.int(), 2) for c in codes], pairs
+
+    def _gemlite(self, codes: list[Tensor]) -> list[torch.nn.Module]:
+        """gemlite's layers, in float16."""
+        from gemlite import DType, GemLiteLinear
+
+        layers = [GemLiteLinear(4, GROUP, self.inputs, self.outputs, DType.FP16, DType.FP16) for _ in codes]
+        for layer, own, scale in zip(layers, codes, self.scales, strict=True):
+            layer.pack(own, scale, 8, None)
+        return layers
 
     def ours(self, x: Tensor) -> Call:
         return lambda i: w4_linear(x, *self.layers[i], None, self.inputs, GROUP)
@@ -81,6 +92,9 @@ class Layers:
             calls["torch int4pack (bfloat16)"] = lambda i: product(
                 half, self.int4pack[i], GROUP, self.int4pack_scales[i]
             )
+        if self.gemlite:
+            name = f"gemlite {version('gemlite')} (float16)"
+            calls[name] = lambda i, x=x.half(): self.gemlite[i](x)  # type: ignore[misc]
         if self.device.type == "cpu" and all(importlib.util.find_spec(name) for name in ("onnxruntime", "onnx")):
             calls |= {f"onnxruntime level {level}": self.onnxruntime(x, level) for level in (0, 4)}
         return calls
@@ -92,8 +106,10 @@ class Layers:
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
-        runs = []
-        for i in range(len(self.packed)):
+        groups, runs = self.inputs // GROUP, []
+        for packed, scale in zip(self.packed, self.scales, strict=True):
+            # Two codes a byte, low nibble first: the bytes of our words.
+            codes = packed.view(torch.uint8).reshape(self.outputs, groups, GROUP // 2)
             node = helper.make_node(
                 "MatMulNBits",
                 ["x", "codes", "scales"],
@@ -111,8 +127,8 @@ class Layers:
                 [helper.make_tensor_value_info("x", TensorProto.FLOAT, list(x.shape))],
                 [helper.make_tensor_value_info("y", TensorProto.FLOAT, [x.shape[0], self.outputs])],
                 [
-                    numpy_helper.from_array(self.bytes[i].numpy(), "codes"),
-                    numpy_helper.from_array(self.scales[i].float().flatten().numpy(), "scales"),
+                    numpy_helper.from_array(codes.numpy(), "codes"),
+                    numpy_helper.from_array(scale.float().flatten().numpy(), "scales"),
                 ],
             )
             opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
@@ -122,7 +138,13 @@ class Layers:
             binding.bind_ortvalue_input("x", onnxruntime.OrtValue.ortvalue_from_numpy(x.numpy()))
             binding.bind_output("y")
             runs.append((session, binding))
-        return lambda i: runs[i][0].run_with_iobinding(runs[i][1])
+
+        def run(i: int) -> object:
+            session, binding = runs[i]
+            session.run_with_iobinding(binding)
+            return binding  # fetching what it holds would be a copy
+
+        return run
 
 
 def cases(device: torch.device, *, quick: bool) -> Iterator[Case]:
@@ -131,21 +153,21 @@ def cases(device: torch.device, *, quick: bool) -> Iterator[Case]:
     shapes = QUICK_SHAPES if quick else GPU_SHAPES if gpu else SHAPES
     rows = QUICK_ROWS if quick else GPU_ROWS if gpu else ROWS
     for outputs, inputs in shapes:
-        layers = Layers(outputs, inputs, 1, device)
+        copies = copies_beyond_cache(outputs * inputs // 2, device) if gpu else 1
+        layers = Layers(outputs, inputs, copies, device)
         for count in rows:
-            yield _case(layers, count, 1)
+            yield _case(layers, count)
     if not quick and not gpu:
         outputs, inputs = COLD
-        copies = -(-COLD_BYTES // (outputs * inputs // 2))
-        yield _case(Layers(outputs, inputs, copies, device), 1, copies)
+        yield _case(Layers(outputs, inputs, -(-COLD_BYTES // (outputs * inputs // 2)), device), 1)
 
 
-def _case(layers: Layers, rows: int, copies: int) -> Case:
+def _case(layers: Layers, rows: int) -> Case:
     outputs, inputs = layers.outputs, layers.inputs
-    x = torch.randn(rows, inputs)
+    x = torch.randn(rows, inputs, device=layers.device)
     flops = 2.0 * rows * outputs * inputs
     if layers.device.type == "cuda":
-        ours = {str(d).removeprefix("torch."): layers.ours(x.to(layers.device, d)) for d in layers.dense}
+        ours = {str(d).removeprefix("torch."): layers.ours(x.to(d)) for d in layers.dense}
         work = dict.fromkeys(ours, ("bfloat16", flops))
     else:
         ours = {
@@ -154,13 +176,15 @@ def _case(layers: Layers, rows: int, copies: int) -> Case:
             "int8 activations": layers.ours_int8(x),
         }
         work = {"float32": ("float32", flops), "bfloat16": ("bfloat16", flops), "int8 activations": ("int8", flops)}
+    activations = rows * (inputs + outputs) * (2 if layers.device.type == "cuda" else 4)
     return Case(
         op="w4_linear",
         shape=(rows, outputs, inputs),
         dtype="by variant",
         ours=ours,
-        peers=layers.peers(x.to(layers.device)),
-        bytes=layers.packed[0].nbytes + layers.scales[0].nbytes + 4 * rows * (inputs + outputs),
+        peers=layers.peers(x),
+        bytes=layers.packed[0].nbytes + layers.scales[0].nbytes + activations,
         flops=work,
-        copies=copies,
+        copies=len(layers.packed),
+        graph=True,
     )

@@ -119,10 +119,35 @@ class EncoderDecoder(Recognizer):
         ).logits
 
     def decode(self, audio: Tensor) -> list[str]:
+        return self._texts(self._generate(audio))
+
+    def decode_forced(self, batch: Batch, audio: Tensor, logits: Tensor) -> list[str]:
+        """Rows whose forced tokens are the ones greedy decoding takes are decoded thereby; the others are decoded."""
+        ids, targets = batch.input_ids.to(logits.device), batch.targets.to(logits.device)
+
+        def follow(model: Any, prompt: Tensor, logits_processor: Any, stopping_criteria: Any, **_: Any) -> Tensor:
+            agreed = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
+            for t in range(prompt.shape[1] - 1, ids.shape[1]):
+                wanted, before = targets[:, t], ids[:, : t + 1]
+                scores = logits_processor(before, logits[:, t].to(torch.float32, copy=True))
+                stops = stopping_criteria(torch.cat([before, wanted[:, None]], dim=1), scores)
+                last = targets[:, t + 1] == -100 if t + 1 < ids.shape[1] else torch.ones_like(agreed)
+                agreed &= (wanted == -100) | (scores.argmax(-1) == wanted) & (stops == last)
+                if not agreed.any():
+                    break
+            return agreed
+
+        agreed = self._generate(audio, custom_generate=follow)
+        decoded = iter(self.decode(audio[~agreed]) if not agreed.all() else [])
+        followed = self._texts([row[row != -100] for row in targets])
+        return [text if yes else next(decoded) for text, yes in zip(followed, agreed.tolist(), strict=True)]
+
+    def _generate(self, audio: Tensor, **options: Any) -> Tensor:
+        """Greedy tokens, behind the prompt."""
         prompt = torch.tensor([self.prefix()] * len(audio), device=audio.device)
         # Not the model's own generate(): Whisper's seeks through long audio by the timestamps it finds in the
         # text, and wants the features again for that. What comes here is one window, without timestamps.
-        ids = GenerationMixin.generate(
+        ids: Any = GenerationMixin.generate(
             self.model,
             encoder_outputs=self.encoded(audio),
             attention_mask=torch.ones(audio.shape[:2], dtype=torch.long, device=audio.device),
@@ -130,7 +155,11 @@ class EncoderDecoder(Recognizer):
             num_beams=1,
             do_sample=False,
             **self.limits(audio),
+            **options,
         )
+        return ids
+
+    def _texts(self, ids: Any) -> list[str]:
         return [t.strip() for t in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
     def limits(self, audio: Tensor) -> dict[str, Any]:

@@ -339,6 +339,16 @@ class Recognizer(ABC):
     def decode(self, audio: Any) -> list[str]:
         """Greedy transcripts of encoded features."""
 
+    def decode_forced(self, batch: Batch, audio: Any, logits: Tensor) -> list[str]:
+        """:meth:`decode` of a batch that was teacher-forced: the same transcripts, for less where a family can.
+
+        Args:
+            batch: what is said.
+            audio: the batch's encoded features.
+            logits: what :meth:`logits` gave.
+        """
+        return self.decode(audio)
+
     def transcribe(self, waveforms: Sequence[np.ndarray]) -> list[str]:
         """Greedy transcripts of waveforms no longer than the window."""
         features = [self.audio_inputs(w)[0] for w in waveforms]

@@ -6,11 +6,16 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from ..errors import ModelError
 from .encoder_decoder import EncoderDecoder
 from .family import Features, Positions, Prompted, framed
+
+#: Positions that go through the encoder together on a CPU: one window of 30 s, some shorter ones. What they become
+#: within a block stays in the cache then, and they are enough for the products to run at full speed.
+ENCODED_AT_ONCE = 2048
 
 
 class WhisperRecognizer(EncoderDecoder):
@@ -72,6 +77,12 @@ class WhisperRecognizer(EncoderDecoder):
         begin = plain + 1  # <|0.00|>; the next ones are a frame of 20 ms apart
         end = self.model.config.eos_token_id
         return framed([*self.prefix()[:-1], begin], ids, spans, [begin + frames, end])
+
+    def encode(self, features: Features) -> Tensor:
+        count = len(next(iter(features.values())))
+        step = max(1, ENCODED_AT_ONCE // self.model.config.max_source_positions) if self.device.type == "cpu" else count
+        parts = ({name: f[first : first + step] for name, f in features.items()} for first in range(0, count, step))
+        return torch.cat([super(WhisperRecognizer, self).encode(part) for part in parts])
 
     @property
     def _multilingual(self) -> bool:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from .. import distributed
 from ..calibration import batched, make_examples
@@ -21,7 +20,7 @@ from ..normalize import Normalizer
 from ..report import Reporter
 from ..transcription import transcribe_waveforms
 from .divergence import Divergence, divergence, joined
-from .intervals import Difference, Interval, difference_interval, ratio_interval
+from .intervals import RESAMPLES, Difference, Interval, Ratio, resample
 from .words import ChangedWord, WordScores, changed_words, hallucination_signs, score_words
 
 #: Figures that need the reference model's logits, then those of the words; the order tables show them in.
@@ -30,22 +29,6 @@ WORD_RATES = ("wer", "rare_wer", "rare_miss_rate", "common_wer")
 
 #: Utterances whose audio is held at a time.
 PIECE = 64
-
-
-@dataclass(frozen=True)
-class Ratio:
-    """A figure as utterance-wise sums: its value is Σ numerator / Σ denominator."""
-
-    numerator: NDArray
-    denominator: NDArray
-
-    def interval(self, resamples: int, seed: int) -> Interval:
-        return ratio_interval(self.numerator, self.denominator, resamples=resamples, seed=seed)
-
-    def minus(self, base: Ratio, resamples: int, seed: int) -> Difference:
-        return difference_interval(
-            self.numerator, self.denominator, base.numerator, base.denominator, resamples=resamples, seed=seed
-        )
 
 
 @dataclass
@@ -109,7 +92,7 @@ def evaluate_models(
     reference: str | None,
     config: TarqConfig,
     reporter: Reporter,
-    resamples: int = 10_000,
+    resamples: int = RESAMPLES,
     decode: bool = True,
 ) -> Evaluation:
     """Score models on sets of transcribed utterances.
@@ -140,14 +123,17 @@ def evaluate_models(
         ratios = _divergence_ratios(models, heard)
         if decode:
             _score_words(models, utterances, reference, config, heard.texts, scores, ratios, thresholds)
+        resampled = resample(
+            {(name, figure): ratio for name in models for figure, ratio in ratios[name].items()}, resamples, config.seed
+        )
         for name in models:
             scores.models.setdefault(name, ModelScores()).figures = {
-                figure: ratio.interval(resamples, config.seed) for figure, ratio in ratios[name].items()
+                figure: resampled[name, figure].interval() for figure in ratios[name]
             }
         for base, other in combinations(models, 2):
             scores.differences[f"{other} − {base}"] = {
-                figure: ratio.minus(ratios[base][figure], resamples, config.seed)
-                for figure, ratio in ratios[other].items()
+                figure: resampled[other, figure].minus(resampled[base, figure])
+                for figure in ratios[other]
                 if figure in ratios[base]
             }
         result.sets[label] = scores
@@ -266,7 +252,7 @@ def _force(models: Mapping[str, Recognizer], reference: str, batch: Batch, decod
             else:
                 forced.parts[name] = divergence(expected, logits, batch.targets, batch.rare_target)
             if decode:
-                forced.texts[name] = models[name].decode(audio)
+                forced.texts[name] = models[name].decode_forced(batch, audio, logits)
     reporter.advance(len(batch.ids) * len(models))
     return forced
 

@@ -6,10 +6,14 @@ utterances whole (Bisani and Ney, ICASSP 2004). Two systems are compared within 
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+
+Key = TypeVar("Key", bound=Hashable)
 
 RESAMPLES = 10_000
 _CHUNK = 1 << 22  # drawn indices held at a time: 32 MiB, and as much again for the weights
@@ -44,6 +48,77 @@ class Difference:
         return self.low > 0 or self.high < 0
 
 
+@dataclass(frozen=True)
+class Ratio:
+    """A figure of a set: its value is Σ numerator / Σ denominator.
+
+    For word scores: errors and reference words per utterance. For a mean over positions (KL, ΔNLL): the
+    utterance's sum over its positions, and how many they are.
+
+    Attributes:
+        numerator, denominator: [utterances]; denominators are not negative.
+    """
+
+    numerator: ArrayLike
+    denominator: ArrayLike
+
+
+@dataclass(frozen=True)
+class Resampled:
+    """A ratio, as observed and in every resample.
+
+    Attributes:
+        value: as observed; nan without a denominator.
+        values: [resamples]; nan where a resample has no denominator.
+    """
+
+    value: float
+    values: NDArray[np.float64]
+
+    def interval(self, level: float = 0.95) -> Interval:
+        """The value between the percentiles ``(1 ∓ level) / 2``; resamples without a denominator are left out.
+
+        Raises:
+            ValueError: level is not between 0 and 1.
+        """
+        return Interval(self.value, *_percentiles(self.values, level))
+
+    def minus(self, base: Resampled, level: float = 0.95) -> Difference:
+        """Paired difference from a base that was resampled alike; below 0 where this rate is lower.
+
+        Raises:
+            ValueError: level is not between 0 and 1.
+        """
+        value = self.value - base.value
+        differences = self.values - base.values
+        defined = differences[np.isfinite(differences)]
+        flips = float(np.mean(defined * np.sign(value) <= 0)) if np.isfinite(value) else float("nan")
+        return Difference(value, *_percentiles(differences, level), flips)
+
+
+def resample(ratios: Mapping[Key, Ratio], resamples: int = RESAMPLES, seed: int = 0) -> dict[Key, Resampled]:
+    """Bootstrap any number of ratios, all those of equally many utterances on the same resamples.
+
+    Args:
+        ratios: by any key.
+        resamples: how many; the same seed and number of utterances draw the same ones in every call.
+        seed: see :func:`resampled_sums`.
+
+    Raises:
+        ValueError: shapes that do not fit, no utterance, or no resample.
+    """
+    tables = {key: _columns(ratio.numerator, ratio.denominator) for key, ratio in ratios.items()}
+    result: dict[Key, Resampled] = {}
+    for size in {len(table) for table in tables.values()}:
+        alike = [key for key, table in tables.items() if len(table) == size]
+        # One product for all: drawing costs more than summing.
+        sums = resampled_sums(np.concatenate([tables[key] for key in alike], axis=1), resamples, seed)
+        for place, key in enumerate(alike):
+            observed = tables[key].sum(axis=0)
+            result[key] = Resampled(float(_ratio(*observed)), _ratio(*sums[:, 2 * place : 2 * place + 2].T))
+    return result
+
+
 def ratio_interval(
     numerators: ArrayLike,
     denominators: ArrayLike,
@@ -52,27 +127,8 @@ def ratio_interval(
     seed: int = 0,
     level: float = 0.95,
 ) -> Interval:
-    """Bootstrap interval of ``sum(numerators) / sum(denominators)``.
-
-    For word scores: errors and reference words per utterance. For a mean over positions (KL, ΔNLL): the
-    utterance's sum over its positions, and how many they are.
-
-    Args:
-        numerators, denominators: [utterances]; denominators are not negative.
-        resamples: how many; the same seed and number of utterances draw the same ones in every call.
-        level: of the interval, between 0 and 1.
-
-    Returns:
-        The observed ratio between the percentiles ``(1 ∓ level) / 2``. Resamples with a denominator
-        of 0 are left out.
-
-    Raises:
-        ValueError: shapes that do not fit, no utterance, or resamples or level out of range.
-    """
-    columns = _columns(numerators, denominators)
-    sums = resampled_sums(columns, resamples, seed)
-    value = float(_ratio(*columns.sum(axis=0)))
-    return Interval(value, *_percentiles(_ratio(*sums.T), level))
+    """Bootstrap interval of one :class:`Ratio`; see :func:`resample` and :meth:`Resampled.interval`."""
+    return resample({"": Ratio(numerators, denominators)}, resamples, seed)[""].interval(level)
 
 
 def difference_interval(
@@ -85,27 +141,17 @@ def difference_interval(
     seed: int = 0,
     level: float = 0.95,
 ) -> Difference:
-    """Paired bootstrap interval of a ratio minus a base ratio on the same utterances.
+    """Paired bootstrap interval of a ratio minus a base ratio on the same utterances, in the same order.
 
-    Args:
-        numerators, denominators: [utterances], as in ``ratio_interval``.
-        base_numerators, base_denominators: [utterances], of the system compared with, in the same order.
-        resamples, seed, level: as in ``ratio_interval``.
-
-    Returns:
-        The difference; below 0 where the rate is lower than the base's.
+    See :func:`resample` and :meth:`Resampled.minus`.
 
     Raises:
-        ValueError: see ``ratio_interval``.
+        ValueError: as these, or the two are not of equally many utterances.
     """
-    columns = _columns(numerators, denominators, base_numerators, base_denominators)
-    sums = resampled_sums(columns, resamples, seed)
-    observed = columns.sum(axis=0)
-    value = float(_ratio(*observed[:2]) - _ratio(*observed[2:]))
-    differences = _ratio(*sums[:, :2].T) - _ratio(*sums[:, 2:].T)
-    defined = differences[np.isfinite(differences)]
-    flips = float(np.mean(defined * np.sign(value) <= 0)) if np.isfinite(value) else float("nan")
-    return Difference(value, *_percentiles(differences, level), flips)
+    _columns(numerators, base_numerators)
+    ratios = {"it": Ratio(numerators, denominators), "base": Ratio(base_numerators, base_denominators)}
+    resampled = resample(ratios, resamples, seed)
+    return resampled["it"].minus(resampled["base"], level)
 
 
 def resampled_sums(counts: ArrayLike, resamples: int = RESAMPLES, seed: int = 0) -> NDArray[np.float64]:
@@ -139,7 +185,7 @@ def resampled_sums(counts: ArrayLike, resamples: int = RESAMPLES, seed: int = 0)
         # How often each utterance was drawn; a product with these is far cheaper than gathering the counts.
         drawn += np.arange(len(drawn))[:, None] * size
         weights = np.bincount(drawn.ravel(), minlength=drawn.size).reshape(drawn.shape)
-        sums[start : start + len(drawn)] = weights @ table
+        sums[start : start + len(drawn)] = weights.astype(np.float64) @ table
     return sums
 
 

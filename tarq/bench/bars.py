@@ -1,0 +1,70 @@
+"""The speed a GPU should reach, held against the records of a run.
+
+Speed-ups of a packed layer over float16 are the best that were published for an H100 by Marlin, tinygemm and gemlite at
+so many rows of a 4096 × 4096 layer. ``python -m tarq.bench.bars FILE.json`` prints a line a bar.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .measure import Record
+
+#: Rows: speed-up over float16.
+PUBLISHED = {1: 2.32, 8: 1.66, 16: 1.63, 64: 0.74}
+
+#: Outputs and inputs that they are asked of: that layer, and Whisper-large's.
+LAYERS = ([4096, 4096], [1280, 1280], [5120, 1280], [1280, 5120])
+
+#: Share of the memory bandwidth that one row of a layer too large for any cache should take.
+BANDWIDTH, LARGE = 0.8, [1, 16384, 16384]
+
+#: Times faster than the products of float32 copies, at this many inputs; than a Python iteration a column; than the
+#: fused sweep.
+GRAM, GRAM_INPUTS, LOOP, FUSED = 8.0, 5120, 20.0, 1.0
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A bar, what it asks for and what was measured; the more the better."""
+
+    bar: str
+    wanted: float
+    measured: float
+
+    @property
+    def reached(self) -> bool:
+        return self.measured >= self.wanted
+
+
+def verdicts(records: Sequence[Record]) -> Iterator[Verdict]:
+    """Every bar that the records speak of."""
+    for r in records:
+        op, shape, peer, faster = r["op"], r["shape"], r["peer"], 1 / r["ratio"]
+        size = "×".join(map(str, shape))
+        if op == "w4_linear" and r["variant"] == "float16" and shape[1:] in LAYERS and shape[0] in PUBLISHED:
+            if peer == "float16 linear":
+                yield Verdict(f"w4_linear {size}, speed-up over float16", PUBLISHED[shape[0]], faster)
+            elif peer.startswith("gemlite"):
+                yield Verdict(f"w4_linear {size}, times as fast as {peer}", 1.0, faster)
+        elif op == "w4_linear" and r["variant"] == "bfloat16" and shape[1:] in LAYERS and "int4pack" in peer:
+            yield Verdict(f"w4_linear {size}, times as fast as {peer}", 1.0, faster)
+        elif op == "w4_linear" and shape == LARGE and peer == f"{r['variant']} linear":
+            yield Verdict(f"w4_linear {size} {r['variant']}, share of the bandwidth", BANDWIDTH, r["roofline"])
+        elif op == "gram" and shape[1] == GRAM_INPUTS and r["variant"] == "symmetric" and "float32 copies" in peer:
+            yield Verdict(f"gram {size} {r['dtype']}, times as fast as {peer}", GRAM, faster)
+            exactness = r["error_of_float32_copies"] / r["error"]
+            yield Verdict(f"gram {size} {r['dtype']}, error of float32 copies over ours", 1.0, exactness)
+        elif op.startswith("group_quantize") and "sweep" in peer:
+            wanted = LOOP if "Python" in peer else FUSED
+            yield Verdict(f"{op} {size}, times as fast as the {peer}", wanted, faster)
+
+
+if __name__ == "__main__":
+    for verdict in verdicts(json.loads(Path(sys.argv[1]).read_text())):
+        answer = "reached    " if verdict.reached else "NOT reached"
+        print(f"{answer}  {verdict.bar}: {verdict.measured:.2f} of {verdict.wanted:.2f}")
