@@ -108,7 +108,7 @@ def gathered(own: Sequence[T], device: torch.device | str = "cpu") -> list[T]:
     if world() == 1:
         return list(own)
     shares = _meet(list(own), device)
-    shares[rank()] = own
+    shares[rank()] = list(own)
     return [share[i] for i in range(max(map(len, shares))) for share in shares if i < len(share)]
 
 

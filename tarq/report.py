@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from .errors import CheckpointError
+
+if TYPE_CHECKING:
+    import torch
 
 FILE_NAME = "tarq_report.json"
 
@@ -111,6 +112,8 @@ class Report:
 
 def peak_memory(device: torch.device) -> dict[str, int]:
     """:attr:`Report.memory` of this process."""
+    import torch
+
     # Not getrusage: what it gives outlives exec, so that it may be the parent's.
     status = Path("/proc/self/status").read_text()
     peak = {"ram_peak_bytes": 1024 * int(status.split("VmHWM:")[1].split()[0])}

@@ -234,10 +234,10 @@ class _Walk:
         held = self._fitting(block, own, pairs)
         self.reruns = self.paired and len(held) < len(own)
         for pair in pairs:
-            start = pair.full and pair.full.hidden
+            start = None if pair.full is None else pair.full.hidden
             if held or not self.reruns:
                 pair.look_ahead(block, held, self.device)
-            if self.reruns and pair.full:
+            if self.reruns and pair.full is not None and start is not None:
                 pair.full.hidden = start  # the block runs again from there
         for group in groups:
             self._quantize_group(stage, name, block, group, pairs, shared)
@@ -296,15 +296,17 @@ class _Walk:
         scheme = self.config.scheme(group_size)
         own = {n: linears[n].weight for n in distributed.dealt(list(linears))}
         try:
-            solved = own and tail_aware_quantize(
-                own,
-                parts,
-                metric=self.metric,
-                residual=self.config.residual,
-                solver=self.solver,
-                scheme=scheme,
-                scale_dtype=self.scale_dtype,
-            )
+            solved: dict[str, Solution] = {}
+            if own:
+                solved = tail_aware_quantize(
+                    own,
+                    parts,
+                    metric=self.metric,
+                    residual=self.config.residual,
+                    solver=self.solver,
+                    scheme=scheme,
+                    scale_dtype=self.scale_dtype,
+                )
         except (torch.linalg.LinAlgError, ValueError) as error:
             raise CalibrationError(f"{label}: {error}") from error
         solutions = distributed.gathered(list(solved.items()), self.device)

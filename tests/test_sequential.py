@@ -306,13 +306,13 @@ def test_a_bound_on_activations_holds_and_changes_no_code(model_folder, batches,
 
 def test_blocks_are_lent_one_at_a_time(recognizer, batches, monkeypatch):
     """A model that stays in RAM: whatever runs in a block's moments runs while it, and it alone, is on the device."""
-    lent, seen = [], []
+    lent, together, alone = [], [], []
     original = sequential.lent
 
     @contextmanager
     def spy(block, device):
         lent.append(block)
-        seen.append(len(lent))
+        together.append(len(lent))
         with original(block, device):
             yield
         lent.pop()
@@ -320,9 +320,11 @@ def test_blocks_are_lent_one_at_a_time(recognizer, batches, monkeypatch):
     monkeypatch.setattr(sequential, "lent", spy)
     blocks = [block for stage in recognizer.stages() for _, block in stage.blocks]
     for block in blocks:  # after the hook that stops a stage's start at its first block
-        block.fc1.register_forward_pre_hook(lambda module, args, block=block: seen.append(lent == [block]))
+        block.fc1.register_forward_pre_hook(lambda module, args, block=block: alone.append(lent == [block]))
     quantize_model(recognizer, batches, CONFIG, Reporter(), device=torch.device("cpu"))
-    assert seen.count(1) + seen.count(True) == len(seen) > len(blocks)
+    assert together == [1] * len(blocks)
+    assert len(alone) > len(blocks)
+    assert all(alone)
 
 
 @pytest.mark.gpu
