@@ -170,7 +170,7 @@ def moments(source: Path, manifest: Path, batch_size: int) -> dict[str, list[Mom
             pass
 
     with torch.no_grad():
-        Watching(recognizer, batches, config, Reporter(), None).run()
+        Watching(recognizer, batches, config, Reporter(), None, recognizer.device).run()
     assert kept
     return kept
 
