@@ -93,8 +93,8 @@ class Layers:
                 half, self.int4pack[i], GROUP, self.int4pack_scales[i]
             )
         if self.gemlite:
-            name = f"gemlite {version('gemlite')} (float16)"
-            calls[name] = lambda i, x=x.half(): self.gemlite[i](x)  # type: ignore[misc]
+            narrow = x.half()
+            calls[f"gemlite {version('gemlite')} (float16)"] = lambda i: self.gemlite[i](narrow)
         if self.device.type == "cpu" and all(importlib.util.find_spec(name) for name in ("onnxruntime", "onnx")):
             calls |= {f"onnxruntime level {level}": self.onnxruntime(x, level) for level in (0, 4)}
         return calls
