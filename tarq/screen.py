@@ -142,12 +142,27 @@ def show_report(console: Console, report: Report, layers: bool) -> None:
         console.print(f"left in full precision: {escape(shown)} ({escape(reason)})")
     for text, count in Counter(t for r in report.layers for t in [r.skipped, *r.notes] if t).items():
         console.print(f"[yellow]note[/] {count} layers: {escape(text)}")
-    for text in report.notes:
+    for text in grouped(report.notes):
         console.print(f"[yellow]note[/] {escape(text)}")
     shared = f" in {report.processes} processes" if report.processes > 1 else ""
     peaks = {"RAM": "ram_peak_bytes", "GPU memory": "device_peak_bytes"}
     peak = "".join(f", peak {report.memory[k] / 1e9:.2f} GB {name}" for name, k in peaks.items() if k in report.memory)
     console.print(f"walk: {report.seconds:.1f} s{shared}{peak}")
+
+
+def grouped(notes: Sequence[str]) -> list[str]:
+    """Notes, with what is said of more than three utterances (``id: what``) said once."""
+    said: dict[str, list[str]] = {}
+    for note in notes:
+        name, colon, what = note.partition(": ")
+        said.setdefault(what if colon else note, []).append(name if colon else "")
+    lines = []
+    for what, names in said.items():
+        if len(names) > 3:
+            lines.append(f"{len(names)} utterances such as {names[0]}: {what}")
+        else:
+            lines += [f"{name}: {what}" if name else what for name in names]
+    return lines
 
 
 def frequencies_text(described: Mapping[str, Any]) -> str:
@@ -246,7 +261,7 @@ def show_set(console: Console, label: str, scores: SetScores, sizes: Mapping[str
             row = [_difference(f, differences[f]) if f in differences else "–" for f in shown]
             table.add_row(escape(pair), *row)
         console.print(table)
-    for text in scores.notes:
+    for text in grouped(scores.notes):
         console.print(f"[yellow]note[/] {escape(text)}")
 
 
@@ -295,7 +310,7 @@ def show_demo(console: Console, scores: SetScores, sizes: Mapping[str, int], spo
         console.print(f"  {'said':14} {escape(spoken[word.id])}", highlight=False)
         for name, model in scores.models.items():
             console.print(f"  {escape(name):14} {escape(model.hypotheses[word.id])}", highlight=False)
-    for text in scores.notes:
+    for text in grouped(scores.notes):
         console.print(f"[yellow]note[/] {escape(text)}")
 
 

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 import tarq
 from tarq.cli import _labelled, app
 from tarq.config import TarqConfig
+from tarq.screen import grouped
 
 runner = CliRunner()
 
@@ -263,6 +264,15 @@ def test_a_method_that_needs_speech_says_so(model_folder, tmp_path):
 def test_a_json_file_that_cannot_be_written_is_refused_before_the_work(tmp_path):
     for path in (tmp_path / "nowhere" / "x.json", tmp_path):
         assert "Invalid value" in run("doctor", "--json", path, code=2)
+
+
+def test_what_is_said_of_many_utterances_is_said_once():
+    notes = ["a note", *(f"u{i}: longer than the 30 s window, left out" for i in range(4)), "u9: 700 tokens, left out"]
+    assert grouped(notes) == [
+        "a note",
+        "4 utterances such as u0: longer than the 30 s window, left out",
+        "u9: 700 tokens, left out",
+    ]
 
 
 def test_labels_tell_sources_apart():
