@@ -71,8 +71,13 @@ def test_a_batch_encoded_in_parts_is_the_batch(recognizer, monkeypatch):
         monkeypatch.setattr("tarq.families.whisper.ENCODED_AT_ONCE", 250)  # two windows of 100 positions
         sizes = []
         forward = recognizer.encoder.forward
-        monkeypatch.setattr(recognizer.encoder, "forward", lambda x: sizes.append(len(x)) or forward(x))
-        torch.testing.assert_close(recognizer.encode(features), whole)
+
+        def spy(input_features, **kwargs):
+            sizes.append(len(input_features))
+            return forward(input_features, **kwargs)
+
+        monkeypatch.setattr(recognizer.encoder, "forward", spy)
+        torch.testing.assert_close(recognizer.encode({"input_features": features}), whole)
     assert sizes == [2, 2, 1]
 
 
