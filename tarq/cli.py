@@ -139,7 +139,7 @@ def quantize(
         bool, typer.Option("--offload", help="Keep the model in RAM; blocks go to the device one at a time.")
     ] = False,
     activation_memory: Annotated[
-        float, typer.Option(help="GB for inputs of a block's layers; what does not fit is computed again.")
+        float, typer.Option(help="GB for activations within a block; what does not fit is computed again.")
     ] = 4.0,
     seed: Annotated[int, typer.Option(help="Of the sample and of the random controls.")] = 0,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing OUT.")] = False,

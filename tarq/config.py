@@ -77,8 +77,8 @@ class TarqConfig:
         samples: calibration utterances drawn.
         max_bad: broken audio files that may be left out, of the calibration speech or of each scored set.
         batch_size: utterances a forward pass takes at once.
-        activation_memory: GB (1e9 bytes) for what one block's Linears read in full precision; what does not fit is
-            computed again for each group of Linears. The result is the same.
+        activation_memory: GB (1e9 bytes) for what one block's Linears read in full precision and what its parts came
+            to; what does not fit is computed again for each group of Linears. The result is the same.
         seed: of the sampling of utterances and of the random controls.
 
     Raises:

@@ -26,10 +26,12 @@ class Size:
     batch_size: int
 
 
-WHOLE, QUICK = Size(samples=96, scored=420, batch_size=32), Size(samples=32, scored=120, batch_size=32)
+WHOLE, QUICK = Size(samples=96, scored=300, batch_size=64), Size(samples=32, scored=96, batch_size=64)
 #: For a model of one's own, of any size.
 OWN = Size(samples=24, scored=24, batch_size=4)
 BITS = (4, 3)
+#: Calibration utterances at once, at most: what a few of them come to within a block stays in the caches.
+CALIBRATION_BATCH = 8
 
 
 def scoring_dtype(device: str | torch.device) -> torch.dtype | None:
@@ -55,7 +57,8 @@ def demonstrate(
         model: full-precision model, folder or hub id.
         calibration: utterances to calibrate on.
         data: label to other utterances, with transcripts, to score on.
-        config: samples, batch size, seed and group size are read from it.
+        config: samples, batch size (:data:`CALIBRATION_BATCH` at most in calibration), seed and group size are read
+            from it.
         reporter: hears of progress.
         bits: widths, each with all three methods.
         device: where the models run.
@@ -71,11 +74,12 @@ def demonstrate(
     dtype = dtype or scoring_dtype(device)
     where: dict[str, Any] = {"device": device, "language": config.language}
     models = {"full precision": api.load_recognizer(model, dtype=dtype, **where)}
+    calibrating = replace(config, batch_size=min(config.batch_size, CALIBRATION_BATCH))
     with TemporaryDirectory(prefix="tarq-demo-") as folder:
         for width in bits:
             for method in ("rtn", "gptq", "tarq"):
                 recognizer = api.load_recognizer(model, **where)
-                chosen = replace(config, bits=width, **PRESETS[method])
+                chosen = replace(calibrating, bits=width, **PRESETS[method])
                 report = api.quantize(recognizer, calibration, chosen, reporter=reporter)
                 name = f"{method.upper()} W{width}"
                 out = Path(folder) / name

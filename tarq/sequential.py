@@ -1,27 +1,39 @@
 """The walk: block by block, in true order, with paired full-precision and partly quantized activations.
 
 At any time it holds the hidden states of the calibration set on both paths (in the decoder also the
-encoder's output, which every block reads, and its moments), what one block's Linears read in full precision as far as
-that fits into ``TarqConfig.activation_memory``, and the moments of one input, in two halves for cross-fitting. A block
-is run once as it was, before anything in it changes, and then up to each group of Linears as it becomes; where not all
-of its inputs are held, its own Linears are put back for a moment and it runs again up to the group. Blocks may be
-lent to another device one at a time, with what passes through them; all else stays where it is. What a block computes
-is found out by watching it: which Linears it calls, in which order, and which of them read the same tensor. So nothing
-here knows a family.
+encoder's output, which every block reads, and its moments), the moments of one input, in two halves for cross-fitting,
+and, as far as it fits into ``TarqConfig.activation_memory``, what one block's Linears read in full precision and what
+its finished parts came to. A block is run once as it was, before anything in it changes, and then up to each group of
+Linears as it becomes. Where not all of its inputs are held, its own Linears are put back for a moment and it runs again
+up to the group; what a finished part came to is not held then either, and computed again. Blocks may be lent to another
+device one at a time, with what passes through them; all else stays where it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from . import distributed
+from .blocks import (
+    Group,
+    Path,
+    Room,
+    first_input,
+    groups_of,
+    input_of,
+    lent,
+    linear_of,
+    remembering,
+    swapped,
+    waiting_for_none,
+    watched,
+)
 from .config import TarqConfig
 from .errors import CalibrationError, ModelError
 from .families.family import Batch, Positions, Recognizer, Stage
@@ -36,42 +48,6 @@ from .report import LayerReport, Reporter
 FALLBACK_GROUPS = (64, 32, 16, 8)
 
 
-class _Stop(Exception):
-    """Ends a forward pass once what was wanted from it is there."""
-
-
-@dataclass
-class _Path:
-    """One batch on one path (full precision, or partly quantized): a block's arguments.
-
-    Attributes:
-        hidden: [B, T, n] the block's input.
-        args: its further positional arguments.
-        kwargs: its keyword arguments.
-    """
-
-    hidden: Tensor
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-    def on(self, device: torch.device) -> _Path:
-        """The same on a device; nothing is copied where it is there already."""
-        return _Path(self.hidden.to(device), _moved(self.args, device), _moved(self.kwargs, device))
-
-    def through(self, block: nn.Module, device: torch.device) -> None:
-        """Go through a block that lies on a device; the hidden states return to where they were."""
-        self.hidden = self.on(device).run(block).to(self.hidden.device)
-
-    def run(self, block: nn.Module) -> Tensor:
-        out = block(self.hidden, *self.args, **self.kwargs)
-        return out[0] if isinstance(out, tuple) else out
-
-    def context(self) -> dict[str, Tensor]:
-        """The tensors a block reads beside its hidden states, by their place in the call."""
-        places = {f"argument {i + 1}": value for i, value in enumerate(self.args)} | self.kwargs
-        return {place: value for place, value in places.items() if isinstance(value, Tensor)}
-
-
 @dataclass
 class _Pair:
     """One batch on both paths; the full-precision one is walked only where a residual compares with it.
@@ -80,21 +56,23 @@ class _Pair:
         index: of the batch within the calibration set, of which other processes may hold other batches.
         turn: utterances of the set before it.
         ahead: first Linear of each group of the block at hand to what it reads in full precision.
+        behind: finished child of the block at hand to what it came to on the quantized path.
     """
 
     index: int
     turn: int
     batch: Batch
-    full: _Path | None
-    quantized: _Path
+    full: Path | None
+    quantized: Path
     ahead: dict[str, Tensor] = field(default_factory=dict)
+    behind: dict[str, Any] = field(default_factory=dict)
 
     def look_ahead(self, block: nn.Module, names: Sequence[str], device: torch.device) -> None:
         """Run a block that is still as it was on the full-precision path and keep what these Linears read."""
         if self.full is None:
             return
         home = self.full.hidden.device
-        with _watched(block, names, lambda name, tensor: self.ahead.setdefault(name, tensor.to(home))):
+        with watched(block, names, lambda name, tensor: self.ahead.setdefault(name, tensor.to(home))):
             self.full.through(block, device)
 
 
@@ -111,19 +89,6 @@ class _Rows:
     tail: Tensor
     weight: Tensor
     owner: Tensor
-
-
-@dataclass(frozen=True)
-class _Group:
-    """Linears of one block that read the same tensor.
-
-    Attributes:
-        names: within the block, in calling order.
-        context: place of that tensor among the block's further arguments, None for a tensor of its own.
-    """
-
-    names: tuple[str, ...]
-    context: str | None
 
 
 def quantize_model(
@@ -178,6 +143,7 @@ class _Walk:
         self.device = torch.empty(0, device=device).device  # "cuda" becomes "cuda:0", as tensors say it
         self.before: dict[str, nn.Linear] = {}  # the block's own Linears, kept where it runs again as it was
         self.reruns = False
+        self.room = Room(0)  # for what is held of the block at hand
         self.rows: dict[tuple[str, int], _Rows] = {}
         self.records: list[LayerReport] = []
 
@@ -203,8 +169,8 @@ class _Walk:
                 index,
                 turn,
                 b,
-                _first_input(first, stage, b, full) if self.paired else None,
-                _first_input(first, stage, b, quantized),
+                first_input(first, stage, b, full) if self.paired else None,
+                first_input(first, stage, b, quantized),
             )
             for (index, turn, b), (full, quantized) in zip(self.share, handed, strict=True)
         ]
@@ -229,8 +195,9 @@ class _Walk:
     ) -> None:
         """Quantize a block group by group, and take both paths through it."""
         # The first process has a batch even where there are fewer than processes.
-        groups = distributed.from_first(lambda: _groups(block, pairs[0].quantized.on(self.device)))
+        groups = distributed.from_first(lambda: groups_of(block, pairs[0].quantized.on(self.device)))
         own = [g.names[0] for g in groups if not g.context and any(self._wanted(f"{name}.{n}") for n in g.names)]
+        self.room = Room(self.config.activation_memory * 1e9)
         held = self._fitting(block, own, pairs)
         self.reruns = self.paired and len(held) < len(own)
         for pair in pairs:
@@ -239,56 +206,55 @@ class _Walk:
                 pair.look_ahead(block, held, self.device)
             if self.reruns and pair.full is not None and start is not None:
                 pair.full.hidden = start  # the block runs again from there
-        for group in groups:
-            self._quantize_group(stage, name, block, group, pairs, shared)
+        for i, group in enumerate(groups):
+            finished = waiting_for_none(block, [n for later in groups[i:] for n in later.names])
+            self._quantize_group(stage, name, block, group, pairs, shared, finished)
         self._skip_uncalled(stage, name, block, groups)
         for pair in pairs:
-            pair.quantized.through(block, self.device)
+            with remembering(block, waiting_for_none(block, []), pair.behind, Room(0), pair.quantized.hidden.device):
+                pair.quantized.through(block, self.device)
             pair.ahead.clear()
+            pair.behind.clear()
         if self.reruns:
-            with _swapped(block, self.before):
+            with swapped(block, self.before):
                 for pair in pairs:
                     pair.look_ahead(block, [], self.device)
         self.before.clear()
 
     def _fitting(self, block: nn.Module, names: Sequence[str], pairs: list[_Pair]) -> list[str]:
-        """Those Linears whose full-precision inputs fit into the memory for them, the first ones first."""
-        free, fitting = self.config.activation_memory * 1e9, []
+        """Those Linears whose full-precision inputs there is room for, the first ones first."""
         hidden = [pair.full.hidden for pair in pairs if pair.full]
-        for name in names:
-            width = _linear(block, name).in_features
-            size = sum(h.shape[:-1].numel() * width * h.element_size() for h in hidden)
-            if size <= free:
-                fitting.append(name)
-                free -= size
-        return fitting
+        width = {name: linear_of(block, name).in_features for name in names}
+        size = {n: sum(h.shape[:-1].numel() * width[n] * h.element_size() for h in hidden) for n in names}
+        return [name for name in names if self.room.take(size[name])]
 
-    def _full_input(self, block: nn.Module, group: _Group, pair: _Pair) -> Tensor | None:
+    def _full_input(self, block: nn.Module, group: Group, pair: _Pair) -> Tensor | None:
         """What a group reads on the full-precision path, held or made again."""
         if pair.full is None:
             return None
         name = group.names[0]
         if name in pair.ahead:
             return pair.ahead.pop(name).to(self.device)  # dropped as soon as it is used
-        with _swapped(block, self.before):
-            return _input_of(block, name, pair.full.on(self.device), group.context)
+        with swapped(block, self.before):
+            return input_of(block, name, pair.full.on(self.device), group.context)
 
     def _quantize_group(
         self,
         stage: Stage,
         block_name: str,
         block: nn.Module,
-        group: _Group,
+        group: Group,
         pairs: list[_Pair],
         shared: dict[str, list[Moments]],
+        finished: Sequence[str],
     ) -> None:
-        linears = {n: _linear(block, n) for n in group.names if self._wanted(f"{block_name}.{n}")}
+        linears = {n: linear_of(block, n) for n in group.names if self._wanted(f"{block_name}.{n}")}
         if not linears:
             return
         label = f"{block_name}.{'|'.join(linears)}"
         parts = shared.get(group.context or "")
         if parts is None:
-            parts = self._moments(stage, label, block, group, pairs)
+            parts = self._moments(stage, label, block, group, pairs, finished)
             if group.context:
                 shared[group.context] = parts
         first = next(iter(linears.values()))
@@ -319,8 +285,9 @@ class _Walk:
         stage: Stage,
         label: str,
         block: nn.Module,
-        group: _Group,
+        group: Group,
         pairs: list[_Pair],
+        finished: Sequence[str],
     ) -> list[Moments]:
         """One pass over the calibration set: the group's inputs on both paths into running moments.
 
@@ -328,12 +295,13 @@ class _Walk:
         nothing more is computed.
         """
         name = group.names[0]
-        features = _linear(block, name).in_features
+        features = linear_of(block, name).in_features
         folds = 2 if self.config.residual == "cross-fitted" else 1
         parts = [Moments(features, paired=self.paired, device=self.device) for _ in range(folds)]
         reads = stage.reads if group.context else stage.name
         for pair in pairs:
-            x = _input_of(block, name, pair.quantized.on(self.device), group.context)
+            with remembering(block, finished, pair.behind, self.room, pair.quantized.hidden.device):
+                x = input_of(block, name, pair.quantized.on(self.device), group.context)
             x_full = self._full_input(block, group, pair)
             of = self._row_weights(reads or stage.name, pair.index, pair.batch)
             if x.shape[:-1].numel() != len(of.tail):
@@ -379,7 +347,7 @@ class _Walk:
         note: str,
     ) -> None:
         """Put the quantized layer in place of the Linear and record it."""
-        linear = _linear(block, name)
+        linear = linear_of(block, name)
         if self.reruns:
             self.before[name] = linear
         q = solution.quantized
@@ -411,7 +379,7 @@ class _Walk:
     def _round_block(self, stage: Stage, block_name: str, block: nn.Module) -> None:
         """Round-to-nearest needs no activations: the weights of a block, as they stand."""
         for name in self._targets(block_name, block):
-            linear = _linear(block, name)
+            linear = linear_of(block, name)
             if not bool(torch.isfinite(linear.weight).all()):
                 raise CalibrationError(f"{block_name}.{name}: its weights hold NaN or infinite values")
             group_size, note = choose_group_size(linear.in_features, self.config.group_size)
@@ -440,7 +408,7 @@ class _Walk:
             if not any(_matches(name, pattern) for name in names):
                 raise ModelError(f"ignore: {pattern!r} matches no layer; names look like {names[1]}")
 
-    def _skip_uncalled(self, stage: Stage, block_name: str, block: nn.Module, groups: list[_Group]) -> None:
+    def _skip_uncalled(self, stage: Stage, block_name: str, block: nn.Module, groups: list[Group]) -> None:
         """Linears still there after the walk: ignored by name, or never called on calibration audio."""
         for name, module in block.named_modules():
             if isinstance(module, nn.Linear):
@@ -452,10 +420,6 @@ class _Walk:
 def _matches(name: str, pattern: str) -> bool:
     """Whether a pattern of ``ignore`` names a layer or something it lies in."""
     return name == pattern or name.startswith(f"{pattern}.")
-
-
-def _linear(block: nn.Module, name: str) -> nn.Linear:
-    return cast(nn.Linear, block.get_submodule(name))
 
 
 def choose_group_size(in_features: int, group_size: int) -> tuple[int, str]:
@@ -496,112 +460,3 @@ def _assign(metric: Metric, positions: Positions, ids: Sequence[str], stage: str
         return rows
     there = positions.exists.flatten()
     return _Rows(rows.tail[there], rows.weight[there], rows.owner[there])
-
-
-def _first_input(block: nn.Module, stage: Stage, batch: Batch, handed: Any) -> _Path:
-    """The arguments the stage's first block is called with on a batch."""
-    caught: list[_Path] = []
-
-    def catch(module: nn.Module, args: tuple, kwargs: dict) -> None:
-        caught.append(_Path(args[0], tuple(args[1:]), dict(kwargs)))
-        raise _Stop
-
-    handle = block.register_forward_pre_hook(catch, with_kwargs=True)
-    try:
-        stage.start(batch, handed)
-    except _Stop:
-        pass
-    finally:
-        handle.remove()
-    if not caught:
-        raise ModelError(f"stage {stage.name}: running the model never reached its first block")
-    return caught[0]
-
-
-def _moved(value: Any, device: torch.device) -> Any:
-    """Tensors on a device, also within tuples, lists and dictionaries."""
-    if isinstance(value, Tensor):
-        return value.to(device)
-    if isinstance(value, dict):
-        return {key: _moved(item, device) for key, item in value.items()}
-    return type(value)(_moved(item, device) for item in value) if type(value) in (tuple, list) else value
-
-
-@contextmanager
-def lent(block: nn.Module, device: torch.device) -> Iterator[None]:
-    """A block on a device for a while, then back where it was."""
-    home = next(block.parameters()).device
-    if home == device:
-        yield
-        return
-    block.to(device)
-    try:
-        yield
-    finally:
-        block.to(home)
-
-
-@contextmanager
-def _swapped(block: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[None]:
-    """Other modules in a block's places for a while."""
-    now = {name: block.get_submodule(name) for name in modules}
-    for name, module in modules.items():
-        block.set_submodule(name, module)
-    try:
-        yield
-    finally:
-        for name, module in now.items():
-            block.set_submodule(name, module)
-
-
-@contextmanager
-def _watched(block: nn.Module, names: Sequence[str], see: Callable[[str, Tensor], object]) -> Iterator[None]:
-    """While open, ``see`` is called with the name and the input of each named module that is about to run."""
-
-    def watch(name: str) -> Callable:
-        def hook(module: nn.Module, args: tuple) -> None:
-            see(name, args[0])
-
-        return hook
-
-    handles = [block.get_submodule(name).register_forward_pre_hook(watch(name)) for name in names]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _groups(block: nn.Module, path: _Path) -> list[_Group]:
-    """Watch one forward pass: the block's Linears in calling order, grouped by the tensor they read."""
-    calls: list[tuple[str, Tensor]] = []
-    linears = [n for n, m in block.named_modules() if isinstance(m, nn.Linear)]
-    with _watched(block, linears, lambda name, tensor: calls.append((name, tensor))):
-        path.run(block)
-    context = path.context()
-    groups: dict[int, tuple[list[str], str | None]] = {}
-    for name, tensor in calls:  # the list keeps every tensor alive, so an id is never reused
-        place = next((p for p, value in context.items() if value is tensor), None)
-        names, _ = groups.setdefault(id(tensor), ([], place))
-        if name not in names:
-            names.append(name)
-    called = [name for names, _ in groups.values() for name in names]
-    if len(called) > len(set(called)):
-        twice = next(name for name in called if called.count(name) > 1)
-        raise ModelError(f"{type(block).__name__}.{twice} reads several tensors in one pass, which the walk cannot do")
-    return [_Group(tuple(names), place) for names, place in groups.values()]
-
-
-def _input_of(block: nn.Module, name: str, path: _Path, context: str | None) -> Tensor:
-    """What a Linear of the block reads on a path: a further argument, or caught on the way and stopped there."""
-    if context:
-        return path.context()[context]
-    caught: list[Tensor] = []
-
-    def catch(name: str, tensor: Tensor) -> None:
-        caught.append(tensor)
-        raise _Stop
-
-    with suppress(_Stop), _watched(block, [name], catch):
-        path.run(block)
-    return caught[0]

@@ -1,6 +1,7 @@
 """The walk: order, pairing, shared inputs, rows, determinism, and what it says of trouble."""
 
 import dataclasses
+from collections import Counter
 from contextlib import contextmanager
 
 import pytest
@@ -9,6 +10,7 @@ from torch import nn
 
 import tarq
 from tarq import sequential
+from tarq.blocks import Path, Room, first_input, groups_of, input_of, remembering
 from tarq.calibration import calibration_set
 from tarq.data.corpora import load_utterances
 from tarq.errors import CalibrationError, ModelError
@@ -16,7 +18,7 @@ from tarq.linear import QuantLinear
 from tarq.method.metrics import PositionWeights, RareBAL
 from tarq.method.statistics import Moments
 from tarq.report import Reporter, peak_memory
-from tarq.sequential import _first_input, _groups, choose_group_size, quantize_model
+from tarq.sequential import choose_group_size, quantize_model
 
 CONFIG = tarq.TarqConfig(group_size=32, scale_dtype="float16", batch_size=3)
 
@@ -34,15 +36,15 @@ def batches(recognizer, manifest):
 def test_blocks_are_watched_in_true_order(recognizer, batches):
     stages = recognizer.stages()
     encoder, decoder = stages
-    path = _first_input(encoder.blocks[0][1], encoder, batches[0], None)
-    assert [g.names for g in _groups(encoder.blocks[0][1], path)] == [
+    path = first_input(encoder.blocks[0][1], encoder, batches[0], None)
+    assert [g.names for g in groups_of(encoder.blocks[0][1], path)] == [
         ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
         ("self_attn.out_proj",),
         ("fc1",),
         ("fc2",),
     ]
     audio = recognizer.encoder(**batches[0].features).last_hidden_state
-    groups = _groups(decoder.blocks[0][1], _first_input(decoder.blocks[0][1], decoder, batches[0], audio))
+    groups = groups_of(decoder.blocks[0][1], first_input(decoder.blocks[0][1], decoder, batches[0], audio))
     assert [g.names for g in groups] == [
         ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
         ("self_attn.out_proj",),
@@ -100,6 +102,56 @@ def test_statistics_are_those_of_the_partly_quantized_network(recognizer, batche
         assert not torch.allclose(x[rows], x_full[rows], atol=1e-3)
     every = sum(int(b.positions["decoder"].exists.sum()) for b in batches)
     assert 0.3 * every < counted < 0.7 * every  # one half; the other went elsewhere
+
+
+def test_a_finished_part_of_a_block_runs_once_a_batch(model_folder, batches, monkeypatch):
+    """What a block came to on its way to one Linear is not computed again on the way to the next."""
+    ran = Counter()
+    forward = QuantLinear.forward
+
+    def counted(self, x):
+        ran[self] += 1
+        return forward(self, x)
+
+    monkeypatch.setattr(QuantLinear, "forward", counted)
+
+    def runs(activation_memory):
+        ran.clear()
+        config = dataclasses.replace(CONFIG, activation_memory=activation_memory)
+        quantize_model(tarq.load_recognizer(model_folder), batches, config, Reporter())
+        assert len(ran) == 32
+        assert not any("forward" in vars(module) for module in ran)
+        return sum(ran.values()) / len(batches)
+
+    # Of a block's attention, what is in front of the output projection runs twice: up to it, and with it.
+    assert runs(4) == 2 * (6 + 3) + 2 * (12 + 4)
+    assert runs(0) > 1.5 * runs(4)
+
+
+class Writes(nn.Module):
+    """A block that writes into what a part of it returned."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(16, 16), nn.Linear(16, 16)
+
+    def forward(self, hidden):
+        out = self.first(hidden)
+        out += hidden
+        return self.last(out)
+
+
+@pytest.mark.parametrize("free", [1e9, 0])
+def test_a_block_may_write_into_what_its_parts_returned(free):
+    torch.manual_seed(0)
+    block, path, known = Writes(), Path(torch.randn(2, 3, 16), (), {}), {}
+    cpu = torch.device("cpu")
+    with torch.no_grad():
+        expected = input_of(block, "last", path, None)
+        for _ in range(3):
+            with remembering(block, ["first"], known, Room(free), cpu):
+                assert torch.equal(input_of(block, "last", path, None), expected)
+    assert bool(known) == bool(free)
 
 
 def test_cross_attention_statistics_are_gathered_once_for_all_decoder_blocks(recognizer, batches, monkeypatch):

@@ -32,7 +32,7 @@ WORD_RATES = ("wer", "rare_wer", "rare_miss_rate", "common_wer")
 ENTITY_RATES = ("ne_wer", "ne_fnr")
 
 #: Utterances whose audio is held at a time.
-PIECE = 64
+PIECE = 128
 
 
 @dataclass
