@@ -148,7 +148,7 @@ def remembering(
 
     # Not another module in the child's place: a block may ask its children for more than to be called.
     children = {name: block.get_submodule(name) for name in names}
-    own = {name: vars(child).get("forward") for name, child in children.items()}
+    own = {name: vars(child)["forward"] for name, child in children.items() if "forward" in vars(child)}
     for name, child in children.items():
         child.forward = once(name, child.forward)
     try:
@@ -156,7 +156,7 @@ def remembering(
     finally:
         for name, child in children.items():
             del child.forward  # the class's own shows again
-            if own[name] is not None:
+            if name in own:
                 child.forward = own[name]
 
 
