@@ -8,7 +8,7 @@ export HF_HUB_DISABLE_PROGRESS_BARS := 1
 
 CXX_SOURCES := $(wildcard csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu)
 
-.PHONY: install demo test sanitize cuda-build gpu-check lint format bench testbed testbed-check clean help
+.PHONY: install demo test sanitize cuda-build triton-build gpu-check lint format bench testbed testbed-check clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -62,6 +62,12 @@ cuda-build: build/cuda/.torch  ## build the extension against torch for CUDA and
 	  || { cat build/cuda/build.log; exit 1; }
 	PYTHONPATH=build/cuda/lib TARQ_TEST_PACKAGE=build/cuda/lib \
 	  $(CUDA_BIN)/python -P -m pytest --noconftest -p no:cacheprovider tests/test_cuda_extension.py
+
+# A kernel found in a cache would be reported on by no ptxas.
+triton-build: install  ## compile every Triton kernel that a call can ask for, for four architectures (about an hour)
+	@export TRITON_DUMP_PTXAS_LOG=1; printf '%s\n' sm_80 sm_90 sm_100 sm_120 | xargs -P 2 -I {} sh -c \
+	  'TRITON_CACHE_DIR=$$(mktemp -d) && export TRITON_CACHE_DIR && $(BIN)/python -P tests/test_triton_build.py {} every; \
+	  status=$$?; rm -rf "$$TRITON_CACHE_DIR"; exit $$status'
 
 # Whatever Python has torch is used as it is; only where PYTHON has none is the venv made.
 gpu-check:  ## on a machine with an NVIDIA GPU: build, test and benchmark for it (STAGES, RESULTS; PYTHON=… with torch)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -62,8 +63,22 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def make_model(folder: Path, *, width: int = 128, dtype: torch.dtype = torch.float16, seed: int = 0) -> None:
-    """Write a random Whisper with a byte-level BPE trained on ``SENTENCES``."""
+@pytest.fixture(scope="session")
+def write_model() -> Callable[..., None]:
+    """:func:`make_model`, for tests that want other widths."""
+    return make_model
+
+
+def make_model(
+    folder: Path,
+    *,
+    width: int = 128,
+    ffn: int | None = None,
+    layers: int = 2,
+    dtype: torch.dtype = torch.float16,
+    seed: int = 0,
+) -> None:
+    """Write a random Whisper with a byte-level BPE trained on ``SENTENCES``; ``ffn`` is twice the width by default."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
@@ -78,12 +93,12 @@ def make_model(folder: Path, *, width: int = 128, dtype: torch.dtype = torch.flo
     config = WhisperConfig(
         vocab_size=len(tokenizer),
         d_model=width,
-        encoder_layers=2,
-        decoder_layers=2,
+        encoder_layers=layers,
+        decoder_layers=layers,
         encoder_attention_heads=4,
         decoder_attention_heads=4,
-        encoder_ffn_dim=2 * width,
-        decoder_ffn_dim=2 * width,
+        encoder_ffn_dim=ffn or 2 * width,
+        decoder_ffn_dim=ffn or 2 * width,
         max_source_positions=100,
         max_target_positions=64,
         num_mel_bins=80,
