@@ -116,7 +116,7 @@ def quantize(
     act_order: Annotated[str, typer.Option(help="none or static.")] = "none",
     tail_positions: Annotated[str | None, typer.Option(help="Tag by input, target or either token.")] = None,
     frame_tags: Annotated[
-        str, typer.Option(help="Tag encoder frames: aligned, none, or auto (aligned for CTC, none elsewhere).")
+        str, typer.Option(help="Tag rows of audio: aligned, none, or auto (aligned for CTC, none elsewhere).")
     ] = "auto",
     tail_threshold: TailThreshold = 3.0,
     normalizer: Normalizer = "auto",

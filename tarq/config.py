@@ -56,8 +56,8 @@ class TarqConfig:
         damp: δ = damp · mean(diag H) is added to the metric's diagonal.
         act_order: ``none``, or ``static``: scales first, then columns by falling diag(H).
         tail_positions: a position is tagged by its ``input`` token, its ``target`` token, or ``either``.
-        frame_tags: encoder frames are tagged by where the model itself hears a rare word (``aligned``: the best
-            CTC path, or the decoder's cross-attention), or not at all (``none``); ``auto`` is ``aligned`` for
+        frame_tags: rows of audio are tagged by where the model itself hears a rare word (``aligned``: the best CTC
+            path, or the decoder's attention to them), or not at all (``none``); ``auto`` is ``aligned`` for
             CTC models, which have no other positions, and ``none`` for the rest.
         tail_threshold: a word is rare below this Zipf frequency (3 is one per million words).
         language: of the word frequencies and of the prompt of a multilingual model; an utterance whose manifest

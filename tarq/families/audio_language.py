@@ -18,10 +18,14 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import GenerationMixin
 
 from ..errors import ModelError
+from .alignment import listening
 from .family import Batch, Example, Features, Positions, Prompted, Recognizer, Stage, forced_tokens, framed, require
 
 #: Longest transcript of a window, where generation_config.json does not say.
 MAX_NEW_TOKENS = 448
+
+#: Audio rows that a median is taken over where attention is smoothed: they are 40 or 80 ms long.
+ROWS_SMOOTHED = 3
 
 
 class AudioLanguageModel(Recognizer):
@@ -138,6 +142,48 @@ class AudioLanguageModel(Recognizer):
                 "decoder": replace(decoder, audio=audio, padding=audio & (audio.cumsum(1) > heard[:, None])),
             },
         )
+
+    def frame_tags(self, batch: Batch) -> dict[str, Tensor]:
+        """Audio rows whose likeliest token belongs to a rare word, by what the rows that predict tokens attend to.
+
+        The tower's frames go with the audio row they are merged into.
+        """
+        encoder, projector, decoder = (batch.positions[name] for name in ("encoder", "projector", "decoder"))
+        heard = projector.exists & ~projector.padding
+        places = decoder.audio & ~decoder.padding
+        tags = {"projector": torch.zeros_like(heard), "decoder": torch.zeros_like(places)}
+        for b, scores in enumerate(self._listening(batch, places)):
+            rare = batch.rare_target[b, batch.targets[b] != -100][scores.argmax(0)]
+            tags["projector"][b, heard[b]] = rare
+            tags["decoder"][b, places[b]] = rare
+        merged = encoder.tail.shape[1] // heard.shape[1]
+        return tags | {
+            "encoder": tags["projector"].repeat_interleave(merged, dim=1) & encoder.exists & ~encoder.padding
+        }
+
+    def _listening(self, batch: Batch, places: Tensor) -> list[Tensor]:
+        """What :func:`listening` makes, over all layers, of each utterance's rows at the given [B, T] places."""
+        assert batch.scored is not None
+        said = batch.targets != -100
+        scores: list[Tensor] = [torch.zeros(())] * len(batch.ids)
+
+        def listen(module: nn.Module, args: tuple, out: tuple[Tensor, Tensor]) -> None:
+            for b, weights in enumerate(out[1]):  # [heads, T, T]: seen one layer at a time, since all would not fit
+                rows = batch.scored[b, said[b]].to(weights.device)
+                chosen = weights[:, rows][..., places[b].to(weights.device)]
+                scores[b] = scores[b] + listening(chosen.float().cpu(), ROWS_SMOOTHED)
+
+        audio = self.encode(batch.features)
+        before = self.language_model.config._attn_implementation
+        self.language_model.set_attn_implementation("eager")  # the others do not give their weights
+        handles = [layer.self_attn.register_forward_hook(listen) for layer in self.language_model.layers]
+        try:
+            self._read(batch, audio)
+        finally:
+            for handle in handles:
+                handle.remove()
+            self.language_model.set_attn_implementation(before)
+        return scores
 
     def stages(self) -> list[Stage]:
         return [

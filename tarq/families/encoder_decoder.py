@@ -8,14 +8,14 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 from transformers import GenerationMixin
 from transformers.modeling_outputs import BaseModelOutput
 
+from .alignment import listening
 from .family import Batch, Example, Features, Positions, Prompted, Recognizer, Stage, forced_tokens, framed, require
 
 #: Frames that a median is taken over where attention is smoothed.
-SMOOTHED = 7
+FRAMES_SMOOTHED = 7
 
 
 class EncoderDecoder(Recognizer):
@@ -60,7 +60,7 @@ class EncoderDecoder(Recognizer):
         )
 
     def frame_tags(self, batch: Batch) -> dict[str, Tensor]:
-        """Frames whose likeliest token, by cross-attention, belongs to a rare word (:func:`owners`).
+        """Frames whose likeliest token, by cross-attention, belongs to a rare word (:func:`listening`).
 
         The row that predicts a token is the one that listens to it, so rows go by their targets.
         """
@@ -83,7 +83,8 @@ class EncoderDecoder(Recognizer):
         for b, (targets, heard) in enumerate(zip(batch.targets, rows.exists & ~rows.padding, strict=True)):
             said = (targets != -100).nonzero().flatten()
             frames = int(heard.sum())
-            tags[b, :frames] = batch.rare_target[b, said][owners(weights[b][:, said, :frames])]
+            owner = listening(weights[b][:, said, :frames], FRAMES_SMOOTHED).argmax(0)
+            tags[b, :frames] = batch.rare_target[b, said][owner]
         return {"encoder": tags}
 
     def stages(self) -> list[Stage]:
@@ -165,25 +166,3 @@ class EncoderDecoder(Recognizer):
     def limits(self, audio: Tensor) -> dict[str, Any]:
         """How long a transcript may get, as arguments of ``generate``; the checkpoint's own limits by default."""
         return {}
-
-
-def owners(attention: Tensor) -> Tensor:
-    """Which token each frame belongs to, by where tokens listen.
-
-    A head attends here or there out of habit, so each frame's weights are standardised over the tokens; heads are
-    averaged after a median over seven frames. This is how Whisper's own word timing prepares them, whose dynamic
-    programming then gives every token its stretch; here every frame takes its best token.
-
-    Args:
-        attention: [heads, S tokens, T frames] weights of one utterance.
-
-    Returns:
-        [T] indices of tokens.
-    """
-    deviation, mean = torch.std_mean(attention, dim=1, keepdim=True, correction=0)
-    standard = (attention - mean) / deviation.clamp_min(1e-9)
-    reach = SMOOTHED // 2
-    if standard.shape[-1] > reach:
-        padded = functional.pad(standard, (reach, reach), mode="reflect")
-        standard = padded.unfold(-1, SMOOTHED, 1).median(-1).values
-    return standard.mean(0).argmax(0)

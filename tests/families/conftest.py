@@ -154,6 +154,56 @@ def same_statistics() -> Callable[[Path, Path], None]:
     return check
 
 
+@pytest.fixture(scope="session")
+def audio_language_frame_tags() -> Callable[[Path, Path, int], None]:
+    """Rows tagged by what the text listens to: within the audio, alike in every stage, whatever the batch."""
+
+    def check(source: Path, manifest: Path, merged: int) -> None:
+        recognizer = tarq.load_recognizer(source)
+        examples = make_examples(recognizer, load_utterances(manifest), CONFIG, Reporter()).examples
+        together = recognizer.collate(examples)
+        with torch.no_grad():
+            alone = [recognizer.frame_tags(recognizer.collate([e])) for e in examples]
+            tags = recognizer.frame_tags(together)
+        assert recognizer.language_model.config._attn_implementation == "sdpa"
+        assert tags.keys() == {"encoder", "projector", "decoder"}
+        for stage, tail in tags.items():
+            rows = together.positions[stage]
+            assert not (tail & ~(rows.exists & rows.audio & ~rows.padding)).any()
+            assert 0 < tail.sum() < rows.audio.sum()
+            for b in range(len(examples)):
+                width = alone[b][stage].shape[1]
+                assert torch.equal(alone[b][stage][0], tail[b, :width])
+                assert not tail[b, width:].any()
+            assert not (tail.any(1) & ~together.rare_target.any(1)).any()
+        assert torch.equal(tags["projector"].sum(1), tags["decoder"].sum(1))
+
+        # the last rare token is heard in the first third of the audio
+        def listened(batch, places):
+            scores = []
+            for b, place in enumerate(places):
+                rare = batch.rare_target[b, batch.targets[b] != -100]
+                score = torch.zeros(len(rare), int(place.sum()))
+                score[int((~rare).nonzero()[0])] = 1
+                score[rare.nonzero().flatten()[-1:], : score.shape[1] // 3] = 2
+                scores.append(score)
+            return scores
+
+        recognizer._listening = listened
+        placed = recognizer.frame_tags(together)
+        for b in together.rare_target.any(1).nonzero().flatten().tolist():
+            count = int((together.positions["decoder"].audio & ~together.positions["decoder"].padding)[b].sum())
+            wanted = list(range(count // 3))
+            first = int(together.positions["decoder"].audio[b].nonzero()[0])
+            assert placed["projector"][b].nonzero().flatten().tolist() == wanted
+            assert (placed["decoder"][b].nonzero().flatten() - first).tolist() == wanted
+            assert placed["encoder"][b].nonzero().flatten().tolist() == list(range(merged * len(wanted)))
+        report = tarq.quantize(tarq.load_recognizer(source), manifest, replace(CONFIG, frame_tags="aligned", samples=8))
+        assert all(report.calibration["positions"][stage]["tail"] for stage in ("encoder", "projector", "decoder"))
+
+    return check
+
+
 def moments(source: Path, manifest: Path, batch_size: int) -> dict[str, list[Moments]]:
     """The moments of every group of Linears of the full-precision model, by label."""
     recognizer = tarq.load_recognizer(source)

@@ -61,6 +61,10 @@ def test_batches_do_not_change_the_statistics(folder, manifest, same_statistics)
     same_statistics(folder, manifest)
 
 
+def test_audio_rows_are_tagged_by_what_the_text_listens_to(folder, manifest, audio_language_frame_tags):
+    audio_language_frame_tags(folder, manifest, merged=2)
+
+
 def test_logits_and_generation_are_the_models_own(recognizer, manifest):
     utterances = load_utterances(manifest)[:3]
     batch = recognizer.collate(make_examples(recognizer, utterances, CONFIG, Reporter()).examples)

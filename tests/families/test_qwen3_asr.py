@@ -89,6 +89,10 @@ def test_batches_do_not_change_the_statistics(folder, manifest, same_statistics)
     same_statistics(folder, manifest)
 
 
+def test_audio_rows_are_tagged_by_what_the_text_listens_to(folder, manifest, audio_language_frame_tags):
+    audio_language_frame_tags(folder, manifest, merged=1)
+
+
 def test_prompt_is_the_processors(recognizer, manifest):
     utterance = load_utterances(manifest)[3]
     request = recognizer.processor.apply_transcription_request(audio=utterance.waveform(), language="en")

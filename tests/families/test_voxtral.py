@@ -110,6 +110,10 @@ def test_batches_do_not_change_the_statistics(folder, manifest, same_statistics)
     same_statistics(folder, manifest)
 
 
+def test_audio_rows_are_tagged_by_what_the_text_listens_to(folder, manifest, audio_language_frame_tags):
+    audio_language_frame_tags(folder, manifest, merged=4)
+
+
 def test_prompt_is_the_processors(recognizer, manifest):
     """Teacher forcing begins with what ``apply_transcription_request`` makes of the same audio."""
     utterance = load_utterances(manifest)[0]
