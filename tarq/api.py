@@ -24,7 +24,7 @@ from .families.registry import adapt, family_of, model_class
 from .linear import use_int8_activations
 from .method.metrics import Metric
 from .report import FILE_NAME, Report, Reporter, peak_memory
-from .scoring.evaluate import Evaluation, evaluate_models
+from .scoring.evaluate import Evaluation, by_language, evaluate_models
 from .sequential import quantize_model
 from .transcription import transcribe_waveforms
 from .version import __version__
@@ -318,6 +318,7 @@ def evaluate(
 ) -> Evaluation:
     """Score models on transcribed sets: word error rates, teacher-forced divergence, paired intervals.
 
+    Utterances that state a ``language`` are prompted and scored in it; a set in several becomes one set a language.
     Where ``torch.distributed`` is initialised, every process calls this alike, and each runs a share of the batches.
 
     Args:
@@ -354,9 +355,10 @@ def evaluate(
             sets[label] = sample_utterances(utterances, samples, config.seed, intake=found[label])
         else:
             sets[label] = first_usable(utterances, max(len(utterances), 1), intake=found[label])
+    parts = {label: by_language(label, utterances, config.language) for label, utterances in sets.items()}
     result = evaluate_models(
         recognizers,
-        sets,
+        {name: some for spoken in parts.values() for name, some in spoken.items()},
         reference=reference,
         config=config,
         reporter=reporter,
@@ -364,9 +366,10 @@ def evaluate(
         decode=decode,
     )
     for label, intake in found.items():
-        scores = result.sets[label]
-        scores.bad, scores.left_out = dict(intake.bad), dict(intake.left_out)
-        scores.notes = intake.notes() + scores.notes
+        for name in parts[label]:
+            scores = result.sets[name]
+            scores.bad, scores.left_out = dict(intake.bad), dict(intake.left_out)
+            scores.notes = intake.notes() + scores.notes
     return result
 
 

@@ -226,9 +226,11 @@ def show_evaluation(console: Console, evaluation: Evaluation, sizes: Mapping[str
     for label, scores in evaluation.sets.items():
         show_set(console, label, scores, sizes)
         show_words(console, scores, examples)
+    normalizers = dict.fromkeys(scores.normalizer for scores in evaluation.sets.values())
+    frequencies = dict.fromkeys(frequencies_text(scores.word_frequencies) for scores in evaluation.sets.values())
     console.print(
-        f"[dim]normalizer {evaluation.normalizer}; rare is Zipf < {evaluation.thresholds[0]:g}, word frequencies "
-        f"{escape(frequencies_text(evaluation.word_frequencies))}; 95 % paired bootstrap over utterances, "
+        f"[dim]normalizer {', '.join(normalizers)}; rare is Zipf < {evaluation.thresholds[0]:g}, word frequencies "
+        f"{escape(', '.join(frequencies))}; 95 % paired bootstrap over utterances, "
         f"{evaluation.resamples} resamples; bold differences are clear of 0; KL and ΔNLL in nats a position[/]"
     )
 

@@ -161,8 +161,8 @@ def test_word_frequencies_of_ones_own(model_folder, manifest, tmp_path):
     )  # fmt: skip
     assert f"ward.txt (sha256 {digest[:12]}" in " ".join(out.split())
     scores = json.loads((tmp_path / "scores.json").read_text())
-    assert scores["word_frequencies"]["file"] == "ward.txt"
     (one,) = scores["sets"].values()
+    assert one["word_frequencies"]["file"] == "ward.txt"
     assert one["rare_words"] > 0.7 * one["words"]
     done = script("evaluate", model_folder, "--data", manifest, "--word-frequencies", tmp_path / "gone.txt")
     assert done.returncode == 1

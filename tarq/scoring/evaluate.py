@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field, replace
 from itertools import combinations
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from .. import distributed
 from ..calibration import batched, make_examples
 from ..config import TarqConfig
-from ..data.utterance import Utterance, check_ids
+from ..data.utterance import Utterance, check_ids, language_of
 from ..errors import DataError, ModelError
 from ..families.family import Batch, Recognizer
 from ..frequencies import described
@@ -64,12 +65,18 @@ class SetScores:
         models: label to scores.
         differences: "B − A" to figure to paired difference, for every pair of models.
         utterances, words, rare_words, entities: how much was scored.
+        language: it is spoken in, and models are prompted in.
+        normalizer: of that language, by name.
+        word_frequencies: which decide what is rare.
         bad: broken files that were left out, with the reason.
         left_out: utterances left out by a convention of their corpus, counted by reason.
         notes: what was left out.
     """
 
     utterances: int
+    language: str
+    normalizer: str
+    word_frequencies: dict[str, Any]
     words: int = 0
     rare_words: int = 0
     entities: int = 0
@@ -84,8 +91,6 @@ class SetScores:
 class Evaluation:
     """The result of :func:`evaluate_models`; ``to_dict()`` is what ``--json`` writes."""
 
-    normalizer: str
-    word_frequencies: dict[str, Any]
     reference: str | None
     thresholds: list[float]
     resamples: int
@@ -110,31 +115,36 @@ def evaluate_models(
 
     Args:
         models: label to recognizer.
-        data: label to utterances, each with a transcript.
+        data: label to utterances of one language (:func:`by_language`), each with a transcript.
         reference: label of the full-precision model that damage is measured against, or None.
-        config: normaliser, threshold, language, batch size, seed.
+        config: normaliser, threshold, batch size, seed, and the language of utterances that state none.
         resamples: of the bootstrap.
         decode: also transcribe (word scores); otherwise the teacher-forced figures only.
 
     Raises:
-        DataError: an utterance has no transcript, or audio cannot be read.
+        DataError: an utterance has no transcript, audio cannot be read, or a language has no word frequencies.
         ModelError: a model's tokens or features are not the reference model's.
     """
     thresholds = list(dict.fromkeys([config.tail_threshold, 3.0, 2.0, 4.0]))
+    spoken = {label: replace(config, language=_language(label, some, config)) for label, some in data.items()}
+    frequencies = {label: described(own.frequencies(), thresholds[0]) for label, own in spoken.items()}
     _check_comparable(models, reference)
-    frequencies = described(config.frequencies(), thresholds[0])
-    result = Evaluation(_normalizer(models, reference, config).name, frequencies, reference, thresholds, resamples)
+    result = Evaluation(reference, thresholds, resamples)
     for label, utterances in data.items():
         missing = [u.id for u in utterances if u.text is None]
         if missing:
             raise DataError(f"{label}: {len(missing)} utterances have no transcript to score against: {missing[0]}, …")
         check_ids(label, utterances)
-        scores = SetScores(len(utterances))
+        normalizer = _normalizer(models, reference, spoken[label]).name
+        scores = SetScores(len(utterances), spoken[label].language, normalizer, frequencies[label])
         reporter.phase(f"scoring {label}", len(utterances) * len(models))
-        heard = _listen(models, utterances, reference, config, reporter, scores, decode)
+        with ExitStack() as prompts:
+            for recognizer in models.values():
+                prompts.enter_context(recognizer.speaking(scores.language))
+            heard = _listen(models, utterances, reference, spoken[label], reporter, scores, decode)
         ratios = _divergence_ratios(models, heard)
         if decode:
-            _score_words(models, utterances, reference, config, heard.texts, scores, ratios, thresholds)
+            _score_words(models, utterances, reference, spoken[label], heard.texts, scores, ratios, thresholds)
         resampled = resample(
             {(name, figure): ratio for name in models for figure, ratio in ratios[name].items()}, resamples, config.seed
         )
@@ -150,6 +160,23 @@ def evaluate_models(
             }
         result.sets[label] = scores
     return result
+
+
+def by_language(label: str, utterances: Sequence[Utterance], default: str) -> dict[str, Sequence[Utterance]]:
+    """A set under its label; where its utterances state several languages, one set for each, named ``label (de)``."""
+    spoken: dict[str, list[Utterance]] = {}
+    for utterance in utterances:
+        spoken.setdefault(language_of(utterance, default), []).append(utterance)
+    if len(spoken) <= 1:
+        return {label: utterances}
+    return {f"{label} ({language})": spoken[language] for language in sorted(spoken)}
+
+
+def _language(label: str, utterances: Sequence[Utterance], config: TarqConfig) -> str:
+    languages = {language_of(utterance, config.language) for utterance in utterances} or {config.language}
+    if len(languages) > 1:
+        raise DataError(f"{label} is in {', '.join(sorted(languages))}: score each language as a set of its own")
+    return languages.pop()
 
 
 def _normalizer(models: Mapping[str, Recognizer], reference: str | None, config: TarqConfig) -> Normalizer:

@@ -10,8 +10,9 @@ from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForCondi
 import tarq
 from tarq.calibration import calibration_set, make_examples
 from tarq.data.corpora import load_utterances
-from tarq.errors import ModelError
+from tarq.errors import DataError, ModelError
 from tarq.report import Reporter
+from tarq.scoring.evaluate import evaluate_models
 
 from .conftest import CONFIG, byte_level_tokenizer, lively
 
@@ -106,7 +107,9 @@ def test_models_without_times_say_so(tmp_path, manifest):
         tarq.quantize(recognizer, manifest, replace(CONFIG, timestamps="with"))
 
 
-def test_each_utterance_is_prompted_in_its_language(recognizer, manifest, tmp_path):
+@pytest.fixture
+def german_and_english(manifest, tmp_path):
+    """Three utterances: one German, one Austrian, one whose language is not stated."""
     lines = [json.loads(line) for line in manifest.read_text().splitlines()[:3]]
     for line, language in zip(lines, ("de", "de-AT", None), strict=True):
         line["audio"] = str(manifest.parent / line["audio"])
@@ -114,11 +117,40 @@ def test_each_utterance_is_prompted_in_its_language(recognizer, manifest, tmp_pa
             line["language"] = language
     lines[0]["text"] = "das Wetter ist heute schön"
     (tmp_path / "manifest.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    batches, summary, _ = calibration_set(recognizer, load_utterances(tmp_path), CONFIG, Reporter())
+    return tmp_path
+
+
+def test_a_set_is_scored_language_by_language(recognizer, german_and_english, monkeypatch):
+    prompted = []
+    prefix = type(recognizer).prefix
+
+    def spy(self):
+        prompted.append(self.language)
+        return prefix(self)
+
+    monkeypatch.setattr(type(recognizer), "prefix", spy)
+    sets = tarq.evaluate({"m": recognizer}, {"s": german_and_english}, resamples=20).sets
+    assert {label: scores.utterances for label, scores in sets.items()} == {"s (de)": 2, "s (en)": 1}
+    assert [scores.word_frequencies for scores in sets.values()] == [{"wordfreq": "de"}, {"wordfreq": "en"}]
+    assert [scores.normalizer for scores in sets.values()] == ["basic", "english"]
+    assert set(prompted) == {"de", "en"}
+    assert recognizer.language == "en"
+    spoken = load_utterances(german_and_english)
+    with recognizer.speaking("de"):
+        expected = recognizer.transcribe([u.waveform() for u in spoken[:2]])
+    assert list(sets["s (de)"].models["m"].hypotheses.values()) == expected
+    with pytest.raises(DataError, match="is in de, en: score each language"):
+        evaluate_models({"m": recognizer}, {"s": spoken}, reference=None, config=CONFIG, reporter=Reporter())
+
+
+def test_each_utterance_is_prompted_in_its_language(recognizer, german_and_english):
+    batches, summary, _ = calibration_set(recognizer, load_utterances(german_and_english), CONFIG, Reporter())
     prompts = {u: row for b in batches for u, row in zip(b.ids, b.input_ids[:, 1].tolist(), strict=True)}
     german, english = recognizer.tokenizer.convert_tokens_to_ids(["<|de|>", "<|en|>"])
     assert prompts == {"u0": german, "u1": german, "u2": english}
     assert summary["languages"] == {"de": 2, "en": 1}
     assert recognizer.language == "en"
-    own = make_examples(recognizer, load_utterances(tmp_path), replace(CONFIG, transcripts="self"), Reporter())
+    own = make_examples(
+        recognizer, load_utterances(german_and_english), replace(CONFIG, transcripts="self"), Reporter()
+    )
     assert own.self_transcribed == 3
