@@ -147,7 +147,7 @@ struct Packed {
     const int64_t k = layer.in_features, stride = rows.size(1), row_bytes = stride * rows.element_size();
     const int64_t sum_stride = (k + kernel.block - 1) / kernel.block * (kernel.block / 8);
     float* sums_to = nullptr;
-    if (kernel.wants_sums && layer.zeros) {
+    if (kernel.wants_sums && count <= kernel.fused_rows) {
       sums = at::empty({count, sum_stride}, at::kFloat);
       sums_to = sums.data_ptr<float>();
     }

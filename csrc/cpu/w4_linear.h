@@ -48,7 +48,7 @@ struct W4Kernel {
   const char* isa;
   Float element;       // what activations and decoded weights are held in: f32 or bf16
   int64_t block;       // inputs a vector of words holds; packed rows are padded with zeros to a multiple
-  bool wants_sums;     // of the inputs of each word, for layers with zero points
+  bool wants_sums;     // of the inputs of each word, for `fused`
   int64_t fused_rows;  // up to this many activation rows, weights are decoded in registers (`fused`)
   int64_t tiled_rows;  // up to this many, through a scratch in cache (`tiled`); above, a library GEMM
 

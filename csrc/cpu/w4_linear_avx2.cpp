@@ -1,9 +1,11 @@
 // AVX2 with FMA and F16C, fp32 arithmetic.
 //
-// A code needs no shift: what a mask leaves of a word, less the zero point in the same place, is a small
-// integer times 16^j, which a float holds exactly, and the activations of step j are packed divided by 16^j.
-// So a weight costs a mask, a difference and a conversion, all on other units than its multiply-add.
+// A code needs no shift: what a mask leaves of a word is the code times 16^j, which a float holds exactly,
+// and the activations of step j are packed divided by 16^j. Only the last step's code, which would take the
+// sign, is shifted down. Zero points meet the activations' sums, a group at a time. So a weight costs a mask
+// and a conversion, both on other units than its multiply-add.
 #if defined(__x86_64__)
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 #pragma GCC target("avx2,fma,f16c")
@@ -26,32 +28,39 @@ struct Avx2 : Avx2Words {
 constexpr int64_t kFusedRows = 4, kTiledRows = int64_t(1) << 40;
 constexpr int kSteps = Avx2::steps, kWidth = Avx2::width;
 
-/// What step j keeps of a word, and the zero point 8 in that place.
-struct StepConstants {
-  alignas(32) uint32_t mask[kSteps][kWidth], eight[kSteps][kWidth];
+/// What step j keeps of a word.
+struct StepMasks {
+  alignas(32) uint32_t mask[kSteps][kWidth];
 };
-constexpr StepConstants step_constants() {
-  StepConstants c{};
+constexpr StepMasks step_masks() {
+  StepMasks c{};
   for (int j = 0; j < kSteps; ++j)
-    for (int i = 0; i < kWidth; ++i) c.mask[j][i] = 15u << 4 * j, c.eight[j][i] = 8u << 4 * j;
+    for (int i = 0; i < kWidth; ++i) c.mask[j][i] = 15u << 4 * j;
   return c;
 }
-constexpr StepConstants kStepConstants = step_constants();
+constexpr StepMasks kStepMasks = step_masks();
 
-/// Their address, which the compiler cannot see through: it would build all sixteen again in every block.
-inline const StepConstants* steps_in_memory() {
-  const StepConstants* steps = &kStepConstants;
-  __asm__("" : "+r"(steps));
-  return steps;
+/// What a code of step j counts for in `step_codes`.
+constexpr float step_unit(int j) { return j < kSteps - 1 ? float(1u << 4 * j) : 1.0f; }
+
+/// Their address, which the compiler cannot see through: it would build all of them again in every block.
+inline const StepMasks* masks_in_memory() {
+  const StepMasks* masks = &kStepMasks;
+  __asm__("" : "+r"(masks));
+  return masks;
 }
 
-inline __m256i load_step(const uint32_t* constants) {
-  return _mm256_load_si256(reinterpret_cast<const __m256i*>(constants));
+/// Keeps the compiler from reading a vector from memory again for each of its uses.
+inline __m256 in_register(__m256 v) {
+  __asm__("" : "+x"(v));
+  return v;
 }
 
-/// (code − 8) · 16^j, with mask and eight of step j.
-inline __m256 centred(__m256i words, __m256i mask, __m256i eight) {
-  return _mm256_cvtepi32_ps(_mm256_sub_epi32(_mm256_and_si256(words, mask), eight));
+/// Codes of step j times step_unit(j).
+inline __m256 step_codes(__m256i words, const StepMasks* masks, int j) {
+  if (j == kSteps - 1) return _mm256_cvtepi32_ps(_mm256_srli_epi32(words, 32 - 4));
+  const __m256i mask = _mm256_load_si256(reinterpret_cast<const __m256i*>(masks->mask[j]));
+  return _mm256_cvtepi32_ps(_mm256_and_si256(words, mask));
 }
 
 // ---- activations
@@ -75,7 +84,7 @@ inline void transpose(__m256* v) {
   }
 }
 
-/// A block's 64 inputs in block order, step j divided by 16^j; the sum of each word's inputs to
+/// A block's 64 inputs in block order, step j divided by its unit; the sum of each word's inputs to
 /// `sums` unless it is null.
 inline void pack_block(__m256* v, float* to, float* sums) {
   transpose(v);
@@ -84,9 +93,8 @@ inline void pack_block(__m256* v, float* to, float* sums) {
     for (int j = 1; j < kSteps; ++j) sum = _mm256_add_ps(sum, v[j]);
     _mm256_storeu_ps(sums, sum);
   }
-  float factor = 1.0f;
-  for (int j = 0; j < kSteps; ++j, factor *= 0x1p-4f)
-    _mm256_storeu_ps(to + j * kWidth, _mm256_mul_ps(v[j], _mm256_set1_ps(factor)));
+  for (int j = 0; j < kSteps; ++j)
+    _mm256_storeu_ps(to + j * kWidth, _mm256_mul_ps(v[j], _mm256_set1_ps(1 / step_unit(j))));
 }
 
 void pack_input(const void* x, Float x_type, int64_t rows, int64_t in_features, void* out, int64_t stride,
@@ -112,15 +120,57 @@ void pack_input(const void* x, Float x_type, int64_t rows, int64_t in_features, 
 // ---- few rows: weights live in registers only
 // -------------------------------------------------------------------------
 
-/// `rows` activation rows times weight rows [r0, r0 + count) of a tile; sums are stored by row, then weight
-/// row.
-template <int parts, bool symmetric, int rows, int count>
-inline void fused_piece(const W4Layer& layer, const W4Product& product, int64_t m0, const Tile<Avx2>& tile,
-                        int r0, const TileGroups& groups, __m256 (*sums)[kTile]) {
-  const StepConstants* const steps = steps_in_memory();
+/// The sum of an activation row's inputs, a group each: what the groups' zero points are multiplied with.
+struct GroupTotals {
+  float* of;       // [kFusedRows, stride]
+  int64_t stride;  // groups of the padded row, in whole vectors
+
+  static int64_t bytes(const W4Layer& layer) { return kFusedRows * padded(layer) * int64_t(sizeof(float)); }
+
+  static GroupTotals in(void* scratch, const W4Layer& layer, const W4Product& product) {
+    const GroupTotals totals{static_cast<float*>(scratch), padded(layer)};
+    const int64_t words = layer.groups == 1 ? product.sum_stride : layer.group_size / kSteps;
+    for (int64_t m = 0; m < product.rows; ++m) {
+      const float *word = product.sums + m * product.sum_stride, *const end = word + product.sum_stride;
+      for (int64_t g = 0; g < totals.stride; ++g) {
+        float total = 0.0f;
+        for (int64_t w = 0; w < words && word < end; ++w) total += *word++;
+        totals.of[m * totals.stride + g] = total;
+      }
+    }
+    return totals;
+  }
+
+ private:
+  static int64_t padded(const W4Layer& layer) {
+    return round_up(TileGroups::row_stride<Avx2>(layer), kWidth);
+  }
+};
+
+/// Takes zero points' share of the products from the sums.
+template <int rows>
+inline void subtract_zeros(const TileGroups& groups, const GroupTotals& totals, __m256 (*sums)[kTile]) {
+  for (int64_t g = 0; g < groups.stride; g += kWidth) {
+    const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+    const __m256i there = _mm256_cmpgt_epi32(_mm256_set1_epi32(int(groups.stride - g)), lane);
+    __m256 total[rows];
+    for (int m = 0; m < rows; ++m) total[m] = _mm256_loadu_ps(totals.of + m * totals.stride + g);
+    for (int r = 0; r < kTile; ++r) {
+      const int64_t at = r * groups.stride + g;
+      const __m256 zero = _mm256_mul_ps(_mm256_maskload_ps(groups.scales + at, there),
+                                        _mm256_maskload_ps(groups.zeros + at, there));
+      for (int m = 0; m < rows; ++m) sums[m][r] = _mm256_fnmadd_ps(zero, total[m], sums[m][r]);
+    }
+  }
+}
+
+/// `rows` activation rows times weight rows [r0, r0 + count) of a tile, as if zero points were zero; sums are
+/// stored by row, then weight row.
+template <int parts, int rows, int count>
+inline void fused_piece(const W4Layer& layer, const W4Product& product, const Tile<Avx2>& tile, int r0,
+                        const TileGroups& groups, __m256 (*sums)[kTile]) {
   const float* x[rows];
-  for (int m = 0; m < rows; ++m) x[m] = static_cast<const float*>(product.x) + (m0 + m) * product.stride;
-  const float* input_sums = product.sums + m0 * product.sum_stride;
+  for (int m = 0; m < rows; ++m) x[m] = static_cast<const float*>(product.x) + m * product.stride;
   for (int m = 0; m < rows; ++m)
     for (int r = 0; r < count; ++r) sums[m][r0 + r] = _mm256_setzero_ps();
   for_runs<Avx2, parts>(layer, [&](int64_t first, int64_t end, int64_t group) __attribute__((always_inline)) {
@@ -128,27 +178,18 @@ inline void fused_piece(const W4Layer& layer, const W4Product& product, int64_t 
     for (int m = 0; m < rows; ++m)
       for (int r = 0; r < count; ++r) part[m][r] = _mm256_setzero_ps();
     for (int64_t b = first; b < end; ++b) {
+      const StepMasks* const masks = masks_in_memory();  // here, or they would take all registers
       const int window = tile.window(b);
       __m256i words[count];
       for (int r = 0; r < count; ++r) words[r] = tile.load(r0 + r, b, window);
+      // The last step first: its shifted words would be held meanwhile.
 #pragma GCC unroll 8
-      for (int j = 0; j < kSteps; ++j) {
-        __m256 input[rows];
-        for (int m = 0; m < rows; ++m) input[m] = _mm256_loadu_ps(x[m] + b * kBlock<Avx2> + j * kWidth);
-        const __m256i mask = load_step(steps->mask[j]), eight = load_step(steps->eight[j]);
-        for (int r = 0; r < count; ++r) {
-          const __m256 weight = centred(words[r], mask, eight);
-          for (int m = 0; m < rows; ++m) part[m][r] = _mm256_fmadd_ps(weight, input[m], part[m][r]);
-        }
-      }
-      if constexpr (!symmetric) {
-        for (int r = 0; r < count; ++r) {
-          const __m256 shift =
-              _mm256_sub_ps(_mm256_set1_ps(kSymmetricZero),
-                            Avx2::spread<parts>(groups.zeros + (r0 + r) * groups.stride + group));
-          for (int m = 0; m < rows; ++m)
-            part[m][r] = _mm256_fmadd_ps(
-                shift, _mm256_loadu_ps(input_sums + m * product.sum_stride + b * kWidth), part[m][r]);
+      for (int j = kSteps - 1; j >= 0; --j) {
+        __m256 codes[count];
+        for (int r = 0; r < count; ++r) codes[r] = step_codes(words[r], masks, j);
+        for (int m = 0; m < rows; ++m) {
+          const __m256 input = in_register(_mm256_loadu_ps(x[m] + b * kBlock<Avx2> + j * kWidth));
+          for (int r = 0; r < count; ++r) part[m][r] = _mm256_fmadd_ps(codes[r], input, part[m][r]);
         }
       }
     }
@@ -159,40 +200,28 @@ inline void fused_piece(const W4Layer& layer, const W4Product& product, int64_t 
   });
 }
 
-template <int parts, bool symmetric, int rows>
-void fused_rows(const W4Layer& layer, const W4Product& product, int64_t m0, int64_t first_row,
-                const Tile<Avx2>& tile, const TileGroups& groups, __m128 bias) {
+template <int parts, int rows>
+void fused_rows(const W4Layer& layer, const W4Product& product, int64_t begin, int64_t end,
+                const TileGroups& groups, const GroupTotals& totals) {
   constexpr int count = rows <= 2 ? 4 : 2;  // sums in flight: at least four, at most eight
-  __m256 sums[rows][kTile];
-  for (int r = 0; r < kTile; r += count)
-    fused_piece<parts, symmetric, rows, count>(layer, product, m0, tile, r, groups, sums);
-  for (int m = 0; m < rows; ++m) finish<Avx2>(layer, product, m0 + m, first_row, sums[m], bias);
-}
-
-template <int parts, bool symmetric>
-void fused_tile(const W4Layer& layer, const W4Product& product, int64_t first_row, const TileGroups& groups) {
-  const Tile<Avx2> tile(layer, first_row);
-  const __m128 bias = tile_bias<Avx2>(layer, first_row);
-  const int64_t passes = ceil_div(product.rows, 4);
-  for (int64_t p = 0; p < passes; ++p) {  // equal heights, give or take one row
-    const int64_t m0 = product.rows * p / passes, rows = product.rows * (p + 1) / passes - m0;
-    if (rows == 1) fused_rows<parts, symmetric, 1>(layer, product, m0, first_row, tile, groups, bias);
-    if (rows == 2) fused_rows<parts, symmetric, 2>(layer, product, m0, first_row, tile, groups, bias);
-    if (rows == 3) fused_rows<parts, symmetric, 3>(layer, product, m0, first_row, tile, groups, bias);
-    if (rows == 4) fused_rows<parts, symmetric, 4>(layer, product, m0, first_row, tile, groups, bias);
+  for (int64_t n = begin; n < end; n += kTile) {
+    groups.read_rows<Avx2>(layer, n);
+    const Tile<Avx2> tile(layer, n);
+    const __m128 bias = tile_bias<Avx2>(layer, n);
+    __m256 sums[rows][kTile];
+    for (int r = 0; r < kTile; r += count)
+      fused_piece<parts, rows, count>(layer, product, tile, r, groups, sums);
+    subtract_zeros<rows>(groups, totals, sums);
+    for (int m = 0; m < rows; ++m) finish<Avx2>(layer, product, m, n, sums[m], bias);
   }
 }
 
 template <int parts>
 void fused_tiles(const W4Layer& layer, const W4Product& product, int64_t begin, int64_t end,
-                 const TileGroups& groups) {
-  for (int64_t n = begin; n < end; n += kTile) {
-    groups.read_rows<Avx2>(layer, n);
-    if (layer.zeros)
-      fused_tile<parts, false>(layer, product, n, groups);
-    else
-      fused_tile<parts, true>(layer, product, n, groups);
-  }
+                 const TileGroups& groups, const GroupTotals& totals) {
+  constexpr decltype(&fused_rows<parts, 1>) of_rows[kFusedRows] = {
+      fused_rows<parts, 1>, fused_rows<parts, 2>, fused_rows<parts, 3>, fused_rows<parts, 4>};
+  of_rows[product.rows - 1](layer, product, begin, end, groups, totals);
 }
 
 // ---- many rows: a tile's weights are decoded once for a block of rows
@@ -203,11 +232,11 @@ constexpr int64_t kHeight = 96;  // activation rows of a pass: their inputs stay
 constexpr int64_t kPanel = 256;  // outputs whose partial sums are held
 constexpr int kMicroRows = 3;    // × kTile sums: twelve registers, and four for operands
 
-/// Weights of blocks [first, end) of a tile's rows, step j times 16^j.
-template <int parts, bool symmetric>
+/// Weights of blocks [first, end) of a tile's rows, those of a step times its unit.
+template <int parts>
 void decode_blocks(const W4Layer& layer, int64_t n, int64_t first, int64_t end, const TileGroups& groups,
                    Decoded<Avx2> to) {
-  const StepConstants* const steps = steps_in_memory();
+  const StepMasks* const masks = masks_in_memory();
   const Tile<Avx2> tile(layer, n);
   const int64_t run = layer.groups == 1 ? end : layer.group_size / kBlock<Avx2>;
   for (int64_t b = first; b < end; ++b, to.out += kSteps * to.vector_stride) {
@@ -217,14 +246,11 @@ void decode_blocks(const W4Layer& layer, int64_t n, int64_t first, int64_t end, 
       const int64_t at = r * groups.stride + group;
       const __m256i words = tile.load(r, b, window);
       const __m256 scale = Avx2::spread<parts>(groups.scales + at);
-      // A code less any zero point may not fit in the top bits; less 8 it does, and the rest is exact in
-      // floats.
-      const __m256 rest =
-          _mm256_sub_ps(_mm256_set1_ps(kSymmetricZero), Avx2::spread<parts>(groups.zeros + at));
+      const __m256 zero = Avx2::spread<parts>(groups.zeros + at);
 #pragma GCC unroll 8
       for (int j = 0; j < kSteps; ++j) {
-        __m256 weight = centred(words, load_step(steps->mask[j]), load_step(steps->eight[j]));
-        if constexpr (!symmetric) weight = _mm256_fmadd_ps(rest, _mm256_set1_ps(float(1u << 4 * j)), weight);
+        const __m256 codes = step_codes(words, masks, j);
+        const __m256 weight = _mm256_fnmadd_ps(zero, _mm256_set1_ps(step_unit(j)), codes);
         _mm256_storeu_ps(to.out + r * to.row_stride + j * to.vector_stride, _mm256_mul_ps(weight, scale));
       }
     }
@@ -239,7 +265,7 @@ void decode_any(const W4Layer& layer, int64_t n, int64_t first, int64_t end, Dec
         const int64_t k = b * kBlock<Avx2> + Avx2::source(e);
         const float weight = k < layer.in_features ? weight_at(layer, clamp_row(layer, n + r), k) : 0.0f;
         to.out[r * to.row_stride + e / kWidth * to.vector_stride + e % kWidth] =
-            weight * float(1u << e / kWidth * 4);
+            weight * step_unit(e / kWidth);
       }
 }
 
@@ -248,9 +274,7 @@ void decode_tile(const W4Layer& layer, int64_t n, int64_t first, int64_t end, co
   const int parts = block_parts<Avx2>(layer);
   if (parts == 0) return decode_any(layer, n, first, end, to);
   groups.read_rows<Avx2>(layer, n);
-  const auto decode = parts == 1   ? (layer.zeros ? decode_blocks<1, false> : decode_blocks<1, true>)
-                      : parts == 2 ? (layer.zeros ? decode_blocks<2, false> : decode_blocks<2, true>)
-                                   : (layer.zeros ? decode_blocks<4, false> : decode_blocks<4, true>);
+  const auto decode = parts == 1 ? decode_blocks<1> : parts == 2 ? decode_blocks<2> : decode_blocks<4>;
   decode(layer, n, first, end, groups, to);
 }
 
@@ -334,14 +358,17 @@ void micro_tile<3>(const float* weights, int64_t blocks, const float* x, int64_t
 #undef TARQ_ROW
 
 int64_t scratch_bytes(const W4Layer& layer) {
-  return TileGroups::bytes<Avx2>(layer) + (kTile * kDepth + kHeight * kPanel) * int64_t(sizeof(float));
+  const int64_t tiled = (kTile * kDepth + kHeight * kPanel) * int64_t(sizeof(float));
+  return TileGroups::bytes<Avx2>(layer) + std::max(tiled, GroupTotals::bytes(layer));
 }
 
 void fused(const W4Layer& layer, const W4Product& product, int64_t begin, int64_t end, void* scratch) {
   const TileGroups groups = TileGroups::in<Avx2>(scratch, layer);
-  if (block_parts<Avx2>(layer) == 2) return fused_tiles<2>(layer, product, begin, end, groups);
-  if (block_parts<Avx2>(layer) == 4) return fused_tiles<4>(layer, product, begin, end, groups);
-  fused_tiles<1>(layer, product, begin, end, groups);
+  const GroupTotals totals =
+      GroupTotals::in(static_cast<char*>(scratch) + TileGroups::bytes<Avx2>(layer), layer, product);
+  if (block_parts<Avx2>(layer) == 2) return fused_tiles<2>(layer, product, begin, end, groups, totals);
+  if (block_parts<Avx2>(layer) == 4) return fused_tiles<4>(layer, product, begin, end, groups, totals);
+  fused_tiles<1>(layer, product, begin, end, groups, totals);
 }
 
 void tiled(const W4Layer& layer, const W4Product& product, int64_t begin, int64_t end, void* scratch) {
