@@ -106,6 +106,7 @@ class Layers:
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
+        options.add_session_config_entry("session.force_spinning_stop", "1")  # or its threads would keep our cores busy
         groups, runs = self.inputs // GROUP, []
         for packed, scale in zip(self.packed, self.scales, strict=True):
             # Two codes a byte, low nibble first: the bytes of our words.
