@@ -164,12 +164,12 @@ class AudioLanguageModel(Recognizer):
     def _listening(self, batch: Batch, places: Tensor) -> list[Tensor]:
         """What :func:`listening` makes, over all layers, of each utterance's rows at the given [B, T] places."""
         assert batch.scored is not None
-        said = batch.targets != -100
+        scored, said = batch.scored, batch.targets != -100
         scores: list[Tensor] = [torch.zeros(())] * len(batch.ids)
 
         def listen(module: nn.Module, args: tuple, out: tuple[Tensor, Tensor]) -> None:
             for b, weights in enumerate(out[1]):  # [heads, T, T]: seen one layer at a time, since all would not fit
-                rows = batch.scored[b, said[b]].to(weights.device)
+                rows = scored[b, said[b]].to(weights.device)
                 chosen = weights[:, rows][..., places[b].to(weights.device)]
                 scores[b] = scores[b] + listening(chosen.float().cpu(), ROWS_SMOOTHED)
 
