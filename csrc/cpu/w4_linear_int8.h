@@ -19,7 +19,8 @@ namespace tarq {
 /// Activations rounded to 8 bits: what `quantize` writes and `multiply` reads.
 struct Int8Input {
   int8_t* codes;  // [rows, padded]: of each block the even inputs, then the odd ones
-  int32_t* sums;  // [rows, padded / 8]: −Σ q of every lane, times 8 where the layer has no zero points
+  int32_t* sums;  // [rows, groups or, where a block holds several, blocks, lanes]: −Σ q of each lane, times 8
+                  // where the layer has no zero points
   float* scales;  // [rows, groups]
   int64_t rows, padded, groups;
 };

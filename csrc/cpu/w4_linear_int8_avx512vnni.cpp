@@ -17,7 +17,7 @@ namespace {
 struct Avx512Vnni : Avx512Words {
   using Bytes = __m512i;
   using Lanes = __m512i;
-  static constexpr int int8_rows = 4;
+  static constexpr int int8_rows = 4, joined = 1;
 
   static Words low(Words words) { return _mm512_and_si512(words, _mm512_set1_epi8(15)); }
   static Words high(Words words) { return low(_mm512_srli_epi16(words, 4)); }
@@ -30,6 +30,10 @@ struct Avx512Vnni : Avx512Words {
     _mm512_storeu_si512(to, _mm512_sub_epi32(_mm512_setzero_si512(), sums));
   }
   static Lanes dot(Lanes sum, Words codes, Bytes x) { return _mm512_dpbusd_epi32(sum, codes, x); }
+  template <int>
+  static Lanes dot_joined(Lanes sum, const Words* low, const Words* high, const int8_t* x) {
+    return dot(dot(sum, *low, load_bytes(x)), *high, load_bytes(x + 64));
+  }
   using X86::to_float;
   static Sum to_float(Lanes sums) { return _mm512_cvtepi32_ps(sums); }
   static Sum multiply(Sum a, Sum b) { return _mm512_mul_ps(a, b); }

@@ -1,11 +1,14 @@
 // The int8 kernel's loops over a description `S` of an instruction set; see w4_linear_body.h, whose tiles,
 // scales and epilogue they share. Beyond what those need, S has
-//   Lanes    integer sums of four products each;  Bytes: four int8 activations a lane
-//   low, high            the nibbles of Words as bytes
-//   load_bytes, no_sums, load_sums, store_negative, eights, ones
-//   dot(lanes, Words, Bytes)   unsigned times signed bytes
-//   to_float(Lanes);  spread<parts>(values) a block's groups, each in the lanes of its words;  multiply,
-//   multiply_add int8_rows            activation rows of a register tile
+//
+// - Lanes: integer sums of four products each; Bytes: four int8 activations a lane
+// - low, high: the nibbles of Words as bytes; ones, eights: such bytes
+// - load_bytes, no_sums, load_sums, store_negative
+// - dot(Lanes, Words, Bytes): unsigned times signed bytes, added
+// - joined: blocks whose products `dot_joined` sums at once
+// - to_float(Lanes); spread<parts>(values): a block's groups, each in the lanes of its words
+// - multiply, multiply_add
+// - int8_rows: activation rows of a register tile
 #pragma once
 
 #include <cstdint>
@@ -42,6 +45,19 @@ int64_t int8_scratch_bytes(const W4Layer& layer) {
   return round_up(row > groups ? row : groups, 64);
 }
 
+/// Blocks that share their scale: those of a group, or one block of several groups.
+struct Runs {
+  int64_t blocks, length, count;
+
+  template <class S>
+  static Runs of(const W4Layer& layer) {
+    const int64_t blocks = padded_inputs<S>(layer) / kBlock<S>;
+    const int64_t group = layer.groups == 1 ? blocks : layer.group_size / kBlock<S>;
+    const int64_t length = block_parts<S>(layer) > 1 ? 1 : group;
+    return {blocks, length, ceil_div(blocks, length)};
+  }
+};
+
 template <class S>
 void quantize_int8(const W4Layer& layer, const void* x, Float x_type, const Int8Input& to, int64_t begin,
                    int64_t end, void* scratch) {
@@ -49,6 +65,7 @@ void quantize_int8(const W4Layer& layer, const void* x, Float x_type, const Int8
   const int64_t k = layer.in_features, group = layer.groups == 1 ? k : layer.group_size;
   float* const values = static_cast<float*>(scratch);
   int8_t* const codes = reinterpret_cast<int8_t*>(values + to.padded);
+  const Runs runs = Runs::of<S>(layer);
   for (int64_t m = begin; m < end; ++m) {
     S::to_float(x, x_type, m * k, k, values);
     for (int64_t g = 0; g < to.groups; ++g) {
@@ -57,76 +74,103 @@ void quantize_int8(const W4Layer& layer, const void* x, Float x_type, const Int8
       to.scales[m * to.groups + g] = quantize_group(values + first, count, codes + first);
     }
     std::memset(codes + k, 0, size_t(to.padded - k));
-    for (int64_t b = 0; b < to.padded; b += kBlock<S>) {
-      int8_t* __restrict__ const even = to.codes + m * to.padded + b;
-      for (int64_t i = 0; i < half; ++i) even[i] = codes[b + 2 * i];
-      for (int64_t i = 0; i < half; ++i) even[half + i] = codes[b + 2 * i + 1];
-      const typename S::Words weight = layer.zeros ? S::ones() : S::eights();
-      typename S::Lanes sums = S::dot(S::no_sums(), weight, S::load_bytes(even));
-      sums = S::dot(sums, weight, S::load_bytes(even + half));
-      S::store_negative(to.sums + (m * to.padded + b) / 8, sums);
+    const typename S::Words weight = layer.zeros ? S::ones() : S::eights();
+    int8_t* __restrict__ even = to.codes + m * to.padded;
+    for (int64_t run = 0, b = 0; run < runs.count; ++run) {
+      typename S::Lanes sums = S::no_sums();
+      for (int64_t left = runs.length; left > 0 && b < to.padded; --left, b += kBlock<S>, even += kBlock<S>) {
+        for (int64_t i = 0; i < half; ++i) even[i] = codes[b + 2 * i];
+        for (int64_t i = 0; i < half; ++i) even[half + i] = codes[b + 2 * i + 1];
+        sums = S::dot(sums, weight, S::load_bytes(even));
+        sums = S::dot(sums, weight, S::load_bytes(even + half));
+      }
+      S::store_negative(to.sums + (m * runs.count + run) * S::lanes, sums);
     }
   }
 }
 
-/// A few activation rows times a tile of weights, each read once.
-template <class S, int parts, bool symmetric, int rows = S::int8_rows>
+/// Products of `count` blocks of a weight row, added to a sum for each activation row.
+template <class S, int count, int rows>
+inline __attribute__((always_inline)) void int8_blocks(const Tile<S>& tile, int r, int64_t block,
+                                                       const int8_t* x, int64_t stride,
+                                                       typename S::Lanes* sums) {
+  typename S::Words low[count], high[count];
+#pragma GCC unroll 4
+  for (int b = 0; b < count; ++b) {
+    const typename S::Words words = tile.load(r, block + b, tile.window(block + b));
+    low[b] = S::low(words);
+    high[b] = S::high(words);
+  }
+  x += block * kBlock<S>;
+#pragma GCC unroll 4
+  for (int m = 0; m < rows; ++m, x += stride) sums[m] = S::template dot_joined<count>(sums[m], low, high, x);
+}
+
+/// A few activation rows times a tile of weights, each read once. `length` is the blocks of every run, 0
+/// where they are told by `runs` only.
+template <class S, int parts, bool symmetric, int length, int rows>
 void int8_tile(const W4Layer& layer, const Int8Input& x, int64_t m0, const W4Product& product,
-               int64_t first_row, const TileGroups& groups) {
-  if constexpr (rows > 1)
-    if (x.rows - m0 < rows)
-      return int8_tile<S, parts, symmetric, rows - 1>(layer, x, m0, product, first_row, groups);
+               int64_t first_row, const TileGroups& groups, const Runs& runs) {
   const Tile<S> tile(layer, first_row);
-  const int64_t blocks = x.padded / kBlock<S>, stride = x.padded, sum_stride = blocks * S::lanes;
-  const int64_t run = parts > 1 || layer.groups > 1 ? layer.group_size / kBlock<S> : blocks;
-  const int8_t* codes = x.codes + m0 * stride;
-  const int32_t* corrections = x.sums + m0 * sum_stride;
+  const int8_t* const codes = x.codes + m0 * x.padded;
+  const int64_t correction_stride = runs.count * S::lanes;
+  const int32_t* corrections = x.sums + m0 * correction_stride;
   const float* steps = x.scales + m0 * x.groups;
-  // Plain loops over constants, unrolled by name: so the compiler keeps all sums in registers.
+  // Plain loops over constants, unrolled by name: so the compiler keeps sums in registers.
   typename S::Sum sums[rows][kTile];
 #pragma GCC unroll 4
   for (int m = 0; m < rows; ++m)
 #pragma GCC unroll 4
     for (int r = 0; r < kTile; ++r) sums[m][r] = S::zero();
-  for (int64_t b = 0, left = run, group = 0; b < blocks; ++b) {
-    const typename S::Window window = tile.window(b);
-    typename S::Words low[kTile], high[kTile];
+  for (int64_t run = 0, block = 0; run < runs.count; ++run, corrections += S::lanes, steps += parts) {
+    const int64_t left = runs.blocks - block, end = block + (length               ? length
+                                                             : left < runs.length ? left
+                                                                                  : runs.length);
+    typename S::Lanes correction[rows];
+    typename S::Sum step[rows];
+#pragma GCC unroll 4
+    for (int m = 0; m < rows; ++m) {
+      correction[m] = S::load_sums(corrections + m * correction_stride);
+      step[m] = S::template spread<parts>(steps + m * x.groups);
+    }
 #pragma GCC unroll 4
     for (int r = 0; r < kTile; ++r) {
-      const typename S::Words words = tile.load(r, b, window);
-      low[r] = S::low(words);
-      high[r] = S::high(words);
-    }
-    const int8_t* inputs = codes + b * kBlock<S>;
-    const int32_t* from_sums = corrections + b * S::lanes;
-    const float* from_steps = steps + group;
+      typename S::Lanes products[rows];
 #pragma GCC unroll 4
-    for (int m = 0; m < rows; ++m, inputs += stride, from_sums += sum_stride, from_steps += x.groups) {
-      const typename S::Bytes even = S::load_bytes(inputs), odd = S::load_bytes(inputs + kBlock<S> / 2);
-      const typename S::Lanes correction = S::load_sums(from_sums);
-      const typename S::Sum step = S::template spread<parts>(from_steps);
+      for (int m = 0; m < rows; ++m) products[m] = symmetric ? correction[m] : S::no_sums();
+      int64_t b = block;
+      for (; b + S::joined <= end; b += S::joined)
+        int8_blocks<S, S::joined, rows>(tile, r, b, codes, x.padded, products);
+      for (; b < end; ++b) int8_blocks<S, 1, rows>(tile, r, b, codes, x.padded, products);
+      const int64_t at = r * groups.stride + run * parts;
+      const typename S::Sum scale = S::template spread<parts>(groups.scales + at);
 #pragma GCC unroll 4
-      for (int r = 0; r < kTile; ++r) {
-        const int64_t at = r * groups.stride + group;
-        const typename S::Lanes from = symmetric ? correction : S::no_sums();
-        typename S::Sum value = S::to_float(S::dot(S::dot(from, low[r], even), high[r], odd));
+      for (int m = 0; m < rows; ++m) {
+        typename S::Sum value = S::to_float(products[m]);
         if constexpr (!symmetric)
-          value =
-              S::multiply_add(value, S::to_float(correction), S::template spread<parts>(groups.zeros + at));
-        value = S::multiply(value, step);
-        sums[m][r] = S::multiply_add(sums[m][r], value, S::template spread<parts>(groups.scales + at));
+          value = S::multiply_add(value, S::to_float(correction[m]),
+                                  S::template spread<parts>(groups.zeros + at));
+        sums[m][r] = S::multiply_add(sums[m][r], S::multiply(value, step[m]), scale);
       }
     }
-    if constexpr (parts > 1) {
-      group += parts;
-    } else if (--left == 0) {
-      left = run;
-      ++group;
-    }
+    block = end;
   }
   const typename S::Four bias = tile_bias<S>(layer, first_row);
 #pragma GCC unroll 4
   for (int m = 0; m < rows; ++m) finish<S>(layer, product, m0 + m, first_row, sums[m], bias);
+}
+
+template <class S, int parts, bool symmetric, int length, int rows = S::int8_rows>
+void int8_tiles(const W4Layer& layer, const Int8Input& x, int64_t m, const W4Product& product, int64_t begin,
+                int64_t end, const TileGroups& groups, const Runs& runs) {
+  if constexpr (rows > 1)
+    if (x.rows - m < rows)
+      return int8_tiles<S, parts, symmetric, length, rows - 1>(layer, x, m, product, begin, end, groups,
+                                                               runs);
+  for (int64_t n = begin; n < end; n += kTile) {
+    groups.read_rows<S>(layer, n);
+    int8_tile<S, parts, symmetric, length, rows>(layer, x, m, product, n, groups, runs);
+  }
 }
 
 template <class S, int parts>
@@ -136,18 +180,16 @@ void int8_product(const W4Layer& layer, const Int8Input& x, const W4Product& pro
   const TileGroups groups = TileGroups::in<S>(scratch, layer);
   const int64_t tile_bytes = kTile * ceil_div(layer.in_features, 8) * int64_t(sizeof(uint32_t));
   const int64_t step = (tile_bytes < kPassBytes ? kPassBytes / tile_bytes : 1) * kTile;
-  for (int64_t n0 = begin; n0 < end; n0 += step) {
-    const int64_t n1 = n0 + step < end ? n0 + step : end;
-    for (int64_t m = 0; m < x.rows; m += S::int8_rows) {
-      for (int64_t n = n0; n < n1; n += kTile) {
-        groups.read_rows<S>(layer, n);
-        if (layer.zeros)
-          int8_tile<S, parts, false>(layer, x, m, product, n, groups);
-        else
-          int8_tile<S, parts, true>(layer, x, m, product, n, groups);
-      }
-    }
-  }
+  const Runs runs = Runs::of<S>(layer);
+  // The usual group is one step of the sums: straight code, without a loop.
+  constexpr int usual = parts == 1 ? S::joined : 1;
+  const bool straight = runs.length == usual && runs.blocks % usual == 0;
+  const auto tiles =
+      straight ? (layer.zeros ? int8_tiles<S, parts, false, usual> : int8_tiles<S, parts, true, usual>)
+               : (layer.zeros ? int8_tiles<S, parts, false, 0> : int8_tiles<S, parts, true, 0>);
+  for (int64_t n0 = begin; n0 < end; n0 += step)
+    for (int64_t m = 0; m < x.rows; m += S::int8_rows)
+      tiles(layer, x, m, product, n0, n0 + step < end ? n0 + step : end, groups, runs);
 }
 
 template <class S>
