@@ -112,6 +112,7 @@ def test_errors_of_another_process(tmp_path):
     """What a user can mend keeps its class; the rest says where it happened. Work goes on after both."""
     program = tmp_path / "program.py"
     program.write_text(
+        "import sys\n"
         "from tarq import distributed\n"
         "from tarq.errors import DataError\n"
         "with distributed.joined() as first:\n"
@@ -123,9 +124,10 @@ def test_errors_of_another_process(tmp_path):
         "                distributed.gathered([1])\n"
         "        except Exception as caught:\n"
         "            if first:\n"
-        "                print(type(caught).__name__, caught)\n"
+        "                sys.stdout.write(f'{type(caught).__name__} {caught}\\n')\n"
         "    items = distributed.gathered([10 * i for i in distributed.dealt(range(5))])\n"
-        "    print(items, distributed.from_first(lambda: distributed.rank()))\n"
+        "    rank = distributed.from_first(lambda: distributed.rank())\n"
+        "    sys.stdout.write(f'{items} {rank}\\n')\n"  # one write: a print's pieces would mix with the other process's
     )
     done = in_two(program)
     assert "DataError no audio\nProcessError process 1: KeyError: 'broken'\n" in done.stdout
