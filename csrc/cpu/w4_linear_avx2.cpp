@@ -64,7 +64,6 @@ inline __m256 step_codes(__m256i words, const StepMasks* masks, int j) {
 }
 
 // ---- activations
-// --------------------------------------------------------------------------------------------
 
 inline void transpose(__m256* v) {
   __m256 a[8], b[8];
@@ -118,7 +117,6 @@ void pack_input(const void* x, Float x_type, int64_t rows, int64_t in_features, 
 }
 
 // ---- few rows: weights live in registers only
-// -------------------------------------------------------------------------
 
 /// The sum of an activation row's inputs, a group each: what the groups' zero points are multiplied with.
 struct GroupTotals {
@@ -225,7 +223,6 @@ void fused_tiles(const W4Layer& layer, const W4Product& product, int64_t begin, 
 }
 
 // ---- many rows: a tile's weights are decoded once for a block of rows
-// ---------------------------------------------------------------
 
 constexpr int64_t kDepth = 640;  // inputs of a pass: a decoded tile of them, 16 kB, stays in L1
 constexpr int64_t kHeight = 96;  // activation rows of a pass: their inputs stay in L2

@@ -3,11 +3,14 @@
 // function compiled for a newer instruction set can be linked into another file.
 //
 // S has
-//   Element      type of activations and decoded weights;  Vector: `width` of them;  Words: `lanes` int32
-//   words Sum          partial sums of one output;  Four: kTile finished outputs Window       which lanes of
-//   a row's last words are there;  Table: 16 weights to look up lanes, steps (vectors a block decodes to),
-//   width fused_rows, micro_rows (activation rows of a register tile in `fused`, in `tiled`) scale_after
-//   `fused` multiplies by the scale after summing a group's products instead of before
+//
+// - Element: type of activations and decoded weights; Vector: `width` of them
+// - Words: `lanes` int32 words; Window: which lanes of a row's last words are there
+// - Sum: partial sums of one output; Four: kTile finished outputs
+// - Table: 16 weights to look up; steps: vectors a block decodes to
+// - fused_rows, micro_rows: activation rows of a register tile in `fused`, in `tiled`
+// - scale_after: `fused` multiplies by the scale after summing a group's products instead of before
+//
 // and the functions used below.
 #pragma once
 
@@ -24,7 +27,6 @@ inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 
 // ---- decoding
-// ----------------------------------------------------------------------------------------------
 
 template <class S>
 constexpr int64_t kBlock = 8 * S::lanes;
@@ -213,7 +215,6 @@ void decode_tile(const W4Layer& layer, int64_t first_row, Decoded<S> to, const T
 }
 
 // ---- products
-// ----------------------------------------------------------------------------------------------
 
 /// The tile's bias in fp32; zeros where the layer has none.
 template <class S>
@@ -361,7 +362,6 @@ int64_t scratch_tiles(const W4Layer& layer) {
 }
 
 // ---- what W4Kernel points to
-// -------------------------------------------------------------------------------
 
 template <class S>
 int64_t scratch_bytes(const W4Layer& layer) {
