@@ -44,10 +44,6 @@ struct Portable {
     for (int i = 0; i < 32; i += 8) sum += int32_t(codes >> i & 255) * int8_t(x >> i);
     return sum;
   }
-  template <int>
-  static Lanes dot_joined(Lanes sum, const Words* low, const Words* high, const int8_t* x) {
-    return dot(dot(sum, *low, load_bytes(x)), *high, load_bytes(x + 4));
-  }
   static Sum zero() { return 0.0f; }
   static Sum to_float(Lanes sums) { return float(sums); }
   template <int>

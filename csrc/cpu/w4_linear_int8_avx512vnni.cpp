@@ -30,10 +30,6 @@ struct Avx512Vnni : Avx512Words {
     _mm512_storeu_si512(to, _mm512_sub_epi32(_mm512_setzero_si512(), sums));
   }
   static Lanes dot(Lanes sum, Words codes, Bytes x) { return _mm512_dpbusd_epi32(sum, codes, x); }
-  template <int>
-  static Lanes dot_joined(Lanes sum, const Words* low, const Words* high, const int8_t* x) {
-    return dot(dot(sum, *low, load_bytes(x)), *high, load_bytes(x + 64));
-  }
   using X86::to_float;
   static Sum to_float(Lanes sums) { return _mm512_cvtepi32_ps(sums); }
   static Sum multiply(Sum a, Sum b) { return _mm512_mul_ps(a, b); }

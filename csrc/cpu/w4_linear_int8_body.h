@@ -5,7 +5,7 @@
 // - low, high: the nibbles of Words as bytes; ones, eights: such bytes
 // - load_bytes, no_sums, load_sums, store_negative
 // - dot(Lanes, Words, Bytes): unsigned times signed bytes, added
-// - joined: blocks whose products `dot_joined` sums at once
+// - joined: blocks whose products `dot_joined` sums at once; where it is 1 `dot` does
 // - to_float(Lanes); spread<parts>(values): a block's groups, each in the lanes of its words
 // - multiply, multiply_add
 // - int8_rows: activation rows of a register tile
@@ -103,7 +103,12 @@ inline __attribute__((always_inline)) void int8_blocks(const Tile<S>& tile, int 
   }
   x += block * kBlock<S>;
 #pragma GCC unroll 4
-  for (int m = 0; m < rows; ++m, x += stride) sums[m] = S::template dot_joined<count>(sums[m], low, high, x);
+  for (int m = 0; m < rows; ++m, x += stride) {
+    if constexpr (S::joined > 1)
+      sums[m] = S::template dot_joined<count>(sums[m], low, high, x);
+    else
+      sums[m] = S::dot(S::dot(sums[m], *low, S::load_bytes(x)), *high, S::load_bytes(x + kBlock<S> / 2));
+  }
 }
 
 /// A few activation rows times a tile of weights, each read once. `length` is the blocks of every run, 0
@@ -123,9 +128,8 @@ void int8_tile(const W4Layer& layer, const Int8Input& x, int64_t m0, const W4Pro
 #pragma GCC unroll 4
     for (int r = 0; r < kTile; ++r) sums[m][r] = S::zero();
   for (int64_t run = 0, block = 0; run < runs.count; ++run, corrections += S::lanes, steps += parts) {
-    const int64_t left = runs.blocks - block, end = block + (length               ? length
-                                                             : left < runs.length ? left
-                                                                                  : runs.length);
+    const int64_t next = block + runs.length;
+    const int64_t end = length ? block + length : next < runs.blocks ? next : runs.blocks;
     typename S::Lanes correction[rows];
     typename S::Sum step[rows];
 #pragma GCC unroll 4
