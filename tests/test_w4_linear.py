@@ -11,7 +11,7 @@ import torch
 from compressed_tensors.compressors import pack_to_int32, unpack_from_int32
 from compressed_tensors.quantization import QuantizationArgs
 from compressed_tensors.quantization.lifecycle.forward import dequantize as library_dequantize
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tarq.kernels import dispatch
 from tarq.kernels.w4_linear import dequantize, pack, pack_zeros, packed_words, repack, unpack, unpack_zeros, w4_linear
@@ -197,6 +197,18 @@ def test_every_row_count_path(isa: str, dtype: torch.dtype, count: int):
     isa=st.sampled_from(ISAS or [""]),
     count_threads=st.integers(1, 3),
     seed=st.integers(0, 2**31),
+)
+@example(
+    rows=1,
+    columns=5,
+    group=4,  # two groups in a word
+    count=1,
+    symmetric=False,
+    scale=torch.float16,
+    dtype=torch.float32,
+    isa="scalar",
+    count_threads=1,
+    seed=0,
 )
 def test_any_shape(rows, columns, group, count, symmetric, scale, dtype, isa, count_threads, seed):
     torch.manual_seed(seed)

@@ -31,11 +31,12 @@ inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 template <class S>
 constexpr int64_t kBlock = 8 * S::lanes;
 
-/// How blocks and groups meet: `parts` groups in a block (1: a block lies in one group), 0: neither divides.
+/// How blocks and groups meet: `parts` groups in a block, each in lanes of its own (1: a block lies in one
+/// group), 0: neither divides, or a lane would hold several groups.
 template <class S>
 int block_parts(const W4Layer& layer) {
   if (layer.groups == 1 || layer.group_size % kBlock<S> == 0) return 1;
-  if (layer.group_size * 2 == kBlock<S>) return 2;
+  if (layer.group_size * 2 == kBlock<S> && S::lanes >= 2) return 2;
   if (layer.group_size * 4 == kBlock<S> && S::lanes >= 4) return 4;
   return 0;
 }
