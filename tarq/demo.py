@@ -26,7 +26,7 @@ class Size:
     batch_size: int
 
 
-WHOLE, QUICK = Size(samples=96, scored=300, batch_size=64), Size(samples=24, scored=72, batch_size=64)
+WHOLE, QUICK = Size(samples=64, scored=200, batch_size=64), Size(samples=16, scored=40, batch_size=64)
 #: For a model of one's own, of any size.
 OWN = Size(samples=24, scored=24, batch_size=4)
 BITS = (4, 3)
