@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from itertools import combinations
 from types import TracebackType
 from typing import Any
@@ -41,11 +42,31 @@ TITLES = {
 }
 
 
+@contextmanager
+def _transformers_bars_off() -> Iterator[None]:
+    """No bars of transformers for weights read and written: they would break up ours. Downloads keep theirs."""
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    from transformers.utils import logging
+
+    shown, downloads_shown = logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
+    logging.disable_progress_bar()  # which takes those of downloads along
+    if downloads_shown:
+        enable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+            if not downloads_shown:
+                disable_progress_bars()
+
+
 class ScreenReporter(Reporter):
     """Progress on a terminal; use as a context manager."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
+        self.entered = ExitStack()
         self.progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -59,13 +80,14 @@ class ScreenReporter(Reporter):
         self.task = self.progress.add_task("", visible=False, detail="")
 
     def __enter__(self) -> ScreenReporter:
-        self.progress.__enter__()
+        self.entered.enter_context(_transformers_bars_off())
+        self.entered.enter_context(self.progress)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.progress.__exit__(kind, value, trace)
+        self.entered.__exit__(kind, value, trace)
 
     def phase(self, text: str, total: int | None = None) -> None:
         self.progress.remove_task(self.task)

@@ -163,6 +163,7 @@ def test_demo_on_a_few_utterances(tmp_path):
     assert 0.25 < quantized[0] / full < 0.26  # a nibble of 16 bits, and a scale every 128 weights
     assert 0.19 < quantized[-1] / full < 0.2
     assert "next, on your own model" in result.output
+    assert "Loading weights" not in result.output + result.stderr  # transformers' bars, which would break up ours
 
 
 @needs_recipe
