@@ -30,6 +30,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 console = Console()
+if not console.is_terminal and "COLUMNS" not in os.environ:
+    console.width = 160  # rich takes 80 for a file or a pipe, and tables would lose their ends
 
 
 def _writable(path: Path | None) -> Path | None:
