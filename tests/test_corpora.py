@@ -328,17 +328,26 @@ def test_voxpopuli(tmp_path, hub):
     assert load_utterances(root / "asr_test.tsv") == load_utterances(f"{root}:test") == utterances
 
 
+@pytest.mark.parametrize(("folder", "language"), [("de", "de"), ("en_accented", "en"), ("mine", None)])
+def test_voxpopuli_is_in_the_language_of_its_folder(tmp_path, monkeypatch, folder, language):
+    root = voxpopuli(tmp_path / "transcribed_data" / folder)
+    monkeypatch.chdir(root)
+    for source in (root, "asr_test.tsv"):
+        assert [u.extra.get("language") for u in load_utterances(source)] == [language] * 3
+
+
 # --- Common Voice ---
 
 
 def common_voice(root, split="test"):
     header = "client_id path sentence_id sentence sentence_domain up_votes down_votes age gender"
     header += " accents variant locale segment"
+    language = root.name
     rows, durations = [], []
     for number, text in enumerate((TEXTS[0], f'"{TEXTS[1]}"', TEXTS[2])):
-        clip = f"common_voice_en_1000{number}.mp3"
+        clip = f"common_voice_{language}_1000{number}.mp3"
         write(root / "clips" / clip, wave(number, 48000), 48000, format="MP3")
-        rows.append(["f00d", clip, "s1", text, "", "2", "0", "", "male_masculine", "", "", "en", ""])
+        rows.append(["f00d", clip, "s1", text, "", "2", "0", "", "male_masculine", "", "", language, ""])
         durations.append([clip, str(int(1000 * SECONDS[number]))])
     table = "\n".join("\t".join(row) for row in [header.split(), *rows])
     (root / f"{split}.tsv").write_text(table + "\n", encoding="utf-8")
@@ -348,11 +357,11 @@ def common_voice(root, split="test"):
 
 
 def test_common_voice(tmp_path):
-    root = common_voice(tmp_path / "cv-corpus-17.0-2024-03-15" / "en")
+    root = common_voice(tmp_path / "cv-corpus-17.0-2024-03-15" / "de")
     utterances = load_utterances(root)
     said_and_heard(utterances, tolerance=0.05)
-    assert (utterances[0].id, utterances[0].speaker) == ("common_voice_en_10000", "f00d")
-    assert utterances[0].extra["language"] == "en"  # its locale
+    assert (utterances[0].id, utterances[0].speaker) == ("common_voice_de_10000", "f00d")
+    assert utterances[0].extra["language"] == "de"  # its locale
     assert [u.duration for u in utterances] == list(SECONDS)
     assert load_utterances(root / "test.tsv") == load_utterances(f"{root}:test") == utterances
     (root / "clip_durations.tsv").unlink()

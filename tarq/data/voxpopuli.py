@@ -3,7 +3,8 @@
 ``<root>/transcribed_data/<language>/`` holds ``asr_train.tsv``, ``asr_dev.tsv`` and ``asr_test.tsv`` with the
 columns id, raw_text, normalized_text, speaker_id, split and gender (the hub's tables add is_gold_transcript and
 accent), and the audio as ``<year>/<id>.ogg``, the year being the id's first four digits; the hub's archives,
-unpacked beside the tables, hold ``<split>_part_<n>/<id>.wav``.
+unpacked beside the tables, hold ``<split>_part_<n>/<id>.wav``. The tables do not say the language; the folder's name
+does (``en_accented`` is English).
 
 The transcript is ``normalized_text`` (lower case, numerals written out), as in ESB and the Open ASR
 Leaderboard; a segment without one is left out.
@@ -18,6 +19,7 @@ from tarq.data.intake import Intake
 from tarq.data.layout import choose_part, first_file, header, is_there, known, read_table
 from tarq.data.utterance import Utterance
 
+LANGUAGES = ("cs", "de", "en", "es", "et", "fi", "fr", "hr", "hu", "it", "lt", "nl", "pl", "ro", "sk", "sl")
 COLUMNS = ("id", "raw_text", "normalized_text", "speaker_id", "split", "gender")
 _LEFT_OUT = "no normalized transcript (VoxPopuli)"
 
@@ -62,6 +64,8 @@ def load_voxpopuli(source: Path, part: str | None, intake: Intake) -> list[Utter
     archives = sorted(
         {p.parent for pattern in ("", f"{split}/") for p in path.parent.glob(f"{pattern}{split}_part_*/*.wav")}
     )
+    language = path.absolute().parent.name.partition("_")[0]
+    stated = {"language": language} if language in LANGUAGES else {}
     utterances = []
     for where, row in read_table(path, "\t", COLUMNS):
         name = row["id"]
@@ -72,6 +76,7 @@ def load_voxpopuli(source: Path, part: str | None, intake: Intake) -> list[Utter
         audio = first_file([path.parent / name[:4] / f"{name}.ogg", *(folder / f"{name}.wav" for folder in archives)])
         if is_there(audio, where, name, intake):
             extra = {key: value for key, value in row.items() if key not in ("id", "normalized_text", "speaker_id")}
+            extra |= stated
             speaker = known(row["speaker_id"], "None")
             utterances.append(Utterance(id=name, audio=audio, text=text, speaker=speaker, extra=extra))
     return utterances
