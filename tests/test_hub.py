@@ -13,6 +13,7 @@ from tarq.data import hub
 from tarq.data.audio import Encoded
 from tarq.data.corpora import load_utterances
 from tarq.data.intake import Intake
+from tarq.data.utterance import language_of
 from tarq.errors import DataError
 
 datasets = pytest.importorskip("datasets", reason="the optional `datasets` is not installed: pip install 'tarq[hub]'")
@@ -165,15 +166,15 @@ def test_voxpopuli(tmp_path):
         "speaker_id": text,
         "is_gold_transcript": datasets.Value("bool"),
     }
-    common = {"language": 0, "raw_text": "Hm.", "gender": "female", "is_gold_transcript": True}
+    common = {"language": 1, "raw_text": "Hm.", "gender": "female", "is_gold_transcript": True}
     rows = [
         common | {"audio_id": f"a{n}", "normalized_text": t, "speaker_id": "None"} for n, t in enumerate((*TEXTS, ""))
     ]
-    folder = repository(tmp_path / "voxpopuli", {"en/test": table(features, *rows)})
+    folder = repository(tmp_path / "voxpopuli", {"de/test": table(features, *rows)})
     intake = Intake()
     utterances = load_utterances(folder, intake)
     assert [(u.id, u.text, u.speaker) for u in utterances] == [(f"a{n}", t, None) for n, t in enumerate(TEXTS)]
-    assert utterances[0].extra["language"] == "en"
+    assert utterances[0].extra["language"] == "de"  # as on disk
     assert intake.left_out == {"not to be scored, by the text conventions of voxpopuli": 1}
     heard(utterances)
 
@@ -206,15 +207,16 @@ def test_common_voice(tmp_path):
     features = dict.fromkeys(("client_id", "path", "sentence", "age", "gender", "accent", "locale", "segment"), text)
     features |= {"up_votes": number, "down_votes": number}
     common = dict.fromkeys(("age", "gender", "accent", "segment"), "") | {
-        "locale": "en",
+        "locale": "de",
         "up_votes": 2,
         "down_votes": 0,
     }
     said = (f'"{TEXTS[0]}"', *TEXTS[1:])
-    rows = [common | {"client_id": "f00d", "path": f"en_{n}.mp3", "sentence": t} for n, t in enumerate(said)]
-    folder = repository(tmp_path / "common_voice_17_0", {"en/test": table(features, *rows, rate=48000)})
-    utterances = load_utterances(f"{folder}:en/test")
-    assert [(u.id, u.text, u.speaker) for u in utterances] == [(f"en_{n}", t, "f00d") for n, t in enumerate(TEXTS)]
+    rows = [common | {"client_id": "f00d", "path": f"de_{n}.mp3", "sentence": t} for n, t in enumerate(said)]
+    folder = repository(tmp_path / "common_voice_17_0", {"de/test": table(features, *rows, rate=48000)})
+    utterances = load_utterances(f"{folder}:de/test")
+    assert [(u.id, u.text, u.speaker) for u in utterances] == [(f"de_{n}", t, "f00d") for n, t in enumerate(TEXTS)]
+    assert utterances[0].extra["language"] == "de"  # as on disk
     heard(utterances, 48000)
 
 
@@ -304,6 +306,31 @@ def test_a_row_that_names_a_remote_file():
         file.write(encoded(0)[0])
     audio = hub._encoded({"path": "memory://far/away.flac", "bytes": None}, "set 0")
     assert audio == Encoded("set 0.flac", encoded(0)[0])
+
+
+def test_a_set_whose_ids_number_sentences(tmp_path):
+    """FLEURS: several people read a sentence, labels are missing, the language is named."""
+    features = {"id": number, "transcription": text, "gender": datasets.ClassLabel(names=["male", "female"])}
+    features |= {"lang_id": datasets.ClassLabel(names=["ast_es", "de_de"]), "language": text}
+    common = {"gender": -1, "lang_id": 1, "language": "German"}
+    rows = [common | {"id": 7, "transcription": t} for t in TEXTS] + [common | {"id": 8, "transcription": ""}]
+    folder = repository(tmp_path / "fleurs", {"de_de/test": table(features, *rows)})
+    utterances = load_utterances(folder)
+    assert [u.id for u in utterances] == ["7", "7-000001", "7-000002", "8"]
+    assert utterances[0].extra == {"lang_id": "de_de", "language": "de_de"}
+    assert language_of(utterances[0], "en") == "de"
+    assert [u.id for u in load_utterances(f"{folder}:test[:2]")] == ["7", "7-000001"]
+    heard(utterances)
+
+
+@pytest.mark.parametrize(
+    ("stated", "language"),
+    [("German", "de"), ("de-CH", "de"), ("castilian", "es"), ("cmn_hans_cn", "cmn"), ("unknown", "en"), ("und", "en")],
+)
+def test_what_a_set_calls_its_language(tmp_path, stated, language):
+    made = table({"text": text, "language": text}, {"text": "one", "language": stated})
+    (utterance,) = load_utterances(repository(tmp_path / "set", {"default/test": made}))
+    assert language_of(utterance, "en") == language
 
 
 def test_rows_without_audio_are_broken(tmp_path):

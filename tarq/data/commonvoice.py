@@ -39,6 +39,7 @@ HUB = HubColumns(
     id="path",
     text="sentence",
     speaker="client_id",
+    languages=("locale",),
     transcript=transcript,
 )
 

@@ -9,7 +9,8 @@ Audio is never decoded by ``datasets`` (which would want torchcodec): a row's by
 and read by ``tarq.data.audio``. So a whole split is held in memory in its compressed form; ``[:N]`` bounds it.
 
 Which columns hold what is looked up by the columns a data set has: each corpus's file declares its own
-(``HUB``); any other set is read by the usual names.
+(``HUB``); any other set is read by the usual names. Where its ids repeat (FLEURS numbers sentences, which several
+people read), the row's number follows the id.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from typing import Any
 
 from tarq.data.audio import SUFFIXES, Encoded
 from tarq.data.intake import Intake
-from tarq.data.utterance import Utterance
+from tarq.data.utterance import Utterance, stated_language
 from tarq.errors import DataError
 
 PREFIX = "hub:"
@@ -34,6 +35,7 @@ LOCATION = "hf://datasets/"
 #: Columns tried where no corpus claims the set; texts in the Open ASR Leaderboard's order.
 TEXTS = ("text", "sentence", "normalized_text", "transcript", "transcription")
 IDS = ("id", "utterance_id", "audio_id", "segment_id", "uniq_id", "file", "path")
+LANGUAGES = ("locale", "lang_id", "language", "lang")
 SPEAKERS = ("speaker_id", "speaker", "client_id")
 _PART = re.compile(r"(?:(?P<config>.+)/)?(?P<split>[^/\[]*)(?:\[:(?P<rows>\d+)\])?")
 
@@ -47,6 +49,7 @@ class HubColumns:
             that is called so (the configurations of ESB).
         needs: columns that tell it from others.
         id, text, speaker, entities: columns.
+        languages: columns that may say which language it is; the first that holds a tag or a name does.
         transcript: a transcript by the corpus's text conventions; None where it is not to be scored.
         repository, rows: a repository that ``datasets`` cannot read as it is, and a function from its location and
             the part asked for to its rows.
@@ -58,6 +61,7 @@ class HubColumns:
     text: str = "text"
     speaker: str | None = None
     entities: str | None = None
+    languages: tuple[str, ...] = ("language",)
     transcript: Callable[[str], str | None] = str
     repository: str | None = None
     rows: Callable[[str, str | None], Iterator[dict[str, Any]]] | None = None
@@ -146,7 +150,10 @@ def _stream(
 
     def rows() -> Iterator[dict[str, Any]]:
         for row in undecoded(dataset, column):
-            yield row | {name: f.int2str(row[name]) for name, f in classes.items() if row[name] is not None}
+            # -1 is a row without a label.
+            yield row | {
+                n: f.int2str(row[n]) if row[n] >= 0 else None for n, f in classes.items() if row[n] is not None
+            }
 
     return _utterances(source, rows(), column, columns, limit, intake)
 
@@ -204,18 +211,22 @@ def _usual(names: Sequence[str], called: str, corpora: Sequence[HubColumns]) -> 
     found = [next((n for n in usual if n in names), None) for usual in (IDS, TEXTS, SPEAKERS, ("entities",))]
     own = next((c for c in corpora if c.name in called.lower()), None)
     name, transcript = ("", str) if own is None else (own.name, own.transcript)
-    return HubColumns(name, (), found[0] or "", found[1] or "", found[2], found[3], transcript)
+    return HubColumns(name, (), found[0] or "", found[1] or "", found[2], found[3], LANGUAGES, transcript)
 
 
 def _utterances(
     source: str, rows: Iterable[dict[str, Any]], audio: str, columns: HubColumns, limit: int | None, intake: Intake
 ) -> list[Utterance]:
     utterances = []
-    used = {columns.id, columns.text, columns.speaker, columns.entities}
+    used = {columns.id, columns.text, columns.speaker, columns.entities, "language"}
+    seen: set[str] = set()
     with _blaming(source):
         for number, row in enumerate(islice(rows, limit)):
             given = row.get(columns.id)
             name = _without_suffix(str(given)) if given not in (None, "") else f"{number:06}"
+            if name in seen and not columns.needs:
+                name = f"{name}-{number:06}"
+            seen.add(name)
             written = row.get(columns.text)
             text = None if written is None else columns.transcript(str(written))
             if written is not None and text is None:
@@ -233,10 +244,18 @@ def _utterances(
                     text=text,
                     speaker=None if speaker in (None, "", "None", "N/A") else str(speaker),
                     entities=tuple(map(str, row.get(columns.entities or "") or ())),
-                    extra={k: v for k, v in row.items() if k not in used and isinstance(v, str | int | float | bool)},
+                    extra={k: v for k, v in row.items() if k not in used and isinstance(v, str | int | float | bool)}
+                    | _language(row, columns),
                 )
             )
     return utterances
+
+
+def _language(row: dict[str, Any], columns: HubColumns) -> dict[str, str]:
+    """What a row says of its language, as ``Utterance.extra`` has it; nothing where it says none."""
+    stated = (stated_language(str(row[column])) for column in columns.languages if row.get(column))
+    language = next(filter(None, stated), None)
+    return {} if language is None else {"language": language}
 
 
 def _encoded(value: dict[str, Any] | None, name: str) -> Path | Encoded | None:

@@ -7,14 +7,19 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import langcodes
 import numpy as np
 from numpy.typing import NDArray
 
 from tarq.data.audio import Encoded, audio_duration, check_audio, read_audio
 from tarq.errors import DataError
+
+#: ISO 639's codes for speech in an unknown, in several, in some other and in no language.
+NO_LANGUAGE = ("und", "mul", "mis", "zxx")
 
 
 @dataclass(frozen=True)
@@ -68,6 +73,18 @@ def language_of(utterance: Utterance, default: str) -> str:
     """The language an utterance says it is in (``en`` of ``en-US``), or the run's."""
     stated = str(utterance.extra.get("language") or default)
     return re.split("[-_]", stated)[0].lower()
+
+
+@cache
+def stated_language(stated: str) -> str | None:
+    """The tag of a language as a corpus states it: ``de_de`` as it is, ``de`` of ``German``; None of anything else."""
+    first = re.split("[-_]", stated)[0]
+    if langcodes.tag_is_valid(first):
+        return None if first.lower() in NO_LANGUAGE else stated
+    # langcodes knows names only with the data of another package. Imported here: transformers takes a second to import.
+    from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
+
+    return TO_LANGUAGE_CODE.get(stated.lower())
 
 
 def check_ids(where: str, utterances: Sequence[Utterance]) -> None:
