@@ -88,7 +88,7 @@ def as_recognizer(
     feature_extractor: Any = None,
     *,
     processor: Any = None,
-    language: str = "en",
+    language: str | None = None,
     dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
 ) -> Recognizer:
@@ -99,7 +99,7 @@ def as_recognizer(
         tokenizer: found where the model comes from when not given.
         feature_extractor: likewise.
         processor: likewise; only audio-language models need one, and it holds the other two.
-        language: of the speech.
+        language: of the speech; when not given, a recognizer keeps the one it has, and others begin with English.
         dtype: of the computation, of a model that is loaded here.
         device: of a model that is loaded here.
 
@@ -125,7 +125,8 @@ def as_recognizer(
             feature_extractor = _part(source, "feature_extractor", feature_extractor, AutoFeatureExtractor)
             processor = None
         recognizer = adapt(loaded, tokenizer, feature_extractor, stored_dtype, processor)
-    recognizer.language = language
+    if language is not None:
+        recognizer.language = language
     return recognizer
 
 
@@ -284,11 +285,21 @@ def transcribe(
     tokenizer: Any = None,
     feature_extractor: Any = None,
     processor: Any = None,
-    language: str = "en",
+    language: str | None = None,
     batch_size: int = 4,
     reporter: Reporter | None = None,
 ) -> list[str]:
     """Greedy transcripts of audio files of any length, format and rate.
+
+    Args:
+        model: a transformers model, a recognizer, a folder or a hub id.
+        audio: files.
+        tokenizer: found where the model was loaded from when not given.
+        feature_extractor: likewise.
+        processor: likewise; see :func:`as_recognizer`.
+        language: of the speech; likewise.
+        batch_size: windows a forward pass takes at once.
+        reporter: hears of progress.
 
     Raises:
         DataError: a file cannot be read.

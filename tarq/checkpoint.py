@@ -341,8 +341,18 @@ def load_model(
         model.is_quantized = False
     model = model.to(device=device)
     if first != dtype:  # otherwise what the model keeps in float32 stays so
-        model = model.to(dtype=dtype)
+        _cast(model, dtype)
     return model.eval(), stored_dtype
+
+
+def _cast(model: nn.Module, dtype: torch.dtype) -> None:
+    """What is stored computes in the dtype; what is not (rotary frequencies, positions) stays exact, as in transformers."""
+    stored = model.state_dict().keys()
+    computed = {name: b for name, b in model.named_buffers(remove_duplicate=False) if name not in stored}
+    model.to(dtype=dtype)
+    for name, buffer in computed.items():
+        module, _, attribute = name.rpartition(".")
+        setattr(model.get_submodule(module), attribute, buffer)
 
 
 def _check_packed(source: str | Path, stored: dict[str, Any]) -> None:

@@ -75,8 +75,10 @@ class EncoderDecoder(Recognizer):
             ).cross_attentions
         finally:
             self.model.set_attn_implementation(before)
-        chosen = getattr(self.model.generation_config, "alignment_heads", None)
-        heads = chosen or [(layer, head) for layer, a in enumerate(attention) for head in range(a.shape[1])]
+        every = [(layer, head) for layer, a in enumerate(attention) for head in range(a.shape[1])]
+        # A distilled checkpoint may still name heads of its teacher's layers.
+        named = {tuple(pair) for pair in getattr(self.model.generation_config, "alignment_heads", None) or ()}
+        heads = [pair for pair in every if pair in named] or every
         weights = torch.stack([attention[layer][:, head] for layer, head in heads], dim=1).float().cpu()
         rows = batch.positions["encoder"]
         tags = torch.zeros_like(rows.tail)

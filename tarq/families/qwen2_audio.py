@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 from transformers.masking_utils import create_bidirectional_mask
 
+from ..errors import ModelError
 from .audio_language import AudioLanguageModel
 from .family import Example, Features, Positions
 
 #: The base model's transcription task, in the words it was trained with.
-TASK = "{audio}Detect the language and recognize the speech: <|{language}|>"
+TASK = "{audio}Detect the language and recognize the speech: {tag}"
 
 
 class Qwen2AudioRecognizer(AudioLanguageModel):
@@ -24,8 +25,11 @@ class Qwen2AudioRecognizer(AudioLanguageModel):
 
     def request(self, waveform: np.ndarray) -> Sequence[int]:
         p = self.processor
+        tag, vocabulary = f"<|{self.language}|>", self.tokenizer.get_vocab()
+        if tag not in vocabulary and "<|en|>" in vocabulary:  # where no tag is a token they are spelled out
+            raise ModelError(f"the tokenizer has no token {tag}: language {self.language!r} is none of the model's")
         audio = f"{p.audio_bos_token}{p.audio_token}{p.audio_eos_token}"
-        text = TASK.format(audio=audio, language=self.language)
+        text = TASK.format(audio=audio, tag=tag)
         return p(text=text, audio=[waveform], sampling_rate=self.sampling_rate, return_tensors="pt")["input_ids"][
             0
         ].tolist()

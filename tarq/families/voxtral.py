@@ -30,13 +30,16 @@ class VoxtralRecognizer(AudioLanguageModel):
         return self.model.config.audio_config.intermediate_size // self.model.config.audio_config.hidden_size
 
     def request(self, waveform: np.ndarray) -> Sequence[int]:
-        made = self.processor.apply_transcription_request(
-            audio=[waveform],
-            format=["WAV"],
-            sampling_rate=self.sampling_rate,
-            language=self.language,
-            model_id=self.model.config._name_or_path or "voxtral",
-        )
+        try:
+            made = self.processor.apply_transcription_request(
+                audio=[waveform],
+                format=["WAV"],
+                sampling_rate=self.sampling_rate,
+                language=self.language,
+                model_id=self.model.config._name_or_path or "voxtral",
+            )
+        except ValueError as error:  # pydantic's, for a language that has no two-letter code
+            raise ModelError(f"Voxtral's processor made no prompt for language {self.language!r}: {error}") from error
         return made["input_ids"][0].tolist()
 
     def tokens(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:

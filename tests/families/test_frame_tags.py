@@ -75,6 +75,11 @@ def test_alignment_heads_of_the_checkpoint_are_used(model_folder, manifest):
     recognizer.model.generation_config.alignment_heads = [[1, 2]]
     chosen = tags_of(recognizer, manifest, 8)
     assert any(not torch.equal(every[name][0], chosen[name][0]) for name in every)
+    # As distilled checkpoints have them: some or all of the teacher's, of layers that are gone.
+    for heads, expected in (([[1, 2], [10, 17], [0, 99]], chosen), ([[10, 17]], every)):
+        recognizer.model.generation_config.alignment_heads = heads
+        tags = tags_of(recognizer, manifest, 8)
+        assert all(torch.equal(tags[name][0], expected[name][0]) for name in every)
 
 
 def test_families_that_cannot_tell_say_so(recognizer, manifest, monkeypatch):

@@ -14,6 +14,7 @@ from transformers import (
 import tarq
 from tarq.calibration import make_examples
 from tarq.data.corpora import load_utterances
+from tarq.errors import ModelError
 from tarq.report import Reporter
 
 from .conftest import CONFIG, byte_level_tokenizer, lively
@@ -84,3 +85,8 @@ def test_logits_and_generation_are_the_models_own(recognizer, manifest):
     expected = recognizer.tokenizer.batch_decode(written[:, request["input_ids"].shape[1] :], skip_special_tokens=True)
     assert recognizer.transcribe([wave]) == [expected[0].strip()]
     assert request["input_ids"][0].tolist() == recognizer.prefix(recognizer.audio_tokens(request)[0])
+
+
+def test_a_language_without_a_token_is_refused(recognizer):
+    with recognizer.speaking("xx"), pytest.raises(ModelError, match=r"no token <\|xx\|>: language 'xx'"):
+        recognizer.prompt("house", frames=3)

@@ -185,3 +185,8 @@ def test_without_mistral_common_it_is_said(folder, monkeypatch):
     monkeypatch.setattr("tarq.families.voxtral.is_mistral_common_available", lambda: False)
     with pytest.raises(ModelError, match=r"needs mistral-common: pip install 'tarq\[voxtral\]'"):
         tarq.load_recognizer(folder)
+
+
+def test_a_language_that_is_none_is_refused(recognizer):
+    with recognizer.speaking("klingon"), pytest.raises(ModelError, match="no prompt for language 'klingon'"):
+        recognizer.prompt("house", frames=3)

@@ -6,9 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
+from typer.testing import CliRunner
 
 import tarq
+from tarq import api
 from tarq.calibration import calibration_set, make_examples
+from tarq.cli import app
 from tarq.data.corpora import load_utterances
 from tarq.errors import DataError, ModelError
 from tarq.report import Reporter
@@ -77,6 +80,19 @@ def recognizer(folder):
 
 def test_batches_do_not_change_the_statistics(folder, manifest, same_statistics):
     same_statistics(folder, manifest)
+
+
+def test_transcribes_in_the_language_asked(folder, manifest, monkeypatch):
+    heard = []
+    monkeypatch.setattr(api, "transcribe_waveforms", lambda recognizer, *_: heard.append(recognizer.prefix()[1]) or [""])
+    audio = manifest.parent / "u0.wav"
+    german = tarq.load_recognizer(folder, language="de")
+    tarq.transcribe(german, [audio])
+    tarq.transcribe(german, [audio], language="en")
+    tarq.transcribe(folder, [audio])
+    assert CliRunner().invoke(app, ["transcribe", str(folder), str(audio), "--language", "de"]).exit_code == 0
+    de, en = (german.tokenizer.convert_tokens_to_ids(f"<|{language}|>") for language in ("de", "en"))
+    assert heard == [de, en, en, de]
 
 
 def test_a_transcript_with_times(recognizer):
