@@ -520,6 +520,32 @@ def test_a_folder_of_audio_with_transcripts(tmp_path):
     assert dataclasses.replace(utterances[1], start=0.1).origin != utterances[1].origin
 
 
+@pytest.mark.parametrize(
+    ("write_corpus", "below", "named", "message"),
+    [
+        (common_voice, "cv-corpus-17.0/de", "cv-corpus-17.0", r"Common Voice .* below it \(de, en\); give .*17\.0/de$"),
+        (
+            common_voice,
+            "cv/cv-corpus-17.0/de",
+            "cv",
+            r"Common Voice .* below it \(cv-corpus-17\.0/de, cv-corpus-17\.0/en\); give .*/de$",
+        ),
+        (librispeech, "speech/LibriSpeech", "speech", r"LibriSpeech .* below it \(.*\); give .*speech/LibriSpeech$"),
+        (voxpopuli, "transcribed_data/de", "transcribed_data", r"VoxPopuli .* below it \(de, en\); give .*_data/de$"),
+        (ted, "talks/TEDLIUM_release-3", "talks", r"TED-LIUM .*; give .*TEDLIUM_release-3$"),
+        (manifest_with_broken_files, "own/a", "own", r"a JSONL manifest .* below it \(a, en\); give .*/a$"),
+    ],
+)
+def test_a_corpus_named_too_high_is_not_a_folder_of_audio(tmp_path, write_corpus, below, named, message):
+    write_corpus(tmp_path / below)
+    write_corpus((tmp_path / below).with_name("en"))
+    for source in (tmp_path / named, f"{tmp_path / named}:en"):
+        with pytest.raises(DataError, match=f"{named}: no corpus itself, but there is {message}"):
+            load_utterances(source)
+    write(tmp_path / "plain" / "a" / "b" / "c.wav", wave(0))
+    assert [u.text for u in load_utterances(tmp_path / "plain")] == [None]
+
+
 def test_a_path_is_not_taken_for_a_part(tmp_path):
     folder = tmp_path / "a:b"
     write(folder / "0.wav", wave(0))

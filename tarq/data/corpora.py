@@ -71,8 +71,8 @@ def load_utterances(source: str | Path, intake: Intake | None = None) -> list[Ut
         intake: counts what is left out; by default nothing broken may be.
 
     Raises:
-        DataError: there is no such path, no kind of corpus knows it, it is empty, two utterances share
-            an id, or what its loader raises.
+        DataError: there is no such path, no kind of corpus knows it, it is a folder above a corpus, it is empty, two
+            utterances share an id, or what its loader raises.
     """
     intake = Intake() if intake is None else intake
     if is_hub(str(source)):
@@ -82,11 +82,33 @@ def load_utterances(source: str | Path, intake: Intake | None = None) -> list[Ut
         corpus = next((corpus for corpus in CORPORA if corpus.matches(path)), None)
         if corpus is None:
             raise DataError(f"{path}: not a corpus; give {' or '.join(corpus.name for corpus in CORPORA)}")
+        if corpus.matches is is_folder:
+            _check_nothing_below(path)
         utterances = corpus.load(path, part, intake)
     if not utterances:
         raise DataError(f"{source}: the corpus is empty; it needs at least one utterance")
     check_ids(str(source), utterances)
     return utterances
+
+
+def _check_nothing_below(folder: Path) -> None:
+    """A corpus named one or two levels too high has audio in it, but its transcripts are not beside the audio.
+
+    Raises:
+        DataError: a kind of corpus knows a folder below; names those.
+    """
+    # Parquet and Arrow files at any depth, and audio files, would have been found in the folder itself.
+    kinds = [corpus for corpus in CORPORA if corpus.matches not in (is_saved, is_folder)]
+    for pattern in ("*/", "*/*/"):
+        folders = [path for path in sorted(folder.glob(pattern)) if any(kind.matches(path) for kind in kinds)]
+        if folders:
+            kind = next(kind for kind in kinds if kind.matches(folders[0]))
+            names = ", ".join(str(path.relative_to(folder)) for path in folders[:8]) + (
+                ", …" if len(folders) > 8 else ""
+            )
+            raise DataError(
+                f"{folder}: no corpus itself, but there is {kind.name} below it ({names}); give {folders[0]}"
+            )
 
 
 def _path_and_part(source: str) -> tuple[Path, str | None]:
