@@ -28,7 +28,7 @@ class Examples:
     Attributes:
         examples: in the order of the utterances they were made from.
         utterances: those utterances.
-        style: ``as written``, ``lower case`` or ``upper case``, how transcripts were fed to the tokenizer.
+        style: how transcripts were fed to the tokenizer (:func:`transcript_styles`); two kinds as ``a / b``.
         self_transcribed: how many transcripts the model made itself.
         notes: whatever was left out or changed, with the reason.
     """
@@ -134,9 +134,8 @@ def make_examples(
     own = [_transcribed_by_model(u, config) for u in utterances]
     made.self_transcribed = sum(own)
     # The model's own transcripts are in its own style already.
-    made.style = transcript_style(
-        recognizer, [u.text or "" for u, self_made in zip(utterances, own, strict=True) if not self_made]
-    )
+    styles = transcript_styles(recognizer, [u.text or "" for u, mine in zip(utterances, own, strict=True) if not mine])
+    made.style = " / ".join(dict.fromkeys(styles.values())) or "as written"
     if config.timestamps != "without" and not recognizer.has_timestamps:
         raise ModelError(f"{type(recognizer.model).__name__} has no timestamps: leave --timestamps out")
     starts = range(0, len(utterances), config.batch_size)
@@ -148,7 +147,8 @@ def make_examples(
     for some, texts in zip(pieces, heard, strict=True):
         waveforms = [u.waveform(recognizer.sampling_rate) for u in some]
         for utterance, waveform, text in zip(some, waveforms, texts, strict=True):
-            text = in_style(text, made.style)
+            if not _transcribed_by_model(utterance, config):
+                text = in_style(text, styles)
             if reason := _unusable(recognizer, waveform, text):
                 made.notes.append(f"{utterance.id}: {reason}, left out")
                 continue
@@ -259,22 +259,34 @@ def batched(recognizer: Recognizer, examples: Sequence[Example], size: int) -> I
         yield recognizer.collate(ordered[start : start + size])
 
 
-def transcript_style(recognizer: Recognizer, texts: Sequence[str]) -> str:
-    """How transcripts should be fed to the tokenizer: ``as written``, ``lower case`` or ``upper case``.
+def transcript_styles(recognizer: Recognizer, texts: Sequence[str]) -> dict[bool, str]:
+    """How transcripts in capitals (True) and others (False) should be fed to the tokenizer, of the kinds there are:
+    ``as written``, ``lower case`` or ``upper case``.
 
     Transcripts in capitals throughout (LibriSpeech) are nothing most recognizers would ever write, and a
-    tokenizer that knows one case only drops or masks the other: the case of which most survives is taken.
+    tokenizer that knows one case only drops or masks the other: the case of which most survives is taken. A pool of
+    several corpora can have both kinds. A word or two in capitals among other transcripts is an abbreviation.
     """
-    sample = [t for t in texts if any(c.isalpha() for c in t)][:64]
-    if not sample:
-        return "as written"
-    capitals = sum(t.isupper() for t in sample) > len(sample) / 2
-    order = ("lower case", "upper case") if capitals else ("as written", "lower case", "upper case")
-    return max(order, key=lambda style: _survivors(recognizer, [in_style(t, style) for t in sample]))
+    kinds: dict[bool, list[str]] = {True: [], False: []}
+    for text in texts:
+        if any(c.isalpha() for c in text):
+            kinds[text.isupper()].append(text)
+    if len(kinds[True]) < len(kinds[False]) and all(len(t.split()) < 3 for t in kinds[True]):
+        kinds[True] = []
+
+    def best(sample: Sequence[str], styles: Sequence[str]) -> str:
+        return max(styles, key=lambda style: _survivors(recognizer, [_cased(text, style) for text in sample]))
+
+    orders = {True: ("lower case", "upper case"), False: ("as written", "lower case", "upper case")}
+    return {capitals: best(sample[:64], orders[capitals]) for capitals, sample in kinds.items() if sample}
 
 
-def in_style(text: str, style: str) -> str:
-    """A transcript in the case the tokenizer knows."""
+def in_style(text: str, styles: Mapping[bool, str]) -> str:
+    """A transcript in the case the tokenizer knows, by :func:`transcript_styles`."""
+    return _cased(text, styles.get(text.isupper(), styles.get(False, "as written")))
+
+
+def _cased(text: str, style: str) -> str:
     return {"lower case": text.lower(), "upper case": text.upper()}.get(style, text)
 
 

@@ -346,7 +346,7 @@ def load_model(
 
 
 def _cast(model: nn.Module, dtype: torch.dtype) -> None:
-    """What is stored computes in the dtype; what is not (rotary frequencies, positions) stays exact, as in transformers."""
+    """Compute in the dtype; what is not stored (rotary frequencies, positions) stays exact, as in transformers."""
     stored = model.state_dict().keys()
     computed = {name: b for name, b in model.named_buffers(remove_duplicate=False) if name not in stored}
     model.to(dtype=dtype)

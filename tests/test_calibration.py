@@ -8,7 +8,7 @@ import pytest
 import soundfile
 
 import tarq
-from tarq.calibration import calibration_set, make_examples, transcript_style
+from tarq.calibration import calibration_set, make_examples, transcript_styles
 from tarq.data.corpora import load_utterances
 from tarq.errors import CalibrationError, DataError
 from tarq.report import Reporter
@@ -114,18 +114,31 @@ def test_missing_transcripts_are_made_by_the_model(recognizer, tmp_path, monkeyp
 
 
 def test_capitals_are_lowered(recognizer, tmp_path):
-    assert transcript_style(recognizer, ["NORTHANGER ABBEY", "THE HOUSE"]) == "lower case"
-    assert transcript_style(recognizer, ["Northanger Abbey", "the house", "1984"]) == "as written"
-    assert transcript_style(recognizer, []) == "as written"
+    assert transcript_styles(recognizer, ["NORTHANGER ABBEY", "THE HOUSE", "I"]) == {True: "lower case"}
+    assert transcript_styles(recognizer, ["Northanger Abbey", "the house", "1984"]) == {False: "as written"}
+    assert transcript_styles(recognizer, []) == {}
     made = make_examples(recognizer, manifest_of(tmp_path, ("THE OKONKWO HOUSE", 1.0)), CONFIG, Reporter())
     assert made.texts == ["the okonkwo house"]
     assert "".join(tokens(recognizer, made.examples[0], made.examples[0].rare[1:])) == "okonkwo"
 
 
+def test_a_pool_of_corpora_with_and_without_capitals(recognizer, tmp_path, monkeypatch):
+    """Each transcript by its own kind; the model's own are left as they are, and so is an abbreviation."""
+    monkeypatch.setattr(recognizer, "transcribe", lambda waveforms: ["By The RIVER" for _ in waveforms])
+    texts = ("THE OKONKWO HOUSE", "Daniel Okonkwo", None, "She sells", "By the river")
+    made = make_examples(recognizer, manifest_of(tmp_path, *((t, 1.0) for t in texts)), CONFIG, Reporter())
+    assert made.texts == ["the okonkwo house", "Daniel Okonkwo", "By The RIVER", "She sells", "By the river"]
+    assert made.style == "lower case / as written"
+    three = manifest_of(tmp_path, ("NASA", 1.0), ("By NASA", 1.0), ("the House", 1.0))
+    made = make_examples(recognizer, three, CONFIG, Reporter())
+    assert (made.texts, made.style) == (["NASA", "By NASA", "the House"], "as written")
+
+
 @pytest.mark.assets
 def test_a_lower_case_tokenizer_gets_lower_case(assets):
     recognizer = tarq.load_recognizer(assets / "whisper-tiny-relearned")
-    assert transcript_style(recognizer, ["Author of the danger trail, Philip Steels, etc."]) == "lower case"
+    text = "Author of the danger trail, Philip Steels, etc."
+    assert transcript_styles(recognizer, [text]) == {False: "lower case"}
 
 
 def test_unreadable_audio_is_named(recognizer, tmp_path):

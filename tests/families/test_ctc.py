@@ -26,7 +26,7 @@ from transformers import (
 )
 
 import tarq
-from tarq.calibration import calibration_set, make_examples, transcript_style
+from tarq.calibration import calibration_set, make_examples, transcript_styles
 from tarq.data.corpora import load_utterances
 from tarq.errors import CheckpointError, ModelError
 from tarq.families.ctc import forced_path, within_rare
@@ -162,8 +162,8 @@ def test_characters_keep_their_places_in_the_text(folders):
     letters = {i: c for c, i in recognizer.tokenizer.get_vocab().items()}
     assert "".join(letters[i] for i in ids) == "IT'S|AZEN|TEA"
     assert all(text[a:b] == letters[i] or letters[i] == "|" for i, (a, b) in zip(ids, spans, strict=True))
-    assert transcript_style(recognizer, ["a mixed House", "by the river"]) == "upper case"
-    assert transcript_style(recognizer, ["THE HOUSE"]) == "upper case"
+    styles = transcript_styles(recognizer, ["a mixed House", "by the river", "THE WHITE HOUSE"])
+    assert styles == {False: "upper case", True: "upper case"}
 
 
 def test_greedy_transcripts_collapse_repeats_and_blanks(folders):

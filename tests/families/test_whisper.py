@@ -84,7 +84,9 @@ def test_batches_do_not_change_the_statistics(folder, manifest, same_statistics)
 
 def test_transcribes_in_the_language_asked(folder, manifest, monkeypatch):
     heard = []
-    monkeypatch.setattr(api, "transcribe_waveforms", lambda recognizer, *_: heard.append(recognizer.prefix()[1]) or [""])
+    monkeypatch.setattr(
+        api, "transcribe_waveforms", lambda recognizer, *_: heard.append(recognizer.prefix()[1]) or [""]
+    )
     audio = manifest.parent / "u0.wav"
     german = tarq.load_recognizer(folder, language="de")
     tarq.transcribe(german, [audio])
