@@ -73,14 +73,11 @@ def tail_aware_quantize(
         torch.linalg.LinAlgError: the metric is not positive definite even at the largest damping.
     """
     lam, note = metric.balance(parts)  # λ
-    rebalanced = rebalance(parts, lam, 1.0 if residual == "paper" else lam)  # H_rB, H_Δ
+    dtype = solver.dtype
+    rebalanced = rebalance(parts, lam, 1.0 if residual == "paper" else lam, dtype)  # H_rB, H_Δ
     factor = solver.factorize(rebalanced.hessian)
-    dtype = factor.upper.dtype  # the solver's arithmetic
-    rebalanced = rebalanced.to(dtype)
-    halves: list[Half] = []
-    for part in parts if residual == "cross-fitted" else ():
-        half = rebalance([part], lam)
-        halves.append(Half(half.to(dtype), solver.factorize(half.hessian)))
+    each = [rebalance([part], lam, dtype=dtype) for part in parts] if residual == "cross-fitted" else []
+    halves = [Half(half, solver.factorize(half.hessian)) for half in each]
 
     solutions = {}
     for name, weight in weights.items():

@@ -31,10 +31,6 @@ class Rebalanced:
     hessian: Tensor
     cross: Tensor | None
 
-    def to(self, dtype: torch.dtype) -> Rebalanced:
-        """The same in another dtype."""
-        return Rebalanced(self.hessian.to(dtype), None if self.cross is None else self.cross.to(dtype))
-
 
 class Metric(Protocol):
     """How much each position counts."""
@@ -61,20 +57,23 @@ class Metric(Protocol):
         ...
 
 
-def rebalance(parts: Sequence[Moments], lam: float, lam_cross: float | None = None) -> Rebalanced:
-    """Both sides of the pooled moments put together, in float64.
+def rebalance(
+    parts: Sequence[Moments], lam: float, lam_cross: float | None = None, dtype: torch.dtype = torch.float64
+) -> Rebalanced:
+    """Both sides of the pooled moments put together, summed in float64.
 
     Args:
         parts: moments of one input over parts of the calibration set.
         lam: how often a tail position counts.
         lam_cross: the same for the cross-moment alone; ``lam`` when not given.
+        dtype: of the result. One float64 sum is held at a time: of a wide layer it is half a gigabyte.
     """
 
     def weigh(sums: list[dict[str, Tensor]], weight: float) -> Tensor:
-        total = sums[0]["common"] + weight * sums[0]["tail"]
+        total = torch.add(sums[0]["common"], sums[0]["tail"], alpha=weight)
         for each in sums[1:]:
             total.add_(each["common"]).add_(each["tail"], alpha=weight)
-        return total
+        return total.to(dtype)
 
     crosses = [part.cross for part in parts if part.cross is not None]
     return Rebalanced(

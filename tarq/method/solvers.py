@@ -16,7 +16,10 @@ from ..kernels.scheme import Scheme
 
 
 class Solver(Protocol):
-    """Chooses the codes of a weight."""
+    """Chooses the codes of a weight, computing in a dtype of its own."""
+
+    @property
+    def dtype(self) -> torch.dtype: ...
 
     def factorize(self, hessian: Tensor) -> Factor:
         """The damped metric's factor, ``H + δI = L Lᵀ``."""
