@@ -29,6 +29,7 @@ FIELDS = {
     "peer_seconds",
     "ratio",
     "roofline",
+    "ceiling",
 }
 
 
@@ -132,7 +133,30 @@ def record(op: str, shape: list[int], variant: str, peer: str, ratio: float, **m
     return {"op": op, "shape": shape, "variant": variant, "dtype": "bfloat16", "peer": peer, "ratio": ratio, **more}
 
 
-def test_bars_are_held_against_the_records(tmp_path):
+def test_bars_of_a_cpu():
+    def of(*args: object, threads: int = 1, copies: int = 1, **more: float) -> dict:
+        return record(*args, threads=threads, copies=copies, **more)
+
+    records = [
+        of("w4_linear", [1, 1280, 1280], "float32", "torch int4pack (bfloat16)", 0.9),
+        of("w4_linear", [1, 1280, 1280], "float32", "onnxruntime level 4", 9.0),  # not a like for like
+        of("w4_linear", [1, 4096, 4096], "int8 activations", "onnxruntime level 4", 1.1),
+        of("w4_linear", [1, 4096, 4096], "float32", "float32 linear", 0.1, copies=12, roofline=0.79),
+        of("w4_linear", [4, 4096, 4096], "float32", "float32 linear", 9.0),  # no bar
+        of("w4_linear", [16, 1280, 1280], "float32", "float32 linear", 1.0),
+        of("w4_linear", [16, 1280, 1280], "float32", "bfloat16 linear", 1.2),  # the best of both counts
+        of("w4_linear", [16, 1280, 1280], "float32", "bfloat16 linear", 9.0, threads=2),
+        of("w4_linear", [16, 1280, 1280], "bfloat16", "float32 linear", 1.05),
+        of("gram", [3000, 1280], "symmetric", "torch XᵀX", 0.7),
+        of("gram", [3000, 1280], "symmetric", "torch XᵀX in bfloat16 (rounded)", 9.0),
+        of("gram", [3000, 1280], "cross", "torch YᵀX", 9.0),
+        of("gram, four sums", [3000, 1280], "both sides, both products", "torch XᵀX and YᵀX", 0.89),
+        of("group_quantize", [1280, 1280], "factor and sweep", "torch Cholesky and products", 1.4),
+    ]  # fmt: skip
+    assert [v.reached for v in bars.verdicts(records)] == [True, False, False, False, True, False, True, True]
+
+
+def test_bars_of_a_gpu(tmp_path):
     records = [
         record("w4_linear", [1, 4096, 4096], "float16", "float16 linear", 1 / 2.4),
         record("w4_linear", [8, 1280, 5120], "float16", "float16 linear", 1 / 1.6),
@@ -147,6 +171,7 @@ def test_bars_are_held_against_the_records(tmp_path):
         record("group_quantize", [1280, 1280], "factor and sweep", "fused sweep in Triton", 1.01),
         record("group_quantize", [1280, 1280], "factor and sweep", "torch Cholesky and products", 2.0),
     ]  # fmt: skip
+    records = [r | {"capability": [9, 0]} for r in records]
     reached = [verdict.reached for verdict in bars.verdicts(records)]
     assert reached == [True, False, True, False, True, True, True, False]
     file = tmp_path / "records.json"
@@ -168,11 +193,11 @@ def test_a_peer_that_fails_is_said_and_left_out():
 
     device, listener = torch.device("cpu"), Listener()
     peers = {"broken": fail, "sound": lambda _: 2.0}
-    case = measure.Case("gram", (1, 1), "float32", {"a": lambda _: 1.0}, peers, 8, {"a": ("float32", 1.0)})
+    case = measure.Case("gram", (1, 1), {"a": lambda _: 1.0}, {"a": "float32"}, peers, 8, {"a": ("float32", 1.0)})
     (only,) = measure.records_of(case, measure.Ceilings(1.0, {}), 0.0, device, listener)
     assert (only["peer"], only["ratio"]) == ("sound", 0.5)
     assert listener.notes == ["broken left out of gram (1, 1): out of luck"]
-    case = measure.Case("gram", (1, 1), "float32", {"a": fail}, {}, 8, {"a": ("float32", 1.0)})
+    case = measure.Case("gram", (1, 1), {"a": fail}, {"a": "float32"}, {}, 8, {"a": ("float32", 1.0)})
     with pytest.raises(RuntimeError, match="out of luck"):
         measure.records_of(case, measure.Ceilings(1.0, {}), 0.0, device)
 

@@ -1,7 +1,7 @@
-"""The speed a GPU should reach, held against the records of a run.
+"""The speed that a CPU and a GPU should reach, held against the records of a run.
 
-Speed-ups of a packed layer over float16 are the best that were published for an H100 by Marlin, tinygemm and gemlite at
-so many rows of a 4096 × 4096 layer. ``python -m tarq.bench.bars FILE.json`` prints a line a bar.
+On a GPU, speed-ups of a packed layer over float16 are the best that were published for an H100 by Marlin, tinygemm and
+gemlite at so many rows of a 4096 × 4096 layer. ``python -m tarq.bench.bars FILE.json`` prints a line a bar.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from pathlib import Path
 
 from .measure import Record
 
-#: Rows: speed-up over float16.
+#: On a GPU, rows: speed-up over float16.
 PUBLISHED = {1: 2.32, 8: 1.66, 16: 1.63, 64: 0.74}
 
 #: Outputs and inputs that they are asked of: that layer, and Whisper-large's.
@@ -23,6 +23,16 @@ LAYERS = ([4096, 4096], [1280, 1280], [5120, 1280], [1280, 5120])
 #: Share of the memory bandwidth that one row of a layer too large for any cache should take.
 BANDWIDTH, LARGE = 0.8, [1, 16384, 16384]
 
+#: On a CPU, layers of which one row is held against other packed ones; the layer that is read from memory.
+ROW_LAYERS, COLD = ([1280, 1280], [4096, 4096]), [4096, 4096]
+
+#: From so many rows on, the time over that of the fastest dense layer, at most; of both dtypes of dense layers.
+DENSE_ROWS, DENSE_RATIO, DENSE = 16, 1.1, ("float32 linear", "bfloat16 linear")
+
+#: Times faster than torch's float32 Gram matrix; the four sums' time over two of its products, and one layer's over the
+#: products and the Cholesky it cannot avoid, at most.
+CPU_GRAM, FOUR_SUMS, UNAVOIDABLE = 1.6, 0.9, 1.5
+
 #: Times faster than the products of float32 copies, at this many inputs; than a Python iteration a column; than the
 #: fused sweep.
 GRAM, GRAM_INPUTS, LOOP, FUSED = 8.0, 5120, 20.0, 1.0
@@ -30,19 +40,52 @@ GRAM, GRAM_INPUTS, LOOP, FUSED = 8.0, 5120, 20.0, 1.0
 
 @dataclass(frozen=True)
 class Verdict:
-    """A bar, what it asks for and what was measured; the more the better."""
+    """A bar, what it asks for and what was measured; the more the better, unless it asks for ``at_most``."""
 
     bar: str
     wanted: float
     measured: float
+    at_most: bool = False
 
     @property
     def reached(self) -> bool:
-        return self.measured >= self.wanted
+        return self.measured <= self.wanted if self.at_most else self.measured >= self.wanted
 
 
 def verdicts(records: Sequence[Record]) -> Iterator[Verdict]:
     """Every bar that the records speak of."""
+    yield from _of_gpu([r for r in records if "capability" in r])
+    yield from _of_cpu([r for r in records if "capability" not in r])
+
+
+def _of_cpu(records: Sequence[Record]) -> Iterator[Verdict]:
+    for r in records:
+        op, shape, variant, peer = r["op"], r["shape"], r["variant"], r["peer"]
+        what = f"{op} {'×'.join(map(str, shape))} {variant}, {r['threads']} threads"
+        if op == "w4_linear" and shape[0] == 1 and shape[1:] in ROW_LAYERS and r["copies"] == 1:
+            if (variant, peer) in (
+                ("float32", "torch int4pack (bfloat16)"),
+                ("int8 activations", "onnxruntime level 4"),
+            ):
+                yield Verdict(f"{what}, times as fast as {peer}", 1.0, 1 / r["ratio"])
+        elif op == "w4_linear" and shape == [1, *COLD] and peer == DENSE[0]:
+            yield Verdict(f"{what}, share of the bandwidth", BANDWIDTH, r["roofline"])
+        elif op == "w4_linear" and shape[0] >= DENSE_ROWS and peer == DENSE[0] and variant in ("float32", "bfloat16"):
+            dense = [s for s in records if _same(r, s) and s["peer"] in DENSE]
+            yield Verdict(f"{what}, over the best linear", DENSE_RATIO, max(s["ratio"] for s in dense), at_most=True)
+        elif op == "gram" and variant == "symmetric" and peer in ("torch XᵀX", "torch XᵀX of float32 copies"):
+            yield Verdict(f"{what} of {r['dtype']}, times as fast as {peer}", CPU_GRAM, 1 / r["ratio"])
+        elif op == "gram, four sums":
+            yield Verdict(f"{what}, over {peer}", FOUR_SUMS, r["ratio"], at_most=True)
+        elif op == "group_quantize" and peer == "torch Cholesky and products":
+            yield Verdict(f"{what}, over {peer}", UNAVOIDABLE, r["ratio"], at_most=True)
+
+
+def _same(one: Record, other: Record) -> bool:
+    return all(one[name] == other[name] for name in ("op", "shape", "variant", "threads", "copies"))
+
+
+def _of_gpu(records: Sequence[Record]) -> Iterator[Verdict]:
     for r in records:
         op, shape, peer, faster = r["op"], r["shape"], r["peer"], 1 / r["ratio"]
         size = "×".join(map(str, shape))

@@ -96,8 +96,8 @@ def _case(
     return Case(
         op=op,
         shape=(rows, n),
-        dtype=_name(dtype),
         ours={variant: ours},
+        dtypes={variant: _name(dtype)},
         peers=peers,
         bytes=sum(t.nbytes for t in inputs) + sums * 4 * n * n,
         flops={variant: (unit, flops)},

@@ -172,8 +172,8 @@ def _case(
     return Case(
         op=op,
         shape=shape,
-        dtype="float32",
         ours={"factor and sweep": call},
+        dtypes={"factor and sweep": "float32"},
         peers=peers,
         bytes=layers * (4 * n * n + 4 * m * n + m * n // 2),
         flops={"factor and sweep": ("float32", layers * (n**3 / 3 + 1.0 * m * n * n))},

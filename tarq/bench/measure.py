@@ -43,8 +43,8 @@ class Case:
     Attributes:
         op: operation, with its variant ("gram", "gram, four sums").
         shape: sizes, as the operation's benchmark orders them.
-        dtype: of the operands.
         ours: what this package does, by name of the variant.
+        dtypes: of the operands of each of ours.
         peers: what others do for the same result, by name.
         bytes: memory that has to be read and written at least once.
         flops: multiplications and additions that cannot be avoided, by the kind of unit that does them
@@ -56,8 +56,8 @@ class Case:
 
     op: str
     shape: tuple[int, ...]
-    dtype: str
     ours: dict[str, Call]
+    dtypes: dict[str, str]
     peers: dict[str, Call]
     bytes: int
     flops: dict[str, tuple[str, float]]
@@ -72,6 +72,10 @@ class Ceilings:
 
     read: float
     flops: dict[str, float]
+
+    def rate(self, kind: str) -> float | None:
+        """Operations a second; those on bfloat16 are float32's where it has no units of its own. None: not measured."""
+        return self.flops.get(kind, self.flops.get("float32") if kind == "bfloat16" else None)
 
 
 @contextmanager
@@ -209,7 +213,7 @@ def records_of(
 
     ``ratio`` is our time over the peer's: below 1 ours is faster. ``roofline`` is the share of the bound that the
     machine's ceilings set, 1 being all of it: the greater of bytes over read bandwidth and operations over their
-    rate, over our time. It exceeds 1 where operands stay in cache.
+    rate, over our time. It exceeds 1 where operands stay in cache. ``ceiling`` is the bandwidth or the rate meant.
     """
     graph = case.graph and device.type == "cuda"
     calls: dict[str, Call] = {}
@@ -228,14 +232,14 @@ def records_of(
 
     def record(ours: str, peer: str) -> Record:
         kind, flops = case.flops[ours]
-        bounds = {"memory": case.bytes / known.read}
-        if kind in known.flops:
-            bounds["arithmetic"] = flops / known.flops[kind]
+        bounds, limits = {"memory": case.bytes / known.read}, {"memory": known.read}
+        if rate := known.rate(kind):
+            bounds["arithmetic"], limits["arithmetic"] = flops / rate, rate
         bound = max(bounds, key=bounds.__getitem__)
         return {
             "op": case.op,
             "shape": list(case.shape),
-            "dtype": case.dtype,
+            "dtype": case.dtypes[ours],
             "variant": ours,
             "threads": torch.get_num_threads(),
             "device": device_name(device),
@@ -246,6 +250,7 @@ def records_of(
             "ratio": measured[ours] / measured[peer],
             "roofline": bounds[bound] / measured[ours],
             "bound": bound,
+            "ceiling": limits[bound],
             "copies": case.copies,
             **extra,
         }

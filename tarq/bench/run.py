@@ -73,7 +73,7 @@ def run(
                 reporter.phase(f"{name}, {count} threads")
                 options = {"peer_python": peer_python} if name == "group_quantize" else {}
                 for case in OPERATIONS[name](where, quick=quick, **options):
-                    reporter.phase(f"{name} {' × '.join(map(str, case.shape))} {case.dtype}, {count} threads")
+                    reporter.phase(f"{name} {' × '.join(map(str, case.shape))}, {count} threads")
                     records += records_of(case, known[count], seconds, where, reporter)
     return records, known
 
@@ -92,7 +92,7 @@ def show(console: Console, records: Sequence[Record], known: dict[int, Ceilings]
             lines.setdefault(key, {})[r["peer"]] = r
         for (count, shape, dtype, variant, copies), cells in lines.items():
             one = next(iter(cells.values()))
-            label = variant if dtype == "by variant" else f"{dtype}, {variant}"
+            label = variant if dtype == variant else f"{dtype}, {variant}"
             table.add_row(
                 str(count),
                 "×".join(map(str, shape)) + (f" ({copies} copies)" if copies > 1 else ""),

@@ -169,6 +169,7 @@ def _case(layers: Layers, rows: int) -> Case:
     flops = 2.0 * rows * outputs * inputs
     if layers.device.type == "cuda":
         ours = {str(d).removeprefix("torch."): layers.ours(x.to(d)) for d in layers.dense}
+        dtypes = {variant: variant for variant in ours}
         work = dict.fromkeys(ours, ("bfloat16", flops))
     else:
         ours = {
@@ -176,13 +177,14 @@ def _case(layers: Layers, rows: int) -> Case:
             "bfloat16": layers.ours(x.bfloat16()),
             "int8 activations": layers.ours_int8(x),
         }
+        dtypes = {"float32": "float32", "bfloat16": "bfloat16", "int8 activations": "float32"}
         work = {"float32": ("float32", flops), "bfloat16": ("bfloat16", flops), "int8 activations": ("int8", flops)}
     activations = rows * (inputs + outputs) * (2 if layers.device.type == "cuda" else 4)
     return Case(
         op="w4_linear",
         shape=(rows, outputs, inputs),
-        dtype="by variant",
         ours=ours,
+        dtypes=dtypes,
         peers=layers.peers(x),
         bytes=layers.packed[0].nbytes + layers.scales[0].nbytes + activations,
         flops=work,
