@@ -383,7 +383,7 @@ class _Walk:
             if not bool(torch.isfinite(linear.weight).all()):
                 raise CalibrationError(f"{block_name}.{name}: its weights hold NaN or infinite values")
             group_size, note = choose_group_size(linear.in_features, self.config.group_size)
-            quantized = self.solver.quantize(linear.weight, None, self.config.scheme(group_size), self.scale_dtype)
+            (quantized,) = self.solver.quantize([linear.weight], None, self.config.scheme(group_size), self.scale_dtype)
             self._swap(
                 stage,
                 block_name,

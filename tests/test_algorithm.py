@@ -84,7 +84,7 @@ def test_paper_residual_uses_the_pilot():
     pilots = []
 
     def pilot():
-        pilots.append(solver.quantize(w, factor, Scheme(group_size=32), torch.float32))
+        pilots.extend(solver.quantize([w], factor, Scheme(group_size=32), torch.float32))
         return pilots[0]
 
     combined = rebalance([moments], lam, 1.0)

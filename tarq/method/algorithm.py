@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -79,18 +78,17 @@ def tail_aware_quantize(
     each = [rebalance([part], lam, dtype=dtype) for part in parts] if residual == "cross-fitted" else []
     halves = [Half(half, solver.factorize(half.hessian)) for half in each]
 
+    def quantize(aims: Sequence[Tensor]) -> list[Quantized]:
+        return solver.quantize(aims, factor, scheme, scale_dtype)
+
+    live = [w.to(dtype).masked_fill(factor.dead, 0) for w in weights.values()]  # an input always zero has no say
+    targets = [
+        residual_target(w, rebalanced, factor, residual, lambda w=w: quantize([w])[0], halves)  # by way of Ŵ0
+        for w in live
+    ]
     solutions = {}
-    for name, weight in weights.items():
-        w = weight.to(dtype).masked_fill(factor.dead, 0)  # an input that is always zero has no say
-        target = residual_target(
-            w,
-            rebalanced,
-            factor,
-            residual,
-            partial(solver.quantize, w, factor, scheme, scale_dtype),  # Ŵ0
-            halves,
-        )
-        quantized = solver.quantize(target.weight, factor, scheme, scale_dtype)  # Ŵ
+    solved = quantize([target.weight for target in targets])  # Ŵ
+    for name, w, target, quantized in zip(weights, live, targets, solved, strict=True):
         error = quantized.dequantize().to(dtype) - target.weight
         energy = max(inner(w @ rebalanced.hessian, w), 1e-30)
         solutions[name] = Solution(

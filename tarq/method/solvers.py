@@ -1,17 +1,18 @@
 """Solvers: how codes are chosen under a metric.
 
-A solver factorises the metric once for all layers that share it and quantizes one weight at a time.
+A solver factorises the metric once for all layers that share it and quantizes them together.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from ..kernels.group_quantize import Factor, Quantized, factorize, group_quantize, round_to_nearest
+from ..kernels.group_quantize import Factor, Quantized, factorize, group_quantize_layers, round_to_nearest
 from ..kernels.scheme import Scheme
 
 
@@ -25,8 +26,10 @@ class Solver(Protocol):
         """The damped metric's factor, ``H + δI = L Lᵀ``."""
         ...
 
-    def quantize(self, weight: Tensor, factor: Factor | None, scheme: Scheme, scale_dtype: torch.dtype) -> Quantized:
-        """Codes, scales and zero points of an [m, n] weight."""
+    def quantize(
+        self, weights: Sequence[Tensor], factor: Factor | None, scheme: Scheme, scale_dtype: torch.dtype
+    ) -> list[Quantized]:
+        """Codes, scales and zero points of [m, n] weights; on a GPU those of one shape are swept at once."""
         ...
 
 
@@ -48,10 +51,14 @@ class Sweep:
         order = hessian.diagonal().argsort(descending=True, stable=True) if self.act_order == "static" else None
         return factorize(hessian.to(self.dtype), self.damp, order=order)
 
-    def quantize(self, weight: Tensor, factor: Factor | None, scheme: Scheme, scale_dtype: torch.dtype) -> Quantized:
+    def quantize(
+        self, weights: Sequence[Tensor], factor: Factor | None, scheme: Scheme, scale_dtype: torch.dtype
+    ) -> list[Quantized]:
         if factor is None:
             raise ValueError("the sweep needs the factor of a metric")
-        return group_quantize(weight.to(self.dtype), factor, scheme, scale_dtype=scale_dtype)
+        return group_quantize_layers(
+            [weight.to(self.dtype) for weight in weights], [factor] * len(weights), scheme, scale_dtype=scale_dtype
+        )
 
 
 @dataclass(frozen=True)
@@ -64,10 +71,12 @@ class RoundToNearest:
     def factorize(self, hessian: Tensor) -> Factor:
         return factorize(hessian.to(self.dtype), self.damp)
 
-    def quantize(self, weight: Tensor, factor: Factor | None, scheme: Scheme, scale_dtype: torch.dtype) -> Quantized:
-        codes, scales, zeros = round_to_nearest(weight.to(self.dtype), scheme, scale_dtype)
-        no_metric = torch.full((len(weight),), float("nan"), dtype=torch.float64)
-        return Quantized(codes, scales, zeros, no_metric, scheme.group_size)
+    def quantize(
+        self, weights: Sequence[Tensor], factor: Factor | None, scheme: Scheme, scale_dtype: torch.dtype
+    ) -> list[Quantized]:
+        rounded = [round_to_nearest(weight.to(self.dtype), scheme, scale_dtype) for weight in weights]
+        no_metric = [torch.full((len(weight),), float("nan"), dtype=torch.float64) for weight in weights]
+        return [Quantized(*r, loss, scheme.group_size) for r, loss in zip(rounded, no_metric, strict=True)]
 
 
 def make_solver(name: str, *, damp: float = 0.01, act_order: str = "none") -> Solver:
