@@ -43,7 +43,7 @@ def exact(metric, parts, damp: float):
 def test_least_squares_never_increases_the_weighted_output_error(seed, drift, metric):
     x, xf, tail, w, moments = problem(drift=drift, seed=seed)
     lam, combined, factor = exact(metric, [moments], 0.01)
-    target = residual_target(w, combined, factor, "least-squares", pilot=None)
+    target = residual_target(w, combined, factor, "least-squares", quantize=None)
     d = torch.where(tail, lam, 1.0).double()
     before, after = weighted_error(x, xf, w, w, d), weighted_error(x, xf, w, target.weight, d)
     assert after <= before * (1 + 1e-6) + 1e-9
@@ -57,7 +57,7 @@ def test_least_squares_never_increases_the_weighted_output_error(seed, drift, me
 def test_plain_undamped_least_squares_is_the_exact_minimiser():
     x, xf, _, w, moments = problem()
     _lam, combined, factor = exact(Plain(), [moments], 0.0)
-    target = residual_target(w, combined, factor, "least-squares", pilot=None)
+    target = residual_target(w, combined, factor, "least-squares", quantize=None)
     best = torch.linalg.lstsq(x, xf @ w.T).solution.T
     assert target.alpha == pytest.approx(1.0, abs=1e-4)
     torch.testing.assert_close(target.weight, best, rtol=1e-3, atol=1e-4)
@@ -68,7 +68,7 @@ def test_the_weighted_minimiser_needs_the_weighted_cross_moment():
     x, xf, tail, w, moments = problem()
     lam, combined, factor = exact(RareBAL(), [moments], 0.0)
     d = torch.where(tail, lam, 1.0).double()
-    ours = residual_target(w, combined, factor, 1.0, pilot=None).weight
+    ours = residual_target(w, combined, factor, 1.0, quantize=None).weight
     paper = w + factor.solve(w @ rebalance([moments], lam, 1.0).cross)
     root = d.sqrt()[:, None]
     best = torch.linalg.lstsq(root * x, root * (xf @ w.T)).solution.T
@@ -83,12 +83,12 @@ def test_paper_residual_uses_the_pilot():
     lam, combined, factor = exact(RareBAL(), [moments], 0.01)
     pilots = []
 
-    def pilot():
-        pilots.extend(solver.quantize([w], factor, Scheme(group_size=32), torch.float32))
-        return pilots[0]
+    def quantize(weights):
+        pilots.extend(solver.quantize(weights, factor, Scheme(group_size=32), torch.float32))
+        return pilots
 
     combined = rebalance([moments], lam, 1.0)
-    target = residual_target(w, combined, factor, "paper", pilot)
+    target = residual_target(w, combined, factor, "paper", quantize)
     assert len(pilots) == 1
     direction = factor.solve(w @ combined.cross)
     error = pilots[0].dequantize().double() - w
@@ -100,10 +100,10 @@ def test_no_residual_and_fixed_alpha():
     _, _, _, w, moments = problem()
     _lam, combined, factor = exact(Plain(), [moments], 0.01)
     for off in ("none", 0, 0.0):
-        target = residual_target(w, combined, factor, off, pilot=None)
+        target = residual_target(w, combined, factor, off, quantize=None)
         assert target.weight is w
         assert (target.alpha, target.energy) == (0.0, 0.0)
-    half = residual_target(w, combined, factor, 0.5, pilot=None)
+    half = residual_target(w, combined, factor, 0.5, quantize=None)
     torch.testing.assert_close(half.weight, w + 0.5 * factor.solve(w @ combined.cross))
 
 
@@ -168,7 +168,7 @@ def test_residual_needs_paired_moments():
     moments.update(torch.randn(9, 4), None, torch.zeros(9, dtype=torch.bool), torch.ones(9))
     _lam, combined, factor = exact(Plain(), [moments], 0.01)
     with pytest.raises(ValueError, match="paired moments"):
-        residual_target(torch.ones(2, 4).double(), combined, factor, "least-squares", pilot=None)
+        residual_target(torch.ones(2, 4).double(), combined, factor, "least-squares", quantize=None)
 
 
 def solve(weights, moments, metric=None, residual="least-squares", solver=None):

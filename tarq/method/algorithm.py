@@ -82,10 +82,7 @@ def tail_aware_quantize(
         return solver.quantize(aims, factor, scheme, scale_dtype)
 
     live = [w.to(dtype).masked_fill(factor.dead, 0) for w in weights.values()]  # an input always zero has no say
-    targets = [
-        residual_target(w, rebalanced, factor, residual, lambda w=w: quantize([w])[0], halves)  # by way of Ŵ0
-        for w in live
-    ]
+    targets = [residual_target(w, rebalanced, factor, residual, quantize, halves) for w in live]
     solutions = {}
     solved = quantize([target.weight for target in targets])  # Ŵ
     for name, w, target, quantized in zip(weights, live, targets, solved, strict=True):

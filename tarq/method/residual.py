@@ -52,7 +52,7 @@ def residual_target(
     moments: Rebalanced,
     factor: Factor,
     residual: str | float,
-    pilot: Callable[[], Quantized],
+    quantize: Callable[[Sequence[Tensor]], list[Quantized]],
     halves: Sequence[Half] = (),
 ) -> Target:
     """The weights to quantize, ``W + α D``.
@@ -71,7 +71,7 @@ def residual_target(
             - ``paper``: D from the unweighted cross-moment and ``α = ⟨E H, D⟩ / ⟨D H, D⟩`` with E the
               rounding error of a pilot quantization.
             - ``none``: W. A number: that α along the least-squares direction.
-        pilot: quantizes the weights as they are; called by ``paper`` only.
+        quantize: weights under this metric; called by ``paper`` only.
         halves: the two halves of the calibration set; used by ``cross-fitted`` only.
     """
     if residual == "none" or residual == 0:
@@ -87,7 +87,8 @@ def residual_target(
     elif residual == "cross-fitted":
         alpha = cross_fitted_alpha(weight, halves)
     elif residual == "paper":
-        error = pilot().dequantize().to(weight.dtype) - weight
+        (pilot,) = quantize([weight])
+        error = pilot.dequantize().to(weight.dtype) - weight
         alpha = inner(error, direction_h) / (scale + _EPSILON)
     else:
         alpha = float(residual)
