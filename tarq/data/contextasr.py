@@ -5,7 +5,9 @@ Its repository holds a JSONL file a set (``ContextASR-Speech_English.jsonl``) an
 has uniq_id, text, audio (``audio/ContextASR-Speech/English/BOSON-001650_EN.wav``), duration, domain_label and
 entity_list.
 
-Transcripts are taken as written (capitals, punctuation, numerals as words, spelled abbreviations as ``D S M``).
+Transcripts are taken as written (capitals, punctuation, numerals as words, spelled abbreviations as ``D S M``). The
+Mandarin sets load, but are neither scored nor drawn from: Chinese is written without spaces, and rare words are looked
+for between spaces (``tarq.frequencies``).
 """
 
 from __future__ import annotations
