@@ -103,9 +103,7 @@ def _check_nothing_below(folder: Path) -> None:
         folders = [path for path in sorted(folder.glob(pattern)) if any(kind.matches(path) for kind in kinds)]
         if folders:
             kind = next(kind for kind in kinds if kind.matches(folders[0]))
-            names = ", ".join(str(path.relative_to(folder)) for path in folders[:8]) + (
-                ", …" if len(folders) > 8 else ""
-            )
+            names = ", ".join([str(path.relative_to(folder)) for path in folders[:8]] + ["…"] * (len(folders) > 8))
             raise DataError(
                 f"{folder}: no corpus itself, but there is {kind.name} below it ({names}); give {folders[0]}"
             )
