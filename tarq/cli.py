@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
@@ -49,6 +49,12 @@ Language = Annotated[str, typer.Option(help="Of the speech: word frequencies, an
 Where = Annotated[
     list[str] | None,
     typer.Option(help="KEY=VALUE that a corpus must say of an utterance for it to be used (repeatable)."),
+]
+Ids = Annotated[
+    Path | None,
+    typer.Option(
+        help="Instead of drawing, take the utterances of a pool's --json, of a checkpoint, or of a file of ids."
+    ),
 ]
 MaxBad = Annotated[
     int, typer.Option(min=0, help="Broken audio files to leave out (of each scored set) before giving up.")
@@ -98,6 +104,7 @@ def quantize(
     pool: Annotated[
         PoolKind, typer.Option(help="Which are drawn: at random, or by their share of rare words.")
     ] = PoolKind.uniform,
+    ids: Ids = None,
     method: Annotated[Method, typer.Option(help="Preset; the options below override its parts.")] = Method.tarq,
     bits: Annotated[int, typer.Option(help="2, 3, 4 or 8.")] = 4,
     group_size: Annotated[int, typer.Option(help="Input features that share a scale.")] = 128,
@@ -151,8 +158,14 @@ def quantize(
     from . import api, distributed
     from .checkpoint import check_writable
     from .config import TarqConfig
+    from .data.corpora import load_utterances
+    from .data.intake import Intake
+    from .data.pools import choose_by_ids
     from .screen import show_report
 
+    wanted = _wanted(ids, pool, "--pool")
+    if ids is not None and not calibration:
+        raise typer.BadParameter("--ids chooses from --calibration: name the corpora that its pool was drawn from")
     optional = {
         "scale_rule": scale_rule,
         "metric": metric,
@@ -181,20 +194,28 @@ def quantize(
         scale_dtype=scale_dtype,
         ignore=tuple(ignore or ()),
         pool=pool.value,
-        samples=samples,
+        samples=len(wanted) or samples,
         max_bad=max_bad,
         batch_size=batch_size,
         activation_memory=activation_memory,
         seed=seed,
     )
-    speech = calibration[0] if calibration and len(calibration) == 1 else _labelled(calibration or []) or None
+    source = calibration[0] if calibration and len(calibration) == 1 else _labelled(calibration or []) or None
     with distributed.joined() as first, _screen(first) as reporter:
         check_writable(out, overwrite)
+        speech: Mapping[str, Any] | str | None = source
+        if ids is not None and config.needs_statistics:
+            reporter.phase("looking for the calibration utterances")
+            intake = Intake(max_bad)
+            named = {"speech": source} if isinstance(source, str) else source or {}
+            speech = choose_by_ids({label: load_utterances(s, intake) for label, s in named.items()}, wanted, ids)
         reporter.phase(f"loading {model}")
         where = _where(device, dtype)
         recognizer = api.load_recognizer(model, **where, language=language, offload=offload)
         lent_to = where["device"] if offload else None
         report = api.quantize(recognizer, speech, config, offload=lent_to, reporter=reporter)
+        if ids is not None and report.calibration:
+            report.calibration |= {"source": source, "ids_from": str(ids)}
         api.save(recognizer, out, report, overwrite=overwrite)
     if not first:
         return
@@ -293,6 +314,7 @@ def pool(
         list[str], typer.Argument(help="Transcribed speech: a corpus's file or folder, PATH:PART or hub:NAME:PART.")
     ],
     kind: Annotated[PoolKind, typer.Option(help="uniform, or by the share of rare words.")] = PoolKind.uniform,
+    ids: Ids = None,
     samples: Annotated[int, typer.Option(min=1, help="Utterances drawn.")] = 128,
     out: Annotated[Path | None, typer.Option(callback=_writable, help="Write the pool as a JSONL manifest.")] = None,
     max_duration: Annotated[float, typer.Option(help="Longer utterances are left out (seconds).")] = 30.0,
@@ -311,12 +333,14 @@ def pool(
     from .data.corpora import load_utterances, select_utterances
     from .data.intake import Intake
     from .data.manifest import write_manifest
-    from .data.pools import Rarity, draw_pool
+    from .data.pools import Rarity, choose_by_ids, draw_pool
     from .frequencies import described
     from .screen import ScreenReporter, show_pool
 
     if out is not None and out.exists() and not overwrite:
         raise typer.BadParameter(f"{out} exists: --overwrite replaces it")
+    wanted = _wanted(ids, kind, "--kind")
+    samples = len(wanted) or samples
     config = TarqConfig(
         pool=kind.value,
         samples=samples,
@@ -336,6 +360,8 @@ def pool(
         for label, source in labelled.items():
             reporter.phase(f"loading {source}")
             speech[label] = select_utterances(load_utterances(source, intake), where or [])
+        if ids is not None:
+            speech = choose_by_ids(speech, wanted, ids)
         reporter.phase("drawing the pool")
         drawn = draw_pool(speech, config.pool, samples, seed, rarity, max_duration=max_duration, intake=intake)
         for note in intake.notes():
@@ -354,6 +380,7 @@ def pool(
     if json_file:
         figures = drawn.summary() | {
             "ids": [u.id for u in drawn.utterances],
+            "ids_from": None if ids is None else str(ids),
             "sources_given": labelled,
             "max_duration": max_duration,
             "normalizer": config.text_normalizer().name,
@@ -562,6 +589,15 @@ def _residual(text: str | None) -> str | float | None:
         return float(text) if text is not None else None
     except ValueError:
         return text
+
+
+def _wanted(ids: Path | None, kind: PoolKind, option: str) -> list[str]:
+    """The ids of ``--ids``, none without it; a kind of pool asks for something else."""
+    from .data.pools import read_ids
+
+    if ids is not None and kind is not PoolKind.uniform:
+        raise typer.BadParameter(f"--ids says which utterances, and so does {option} {kind.value}: leave one out")
+    return [] if ids is None else read_ids(ids)
 
 
 def _where(device: str, dtype: str) -> dict[str, Any]:

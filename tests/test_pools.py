@@ -7,15 +7,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from typer.testing import CliRunner
 
+import tarq
+from tarq.cli import app
 from tarq.config import TarqConfig
 from tarq.data.audio import Encoded
 from tarq.data.corpora import load_utterances, sample_utterances
 from tarq.data.intake import Intake
 from tarq.data.manifest import write_manifest
-from tarq.data.pools import Rarity, draw_pool
+from tarq.data.pools import Rarity, choose_by_ids, draw_pool, read_ids
 from tarq.data.utterance import Utterance
 from tarq.errors import DataError
+from tarq.report import Report
 
 RARITY = Rarity(TarqConfig())
 
@@ -185,3 +189,82 @@ def test_a_pool_is_read_back(tmp_path):
     assert rows[2]["audio"].startswith("pool.audio/")
     with pytest.raises(DataError, match="cannot be written"):
         write_manifest(tmp_path / "nowhere" / "pool.jsonl", utterances, [{}] * 3)
+
+
+# --- choosing by ids ---
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        json.dumps({"kind": "r-top", "ids": ["b", "a c", "9"]}),
+        Report(calibration={"ids": ["b", "a c", "9"]}).to_json(),
+        "\ufeffb\r\n\n  a c\n9\n",
+    ],
+)
+def test_ids_are_read(tmp_path, content):
+    for path in (tmp_path / "ids", tmp_path / "checkpoint" / "tarq_report.json"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(content, encoding="utf-8")
+        assert read_ids(path) == ["b", "a c", "9"]
+    assert read_ids(path.parent) == ["b", "a c", "9"]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("\n", "no ids in it"),
+        (Report().to_json(), "no ids in it"),  # of RTN, which is calibrated on nothing
+        ('{"ids": [', "invalid JSON"),
+        ('{"id": "a", "audio": "a.wav"}\n{"id": "b", "audio": "b.wav"}', "invalid JSON .*`tarq pool --json`"),
+        ('{"ids": "abc"}', """'ids' is "abc"; give a list of strings"""),
+        ('{"calibration": ["a"]}', "no ids in it"),
+        ("a\nb\na\n", "id 'a' occurs 2 times"),
+    ],
+)
+def test_a_file_without_ids(tmp_path, content, message):
+    (tmp_path / "ids.txt").write_text(content)
+    with pytest.raises(DataError, match=rf"ids\.txt: {message}"):
+        read_ids(tmp_path / "ids.txt")
+    with pytest.raises(DataError, match=r"tarq_report\.json: no such file; give a pool's JSON"):
+        read_ids(tmp_path)
+
+
+def test_a_pool_is_chosen_again_by_its_ids():
+    corpora = {"a": corpus("u", [9, 1, 4, 4, 0]), "b": corpus("u", [8, 0, 4])}
+    pool = draw_pool(corpora, "r-cross", 5, 1, RARITY)
+    ids = [u.id for u in pool.utterances]
+    chosen = choose_by_ids(corpora, ids, Path("pool.json"))
+    for seed in range(3):
+        again = draw_pool(chosen, "uniform", len(ids), seed, RARITY)
+        assert (again.utterances, again.sources, again.rho) == (pool.utterances, pool.sources, pool.rho)
+    assert (again.summary()["kind"], again.candidates) == ("given", 5)
+    with pytest.raises(DataError, match=r"pool\.json: 4 of its 5 ids are in none of the corpora: w, x, y, …; give all"):
+        choose_by_ids({"a": corpora["a"]}, [*"wxyz", "u001"], Path("pool.json"))
+
+
+def test_a_model_is_calibrated_on_the_ids_of_a_pool_and_of_another_model(model_folder, manifest, tmp_path):
+    def run(*arguments, code=0):
+        result = CliRunner().invoke(app, [str(a) for a in arguments])
+        assert result.exit_code == code, result.output
+        return " ".join(result.output.replace("│", " ").split())
+
+    def quantize(name, *arguments):
+        run("quantize", model_folder, tmp_path / name, "--calibration", manifest, "--group-size", 32,
+            "--method", "gptq", *arguments)  # fmt: skip
+        return tarq.Report.read(tmp_path / name).calibration
+
+    run("pool", manifest, "--kind", "r-top", "--samples", 3, "--json", tmp_path / "pool.json")
+    ids = json.loads((tmp_path / "pool.json").read_text())["ids"]
+    calibration = quantize("first", "--ids", tmp_path / "pool.json", "--seed", 3)
+    assert calibration["ids"] == ids != sorted(ids)
+    assert (calibration["source"], calibration["ids_from"]) == (str(manifest), str(tmp_path / "pool.json"))
+    assert calibration["pool"]["kind"] == "given"
+    assert quantize("second", "--ids", tmp_path / "first") == calibration | {"ids_from": str(tmp_path / "first")}
+    (tmp_path / "ids.txt").write_text("\n".join(reversed(ids)))
+    run("pool", manifest, "--ids", tmp_path / "ids.txt", "--json", tmp_path / "again.json")
+    assert json.loads((tmp_path / "again.json").read_text())["ids"] == ids[::-1]
+
+    refused = ("--ids", tmp_path / "ids.txt", "--pool", "r-top")
+    assert "and so does --pool r-top" in run("quantize", "m", "o", "--calibration", manifest, *refused, code=2)
+    assert "name the corpora" in run("quantize", "m", "o", *refused[:2], code=2)

@@ -9,26 +9,33 @@
   more than the N it then takes of all, it does not change which they are.)
 
 Where utterances have the same ρ, the seed decides; the order in which a file system lists a corpus decides nothing.
+
+A pool drawn before is chosen again by its ids (``read_ids``, ``choose_by_ids``): a ``given`` pool, in their order.
 """
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import islice
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 from tarq.config import PoolKind, TarqConfig
 from tarq.data.corpora import first_usable, shuffled, usable
 from tarq.data.intake import Intake
+from tarq.data.layout import read_text
+from tarq.data.manifest import strings
 from tarq.data.utterance import Utterance, language_of
 from tarq.errors import DataError
 from tarq.frequencies import Frequencies
 from tarq.method.rarity import rare_counts
 from tarq.normalize import Normalizer
+from tarq.report import FILE_NAME
 
 
 class Rarity:
@@ -82,7 +89,7 @@ class Pool:
         candidates: how many utterances it was drawn from.
     """
 
-    kind: PoolKind
+    kind: PoolKind | Literal["given"]
     utterances: list[Utterance]
     sources: list[str]
     words: list[int]
@@ -124,7 +131,7 @@ def draw_pool(
     require_text: bool = True,
     intake: Intake | None = None,
 ) -> Pool:
-    """Draw a pool; see above for its kinds.
+    """Draw a pool; see above for its kinds. Utterances chosen by ids are drawn in the order of those.
 
     Args:
         corpora: label to utterances. Ids that occur in several corpora get their corpus's label in front.
@@ -144,7 +151,10 @@ def draw_pool(
     source = {utterance.id: label for label, utterances in corpora.items() for utterance in utterances}
     drawn = shuffled([utterance for utterances in corpora.values() for utterance in utterances], seed)
     ranked = drawn
-    if kind != "uniform":
+    given = all(utterance.place is not None for utterance in drawn)
+    if given:
+        ranked = sorted(drawn, key=lambda utterance: utterance.place or 0)
+    elif kind != "uniform":
         if not any(utterance.text for utterance in drawn):
             raise DataError(f"{kind} goes by the words of transcripts, and there are none: draw a uniform pool")
         ranked = sorted(drawn, key=lambda utterance: -rarity.rho(utterance))  # stable: equals as drawn
@@ -161,13 +171,68 @@ def draw_pool(
         chosen += islice(usable(rest, max_duration, require_text, intake), count - len(chosen))
     counts = [rarity.of(utterance) for utterance in chosen]
     return Pool(
-        kind=kind,
+        kind="given" if given else kind,
         utterances=chosen,
         sources=[source[utterance.id] for utterance in chosen],
         words=[words for words, _ in counts],
         rare_words=[rare for _, rare in counts],
         candidates=len(drawn),
     )
+
+
+def read_ids(path: Path) -> list[str]:
+    """The ids of a pool: from its JSON (``tarq pool --json``), a checkpoint or its report, or a text file, one a line.
+
+    Raises:
+        DataError: there is no such file, it is not UTF-8, is damaged, holds no ids, or one twice.
+    """
+    file = path / FILE_NAME if path.is_dir() else path
+    if not file.is_file():
+        raise DataError(f"{file}: no such file; give a pool's JSON, a checkpoint's report or a file of ids, one a line")
+    text = read_text(file)
+    if text.lstrip().startswith("{"):
+        try:
+            fields = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{file}: invalid JSON ({error}); give what `tarq pool --json` wrote") from error
+        holder = fields if "ids" in fields else fields.get("calibration")
+        ids = list(strings(holder, "ids", str(file))) if isinstance(holder, dict) else []
+    else:
+        ids = [line.strip() for line in text.split("\n") if line.strip()]
+    if not ids:
+        raise DataError(f"{file}: no ids in it; give a pool's JSON, a calibrated checkpoint's report, or an id a line")
+    name, times = Counter(ids).most_common(1)[0]
+    if times > 1:
+        raise DataError(f"{file}: id {name!r} occurs {times} times; remove what is too much")
+    return ids
+
+
+def choose_by_ids(
+    corpora: Mapping[str, Sequence[Utterance]], ids: Sequence[str], file: Path
+) -> dict[str, list[Utterance]]:
+    """The utterances with these ids, which ``draw_pool`` then takes in their order.
+
+    Args:
+        corpora: as ``draw_pool`` had them, so that ids that occur in several have the same label in front.
+        file: where the ids are from, for the message.
+
+    Raises:
+        DataError: some ids are in none of the corpora.
+    """
+    places = {name: place for place, name in enumerate(ids)}
+    chosen = {
+        label: [replace(u, place=places[u.id]) for u in utterances if u.id in places]
+        for label, utterances in _apart(corpora).items()
+    }
+    found = {utterance.id for utterances in chosen.values() for utterance in utterances}
+    missing = [name for name in ids if name not in found]
+    if missing:
+        raise DataError(
+            f"{file}: {len(missing)} of its {len(ids)} ids are in none of the corpora: "
+            f"{', '.join(missing[:3] + ['…'] * (len(missing) > 3))}; give all that the pool was drawn from, under the "
+            "same names"
+        )
+    return chosen
 
 
 def _apart(corpora: Mapping[str, Sequence[Utterance]]) -> Mapping[str, Sequence[Utterance]]:
