@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,7 +13,7 @@ import torch
 from . import distributed
 from .config import TarqConfig
 from .data.intake import Intake
-from .data.pools import Rarity, draw_pool
+from .data.pools import Rarity, draw_pool, given_pool
 from .data.utterance import Utterance, language_of
 from .errors import CalibrationError, ModelError
 from .families.family import Batch, Example, Recognizer
@@ -76,20 +77,16 @@ def calibration_set(
     rarity = Rarity(config, recognizer.spelling)
     reporter.phase("drawing the pool")
     # Its length is asked of the file where the corpus does not say, so nothing longer than the window gets in.
-    pool = draw_pool(
-        usable,
-        config.pool,
-        config.samples,
-        config.seed,
-        rarity,
-        max_duration=recognizer.window,
-        require_text=False,
-        intake=intake,
-    )
+    fitting: dict[str, Any] = {"max_duration": recognizer.window, "require_text": False, "intake": intake}
+    if config.ids is None:
+        pool, asked = draw_pool(usable, config.pool, config.samples, config.seed, rarity, **fitting), config.samples
+    else:
+        pool = given_pool(usable, Path(config.ids), rarity, **fitting)
+        asked = pool.candidates
     notes += intake.notes()
     chosen = pool.utterances
-    if len(chosen) < config.samples:
-        notes.append(f"{len(chosen)} calibration utterances of at most {recognizer.window:g} s, {config.samples} asked")
+    if len(chosen) < asked:
+        notes.append(f"{len(chosen)} calibration utterances of at most {recognizer.window:g} s, {asked} asked")
     made = make_examples(recognizer, chosen, config, reporter)
     if not made.examples:
         raise CalibrationError(f"no calibration utterance is usable: {'; '.join(made.notes)}")

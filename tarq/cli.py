@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from enum import StrEnum
 from importlib.util import find_spec
 from pathlib import Path
@@ -158,14 +158,8 @@ def quantize(
     from . import api, distributed
     from .checkpoint import check_writable
     from .config import TarqConfig
-    from .data.corpora import load_utterances
-    from .data.intake import Intake
-    from .data.pools import choose_by_ids
     from .screen import show_report
 
-    wanted = _wanted(ids, pool, "--pool")
-    if ids is not None and not calibration:
-        raise typer.BadParameter("--ids chooses from --calibration: name the corpora that its pool was drawn from")
     optional = {
         "scale_rule": scale_rule,
         "metric": metric,
@@ -194,28 +188,21 @@ def quantize(
         scale_dtype=scale_dtype,
         ignore=tuple(ignore or ()),
         pool=pool.value,
-        samples=len(wanted) or samples,
+        ids=None if ids is None else str(ids),
+        samples=samples,
         max_bad=max_bad,
         batch_size=batch_size,
         activation_memory=activation_memory,
         seed=seed,
     )
-    source = calibration[0] if calibration and len(calibration) == 1 else _labelled(calibration or []) or None
+    speech = calibration[0] if calibration and len(calibration) == 1 else _labelled(calibration or []) or None
     with distributed.joined() as first, _screen(first) as reporter:
         check_writable(out, overwrite)
-        speech: Mapping[str, Any] | str | None = source
-        if ids is not None and config.needs_statistics:
-            reporter.phase("looking for the calibration utterances")
-            intake = Intake(max_bad)
-            named = {"speech": source} if isinstance(source, str) else source or {}
-            speech = choose_by_ids({label: load_utterances(s, intake) for label, s in named.items()}, wanted, ids)
         reporter.phase(f"loading {model}")
         where = _where(device, dtype)
         recognizer = api.load_recognizer(model, **where, language=language, offload=offload)
         lent_to = where["device"] if offload else None
         report = api.quantize(recognizer, speech, config, offload=lent_to, reporter=reporter)
-        if ids is not None and report.calibration:
-            report.calibration |= {"source": source, "ids_from": str(ids)}
         api.save(recognizer, out, report, overwrite=overwrite)
     if not first:
         return
@@ -333,16 +320,15 @@ def pool(
     from .data.corpora import load_utterances, select_utterances
     from .data.intake import Intake
     from .data.manifest import write_manifest
-    from .data.pools import Rarity, choose_by_ids, draw_pool
+    from .data.pools import Rarity, draw_pool, given_pool
     from .frequencies import described
     from .screen import ScreenReporter, show_pool
 
     if out is not None and out.exists() and not overwrite:
         raise typer.BadParameter(f"{out} exists: --overwrite replaces it")
-    wanted = _wanted(ids, kind, "--kind")
-    samples = len(wanted) or samples
     config = TarqConfig(
         pool=kind.value,
+        ids=None if ids is None else str(ids),
         samples=samples,
         language=language,
         normalizer=normalizer,
@@ -360,10 +346,12 @@ def pool(
         for label, source in labelled.items():
             reporter.phase(f"loading {source}")
             speech[label] = select_utterances(load_utterances(source, intake), where or [])
-        if ids is not None:
-            speech = choose_by_ids(speech, wanted, ids)
         reporter.phase("drawing the pool")
-        drawn = draw_pool(speech, config.pool, samples, seed, rarity, max_duration=max_duration, intake=intake)
+        if ids is None:
+            drawn = draw_pool(speech, config.pool, samples, seed, rarity, max_duration=max_duration, intake=intake)
+        else:
+            drawn = given_pool(speech, ids, rarity, max_duration=max_duration, intake=intake)
+            samples = drawn.candidates
         for note in intake.notes():
             reporter.note(note)
     show_pool(console, drawn, config.text_normalizer().name, tail_threshold, frequencies)
@@ -380,7 +368,7 @@ def pool(
     if json_file:
         figures = drawn.summary() | {
             "ids": [u.id for u in drawn.utterances],
-            "ids_from": None if ids is None else str(ids),
+            "ids_from": config.ids,
             "sources_given": labelled,
             "max_duration": max_duration,
             "normalizer": config.text_normalizer().name,
@@ -589,15 +577,6 @@ def _residual(text: str | None) -> str | float | None:
         return float(text) if text is not None else None
     except ValueError:
         return text
-
-
-def _wanted(ids: Path | None, kind: PoolKind, option: str) -> list[str]:
-    """The ids of ``--ids``, none without it; a kind of pool asks for something else."""
-    from .data.pools import read_ids
-
-    if ids is not None and kind is not PoolKind.uniform:
-        raise typer.BadParameter(f"--ids says which utterances, and so does {option} {kind.value}: leave one out")
-    return [] if ids is None else read_ids(ids)
 
 
 def _where(device: str, dtype: str) -> dict[str, Any]:

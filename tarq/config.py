@@ -74,6 +74,8 @@ class TarqConfig:
         ignore: names of Linear layers to leave alone; a name matches the layer or everything below it.
         pool: which utterances are drawn: ``uniform``, or by their share of rare words ``r-top``, ``r-mix`` or
             ``r-cross`` (:mod:`tarq.data.pools`).
+        ids: a file that names the calibration utterances, of which then none are drawn: a pool's JSON (``tarq pool
+            --json``), a checkpoint or its report, or a text file with an id a line.
         samples: calibration utterances drawn.
         max_bad: broken audio files that may be left out, of the calibration speech or of each scored set.
         batch_size: utterances a forward pass takes at once.
@@ -108,6 +110,7 @@ class TarqConfig:
     scale_dtype: ScaleDtype = "auto"
     ignore: tuple[str, ...] = field(default=())
     pool: PoolKind = "uniform"
+    ids: str | None = None
     samples: int = 128
     max_bad: int = 0
     batch_size: int = 4
@@ -143,6 +146,8 @@ class TarqConfig:
         for name in ("samples", "batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
+        if self.ids is not None and self.pool != "uniform":
+            raise ValueError(f"ids say which utterances, and so does pool {self.pool}: leave one out")
         if self.max_bad < 0:
             raise ValueError(f"max_bad must be a non-negative number, not {self.max_bad}")
         object.__setattr__(self, "ignore", tuple(self.ignore))

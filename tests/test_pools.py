@@ -16,7 +16,7 @@ from tarq.data.audio import Encoded
 from tarq.data.corpora import load_utterances, sample_utterances
 from tarq.data.intake import Intake
 from tarq.data.manifest import write_manifest
-from tarq.data.pools import Rarity, choose_by_ids, draw_pool, read_ids
+from tarq.data.pools import Rarity, draw_pool, given_pool, read_ids
 from tarq.data.utterance import Utterance
 from tarq.errors import DataError
 from tarq.report import Report
@@ -230,17 +230,17 @@ def test_a_file_without_ids(tmp_path, content, message):
         read_ids(tmp_path)
 
 
-def test_a_pool_is_chosen_again_by_its_ids():
+def test_a_pool_is_taken_again_by_its_ids(tmp_path):
     corpora = {"a": corpus("u", [9, 1, 4, 4, 0]), "b": corpus("u", [8, 0, 4])}
     pool = draw_pool(corpora, "r-cross", 5, 1, RARITY)
-    ids = [u.id for u in pool.utterances]
-    chosen = choose_by_ids(corpora, ids, Path("pool.json"))
-    for seed in range(3):
-        again = draw_pool(chosen, "uniform", len(ids), seed, RARITY)
-        assert (again.utterances, again.sources, again.rho) == (pool.utterances, pool.sources, pool.rho)
+    file = tmp_path / "pool.json"
+    file.write_text(json.dumps({"ids": [u.id for u in pool.utterances]}))
+    again = given_pool(corpora, file, RARITY)
+    assert (again.utterances, again.sources, again.rho) == (pool.utterances, pool.sources, pool.rho)
     assert (again.summary()["kind"], again.candidates) == ("given", 5)
+    file.write_text(json.dumps({"ids": [*"wxyz", "u001"]}))
     with pytest.raises(DataError, match=r"pool\.json: 4 of its 5 ids are in none of the corpora: w, x, y, …; give all"):
-        choose_by_ids({"a": corpora["a"]}, [*"wxyz", "u001"], Path("pool.json"))
+        given_pool({"a": corpora["a"]}, file, RARITY)
 
 
 def test_a_model_is_calibrated_on_the_ids_of_a_pool_and_of_another_model(model_folder, manifest, tmp_path):
@@ -258,13 +258,12 @@ def test_a_model_is_calibrated_on_the_ids_of_a_pool_and_of_another_model(model_f
     ids = json.loads((tmp_path / "pool.json").read_text())["ids"]
     calibration = quantize("first", "--ids", tmp_path / "pool.json", "--seed", 3)
     assert calibration["ids"] == ids != sorted(ids)
-    assert (calibration["source"], calibration["ids_from"]) == (str(manifest), str(tmp_path / "pool.json"))
-    assert calibration["pool"]["kind"] == "given"
-    assert quantize("second", "--ids", tmp_path / "first") == calibration | {"ids_from": str(tmp_path / "first")}
+    assert (calibration["source"], calibration["pool"]["kind"]) == (str(manifest), "given")
+    assert tarq.Report.read(tmp_path / "first").config["ids"] == str(tmp_path / "pool.json")
+    assert quantize("second", "--ids", tmp_path / "first") == calibration
     (tmp_path / "ids.txt").write_text("\n".join(reversed(ids)))
     run("pool", manifest, "--ids", tmp_path / "ids.txt", "--json", tmp_path / "again.json")
     assert json.loads((tmp_path / "again.json").read_text())["ids"] == ids[::-1]
 
-    refused = ("--ids", tmp_path / "ids.txt", "--pool", "r-top")
-    assert "and so does --pool r-top" in run("quantize", "m", "o", "--calibration", manifest, *refused, code=2)
-    assert "name the corpora" in run("quantize", "m", "o", *refused[:2], code=2)
+    with pytest.raises(ValueError, match="and so does pool r-top"):
+        TarqConfig(ids="ids.txt", pool="r-top")

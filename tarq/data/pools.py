@@ -10,7 +10,7 @@
 
 Where utterances have the same ρ, the seed decides; the order in which a file system lists a corpus decides nothing.
 
-A pool drawn before is chosen again by its ids (``read_ids``, ``choose_by_ids``): a ``given`` pool, in their order.
+A pool drawn before is taken again by its ids: a ``given`` pool.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ def draw_pool(
     require_text: bool = True,
     intake: Intake | None = None,
 ) -> Pool:
-    """Draw a pool; see above for its kinds. Utterances chosen by ids are drawn in the order of those.
+    """Draw a pool; see above for its kinds.
 
     Args:
         corpora: label to utterances. Ids that occur in several corpora get their corpus's label in front.
@@ -151,10 +151,7 @@ def draw_pool(
     source = {utterance.id: label for label, utterances in corpora.items() for utterance in utterances}
     drawn = shuffled([utterance for utterances in corpora.values() for utterance in utterances], seed)
     ranked = drawn
-    given = all(utterance.place is not None for utterance in drawn)
-    if given:
-        ranked = sorted(drawn, key=lambda utterance: utterance.place or 0)
-    elif kind != "uniform":
+    if kind != "uniform":
         if not any(utterance.text for utterance in drawn):
             raise DataError(f"{kind} goes by the words of transcripts, and there are none: draw a uniform pool")
         ranked = sorted(drawn, key=lambda utterance: -rarity.rho(utterance))  # stable: equals as drawn
@@ -169,14 +166,58 @@ def draw_pool(
         top = {utterance.id for utterance in chosen}
         rest = (utterance for utterance in drawn if utterance.id not in top)
         chosen += islice(usable(rest, max_duration, require_text, intake), count - len(chosen))
+    return _pool(kind, chosen, source, rarity, len(drawn))
+
+
+def given_pool(
+    corpora: Mapping[str, Sequence[Utterance]],
+    file: Path,
+    rarity: Rarity,
+    *,
+    max_duration: float | None = None,
+    require_text: bool = True,
+    intake: Intake | None = None,
+) -> Pool:
+    """The utterances that a file names, in its order (:func:`read_ids`).
+
+    Args:
+        corpora: as the pool was drawn from, so that ids that occur in several have the same label in front.
+        file: of the ids.
+        rarity, max_duration, require_text, intake: see :func:`draw_pool`.
+
+    Raises:
+        DataError: the file is not usable, some of its ids are in none of the corpora, or what ``first_usable`` raises.
+    """
+    ids, corpora = read_ids(file), _apart(corpora)
+    source = {utterance.id: label for label, utterances in corpora.items() for utterance in utterances}
+    known = {utterance.id: utterance for utterances in corpora.values() for utterance in utterances}
+    missing = [name for name in ids if name not in known]
+    if missing:
+        raise DataError(
+            f"{file}: {len(missing)} of its {len(ids)} ids are in none of the corpora: "
+            f"{', '.join(missing[:3] + ['…'] * (len(missing) > 3))}; give all that the pool was drawn from, under the "
+            "same names"
+        )
+    named = [known[name] for name in ids]
+    chosen = first_usable(named, len(ids), max_duration=max_duration, require_text=require_text, intake=intake)
+    return _pool("given", chosen, source, rarity, len(ids))
+
+
+def _pool(
+    kind: PoolKind | Literal["given"],
+    chosen: list[Utterance],
+    source: Mapping[str, str],
+    rarity: Rarity,
+    candidates: int,
+) -> Pool:
     counts = [rarity.of(utterance) for utterance in chosen]
     return Pool(
-        kind="given" if given else kind,
+        kind=kind,
         utterances=chosen,
         sources=[source[utterance.id] for utterance in chosen],
         words=[words for words, _ in counts],
         rare_words=[rare for _, rare in counts],
-        candidates=len(drawn),
+        candidates=candidates,
     )
 
 
@@ -205,34 +246,6 @@ def read_ids(path: Path) -> list[str]:
     if times > 1:
         raise DataError(f"{file}: id {name!r} occurs {times} times; remove what is too much")
     return ids
-
-
-def choose_by_ids(
-    corpora: Mapping[str, Sequence[Utterance]], ids: Sequence[str], file: Path
-) -> dict[str, list[Utterance]]:
-    """The utterances with these ids, which ``draw_pool`` then takes in their order.
-
-    Args:
-        corpora: as ``draw_pool`` had them, so that ids that occur in several have the same label in front.
-        file: where the ids are from, for the message.
-
-    Raises:
-        DataError: some ids are in none of the corpora.
-    """
-    places = {name: place for place, name in enumerate(ids)}
-    chosen = {
-        label: [replace(u, place=places[u.id]) for u in utterances if u.id in places]
-        for label, utterances in _apart(corpora).items()
-    }
-    found = {utterance.id for utterances in chosen.values() for utterance in utterances}
-    missing = [name for name in ids if name not in found]
-    if missing:
-        raise DataError(
-            f"{file}: {len(missing)} of its {len(ids)} ids are in none of the corpora: "
-            f"{', '.join(missing[:3] + ['…'] * (len(missing) > 3))}; give all that the pool was drawn from, under the "
-            "same names"
-        )
-    return chosen
 
 
 def _apart(corpora: Mapping[str, Sequence[Utterance]]) -> Mapping[str, Sequence[Utterance]]:

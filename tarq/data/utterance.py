@@ -36,7 +36,6 @@ class Utterance:
         entities: the names and terms in the transcript, where a corpus marks them.
         extra: whatever else a corpus says of it, for selecting utterances by.
         start, end: the segment of the file, in seconds; the whole file where ``end`` is None and ``start`` 0.
-        place: in a pool that was chosen by its ids, which keeps their order; None where it was not chosen so.
     """
 
     id: str
@@ -48,7 +47,6 @@ class Utterance:
     extra: Mapping[str, Any] = field(default_factory=dict, compare=False)
     start: float = 0.0
     end: float | None = None
-    place: int | None = field(default=None, compare=False)
 
     def waveform(self, sampling_rate: int = 16000) -> NDArray[np.float32]:
         """The audio: float32 [samples], mono, at ``sampling_rate`` Hz. Raises DataError (``read_audio``)."""
