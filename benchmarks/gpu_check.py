@@ -21,13 +21,20 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build" / "gpu"
 STAGES = ("build", "test", "tune", "bench")
-NEEDED = ("torch", "triton", "setuptools", "ninja", "pytest", "hypothesis", "typer", "rich", "matplotlib")
+NEEDED = (
+    *("torch", "triton", "setuptools", "ninja", "pytest", "hypothesis", "typer", "rich", "matplotlib"),
+    *("numpy", "tokenizers", "transformers"),  # which tests/conftest.py imports
+)
 PEERS = {"gemlite": "w4_linear"}
 OPERATIONS = ("gram", "group_quantize", "w4_linear")
 
 #: Run whole on the GPU; of the others, the tests marked for one.
 KERNEL_TESTS = ("tests/test_gram_cuda.py", "tests/test_w4_linear_cuda.py")
-MARKED_TESTS = ("tests/test_bench.py", "tests/test_group_quantize.py", "tests/test_linear.py")
+MARKED_TESTS = tuple(
+    name
+    for path in sorted((ROOT / "tests").rglob("test_*.py"))
+    if "mark.gpu" in path.read_text() and (name := str(path.relative_to(ROOT))) not in KERNEL_TESTS
+)
 
 
 def main() -> None:
