@@ -15,9 +15,8 @@ native = pytest.mark.skipif(dispatch.EXTENSION_ERROR is not None, reason="the co
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-@pytest.fixture(params=["avx512_bf16", "avx512", "avx2", "generic"])
+@pytest.fixture(params=torch.ops.tarq.cpu_isas() if dispatch.EXTENSION_ERROR is None else [])
 def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Names the highest instruction set to use; a machine without it takes the next."""
     monkeypatch.setenv("TARQ_CPU_ISA", request.param)
     return request.param
 

@@ -20,6 +20,7 @@ from tarq.kernels.scheme import Scheme
 from tarq.bench.measure import threads
 
 native = pytest.mark.skipif(dispatch.EXTENSION_ERROR is not None, reason="the extension is not built")
+ISAS = torch.ops.tarq.cpu_isas() if dispatch.EXTENSION_ERROR is None else []
 
 SCHEMES = [
     Scheme(),
@@ -82,12 +83,12 @@ def quadratic_error(weight: torch.Tensor, quantized: torch.Tensor, metric: torch
 
 
 @native
-@pytest.mark.parametrize("isa", ["generic", "avx2", "avx512"])  # those the processor lacks fall back
+@pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize("scheme", SCHEMES, ids=str)
 def test_native_is_the_textbook_sweep(scheme, isa, monkeypatch):
     monkeypatch.setenv("TARQ_CPU_ISA", isa)
     same = total = 0
-    for n in COLUMNS if isa == "avx512" else (3, 129, 300):
+    for n in COLUMNS if isa == ISAS[0] else (3, 129, 300):
         for m in ROWS if n < 300 else (33,):
             for ordered in (False, True):
                 h, w = hessian(n), weights(m, n)
@@ -165,7 +166,7 @@ def test_float32_is_as_good_as_float64(scheme, ordered):
 
 @native
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("isa", ["generic", "avx2", "avx512"])
+@pytest.mark.parametrize("isa", ISAS)
 def test_native_factor(dtype, isa, monkeypatch):
     monkeypatch.setenv("TARQ_CPU_ISA", isa)
     for n in (1, 7, 191, 192, 193, 400, 577):

@@ -15,9 +15,8 @@ native = pytest.mark.skipif(dispatch.EXTENSION_ERROR is not None, reason="the co
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 6e-4, torch.bfloat16: 5e-3}  # of Σ|x||w| + |b|; the result's rounding
 
 
-@pytest.fixture(params=["avx512_vnni", "avx2", "scalar"])
+@pytest.fixture(params=torch.ops.tarq.cpu_isas() if dispatch.EXTENSION_ERROR is None else [])
 def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Names the highest instruction set to use; a machine without it takes the next."""
     monkeypatch.setenv("TARQ_CPU_ISA", request.param)
     return request.param
 

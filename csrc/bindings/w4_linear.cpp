@@ -7,6 +7,7 @@
 #include <ATen/ops/linear.h>
 #include <torch/library.h>
 
+#include "cpu/isa.h"
 #include "cpu/w4_linear_int8.h"
 
 namespace {
@@ -179,26 +180,23 @@ at::Tensor w4_linear_cpu(const at::Tensor& x, const at::Tensor& weight_packed, c
   const int64_t rows = x.numel() / in_features;
   if (rows == 0 || out_features == 0) return at::empty(shape, x.scalar_type());
 
-  const tarq::W4Kernel* kernel = tarq::w4_select(given.x_type);
-  TORCH_CHECK(kernel,
-              "w4_linear: TARQ_CPU_ISA names an instruction set this machine does not have; "
-              "torch.ops.tarq.w4_linear_isas() lists those it has");
+  const tarq::W4Kernel& kernel = tarq::w4_kernel(given.x_type);
   const at::Tensor input = x.contiguous();
-  if (rows > kernel->tiled_rows) {
-    const Packed packed(*kernel, layer, input, given.x_type, 0, rows);
-    return w4_linear_dense(*kernel, layer, packed.rows, bias, x.scalar_type()).view(shape);
+  if (rows > kernel.tiled_rows) {
+    const Packed packed(kernel, layer, input, given.x_type, 0, rows);
+    return w4_linear_dense(kernel, layer, packed.rows, bias, x.scalar_type()).view(shape);
   }
   at::Tensor y = at::empty(shape, x.scalar_type());
   // A copy of many rows at once would be fresh pages at every call (see w4_linear_dense).
   constexpr int64_t kPackedBytes = 8 << 20;
-  const int64_t fit = std::max<int64_t>(kPackedBytes / (kernel->row_stride(in_features) * 4), 1);
+  const int64_t fit = std::max<int64_t>(kPackedBytes / (kernel.row_stride(in_features) * 4), 1);
   const int64_t pieces = (rows + fit - 1) / fit;
-  const auto run = rows <= kernel->fused_rows ? kernel->fused : kernel->tiled;
+  const auto run = rows <= kernel.fused_rows ? kernel.fused : kernel.tiled;
   for (int64_t piece = 0; piece < pieces; ++piece) {
     const int64_t first = rows * piece / pieces, count = rows * (piece + 1) / pieces - first;
-    Packed packed(*kernel, layer, input, given.x_type, first, count);
+    Packed packed(kernel, layer, input, given.x_type, first, count);
     packed.product.y = static_cast<char*>(y.data_ptr()) + first * out_features * y.element_size();
-    over_tiles(*kernel, layer, count, 0, out_features, [&](int64_t begin, int64_t end, void* scratch) {
+    over_tiles(kernel, layer, count, 0, out_features, [&](int64_t begin, int64_t end, void* scratch) {
       run(layer, packed.product, begin, end, scratch);
     });
   }
@@ -255,14 +253,6 @@ at::Tensor w4_linear_int8_cpu(const at::Tensor& x, const at::Tensor& weight_pack
   return y;
 }
 
-std::vector<std::string> w4_linear_isas() {
-  int count;
-  const tarq::W4Kernel* const* kernels = tarq::w4_kernels(&count);
-  std::vector<std::string> names;
-  for (int k = 0; k < count; ++k) names.emplace_back(kernels[k]->isa);
-  return names;
-}
-
 }  // namespace
 
 TORCH_LIBRARY_IMPL(tarq, CPU, m) {
@@ -270,4 +260,7 @@ TORCH_LIBRARY_IMPL(tarq, CPU, m) {
   m.impl("w4_linear_int8", w4_linear_int8_cpu);
 }
 // For tests and benchmarks: the instruction sets TARQ_CPU_ISA can name on this machine, best first.
-TORCH_LIBRARY_FRAGMENT(tarq, m) { m.def("w4_linear_isas", w4_linear_isas); }
+TORCH_LIBRARY_FRAGMENT(tarq, m) {
+  m.def("cpu_isas", tarq::isa_names);
+  m.def("w4_linear_isas", tarq::isa_names);  // its older name
+}

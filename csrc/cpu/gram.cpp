@@ -1,10 +1,8 @@
 // Portable kernel, and the choice among those this machine can run.
 #include "gram.h"
 
-#include <cstdlib>
-#include <cstring>
-
 #include "gram_body.h"
+#include "isa.h"
 
 namespace tarq {
 
@@ -48,30 +46,19 @@ struct Portable {
   }
 };
 
-constexpr GramKernel kGramPortable = make_gram_kernel<Portable>("generic");
+constexpr GramKernel kGramPortable = make_gram_kernel<Portable>("scalar");
 
 }  // namespace
 
 const GramKernel& gram_kernel(bool bf16) {
 #if defined(__x86_64__)
-  // Read at every call: it costs nothing beside the product, and lets one process test them all.
-  const char* highest = std::getenv("TARQ_CPU_ISA");
-  const auto allows = [&](const char* isa) {
-    return !highest || !*highest || std::strcmp(highest, isa) == 0;
-  };
-  const bool avx2 =
-      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                      __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-  const bool generic =
-      highest && (std::strcmp(highest, "generic") == 0 || std::strcmp(highest, "scalar") == 0);
-  const bool only_avx2 = highest && std::strcmp(highest, "avx2") == 0;
-  if (bf16 && avx512 && __builtin_cpu_supports("avx512bf16") && allows("avx512_bf16")) return kGramAvx512Bf16;
-  if (avx512 && !generic && !only_avx2) return kGramAvx512;
-  if (avx2 && !generic) return kGramAvx2;
+  if (bf16 && isa_allowed(Isa::avx512_bf16)) return kGramAvx512Bf16;
+  if (isa_allowed(Isa::avx512)) return kGramAvx512;
+  if (isa_allowed(Isa::avx2)) return kGramAvx2;
 #else
   (void)bf16;
 #endif
+  isa_allowed(Isa::scalar);  // refuses a name that is none
   return kGramPortable;
 }
 

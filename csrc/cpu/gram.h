@@ -54,7 +54,7 @@ struct GramKernel {
   }
 };
 
-/// The best kernel of this machine, or the one TARQ_CPU_ISA names; `bf16`: all operands are unweighted bf16.
+/// The best kernel that isa.h allows; `bf16`: all operands are unweighted bf16.
 const GramKernel& gram_kernel(bool bf16);
 
 }  // namespace tarq

@@ -2,11 +2,10 @@
 #define TARQ_ISA generic
 #define TARQ_VECTOR_BYTES 16
 #define TARQ_PANEL 2
-#include <cstdlib>
-#include <cstring>
 #include <type_traits>
 
 #include "cpu/group_quantize_kernels.h"
+#include "cpu/isa.h"
 
 namespace tarq {
 
@@ -25,24 +24,20 @@ template <typename T>
 const GroupQuantizeKernels<T>& group_quantize_kernels() {
   constexpr bool is_single = std::is_same_v<T, float>;
 #if defined(__x86_64__) && defined(__GNUC__)
-  // Read at every call: it costs nothing beside a layer, and lets one process test them all.
-  const char* highest = std::getenv("TARQ_CPU_ISA");
-  const bool allow_avx2 = !highest || std::strcmp(highest, "generic") != 0;
-  const bool allow_avx512 = allow_avx2 && (!highest || std::strcmp(highest, "avx2") != 0);
-  if (allow_avx512 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+  if (isa_allowed(Isa::avx512)) {
     if constexpr (is_single)
       return avx512::single();
     else
       return avx512::full();
   }
-  if (allow_avx2 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
+  if (isa_allowed(Isa::avx2)) {
     if constexpr (is_single)
       return avx2::single();
     else
       return avx2::full();
   }
 #endif
+  isa_allowed(Isa::scalar);  // refuses a name that is none
   if constexpr (is_single)
     return generic::single();
   else

@@ -63,8 +63,7 @@ struct GroupQuantizeKernels {
   void (*sweep)(const Sweep<T>& layer, int64_t begin, int64_t end, T* workspace);
 };
 
-// Kernels of the best instruction set that this processor has and the environment variable TARQ_CPU_ISA
-// (generic, avx2 or avx512: the highest to use) allows.
+// Kernels of the best instruction set that isa.h allows.
 template <typename T>
 const GroupQuantizeKernels<T>& group_quantize_kernels();
 

@@ -1,9 +1,7 @@
 // Portable kernel, and the choice among those this machine can run.
 #include "w4_linear.h"
 
-#include <cstdlib>
-#include <cstring>
-
+#include "isa.h"
 #include "w4_linear_body.h"
 
 namespace tarq {
@@ -63,36 +61,14 @@ struct Scalar {
 
 const W4Kernel kW4Scalar = make_kernel<Scalar>("scalar", Float::f32, 8);
 
-const W4Kernel* const* w4_kernels(int* count) {
-  static const W4Kernel* found[4];
-  static const int n = [] {
-    int k = 0;
+const W4Kernel& w4_kernel(Float x_type) {
 #if defined(__x86_64__)
-    const bool avx2 =
-        __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-    const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
-    if (avx512 && __builtin_cpu_supports("avx512bf16")) found[k++] = &kW4Avx512Bf16;
-    if (avx512) found[k++] = &kW4Avx512;
-    if (avx2) found[k++] = &kW4Avx2;
+  if (x_type == Float::bf16 && isa_allowed(Isa::avx512_bf16)) return kW4Avx512Bf16;
+  if (isa_allowed(Isa::avx512)) return kW4Avx512;
+  if (isa_allowed(Isa::avx2)) return kW4Avx2;
 #endif
-    found[k++] = &kW4Scalar;
-    return k;
-  }();
-  *count = n;
-  return found;
-}
-
-const W4Kernel* w4_select(Float x_type) {
-  int count;
-  const W4Kernel* const* kernels = w4_kernels(&count);
-  const char* wanted = std::getenv("TARQ_CPU_ISA");
-  for (int k = 0; k < count; ++k) {
-    if (wanted && *wanted && std::strcmp(wanted, kernels[k]->isa) != 0) continue;
-    if (kernels[k]->element == Float::f32 || kernels[k]->element == x_type) return kernels[k];
-    wanted = nullptr;  // a bf16 kernel was asked for, and x is not bf16: the next best serves
-  }
-  return nullptr;
+  isa_allowed(Isa::scalar);  // refuses a name that is none
+  return kW4Scalar;
 }
 
 }  // namespace tarq

@@ -68,11 +68,8 @@ struct W4Kernel {
   void (*decode)(const W4Layer& layer, void* out, int64_t begin, int64_t end, void* scratch);
 };
 
-/// Kernels this machine can run, best first; `count` receives how many.
-const W4Kernel* const* w4_kernels(int* count);
-
-/// The best kernel for activations of this type, or the one that TARQ_CPU_ISA names; null if it names none.
-const W4Kernel* w4_select(Float x_type);
+/// The best kernel for activations of this type that isa.h allows.
+const W4Kernel& w4_kernel(Float x_type);
 
 extern const W4Kernel kW4Scalar;
 #if defined(__x86_64__)

@@ -1,9 +1,9 @@
 // Portable int8 kernel, and the choice among those this machine can run.
 #include "w4_linear_int8.h"
 
-#include <cstdlib>
 #include <cstring>
 
+#include "isa.h"
 #include "w4_linear_int8_body.h"
 
 namespace tarq {
@@ -72,17 +72,10 @@ constexpr W4Int8Kernel kW4Int8Portable = make_int8_kernel<Portable>("scalar");
 
 const W4Int8Kernel& w4_int8_kernel() {
 #if defined(__x86_64__)
-  const char* highest = std::getenv("TARQ_CPU_ISA");
-  const bool only_scalar = highest && std::strcmp(highest, "scalar") == 0;
-  const bool only_avx2 = highest && std::strcmp(highest, "avx2") == 0;
-  const bool avx2 =
-      __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
-  const bool vnni = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-                    __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-                    __builtin_cpu_supports("avx512vnni");
-  if (vnni && !only_scalar && !only_avx2) return kW4Int8Avx512Vnni;
-  if (avx2 && !only_scalar) return kW4Int8Avx2;
+  if (isa_allowed(Isa::avx512_vnni)) return kW4Int8Avx512Vnni;
+  if (isa_allowed(Isa::avx2)) return kW4Int8Avx2;
 #endif
+  isa_allowed(Isa::scalar);  // refuses a name that is none
   return kW4Int8Portable;
 }
 

@@ -40,7 +40,7 @@ struct W4Int8Kernel {
                    int64_t end, void* scratch);
 };
 
-/// The best kernel of this machine, or the one TARQ_CPU_ISA names.
+/// The best kernel that isa.h allows.
 const W4Int8Kernel& w4_int8_kernel();
 
 }  // namespace tarq

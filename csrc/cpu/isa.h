@@ -1,0 +1,21 @@
+// Which kernels run: instruction sets by name, and what the environment variable TARQ_CPU_ISA asks for.
+#pragma once
+
+#include <string>
+#include <vector>
+
+namespace tarq {
+
+/// From the one every machine has to the best; each contains those before it, but for the last two, which are
+/// both avx512 with something more.
+enum class Isa : int { scalar, avx2, avx512, avx512_bf16, avx512_vnni };
+
+/// Names of those this machine has, best first.
+std::vector<std::string> isa_names();
+
+/// Whether kernels of this instruction set may run: the machine has it, and it is part of what TARQ_CPU_ISA
+/// names, if that names anything. Throws std::runtime_error where it names none of `isa_names`. The variable
+/// is read at every call: it costs nothing beside a product, and lets one process test them all.
+bool isa_allowed(Isa isa);
+
+}  // namespace tarq
