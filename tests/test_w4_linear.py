@@ -14,14 +14,26 @@ from compressed_tensors.quantization.lifecycle.forward import dequantize as libr
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tarq.kernels import dispatch
-from tarq.kernels.w4_linear import dequantize, pack, pack_zeros, packed_words, repack, unpack, unpack_zeros, w4_linear
+from tarq.kernels.gram import gram
+from tarq.kernels.group_quantize import factorize
+from tarq.kernels.w4_linear import (
+    dequantize,
+    pack,
+    pack_zeros,
+    packed_words,
+    repack,
+    unpack,
+    unpack_zeros,
+    w4_linear,
+    w4_linear_int8,
+)
 from tarq.kernels.w4_linear.reference import w4_linear as reference
 from torch import Tensor
 
 from tarq.bench.measure import threads
 
 NATIVE = dispatch.EXTENSION_ERROR is None
-ISAS = torch.ops.tarq.w4_linear_isas() if NATIVE else []
+ISAS = torch.ops.tarq.cpu_isas() if NATIVE else []
 native = pytest.mark.skipif(not NATIVE, reason="the compiled extension is not built")
 
 SCALES = (torch.float16, torch.bfloat16, torch.float32)
@@ -158,7 +170,7 @@ def test_dequantize_ragged_last_group():
 def test_kernels_against_float64(isa: str, columns: int):
     torch.manual_seed(columns)
     for rows in (1, 3, 17) if isa == "scalar" else (1, 3, 17, 128):
-        for group in (32, 64, 128, 40):
+        for group in (8, 32, 64, 96, 128, 20):
             for symmetric in (True, False):
                 scale = SCALES[(rows + group // 8 + symmetric) % 3]
                 layer = make_layer(rows, columns, group, symmetric=symmetric, scale=scale)
@@ -189,7 +201,7 @@ def test_every_row_count_path(isa: str, dtype: torch.dtype, count: int):
 @given(
     rows=st.integers(1, 40),
     columns=st.integers(1, 300),
-    group=st.integers(1, 160) | st.sampled_from([16, 32, 64, 128, 256]),
+    group=st.integers(1, 160) | st.sampled_from([8, 16, 24, 32, 40, 64, 96, 128, 160, 256]),
     count=st.integers(0, 20),
     symmetric=st.booleans(),
     scale=st.sampled_from(SCALES),
@@ -237,6 +249,34 @@ def test_special_values_stay_where_they_belong(isa: str, dtype: torch.dtype):
     expected = reference(x, pack(codes, 4), scales, None, None, 8, 8)
     if dtype == torch.float32:
         torch.testing.assert_close(w4_linear(x, pack(codes, 4), scales, None, None, 8, 8), expected)
+
+
+@native
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("group", [8, 32, 96, 128, 256, 20])
+@pytest.mark.parametrize("count", [1, 4, 9])
+def test_an_outlier_leaves_the_others_their_say(isa: str, count: int, group: int, symmetric: bool):
+    """Weights of zero beside weights of use: the zero point's share of a huge input must not swallow the rest."""
+    columns = 256
+    groups = -(-columns // group)
+    for outlier in (1e3, 1e4, 1e5, 1e7, -1e5):
+        codes = torch.randint(0, 16, (40, columns), dtype=torch.uint8)
+        zeros = torch.randint(*((8, 9) if symmetric else (0, 16)), (40, groups), dtype=torch.uint8)
+        x = torch.randn(count, columns)
+        for k in (13, 200):
+            codes[:, k] = zeros[:, k // group]
+            x[:, k] = outlier
+        scales = (torch.rand(40, groups) * 0.02 + 0.005).half()
+        layer = pack(codes, 4), scales, None if symmetric else pack_zeros(zeros, 4)
+        assert_accurate(w4_linear(x, *layer, None, columns, group), x, layer, None, columns, group)
+
+
+@native
+@pytest.mark.parametrize("count", [1, 4, 9])
+@pytest.mark.parametrize("magnitude", [1e37, 1e-27])
+def test_large_and_small_inputs(isa: str, count: int, magnitude: float):
+    layer, x = make_layer(40, 256, 128, symmetric=False), torch.randn(count, 256) * magnitude
+    assert_accurate(w4_linear(x, *layer, None, 256, 128), x, layer, None, 256, 128)
 
 
 @native
@@ -375,8 +415,15 @@ def test_bad_input_is_named(change: dict, message: str):
 @native
 def test_unknown_instruction_set_is_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("TARQ_CPU_ISA", "sse9")
-    with pytest.raises(RuntimeError, match="TARQ_CPU_ISA"):
-        w4_linear(torch.randn(1, 8), *make_layer(1, 8, 8), None, 8, 8)
+    layer, x = make_layer(1, 8, 8), torch.randn(2, 8)
+    for call in (
+        lambda: w4_linear(x, *layer, None, 8, 8),
+        lambda: w4_linear_int8(x, *layer, None, 8, 8),
+        lambda: gram(x, backend="native"),
+        lambda: factorize(torch.eye(8), backend="native"),
+    ):
+        with pytest.raises(RuntimeError, match=r"TARQ_CPU_ISA is sse9, but this machine has .*scalar"):
+            call()
 
 
 @native

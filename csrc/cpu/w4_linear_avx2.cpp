@@ -4,6 +4,9 @@
 // and the activations of step j are packed divided by 16^j. Only the last step's code, which would take the
 // sign, is shifted down. Zero points meet the activations' sums, a group at a time. So a weight costs a mask
 // and a conversion, both on other units than its multiply-add.
+//
+// Where one input outweighs the others, that difference would lose what they say to the weights that are zero
+// there: such rows pay for one multiply-add more, which takes the zero point from each code.
 #if defined(__x86_64__)
 #include <algorithm>
 #include <cstdint>
@@ -39,6 +42,9 @@ constexpr StepMasks step_masks() {
   return c;
 }
 constexpr StepMasks kStepMasks = step_masks();
+
+/// Activations are packed divided by this, so that sums do not overflow before the result does.
+constexpr float kHeadroom = 256.0f;
 
 /// What a code of step j counts for in `step_codes`.
 constexpr float step_unit(int j) { return j < kSteps - 1 ? float(1u << 4 * j) : 1.0f; }
@@ -83,17 +89,17 @@ inline void transpose(__m256* v) {
   }
 }
 
-/// A block's 64 inputs in block order, step j divided by its unit; the sum of each word's inputs to
-/// `sums` unless it is null.
+/// A block's 64 inputs in block order, divided by kHeadroom and step j by its unit; the sum of each word's
+/// inputs to `sums` unless it is null.
 inline void pack_block(__m256* v, float* to, float* sums) {
   transpose(v);
   if (sums) {
     __m256 sum = v[0];
     for (int j = 1; j < kSteps; ++j) sum = _mm256_add_ps(sum, v[j]);
-    _mm256_storeu_ps(sums, sum);
+    _mm256_storeu_ps(sums, _mm256_mul_ps(sum, _mm256_set1_ps(1 / kHeadroom)));
   }
   for (int j = 0; j < kSteps; ++j)
-    _mm256_storeu_ps(to + j * kWidth, _mm256_mul_ps(v[j], _mm256_set1_ps(1 / step_unit(j))));
+    _mm256_storeu_ps(to + j * kWidth, _mm256_mul_ps(v[j], _mm256_set1_ps(1 / kHeadroom / step_unit(j))));
 }
 
 void pack_input(const void* x, Float x_type, int64_t rows, int64_t in_features, void* out, int64_t stride,
@@ -116,18 +122,53 @@ void pack_input(const void* x, Float x_type, int64_t rows, int64_t in_features, 
   }
 }
 
+/// An activation row's sums, their headroom taken back, and the bias: rounded and stored.
+inline void store_sums(const W4Layer& layer, const W4Product& product, int64_t m, int64_t n, __m128 sums,
+                       __m128 bias) {
+  store_tile<Avx2>(layer, product, m, n, _mm_fmadd_ps(sums, _mm_set1_ps(kHeadroom), bias));
+}
+
 // ---- few rows: weights live in registers only
 
-/// The sum of an activation row's inputs, a group each: what the groups' zero points are multiplied with.
+/// Whether the largest input of some row is a sixteenth of its sum of magnitudes, or not a number.
+bool outweighed(const W4Product& product) {
+  const __m256 sign = _mm256_set1_ps(-0.0f);
+  for (int64_t m = 0; m < product.rows; ++m) {
+    const float* x = static_cast<const float*>(product.x) + m * product.stride;
+    __m256 largest = _mm256_setzero_ps(), sum = largest;
+    for (int64_t b = 0; b < product.sum_stride / kWidth; ++b, x += kBlock<Avx2>)
+#pragma GCC unroll 8
+      for (int j = 0; j < kSteps; ++j) {
+        const __m256 input = _mm256_mul_ps(_mm256_loadu_ps(x + j * kWidth), _mm256_set1_ps(step_unit(j)));
+        const __m256 magnitude = _mm256_andnot_ps(sign, input);
+        largest = _mm256_max_ps(largest, magnitude);
+        sum = _mm256_add_ps(sum, magnitude);
+      }
+    alignas(32) float most[kWidth], total[kWidth];
+    _mm256_store_ps(most, largest);
+    _mm256_store_ps(total, sum);
+    float largest_of_all = 0.0f, total_of_all = 0.0f;
+    for (int i = 0; i < kWidth; ++i) {
+      largest_of_all = std::max(largest_of_all, most[i]);
+      total_of_all += total[i];
+    }
+    if (!(largest_of_all * 16 < total_of_all)) return true;
+  }
+  return false;
+}
+
+/// The sums of an activation row's inputs that zero points are multiplied with, in the order of TileGroups.
 struct GroupTotals {
   float* of;       // [kFusedRows, stride]
-  int64_t stride;  // groups of the padded row, in whole vectors
+  int64_t stride;  // entries of the padded row, in whole vectors
 
   static int64_t bytes(const W4Layer& layer) { return kFusedRows * padded(layer) * int64_t(sizeof(float)); }
 
   static GroupTotals in(void* scratch, const W4Layer& layer, const W4Product& product) {
     const GroupTotals totals{static_cast<float*>(scratch), padded(layer)};
-    const int64_t words = layer.groups == 1 ? product.sum_stride : layer.group_size / kSteps;
+    const int64_t words = layer.groups == 1                  ? product.sum_stride
+                          : TileGroups::by_word<Avx2>(layer) ? 1
+                                                             : layer.group_size / kSteps;
     for (int64_t m = 0; m < product.rows; ++m) {
       const float *word = product.sums + m * product.sum_stride, *const end = word + product.sum_stride;
       for (int64_t g = 0; g < totals.stride; ++g) {
@@ -162,9 +203,9 @@ inline void subtract_zeros(const TileGroups& groups, const GroupTotals& totals, 
   }
 }
 
-/// `rows` activation rows times weight rows [r0, r0 + count) of a tile, as if zero points were zero; sums are
-/// stored by row, then weight row.
-template <int parts, int rows, int count>
+/// `rows` activation rows times weight rows [r0, r0 + count) of a tile, as if zero points were zero unless
+/// they are taken from each code; sums are stored by row, then weight row.
+template <int parts, int rows, int count, bool each>
 inline void fused_piece(const W4Layer& layer, const W4Product& product, const Tile<Avx2>& tile, int r0,
                         const TileGroups& groups, __m256 (*sums)[kTile]) {
   const float* x[rows];
@@ -172,9 +213,12 @@ inline void fused_piece(const W4Layer& layer, const W4Product& product, const Ti
   for (int m = 0; m < rows; ++m)
     for (int r = 0; r < count; ++r) sums[m][r0 + r] = _mm256_setzero_ps();
   for_runs<Avx2, parts>(layer, [&](int64_t first, int64_t end, int64_t group) __attribute__((always_inline)) {
-    __m256 part[rows][count];
+    __m256 part[rows][count], zeros[count];
     for (int m = 0; m < rows; ++m)
       for (int r = 0; r < count; ++r) part[m][r] = _mm256_setzero_ps();
+    if constexpr (each)
+      for (int r = 0; r < count; ++r)
+        zeros[r] = Avx2::spread<parts>(groups.zeros + (r0 + r) * groups.stride + group);
     for (int64_t b = first; b < end; ++b) {
       const StepMasks* const masks = masks_in_memory();  // here, or they would take all registers
       const int window = tile.window(b);
@@ -185,6 +229,9 @@ inline void fused_piece(const W4Layer& layer, const W4Product& product, const Ti
       for (int j = kSteps - 1; j >= 0; --j) {
         __m256 codes[count];
         for (int r = 0; r < count; ++r) codes[r] = step_codes(words[r], masks, j);
+        if constexpr (each)
+          for (int r = 0; r < count; ++r)
+            codes[r] = _mm256_fnmadd_ps(zeros[r], _mm256_set1_ps(step_unit(j)), codes[r]);
         for (int m = 0; m < rows; ++m) {
           const __m256 input = in_register(_mm256_loadu_ps(x[m] + b * kBlock<Avx2> + j * kWidth));
           for (int r = 0; r < count; ++r) part[m][r] = _mm256_fmadd_ps(codes[r], input, part[m][r]);
@@ -198,7 +245,7 @@ inline void fused_piece(const W4Layer& layer, const W4Product& product, const Ti
   });
 }
 
-template <int parts, int rows>
+template <int parts, bool each, int rows>
 void fused_rows(const W4Layer& layer, const W4Product& product, int64_t begin, int64_t end,
                 const TileGroups& groups, const GroupTotals& totals) {
   constexpr int count = rows <= 2 ? 4 : 2;  // sums in flight: at least four, at most eight
@@ -208,17 +255,18 @@ void fused_rows(const W4Layer& layer, const W4Product& product, int64_t begin, i
     const __m128 bias = tile_bias<Avx2>(layer, n);
     __m256 sums[rows][kTile];
     for (int r = 0; r < kTile; r += count)
-      fused_piece<parts, rows, count>(layer, product, tile, r, groups, sums);
-    subtract_zeros<rows>(groups, totals, sums);
-    for (int m = 0; m < rows; ++m) finish<Avx2>(layer, product, m, n, sums[m], bias);
+      fused_piece<parts, rows, count, each>(layer, product, tile, r, groups, sums);
+    if constexpr (!each) subtract_zeros<rows>(groups, totals, sums);
+    for (int m = 0; m < rows; ++m) store_sums(layer, product, m, n, sum_each(sums[m]), bias);
   }
 }
 
-template <int parts>
+template <int parts, bool each>
 void fused_tiles(const W4Layer& layer, const W4Product& product, int64_t begin, int64_t end,
                  const TileGroups& groups, const GroupTotals& totals) {
-  constexpr decltype(&fused_rows<parts, 1>) of_rows[kFusedRows] = {
-      fused_rows<parts, 1>, fused_rows<parts, 2>, fused_rows<parts, 3>, fused_rows<parts, 4>};
+  constexpr decltype(&fused_rows<parts, each, 1>) of_rows[kFusedRows] = {
+      fused_rows<parts, each, 1>, fused_rows<parts, each, 2>, fused_rows<parts, each, 3>,
+      fused_rows<parts, each, 4>};
   of_rows[product.rows - 1](layer, product, begin, end, groups, totals);
 }
 
@@ -271,7 +319,10 @@ void decode_tile(const W4Layer& layer, int64_t n, int64_t first, int64_t end, co
   const int parts = block_parts<Avx2>(layer);
   if (parts == 0) return decode_any(layer, n, first, end, to);
   groups.read_rows<Avx2>(layer, n);
-  const auto decode = parts == 1 ? decode_blocks<1> : parts == 2 ? decode_blocks<2> : decode_blocks<4>;
+  const auto decode = parts == 1   ? decode_blocks<1>
+                      : parts == 2 ? decode_blocks<2>
+                      : parts == 4 ? decode_blocks<4>
+                                   : decode_blocks<8>;
   decode(layer, n, first, end, groups, to);
 }
 
@@ -363,9 +414,14 @@ void fused(const W4Layer& layer, const W4Product& product, int64_t begin, int64_
   const TileGroups groups = TileGroups::in<Avx2>(scratch, layer);
   const GroupTotals totals =
       GroupTotals::in(static_cast<char*>(scratch) + TileGroups::bytes<Avx2>(layer), layer, product);
-  if (block_parts<Avx2>(layer) == 2) return fused_tiles<2>(layer, product, begin, end, groups, totals);
-  if (block_parts<Avx2>(layer) == 4) return fused_tiles<4>(layer, product, begin, end, groups, totals);
-  fused_tiles<1>(layer, product, begin, end, groups, totals);
+  const int parts = block_parts<Avx2>(layer);
+  const bool each = outweighed(product);
+  const auto tiles = parts == 1   ? each ? fused_tiles<1, true> : fused_tiles<1, false>
+                     : parts == 2 ? each ? fused_tiles<2, true> : fused_tiles<2, false>
+                     : parts == 4 ? each ? fused_tiles<4, true> : fused_tiles<4, false>
+                     : each       ? fused_tiles<8, true>
+                                  : fused_tiles<8, false>;
+  tiles(layer, product, begin, end, groups, totals);
 }
 
 void tiled(const W4Layer& layer, const W4Product& product, int64_t begin, int64_t end, void* scratch) {
@@ -399,7 +455,7 @@ void tiled(const W4Layer& layer, const W4Product& product, int64_t begin, int64_
       for (int64_t n = p0; n < p1; n += kTile) {
         const __m128 bias = tile_bias<Avx2>(layer, n);
         for (int64_t m = 0; m < rows; ++m)
-          store_tile<Avx2>(layer, product, m0 + m, n, _mm_add_ps(acc[(n - p0) / kTile * rows + m], bias));
+          store_sums(layer, product, m0 + m, n, acc[(n - p0) / kTile * rows + m], bias);
       }
     }
   }

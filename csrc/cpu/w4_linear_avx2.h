@@ -74,6 +74,7 @@ struct Avx2Words : X86 {
   template <int parts>
   static __m256 spread(const float* of) {
     if constexpr (parts == 1) return _mm256_broadcast_ss(of);
+    if constexpr (parts == lanes) return _mm256_loadu_ps(of);
     if constexpr (parts == 2) return _mm256_set_m128(_mm_broadcast_ss(of + 1), _mm_broadcast_ss(of));
     return _mm256_setr_ps(of[0], of[0], of[1], of[1], of[2], of[2], of[3], of[3]);
   }

@@ -32,6 +32,7 @@ struct Avx512 : Avx512Words {
       v = _mm512_mask_permutexvar_ps(v, __mmask16(0xffffu << (16 / parts * p)), words, tables[p]);
     return v;
   }
+  static Vector weights(Words words, Sum scale, Sum zero) { return word_weights(words, scale, zero); }
   static Vector load(const float* from) { return _mm512_loadu_ps(from); }
   static void store(float* to, Vector v) { _mm512_storeu_ps(to, v); }
   static Sum dot(Sum sum, Vector w, Vector x) { return _mm512_fmadd_ps(w, x, sum); }

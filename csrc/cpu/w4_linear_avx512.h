@@ -19,6 +19,12 @@ inline __attribute__((always_inline)) __m512 weight_table16(float scale, float z
   return _mm512_mul_ps(_mm512_sub_ps(codes, _mm512_set1_ps(zero)), _mm512_set1_ps(scale));
 }
 
+/// The weights of words' lowest codes, each word with a scale and a zero point of its own.
+inline __attribute__((always_inline)) __m512 word_weights(__m512i words, __m512 scale, __m512 zero) {
+  const __m512 codes = _mm512_cvtepi32_ps(_mm512_and_si512(words, _mm512_set1_epi32(15)));
+  return _mm512_mul_ps(_mm512_sub_ps(codes, zero), scale);
+}
+
 /// The word loads and shifts of a kernel description.
 struct Avx512Words : X86 {
   using Words = __m512i;
@@ -36,6 +42,7 @@ struct Avx512Words : X86 {
   /// The scales of a block's groups, each in the lanes of its words.
   template <int parts>
   static Sum spread(const float* scales) {
+    if constexpr (parts == lanes) return _mm512_loadu_ps(scales);
     Sum v = _mm512_set1_ps(scales[0]);
     for (int p = 1; p < parts; ++p)
       v = _mm512_mask_broadcastss_ps(v, __mmask16(0xffffu << (16 / parts * p)), _mm_load_ss(scales + p));

@@ -41,6 +41,13 @@ struct Avx512Bf16 : Avx512Words {
       v = _mm512_mask_permutexvar_epi16(v, __mmask32(0xffffffffu << (32 / parts * p)), words, tables[p]);
     return v;
   }
+  static Vector weights(Words words, Sum scale, Sum zero) {
+    const auto rounded = [&](Words codes) {
+      return _mm512_cvtepu16_epi32(
+          reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(word_weights(codes, scale, zero))));
+    };
+    return _mm512_or_si512(rounded(words), _mm512_slli_epi32(rounded(_mm512_srli_epi32(words, 16)), 16));
+  }
   static Vector load(const uint16_t* from) { return _mm512_loadu_si512(from); }
   static void store(uint16_t* to, Vector v) { _mm512_storeu_si512(to, v); }
   static Sum dot(Sum sum, Vector w, Vector x) {

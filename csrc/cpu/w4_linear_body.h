@@ -10,6 +10,7 @@
 // - Table: 16 weights to look up; steps: vectors a block decodes to
 // - fused_rows, micro_rows: activation rows of a register tile in `fused`, in `tiled`
 // - scale_after: `fused` multiplies by the scale after summing a group's products instead of before
+// - weights(words, scale, zero): a step's weights where every word has a scale and a zero point of its own
 //
 // and the functions used below.
 #pragma once
@@ -32,13 +33,13 @@ template <class S>
 constexpr int64_t kBlock = 8 * S::lanes;
 
 /// How blocks and groups meet: `parts` groups in a block, each in lanes of its own (1: a block lies in one
-/// group), 0: neither divides, or a lane would hold several groups.
+/// group). Where neither divides, every lane counts as a part; 0: a lane would hold several groups.
 template <class S>
 int block_parts(const W4Layer& layer) {
   if (layer.groups == 1 || layer.group_size % kBlock<S> == 0) return 1;
   if (layer.group_size * 2 == kBlock<S> && S::lanes >= 2) return 2;
   if (layer.group_size * 4 == kBlock<S> && S::lanes >= 4) return 4;
-  return 0;
+  return layer.group_size % 8 == 0 ? S::lanes : 0;
 }
 
 template <class S>
@@ -54,34 +55,49 @@ inline int64_t clamp_row(const W4Layer& layer, int64_t row) {
 }
 
 /// Scales and zero points of a tile's rows in fp32, [kTile][groups of the padded row], so that the last block
-/// needs no bounds.
+/// needs no bounds. Where every lane is a part there is an entry for each word, `repeat` of them for a group.
 struct TileGroups {
   float* scales;
   float* zeros;
-  int64_t stride;
+  int64_t stride, repeat;
+
+  template <class S>
+  static bool by_word(const W4Layer& layer) {
+    return S::lanes > 4 && block_parts<S>(layer) == S::lanes;
+  }
 
   template <class S>
   static int64_t row_stride(const W4Layer& layer) {
+    if (by_word<S>(layer)) return padded_inputs<S>(layer) / 8;
     return layer.groups == 1 ? 1 : ceil_div(padded_inputs<S>(layer), layer.group_size);
   }
 
   template <class S>
   static int64_t bytes(const W4Layer& layer) {
-    return round_up(2 * kTile * row_stride<S>(layer) * int64_t(sizeof(float)), 64);
+    const int64_t words = kTile * row_stride<S>(layer) + S::lanes, groups = kTile * layer.groups;
+    return round_up(2 * (by_word<S>(layer) ? words + groups : words) * int64_t(sizeof(float)), 64);
   }
 
   template <class S>
   static TileGroups in(void* scratch, const W4Layer& layer) {
-    const int64_t stride = row_stride<S>(layer);
+    const int64_t stride = row_stride<S>(layer), size = kTile * stride + S::lanes;
     float* scales = static_cast<float*>(scratch);
-    const TileGroups groups{scales, scales + kTile * stride, stride};
-    for (int64_t i = 0; i < kTile * stride; ++i) groups.scales[i] = 0.0f;
-    for (int64_t i = 0; i < kTile * stride; ++i) groups.zeros[i] = kSymmetricZero;
+    const TileGroups groups{scales, scales + size, stride, by_word<S>(layer) ? layer.group_size / 8 : 1};
+    for (int64_t i = 0; i < size; ++i) groups.scales[i] = 0.0f;
+    for (int64_t i = 0; i < size; ++i) groups.zeros[i] = kSymmetricZero;
     return groups;
   }
 
+  // Inlined: a call would cost a product of one row a fortieth of its time.
   template <class S>
-  void read_rows(const W4Layer& layer, int64_t first_row) const {
+  __attribute__((always_inline)) void read_rows(const W4Layer& layer, int64_t first_row) const {
+    if (repeat == 1) return read_groups<S>(layer, first_row);
+    read_words<S>(layer, first_row);
+  }
+
+ private:
+  template <class S>
+  __attribute__((always_inline)) void read_groups(const W4Layer& layer, int64_t first_row) const {
     if (stride == layer.groups && first_row + kTile <= layer.out_features) {
       S::to_float(layer.scales, layer.scale_type, first_row * stride, kTile * stride, scales);
     } else {
@@ -96,6 +112,27 @@ struct TileGroups {
       const int shift = 4 * (row % 8);
       for (int64_t g = 0; g < layer.groups; ++g) zeros[r * stride + g] = float(words[g] >> shift & 15);
     }
+  }
+
+  template <class S>
+  __attribute__((noinline)) void read_words(const W4Layer& layer, int64_t first_row) const {
+    float* const behind = zeros + kTile * stride + S::lanes;
+    const TileGroups groups{behind, behind + kTile * layer.groups, layer.groups, 1};
+    groups.read_groups<S>(layer, first_row);
+    repeat_each<S>(groups.scales, layer.groups, scales);
+    if (layer.zeros) repeat_each<S>(groups.zeros, layer.groups, zeros);
+  }
+
+  /// Whole vectors: what they write past a group's end, the next group or row writes over.
+  template <class S>
+  void repeat_each(const float* from, int64_t groups, float* to) const {
+    for (int r = 0; r < kTile; ++r, to += stride)
+      for (int64_t g = 0; g < groups; ++g) {
+        const float value = *from++;
+        const int64_t end = (g + 1) * repeat < stride ? (g + 1) * repeat : stride;
+        for (int64_t w = g * repeat; w < end; w += S::lanes)
+          for (int i = 0; i < S::lanes; ++i) to[w + i] = value;
+      }
   }
 };
 
@@ -205,6 +242,24 @@ void decode_blocks(const W4Layer& layer, int64_t first_row, Decoded<S> to, const
   });
 }
 
+/// The same where every word has a scale and a zero point of its own.
+template <class S>
+void decode_words(const W4Layer& layer, int64_t first_row, Decoded<S> to, const TileGroups& groups) {
+  const Tile<S> tile(layer, first_row);
+  for_runs<S, S::lanes>(layer, [&](int64_t b, int64_t, int64_t word) __attribute__((always_inline)) {
+    for (int r = 0; r < kTile; ++r) {
+      const typename S::Sum scale = S::template spread<S::lanes>(groups.scales + r * groups.stride + word);
+      const typename S::Sum zero = S::template spread<S::lanes>(groups.zeros + r * groups.stride + word);
+      typename S::Element* at = to.out + r * to.row_stride + b * S::steps * to.vector_stride;
+      typename S::Words words = tile.load(r, b, tile.window(b));
+      for (int j = 0; j < S::steps; ++j, at += to.vector_stride) {
+        S::store(at, S::weights(words, scale, zero));
+        words = S::shift(words);
+      }
+    }
+  });
+}
+
 template <class S>
 void decode_tile(const W4Layer& layer, int64_t first_row, Decoded<S> to, const TileGroups& groups) {
   const int parts = block_parts<S>(layer);
@@ -212,7 +267,10 @@ void decode_tile(const W4Layer& layer, int64_t first_row, Decoded<S> to, const T
   groups.read_rows<S>(layer, first_row);
   if (parts == 1) return decode_blocks<S, 1>(layer, first_row, to, groups);
   if (parts == 2) return decode_blocks<S, 2>(layer, first_row, to, groups);
-  if constexpr (S::lanes >= 4) decode_blocks<S, 4>(layer, first_row, to, groups);
+  if constexpr (S::lanes > 4) {
+    if (parts == 4) return decode_blocks<S, 4>(layer, first_row, to, groups);
+    decode_words<S>(layer, first_row, to, groups);
+  }
 }
 
 // ---- products
@@ -400,7 +458,7 @@ void fused(const W4Layer& layer, const W4Product& product, int64_t begin, int64_
     groups.read_rows<S>(layer, n);
     if (parts == 1) fused_rows<S, 1>(layer, product, n, groups);
     if (parts == 2) fused_rows<S, 2>(layer, product, n, groups);
-    if constexpr (S::lanes >= 4)
+    if constexpr (S::lanes > 4)
       if (parts == 4) fused_rows<S, 4>(layer, product, n, groups);
   }
 }
@@ -424,11 +482,12 @@ void tiled(const W4Layer& layer, const W4Product& product, int64_t begin, int64_
   }
 }
 
-/// Any group size, few rows: what `fused` is where a block spans an awkward number of groups.
+/// Any group size, few rows: `fused` where the groups of a block have a table each, in registers.
 template <class S>
 void fused_or_tiled(const W4Layer& layer, const W4Product& product, int64_t begin, int64_t end,
                     void* scratch) {
-  if (block_parts<S>(layer) == 0) return tiled<S>(layer, product, begin, end, scratch);
+  const int parts = block_parts<S>(layer);
+  if (parts == 0 || parts > 4) return tiled<S>(layer, product, begin, end, scratch);
   fused<S>(layer, product, begin, end, scratch);
 }
 
