@@ -68,7 +68,8 @@ def w4_linear(
     """``y = x · Wᵀ + bias`` with W in compressed-tensors' ``pack-quantized`` layout (4 bits), never expanded.
 
     W is ``(code − zero) · scale``, not rounded to the scales' dtype; sums are float32. With bfloat16 or float16 ``x``
-    a backend may round W to that dtype, as a dense model would hold it. float16 on a CPU computes in float32.
+    a backend may round W to that dtype, as a dense model would hold it. float16 on a CPU computes in float32. With AVX2
+    an input below 5e-29 loses bits.
 
     Args:
         x: float32, bfloat16 or float16 [..., K]; any leading shape (empty included), any strides.
@@ -77,7 +78,7 @@ def w4_linear(
         weight_zero_point: int32 [ceil(N/8), G] packed along dimension 0, or None: zero point 8.
         bias: float [N] or None.
         in_features: K.
-        group_size: consecutive inputs that share a scale; multiples of 32 are fast, any is right.
+        group_size: consecutive inputs that share a scale; multiples of 8 are fast, any is right.
             (A GPU also takes the three weight tensors as :func:`~tarq.kernels.w4_linear.cuda.prepack` orders them.)
         backend: ``reference`` or ``native`` forces one; None takes the native one where there is one.
 
