@@ -59,7 +59,7 @@ def gram(x: Tensor, y: Tensor | None = None, weight: Tensor | None = None, *, ba
         ValueError: shapes do not agree, or the backend is unknown.
     """
     _check(x, y, weight)
-    if use_reference(backend) or x.dtype == torch.float64:
+    if use_reference(backend, "gram", x.device.type) or x.dtype == torch.float64:
         return gram_reference(x, y, weight)
     return torch.ops.tarq.gram(x, y, weight)
 
@@ -89,7 +89,7 @@ def gram_sides(
     _check(x, y, weight)
     if tail.dtype != torch.bool or tail.shape != x.shape[:1]:
         raise ValueError(f"tail must be bool [{x.shape[0]}], not {tail.dtype} {list(tail.shape)}")
-    if use_reference(backend) or x.dtype == torch.float64:
+    if use_reference(backend, "gram_sides", x.device.type) or x.dtype == torch.float64:
         return gram_sides_reference(x, y, weight, tail)
     return torch.ops.tarq.gram_sides(x, y, weight, tail)
 

@@ -128,8 +128,9 @@ def factorize(
     if order is not None:
         hessian, diagonal = hessian[order][:, order], diagonal[order]
 
-    # On CUDA "native" is the fallback too: the library's Cholesky is the right one there.
-    cholesky = _reference_cholesky if dispatch.use_reference(backend) else _ops.upper_cholesky
+    # As the sweep: where that is native on CUDA, the fallback of this is the library's Cholesky, the right one there.
+    slow = dispatch.use_reference(backend, "group_quantize", hessian.device.type)
+    cholesky = _reference_cholesky if slow else _ops.upper_cholesky
     retries = 0
     while True:
         upper, failed = cholesky(hessian, diagonal + damp * mean)
@@ -202,7 +203,8 @@ def group_quantize_layers(
         weight, upper = stack([layers[i] for i in indices]), stack([factors[i].upper for i in indices])
         orders = [order for i in indices if (order := factors[i].order) is not None]
         # The CUDA kernel is float32 only; elsewhere the dispatcher finds the kernel, or the reference.
-        slow = dispatch.use_reference(backend) or (weight.is_cuda and weight.dtype == torch.float64)
+        slow = dispatch.use_reference(backend, "group_quantize", weight.device.type)
+        slow = slow or (weight.is_cuda and weight.dtype == torch.float64)
         run = _reference if slow else _ops.group_quantize
         lattice = scheme.bits, scheme.group_size, scheme.symmetric, scheme.scale_rule
         done = run(weight, upper, stack(orders) if orders else None, *lattice, scale_dtype)

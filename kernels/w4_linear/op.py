@@ -90,7 +90,7 @@ def w4_linear(
         RuntimeError: a tensor's shape, dtype or device does not fit; the message names it.
         ValueError: ``backend`` is unknown or missing.
     """
-    if dispatch.use_reference(backend):
+    if dispatch.use_reference(backend, "w4_linear", x.device.type):
         stored = _as_stored(weight_packed, weight_scale, weight_zero_point, in_features)
         return reference(x, *stored, bias, in_features, group_size)
     if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
@@ -120,7 +120,8 @@ def w4_linear_int8(
         RuntimeError: as :func:`w4_linear`, or on a CPU ``group_size`` is not 32, 64, a multiple of 128 or all of K.
         ValueError: ``backend`` is unknown or missing.
     """
-    if dispatch.use_reference(backend) or x.is_cuda:  # a GPU has no kernel for it, and float16 is fast there
+    # A GPU has no kernel for it, and float16 is fast there; a traced call with prepacked tensors needs to know.
+    if dispatch.use_reference(backend, "w4_linear_int8", x.device.type) or x.is_cuda:
         stored = _as_stored(weight_packed, weight_scale, weight_zero_point, in_features)
         return int8_reference(x, *stored, bias, in_features, group_size)
     return _int8_op(x, weight_packed, weight_scale, weight_zero_point, bias, in_features, group_size)
