@@ -41,7 +41,7 @@ class QuantLinear(nn.Module):
 
     Setting ``int8_activations`` on a layer of at most 4 bits rounds its input to 8 bits, group by group
     (:func:`~tarq.kernels.w4_linear.w4_linear_int8`): about twice as fast on a CPU, outputs off by about 0.7 % of
-    their norm. It is not part of the state dict.
+    their norm, and without gradients. It is not part of the state dict.
 
     There is no ``weight`` attribute: a dense copy made unnoticed would undo the packing. Use
     :meth:`dequantize`.
@@ -249,8 +249,18 @@ class QuantLinear(nn.Module):
 
 
 def use_int8_activations(model: nn.Module) -> int:
-    """Have each :class:`QuantLinear` of at most 4 bits round its input to 8 bits; returns how many there are."""
-    layers = [m for m in model.modules() if isinstance(m, QuantLinear) and m.scheme.bits <= 4]
+    """Have each :class:`QuantLinear` that can round its input to 8 bits; returns how many do.
+
+    It takes at most 4 bits a weight and groups that the kernel has: 32, 64, a multiple of 128, or all inputs. The
+    other layers (groups of 16 where widths are no multiple of 32) go on as exact as they were.
+    """
+    layers = [m for m in model.modules() if isinstance(m, QuantLinear) and _takes_int8(m)]
     for layer in layers:
         layer.int8_activations = True
     return len(layers)
+
+
+def _takes_int8(layer: QuantLinear) -> bool:
+    group = layer.scheme.group_size
+    fits = group in (32, 64) or group % 128 == 0 or group >= layer.in_features
+    return layer.scheme.bits <= 4 and fits

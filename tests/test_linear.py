@@ -247,6 +247,15 @@ def test_int8_activations_are_a_choice_of_the_layer_and_near():
     assert use_int8_activations(nn.Linear(4, 4)) == 0
 
 
+@pytest.mark.parametrize("group", [8, 16, 32, 40, 64, 96, 128, 192, 256])
+def test_layers_whose_groups_int8_lacks_stay_exact(group: int):
+    """The layers' own groups as the package chooses them: what cannot be rounded is not counted, and still runs."""
+    layer, x = make(24, 192, group=group), torch.randn(5, 192)
+    exact = layer(x)
+    assert use_int8_activations(layer) == int(group in (32, 64, 128, 192, 256))
+    assert torch.equal(layer(x), exact) == (not layer.int8_activations)
+
+
 @pytest.mark.parametrize("bits", [2, 3])
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_two_and_three_bits_run_from_nibbles_and_are_saved_as_they_were(bits: int, symmetric: bool):

@@ -262,5 +262,4 @@ TORCH_LIBRARY_IMPL(tarq, CPU, m) {
 // For tests and benchmarks: the instruction sets TARQ_CPU_ISA can name on this machine, best first.
 TORCH_LIBRARY_FRAGMENT(tarq, m) {
   m.def("cpu_isas", tarq::isa_names);
-  m.def("w4_linear_isas", tarq::isa_names);  // its older name
 }

@@ -188,7 +188,7 @@ def device_name(device: torch.device) -> str:
     """The processor's or GPU's name; for a CPU also the best instruction set our kernels found."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    isa = torch.ops.tarq.w4_linear_isas()[0] if dispatch.EXTENSION_ERROR is None else "no extension"
+    isa = torch.ops.tarq.cpu_isas()[0] if dispatch.EXTENSION_ERROR is None else "no extension"
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.exists() else []
     model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
