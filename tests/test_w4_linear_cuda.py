@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+import re
+from itertools import cycle, pairwise, product
 
 import numpy as np
 import pytest
@@ -31,9 +32,11 @@ PLANS = {
     "dense": DENSE,
 }
 
+SCALES = (*HALVES, torch.float32)
+
 # What an error may be of Σ|x||w| + |b|: half a unit in the result's last place and a little for the sums. Dense
 # weights are rounded to the dtype of x as well.
-TOLERANCE = {torch.float16: 5.2e-4, torch.bfloat16: 4.1e-3}
+TOLERANCE = {torch.float32: 1e-6, torch.float16: 5.2e-4, torch.bfloat16: 4.1e-3}
 
 
 # ---- what the interpreter lacks ----------------------------------------------------------------------------
@@ -128,7 +131,7 @@ def assert_accurate(
 ) -> None:
     """Compare with the product in float64 relative to the sum of magnitudes; weights rounded only if ``dense``."""
     packed, scale, zero = layer
-    weight = dequantize(packed, scale if dense else scale.double(), zero, columns, group).double()
+    weight = dequantize(packed, scale.double(), zero, columns, group)
     offset = torch.zeros(weight.shape[:1], dtype=torch.float64, device=x.device) if bias is None else bias.double()
     exact = x.double() @ weight.T + offset
     magnitude = x.double().abs() @ weight.abs().T + offset.abs()
@@ -141,7 +144,7 @@ def assert_accurate(
 
 
 def check(plan, m: int, n: int, k: int, group: int, *, dtype=torch.float16, symmetric=True, bias=True):
-    layer = make_layer(n, k, group, symmetric=symmetric, scale=(*HALVES, torch.float32)[(m + n + k) % 3])
+    layer = make_layer(n, k, group, symmetric=symmetric, scale=SCALES[(m + n + k) % 3])
     x = torch.randn(m, k, device=DEVICE).to(dtype)
     offset = torch.randn(n, device=DEVICE).to(dtype) if bias else None
     y = w4_linear_cuda(x, *prepack(*layer), offset, k, group, plan=plan)
@@ -269,11 +272,77 @@ def test_values_near_the_limits_of_float16(name: str):
     assert torch.equal(y, torch.ones_like(y))
 
 
-@pytest.mark.parametrize("scale", [torch.float16, torch.bfloat16, torch.float32])
-def test_float32_has_the_weights_of_the_reference(scale: torch.dtype):
+@pytest.mark.parametrize("scale", SCALES)
+def test_float32_is_as_exact_as_the_reference(scale: torch.dtype):
+    """Weights are not rounded to the scales' dtype, in either layout."""
     layer = make_layer(20, 136, 32, symmetric=False, scale=scale)
-    y = w4_linear_cuda(torch.eye(136, device=DEVICE), *prepack(*layer), None, 136, 32)
-    assert torch.equal(y.T, dequantize(*layer, 136, 32).float())
+    weight = dequantize(layer[0], layer[1].float(), layer[2], 136, 32)
+    for tensors in (prepack(*layer), layer):
+        assert torch.equal(w4_linear_cuda(torch.eye(136, device=DEVICE), *tensors, None, 136, 32).T, weight)
+    x = torch.randn(5, 136, device=DEVICE)
+    assert_accurate(w4_linear_cuda(x, *prepack(*layer), None, 136, 32), x, layer, None, 136, 32)
+
+
+@pytest.mark.parametrize("dtype", HALVES)
+@pytest.mark.parametrize("scale", SCALES)
+def test_dense_weights_are_rounded_once(scale: torch.dtype, dtype: torch.dtype):
+    """To the dtype of x, whatever that of the scales."""
+    layer = make_layer(20, 136, 32, symmetric=False, scale=scale)
+    y = w4_linear_cuda(torch.eye(136, device=DEVICE, dtype=dtype), *prepack(*layer), None, 136, 32, plan=DENSE)
+    assert torch.equal(y.T, dequantize(layer[0], layer[1].float(), layer[2], 136, 32).to(dtype))
+
+
+@pytest.mark.parametrize("name", PLANS)
+def test_tensors_that_are_not_aligned(name: str):
+    """Every tensor an element into its storage, K and the stride of x no multiple of a vector."""
+
+    def shifted(tensor: Tensor) -> Tensor:
+        storage = torch.cat([tensor.flatten()[:1], tensor.flatten()])
+        return storage[1:].view(tensor.shape)
+
+    layer = make_layer(10, 100, 32, symmetric=False)
+    x, bias = shifted(torch.randn(9, 101, device=DEVICE).half())[:, :100], torch.randn(10, device=DEVICE).half()
+    y = w4_linear_cuda(x, *map(shifted, prepack(*layer)), shifted(bias), 100, 32, plan=PLANS[name])
+    assert torch.equal(y, w4_linear_cuda(x.contiguous(), *prepack(*layer), bias, 100, 32, plan=PLANS[name]))
+    assert_accurate(y, x, layer, bias, 100, 32, dense=name == "dense")
+
+
+INT32 = torch.int32
+
+# A change of the arguments below, by layout where shapes differ, and what the message says of it.
+BAD_INPUT = [
+    ({"x": torch.randn(2, 71)}, "the last dimension of x must be in_features = 72, but x has shape [2, 71]"),
+    ({"x": torch.randn(2, 144)}, "the last dimension of x must be in_features = 72"),
+    ({"x": torch.tensor(1.0)}, "the last dimension of x must be in_features = 72"),
+    ({"x": torch.randn(2, 72, dtype=torch.float64)}, "x must be float32, bfloat16 or float16, not torch.float64"),
+    ({"weight_packed": torch.zeros(5, 9)}, "weight_packed must be int32"),
+    ({"weight_packed": torch.zeros(45, dtype=INT32)}, "weight_packed must have two dimensions"),
+    ({"weight_packed": torch.zeros(5, 8, dtype=INT32)}, "weight_packed must have shape [5, 9], not [5, 8]"),
+    ({"weight_packed": torch.zeros(2, 5, 16, dtype=INT32)}, "weight_packed must have shape [1, 5, 16]"),
+    ({"weight_packed": torch.zeros(1, 5, 9, dtype=INT32)}, "weight_packed must have shape [1, 5, 16]"),
+    ({"weight_scale": torch.ones(2, 2)}, "weight_scale must have shape"),
+    ({"weight_scale": torch.ones(5, 3, dtype=INT32)}, "weight_scale must be float32"),
+    ({"weight_zero_point": torch.zeros(2, 3, dtype=INT32)}, "weight_zero_point must have shape"),
+    ({"weight_zero_point": torch.zeros(1, 3)}, "weight_zero_point must be int32"),
+    ({"bias": torch.zeros(3)}, "bias must have shape [5], not [3]"),
+    ({"bias": torch.zeros(5, dtype=torch.float64)}, "bias must be float32"),
+    ({"bias": torch.zeros(5, device="meta")}, "bias is on meta but x is on"),
+    ({"group_size": 0}, "group_size must be positive, not 0"),
+    ({"group_size": 128}, "weight_scale must have shape"),
+    ({"in_features": 0}, "in_features must be positive, not 0"),
+]
+
+
+@pytest.mark.parametrize("prepacked", [True, False])
+@pytest.mark.parametrize(("change", "message"), BAD_INPUT)
+def test_bad_input_is_named(change: dict, message: str, prepacked: bool):
+    layer = make_layer(5, 72, 32, symmetric=False)
+    names = ("weight_packed", "weight_scale", "weight_zero_point")
+    arguments = {"x": torch.randn(2, 72, device=DEVICE), "bias": None, "in_features": 72, "group_size": 32}
+    arguments |= dict(zip(names, prepack(*layer) if prepacked else layer, strict=True))
+    change = {k: v.to(DEVICE) if isinstance(v, Tensor) and not v.is_meta else v for k, v in change.items()}
+    with pytest.raises(RuntimeError, match=re.escape(f"w4_linear: {message}")):
+        w4_linear_cuda(**(arguments | change))
 
 
 @settings(max_examples=20, deadline=None)
@@ -333,13 +402,98 @@ def test_table(capability: tuple[int, int]):
 
 
 def test_compilations():
-    """Each has a type for every argument and names no argument twice."""
-    for name, kernel, signature, constexprs, attrs, options in cuda.compilations((9, 0)):
+    """Each has a name of its own, a type for every argument, and names no argument twice."""
+    entries = list(cuda.compilations((9, 0), variants=cuda.ALL_VARIANTS))
+    assert len({name for name, *_ in entries}) == len(entries)
+    for name, kernel, signature, constexprs, attrs, options in entries:
         assert list(signature) == list(kernel.arg_names), name
         constants = {i for i, kind in enumerate(signature.values()) if kind == "constexpr"}
         assert {i for (i,) in constexprs} == constants, name
         assert not constants & {i for (i,) in attrs}, name
-        assert set(options) <= {"num_warps", "num_stages"}
+        assert set(options) <= {"num_warps", "num_stages"}, name
+
+
+def specialized(kernel, given: dict) -> dict:
+    """What Triton compiles a launch of ``kernel`` with these arguments for: name to type or value."""
+    told = kernel.kwargs if hasattr(kernel, "kwargs") else vars(kernel)  # interpreted or not
+    found = {}
+    for name, value in given.items():
+        multiple = name not in (told["do_not_specialize_on_alignment"] or ())
+        if isinstance(value, Tensor):
+            kind = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", INT32: "i32"}[value.dtype]
+            found[name] = f"*{kind}", value.data_ptr() % 16 == 0
+        elif name.isupper() or name.startswith("num_") or value is None:
+            found[name] = value
+        elif name in (told["do_not_specialize"] or ()):
+            found[name] = "i32", False
+        else:
+            found[name] = 1 if value == 1 else ("i32", multiple and value % 16 == 0)
+    return found
+
+
+#: Arguments of gemv and gemm that matter when K has been summed, and those that matter until then.
+ENDS, LOOPS = {"bias_ptr", "y_ptr", "N_UNIT"}, {"scale_ptr", "zero_ptr", "GROUPS", "blocks"}
+
+
+def seen(kernel, arguments: dict) -> set:
+    """A specialization, of gemv and gemm in two halves: compiled are both, not each half with each."""
+    halves = (ENDS, LOOPS) if "GROUPS" in arguments else (set(),)
+    return {
+        (kernel, frozenset((name, value) for name, value in arguments.items() if name not in half)) for half in halves
+    }
+
+
+def test_every_launch_is_one_that_was_compiled(monkeypatch: pytest.MonkeyPatch):
+    """Of all dtypes, groups of all kinds, sizes that are multiples of vectors and such that are not, one among them."""
+    launched = []
+
+    class Recorder:
+        def __init__(self, kernel):
+            self.kernel = kernel
+
+        def __getitem__(self, grid):
+            def launch(*arguments, **constants):
+                given = dict(zip(self.kernel.arg_names, arguments, strict=False)) | constants
+                launched.append((self.kernel, specialized(self.kernel, given)))
+
+            return launch
+
+    capability = cuda._chip(torch.device(DEVICE))[0]
+    for name in ("gemv_kernel", "gemm_kernel", "reduce_kernel", "dequantize_kernel"):
+        monkeypatch.setattr(cuda, name, Recorder(getattr(cuda, name)))
+    monkeypatch.setattr(torch.nn.functional, "linear", lambda *arguments: None)
+    tokens = [regime["max_m"] for regime in regimes(capability)] + [1000]
+    calls = product(
+        ((1, 1), (24, 200), (32, 1280), (384, 5120), (8192, 1280)),
+        (32, 64, 128, 256, 2048, 40),
+        (True, False),
+        SCALES,
+        SCALES,
+    )
+    for ((n, k), group, symmetric, scale, dtype), bias in zip(calls, cycle((None, *SCALES, None)), strict=False):
+        offset = None if bias is None else torch.zeros(n, device=DEVICE, dtype=bias)
+        scales = torch.ones(-(-k // group), n, device=DEVICE, dtype=scale)
+        zeros = None if symmetric else torch.zeros(scales.shape, device=DEVICE, dtype=INT32)
+        layer = torch.zeros(-(-k // 128), n, 16, device=DEVICE, dtype=INT32), scales, zeros
+        x = torch.zeros(tokens[-1], k + 3, device=DEVICE, dtype=dtype)
+        for m in tokens:
+            w4_linear_cuda(x[:m, :k], *layer, offset, k, group)
+        w4_linear_cuda(x[3:5, 3:], *layer, offset, k, group)
+        stored = torch.zeros(n, -(-k // 8), device=DEVICE, dtype=INT32), scales.T
+        packed = None if symmetric else torch.zeros(-(-n // 8), len(scales), device=DEVICE, dtype=INT32)
+        w4_linear_cuda(x[:3, :k], *stored, packed, offset, k, group)
+    monkeypatch.undo()
+
+    compiled = set()
+    for _, kernel, signature, constexprs, attrs, options in cuda.compilations(capability, variants=cuda.ALL_VARIANTS):
+        arguments = {
+            name: constexprs.get((i,), (kind, (i,) in attrs)) for i, (name, kind) in enumerate(signature.items())
+        }
+        compiled |= seen(kernel, arguments | options)
+    asked = set().union(*(seen(*launch) for launch in launched))
+    assert {kernel.__name__ for kernel, _ in asked} == {f"{n}_kernel" for n in ("gemv", "gemm", "reduce", "dequantize")}
+    missing = [f"{kernel.__name__}: {sorted(arguments, key=str)}" for kernel, arguments in asked - compiled]
+    assert not missing
 
 
 # ---- on a GPU ----------------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ to fp32 and multiplying take 3 instructions a code and more, and Hopper reads co
 **Unpacking** takes 1.2 instructions a code, in bfloat16 1.4: one ``lop3`` puts two codes into the mantissas of two
 1024s (bfloat16: 128s), one ``fma`` takes those and the zero points off again. A group's codes less its zero point are
 multiplied as the small integers they are, and its scale goes on in fp32 after the dot: weights are not rounded, where
-``dense`` and the reference round each to the scales' dtype.
+``dense`` rounds each to the dtype of x.
 
 **Prepacked layout** (:func:`prepack`). A K block is 128 inputs of a row, 16 words. Code ``i`` of its word ``w`` is
 input ``32·(i % 4) + 2·w + i // 4`` of the block (on disk: ``8·w + i``). So codes ``s`` and ``s + 4`` of a word, which
@@ -36,10 +36,10 @@ weights fetched to L2, and only then waits for what it reads as x.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from functools import lru_cache
-from itertools import product
+from itertools import cycle, product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -58,6 +58,14 @@ WORDS = tl.constexpr(16)
 
 #: Fewest K blocks worth a program of their own: its partial sums cost about as much traffic as one block.
 MIN_SPLIT_BLOCKS = 2
+
+#: What a size (of elements) and a pointer (in bytes) must be multiples of for vector loads and stores. Were it left to
+#: Triton to specialize on each of them, a kernel would have dozens of forms, each compiled when a call asks for it.
+UNIT, ALIGNMENT = 16, 16
+
+#: What activations, scales and biases may be, and what codes and zero points are: for a message and as dtypes.
+FLOATS = "float32, bfloat16 or float16", (torch.float32, torch.bfloat16, torch.float16)
+WORDS_OF_CODES = "int32", (torch.int32,)
 
 #: K blocks of its rows that a program has fetched to L2 while it waits for the kernel before.
 AHEAD = tl.constexpr(16)
@@ -262,7 +270,7 @@ def _overlap(packed_ptr, first_row, n, first_block, last_block, BLOCK_N: tl.cons
     tl.extra.cuda.gdc_wait()
 
 
-@triton.jit(do_not_specialize=["m"])
+@triton.jit(do_not_specialize=["m", "n"], do_not_specialize_on_alignment=["blocks"])
 def gemv_kernel(
     x_ptr,
     packed_ptr,
@@ -274,11 +282,12 @@ def gemv_kernel(
     n,
     k,
     x_stride,
+    blocks,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     LANES: tl.constexpr,
     GROUPS: tl.constexpr,
-    BLOCKS: tl.constexpr,
+    N_UNIT: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
     """A tile of y, each warp with its own K blocks.
@@ -291,16 +300,20 @@ def gemv_kernel(
         packed_ptr, scale_ptr, zero_ptr: a :class:`Prepacked`; the last may be None.
         bias_ptr: [n] or None.
         y_ptr: [m, n].
+        n: in units of N_UNIT, which is 1 or :data:`UNIT`.
+        k, x_stride: multiples of :data:`UNIT`.
+        blocks: K blocks in a group.
         LANES: the number of warps.
-        GROUPS, BLOCKS: groups in a K block and K blocks in a group; one of them is 1.
+        GROUPS: groups in a K block; this or ``blocks`` is 1.
         OVERLAP: launched dependently on the kernel before.
     """
     GROUP: tl.constexpr = BLOCK_K // GROUPS
+    n = n * N_UNIT
     row = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     token = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
     lane = tl.arange(0, LANES)
     last_block = tl.cdiv(k, BLOCK_K) - 1
-    last_group = tl.cdiv(k, GROUP * BLOCKS) - 1
+    last_group = tl.cdiv(k, GROUP * blocks) - 1
     if OVERLAP:
         _overlap(packed_ptr, tl.program_id(0) * BLOCK_N, n, 0, last_block, BLOCK_N)
     # What lies past an edge of W is read from the edge instead: it is not stored, or multiplies zeros.
@@ -309,17 +322,17 @@ def gemv_kernel(
     x_ptr += token.to(tl.int64)[None, None, :] * x_stride
 
     total = tl.zeros((LANES, BLOCK_N, BLOCK_M), tl.float32)
-    group = tl.minimum(lane * GROUPS // BLOCKS, last_group)
+    group = tl.minimum(lane * GROUPS // blocks, last_group)
     next_scale = tl.load(scale_ptr + group[:, None] * n + inside[None, :])
     for first in range(0, last_block + 1, LANES):
         block = tl.minimum(first + lane, last_block)[:, None, None]
         words = tl.load(packed_ptr + block * (n * WORDS)).reshape(LANES * BLOCK_N, WORDS)
         for part in tl.static_range(GROUPS):
-            group = tl.minimum((first + lane) * GROUPS // BLOCKS + part, last_group)
+            group = tl.minimum((first + lane) * GROUPS // blocks + part, last_group)
             zero = _zero(zero_ptr, group[:, None] * n + inside[None, :])
             # One group ahead: the compiler loads ahead of time only what a dot reads.
             scale = next_scale
-            group = (first + (part + 1) // GROUPS * LANES + lane) * GROUPS // BLOCKS + (part + 1) % GROUPS
+            group = (first + (part + 1) // GROUPS * LANES + lane) * GROUPS // blocks + (part + 1) % GROUPS
             next_scale = tl.load(scale_ptr + tl.minimum(group, last_group)[:, None] * n + inside[None, :])
             column = (first + lane)[:, None, None] * BLOCK_K + (tl.arange(0, GROUP) + part * GROUP)[None, :, None]
             x = tl.load(x_ptr + column, mask=(column < k) & (token < m)[None, None, :], other=0.0)
@@ -333,7 +346,7 @@ def gemv_kernel(
     tl.store(y_ptr + token[None, :] * n + row[:, None], y, mask=(token < m)[None, :] & (row < n)[:, None])
 
 
-@triton.jit(do_not_specialize=["m"])
+@triton.jit(do_not_specialize=["m", "n"], do_not_specialize_on_alignment=["blocks"])
 def gemm_kernel(
     x_ptr,
     packed_ptr,
@@ -345,10 +358,11 @@ def gemm_kernel(
     n,
     k,
     x_stride,
+    blocks,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     GROUPS: tl.constexpr,
-    BLOCKS: tl.constexpr,
+    N_UNIT: tl.constexpr,
     OVERLAP: tl.constexpr,
 ):
     """A tile of y, or its sum over one split of the K blocks.
@@ -360,28 +374,29 @@ def gemm_kernel(
         others: see :func:`gemv_kernel`.
     """
     GROUP: tl.constexpr = BLOCK_K // GROUPS
+    n = n * N_UNIT
     row = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     token = tl.program_id(1) * BLOCK_M + tl.arange(0, BLOCK_M)
-    blocks = tl.cdiv(k, BLOCK_K)
-    last_group = tl.cdiv(k, GROUP * BLOCKS) - 1
-    span = tl.cdiv(blocks, tl.num_programs(2))
+    last_block = tl.cdiv(k, BLOCK_K) - 1
+    last_group = tl.cdiv(k, GROUP * blocks) - 1
+    span = tl.cdiv(last_block + 1, tl.num_programs(2))
     start = tl.program_id(2) * span
     if OVERLAP:
-        _overlap(packed_ptr, tl.program_id(0) * BLOCK_N, n, start, blocks - 1, BLOCK_N)
+        _overlap(packed_ptr, tl.program_id(0) * BLOCK_N, n, start, last_block, BLOCK_N)
     # What lies past an edge is read from the edge instead: it is not stored.
     inside = tl.minimum(row, n - 1)
     packed_ptr += inside[:, None] * WORDS + tl.arange(0, WORDS)[None, :]
     x_ptr += tl.minimum(token, m - 1).to(tl.int64)[None, :] * x_stride
 
     total = tl.zeros((BLOCK_N, BLOCK_M), tl.float32)
-    next_scale = tl.load(scale_ptr + tl.minimum(start * GROUPS // BLOCKS, last_group) * n + inside)
-    for block in range(start, tl.minimum(start + span, blocks)):
+    next_scale = tl.load(scale_ptr + tl.minimum(start * GROUPS // blocks, last_group) * n + inside)
+    for block in range(start, tl.minimum(start + span, last_block + 1)):
         words = tl.load(packed_ptr + block * (n * WORDS))
         for part in tl.static_range(GROUPS):
-            group = tl.minimum(block * GROUPS // BLOCKS + part, last_group)
+            group = tl.minimum(block * GROUPS // blocks + part, last_group)
             zero = _zero(zero_ptr, group * n + inside[:, None])
             scale = next_scale
-            group = (block + (part + 1) // GROUPS) * GROUPS // BLOCKS + (part + 1) % GROUPS
+            group = (block + (part + 1) // GROUPS) * GROUPS // blocks + (part + 1) % GROUPS
             next_scale = tl.load(scale_ptr + tl.minimum(group, last_group) * n + inside)
             column = (tl.arange(0, GROUP) + block * BLOCK_K + part * GROUP)[:, None]
             x = tl.load(x_ptr + column, mask=column < k, other=0.0)
@@ -394,9 +409,17 @@ def gemm_kernel(
     tl.store(y_ptr + token[None, :] * n + row[:, None], total, mask=(token < m)[None, :] & (row < n)[:, None])
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["m", "n"])
 def reduce_kernel(
-    partial_ptr, bias_ptr, y_ptr, count, n, SPLITS: tl.constexpr, BLOCK: tl.constexpr, OVERLAP: tl.constexpr
+    partial_ptr,
+    bias_ptr,
+    y_ptr,
+    m,
+    n,
+    SPLITS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    N_UNIT: tl.constexpr,
+    OVERLAP: tl.constexpr,
 ):
     """``y = Σ_s partial[s] + bias``, in order.
 
@@ -404,9 +427,11 @@ def reduce_kernel(
         partial_ptr: [SPLITS, m, n] float32.
         bias_ptr: [n] or None.
         y_ptr: [m, n].
-        count: m · n.
+        n, N_UNIT: see :func:`gemv_kernel`.
         OVERLAP: launched dependently on the kernel that writes the partial sums.
     """
+    n = n * N_UNIT
+    count = m * n
     if OVERLAP:
         tl.extra.cuda.gdc_launch_dependents()
         tl.extra.cuda.gdc_wait()
@@ -420,7 +445,7 @@ def reduce_kernel(
     tl.store(y_ptr + offset, total, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n", "k", "group_size"])
 def dequantize_kernel(
     packed_ptr,
     scale_ptr,
@@ -431,9 +456,11 @@ def dequantize_kernel(
     group_size,
     BLOCK_N: tl.constexpr,
     BLOCK_COLUMNS: tl.constexpr,
+    N_UNIT: tl.constexpr,
+    K_UNIT: tl.constexpr,
     PREPACKED: tl.constexpr,
 ):
-    """``(code − zero) · scale``, rounded to the scales' dtype: any group size, from either layout.
+    """``(code − zero) · scale``, rounded once to the result's dtype: any group size, from either layout.
 
     Every element reads its own word, scale and zero point: neighbours share them in cache, and writing takes longer.
     Grid: tiles of rows, of columns.
@@ -441,7 +468,9 @@ def dequantize_kernel(
     Args:
         packed_ptr, scale_ptr, zero_ptr: a :class:`Prepacked` if PREPACKED, else as on disk.
         weight_ptr: [n, k].
+        n, k: in units of N_UNIT and K_UNIT, each 1 or :data:`UNIT`.
     """
+    n, k = n * N_UNIT, k * K_UNIT
     row = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)[:, None]
     column = tl.program_id(1) * BLOCK_COLUMNS + tl.arange(0, BLOCK_COLUMNS)[None, :]
     inside = (row < n) & (column < k)
@@ -462,8 +491,8 @@ def dequantize_kernel(
     zero = 8
     if zero_ptr is not None:
         zero = tl.load(zero_ptr + zero_at, mask=inside, other=0) >> zero_shift & 15
-    weight = ((code - zero) * scale.to(tl.float32)).to(scale.dtype)
-    tl.store(weight_ptr + row.to(tl.int64) * k + column, weight.to(tl.float32), mask=inside)
+    weight = (code - zero) * scale.to(tl.float32)
+    tl.store(weight_ptr + row.to(tl.int64) * k + column, weight, mask=inside)
 
 
 # ---- launch ------------------------------------------------------------------------------------------------
@@ -485,7 +514,9 @@ def w4_linear_cuda(
     Nothing waits for the device and every shape follows from the arguments' shapes: CUDA graphs can capture it.
 
     Args:
-        x: float32, bfloat16 or float16 [..., K], any strides; copied where its columns do not lie side by side.
+        x: float32, bfloat16 or float16 [..., K], any strides; copied where its rows are not vectors: columns side by
+            side, K and the stride between rows multiples of 16, the first at a multiple of 16 bytes. Other tensors are
+            copied where they are not contiguous from a multiple of 16 bytes on.
         weight_packed, weight_scale, weight_zero_point: a :class:`Prepacked`, or the tensors as on disk, which are dense
             whatever M is. They are told apart by the dimensions of ``weight_packed``, 3 or 2.
         bias: [N] or None.
@@ -495,28 +526,73 @@ def w4_linear_cuda(
 
     Returns:
         [..., N], contiguous, in the dtype of ``x``. float32 is always dense.
+
+    Raises:
+        RuntimeError: a tensor's shape, dtype or device does not fit; the message names it.
     """
+    _check(x, weight_packed, weight_scale, weight_zero_point, bias, in_features, group_size)
     n, k = weight_packed.shape[-2], in_features
     y = x.new_empty((*x.shape[:-1], n))
     if y.numel() == 0:
         return y
-    packed, scale = weight_packed.contiguous(), weight_scale.contiguous()
-    zero = None if weight_zero_point is None else weight_zero_point.contiguous()
-    bias = None if bias is None else bias.contiguous()
-    rows = x.reshape(-1, k)
-    rows = rows if rows.stride(1) == 1 else rows.contiguous()
+    packed, scale = _aligned(weight_packed), _aligned(weight_scale)
+    zero = None if weight_zero_point is None else _aligned(weight_zero_point)
+    bias = None if bias is None else _aligned(bias)
     groups = None if packed.dim() == 2 or x.dtype == torch.float32 else _groups(k, group_size)
     with torch.cuda.device_of(x) if x.is_cuda else nullcontext():
         if groups is None:
             plan = DENSE
         elif plan is None:
-            plan = choose(rows.shape[0], n, k, *_chip(x.device), groups[0])
+            plan = choose(y.numel() // n, n, k, *_chip(x.device), groups[0])
         if groups is None or plan.kernel == "dense":
             weight = _dequantize(packed, scale, zero, k, group_size, x.dtype)
             with torch.autocast(x.device.type, enabled=False):
                 return torch.nn.functional.linear(x, weight, None if bias is None else bias.to(x.dtype))
-        _launch(rows, packed, scale, zero, bias, y, groups, plan)
+        _launch(_vectors(x.reshape(-1, k)), packed, scale, zero, bias, y, groups, plan)
     return y
+
+
+def _check(
+    x: Tensor,
+    packed: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    bias: Tensor | None,
+    k: int,
+    group_size: int,
+) -> None:
+    """Raise RuntimeError, which names it, where a tensor does not fit: the kernels would read and write past it."""
+    if k <= 0 or group_size <= 0:
+        name, value = ("in_features", k) if k <= 0 else ("group_size", group_size)
+        raise RuntimeError(f"w4_linear: {name} must be positive, not {value}")
+    if x.dim() == 0 or x.shape[-1] != k:
+        raise RuntimeError(
+            f"w4_linear: the last dimension of x must be in_features = {k}, but x has shape {list(x.shape)}"
+        )
+    if packed.dim() not in (2, 3):
+        raise RuntimeError(
+            f"w4_linear: weight_packed must have two dimensions, or three prepacked, not shape {list(packed.shape)}"
+        )
+    n, groups, words = packed.shape[-2], -(-k // group_size), -(-k // 8)
+    shapes: tuple[tuple[int, ...], ...] = (n, words), (n, groups), (-(-n // 8), groups)
+    if packed.dim() == 3:
+        shapes = (-(-words // WORDS.value), n, WORDS.value), (groups, n), (groups, n)
+    device = x.device
+    for name, tensor, shape, (wanted, dtypes) in (
+        ("x", x, x.shape, FLOATS),
+        ("weight_packed", packed, shapes[0], WORDS_OF_CODES),
+        ("weight_scale", scale, shapes[1], FLOATS),
+        ("weight_zero_point", zero, shapes[2], WORDS_OF_CODES),
+        ("bias", bias, (n,), FLOATS),
+    ):
+        if tensor is None:
+            continue
+        if tensor.dtype not in dtypes:
+            raise RuntimeError(f"w4_linear: {name} must be {wanted}, not {tensor.dtype}")
+        if tensor.device != device:
+            raise RuntimeError(f"w4_linear: {name} is on {tensor.device} but x is on {device}; move one of them")
+        if tensor.shape != shape:
+            raise RuntimeError(f"w4_linear: {name} must have shape {list(shape)}, not {list(tensor.shape)}")
 
 
 def _launch(
@@ -529,9 +605,15 @@ def _launch(
     groups: tuple[int, int],
     plan: Plan,
 ) -> None:
-    """Write ``x`` [M, K] times W to ``y`` with the kernel that ``plan`` names; ``groups`` from :func:`_groups`."""
+    """Write ``x`` times W to ``y`` with the kernel that ``plan`` names.
+
+    Args:
+        x: from :func:`_vectors`; other tensors from :func:`_aligned`.
+        groups: from :func:`_groups`.
+    """
     (m, k), n, split = x.shape, packed.shape[1], plan.split_k
     out = y if split == 1 else y.new_empty((split, m, n), dtype=torch.float32)
+    n_unit = _unit(n)
     kernel, own = (gemv_kernel, {"LANES": plan.warps}) if plan.kernel == "gemv" else (gemm_kernel, {})
     dependent = {"launch_pdl": True} if plan.overlap else {}
     kernel[(-(-n // plan.block_n), -(-m // plan.block_m), split)](
@@ -542,13 +624,14 @@ def _launch(
         bias if split == 1 else None,
         out,
         m,
-        n,
+        n // n_unit,
         k,
         x.stride(0),
+        groups[1],
         BLOCK_M=plan.block_m,
         BLOCK_N=plan.block_n,
         GROUPS=groups[0],
-        BLOCKS=groups[1],
+        N_UNIT=n_unit,
         OVERLAP=plan.overlap,
         num_warps=plan.warps,
         num_stages=plan.stages,
@@ -556,9 +639,17 @@ def _launch(
         **dependent,
     )
     if split > 1:
-        count = m * n
-        reduce_kernel[(-(-count // REDUCE_BLOCK),)](
-            out, bias, y, count, n, SPLITS=split, BLOCK=REDUCE_BLOCK, OVERLAP=plan.overlap, **dependent
+        reduce_kernel[(-(-m * n // REDUCE_BLOCK),)](
+            out,
+            bias,
+            y,
+            m,
+            n // n_unit,
+            SPLITS=split,
+            BLOCK=REDUCE_BLOCK,
+            N_UNIT=n_unit,
+            OVERLAP=plan.overlap,
+            **dependent,
         )
 
 
@@ -569,19 +660,44 @@ def _dequantize(
     n = packed.shape[-2]
     weight = scale.new_empty((n, k), dtype=dtype)
     block_n, block_columns = DEQUANTIZE_BLOCK
+    n_unit, k_unit = _unit(n), _unit(k)
     dequantize_kernel[(-(-n // block_n), -(-k // block_columns))](
         packed,
         scale,
         zero,
         weight,
-        n,
-        k,
+        n // n_unit,
+        k // k_unit,
         group_size,
         BLOCK_N=block_n,
         BLOCK_COLUMNS=block_columns,
+        N_UNIT=n_unit,
+        K_UNIT=k_unit,
         PREPACKED=packed.dim() == 3,
     )
     return weight
+
+
+def _unit(size: int) -> int:
+    """What a kernel counts a size in."""
+    return 1 if size % UNIT else UNIT
+
+
+def _aligned(tensor: Tensor) -> Tensor:
+    """The tensor if it is contiguous and starts where vector loads may, else a copy that does."""
+    if tensor.is_contiguous() and tensor.data_ptr() % ALIGNMENT == 0:
+        return tensor
+    return tensor.clone(memory_format=torch.contiguous_format)
+
+
+def _vectors(x: Tensor) -> Tensor:
+    """``x`` [M, K] if its rows can be read as vectors, else a copy that can, zeros behind its columns."""
+    (m, k), (stride, step) = x.shape, x.stride()
+    if step == 1 and (k | stride) % UNIT == 0 and x.data_ptr() % ALIGNMENT == 0:
+        return x
+    rows = x.new_zeros(m, -(-k // UNIT) * UNIT)
+    rows[:, :k] = x
+    return rows
 
 
 @lru_cache(maxsize=256)
@@ -608,91 +724,137 @@ def _chip(device: torch.device) -> tuple[tuple[int, int], int]:
 
 
 class Variant(NamedTuple):
-    """What a kernel is specialized for besides its tile: dtypes of x and scales, groups in a K block, zero points
-    other than 8, partial sums in place of a result."""
+    """What a kernel is specialized for besides its tile.
+
+    - ``dtype``, ``scale``: of x, of the scales
+    - ``groups``: in a K block
+    - ``asymmetric``: zero points other than 8
+    - ``partial``: partial sums in place of a result, where K can be split; without a bias
+    - ``bias``: its dtype, or None
+    - ``blocks``: K blocks in a group; any number but 1 is the same kernel
+    - ``n_unit``: what N is counted in
+    """
 
     dtype: str
     scale: str
     groups: int
     asymmetric: bool
     partial: bool
+    bias: str | None = "fp16"
+    blocks: int = 1
+    n_unit: int = UNIT
 
+
+ELEMENTS, HALVES = ("bf16", "fp16", "fp32"), ("bf16", "fp16")
 
 #: Together they have every branch of the kernels.
 VARIANTS = (
-    Variant("bf16", "bf16", 1, True, False),
-    Variant("fp16", "fp16", 1, False, True),
-    Variant("fp16", "fp16", 4, True, False),
+    Variant("fp16", "fp16", 1, True, False, "fp16"),
+    Variant("bf16", "bf16", 4, True, False, None),
+    Variant("fp16", "fp16", 1, False, True, "fp32", blocks=2, n_unit=1),
 )
-ALL_VARIANTS = tuple(
-    Variant(*variant)
-    for variant in product(("bf16", "fp16"), ("bf16", "fp16", "fp32"), (1, 2, 4), (True, False), (True, False))
-)
+
+
+def _all_variants() -> Iterator[Variant]:
+    """All that matters while K is summed, each with the next of the ways to end, which do not depend on it."""
+    ends = list(product([(True, None), *((False, bias) for bias in (None, *ELEMENTS))], (UNIT, 1)))
+    # Eleven, and dtypes by turns: each dtype meets all ten within the variants of one group a block.
+    turns = cycle([*ends, ends[0]])
+    loops = product(((1, 1), (1, 2), (2, 1), (4, 1)), ELEMENTS, (True, False), HALVES)
+    for ((groups, blocks), scale, asymmetric, dtype), ((partial, bias), n_unit) in zip(loops, turns, strict=False):
+        yield Variant(dtype, scale, groups, asymmetric, partial, bias, blocks, n_unit)
+
+
+ALL_VARIANTS = tuple(_all_variants())
 
 
 def compilations(
-    capability: tuple[int, int], plans: Iterable[Plan] | None = None, variants: Iterable[Variant] = VARIANTS
+    capability: tuple[int, int], plans: Iterable[Plan] | None = None, variants: Sequence[Variant] = VARIANTS
 ) -> Iterator[tuple]:
     """Every tile :func:`choose` can pick on a chip, in a few variants, for compiling without one.
-
-    Shapes are multiples of 128 and pointers aligned, as in models.
 
     Args:
         capability: of the chip.
         plans: others than those of the table.
-        variants: :data:`ALL_VARIANTS` are all that a call can ask for.
+        variants: with :data:`ALL_VARIANTS` it is all that a call can ask for, but that a tile is not compiled for
+            every bias, unit of N and partial sums with every variant of the loop over K: for each at least once.
 
     Yields:
         name, kernel, signature, constexprs, attrs, options: the arguments of ``triton.compiler.ASTSource`` (constexprs
         and attrs by ``(argument index,)``) and of ``triton.compile``.
     """
     most_groups: dict[Plan, int] = {} if plans is None else dict.fromkeys(plans, 4)
+    most_split = max(regime["max_split_k"] for regime in regimes(capability))
     if plans is None:
         for regime in regimes(capability):
             for tile in regime["tiles"]:
                 plan = Plan(**tile)
                 most_groups[plan] = max(regime["max_groups"], most_groups.get(plan, 0))
+    most_groups.pop(DENSE, None)
     for (plan, most), variant in product(most_groups.items(), variants):
-        gemv = plan.kernel == "gemv"
-        if variant.groups > most or plan == DENSE or (gemv and variant.partial and variants is ALL_VARIANTS):
+        if variant.groups > most:
             continue
-        types = dict.fromkeys(("x_ptr", "bias_ptr", "y_ptr"), variant.dtype) | {"scale_ptr": variant.scale}
-        constants: dict[str, int | None] = {"BLOCK_M": plan.block_m, "BLOCK_N": plan.block_n}
-        constants |= {"GROUPS": variant.groups, "BLOCKS": 1, "OVERLAP": plan.overlap}
-        if not variant.asymmetric:
-            constants["zero_ptr"] = None
-        kernel = gemm_kernel
-        if gemv:
+        kernel, constants = gemm_kernel, {"BLOCK_M": plan.block_m, "BLOCK_N": plan.block_n, "GROUPS": variant.groups}
+        constants |= {"N_UNIT": variant.n_unit, "OVERLAP": plan.overlap}
+        if plan.kernel == "gemv":
             kernel, constants["LANES"] = gemv_kernel, plan.warps
-        elif variant.partial:
-            types["y_ptr"], constants["bias_ptr"] = "fp32", None
-        traits = [f"{plan.warps} warps, {plan.stages} stages", *(["overlap"] if plan.overlap else [])]
-        traits += [f"{variant.dtype}, scales {variant.scale}, groups of {BLOCK_K.value // variant.groups}"]
-        traits += [word for flag, word in ((variant.asymmetric, "zero points"), (variant.partial, "partial")) if flag]
-        name = f"{plan.kernel} {plan.block_m}x{plan.block_n}: {', '.join(traits)}"
-        yield _compilation(name, kernel, types, constants, {"num_warps": plan.warps, "num_stages": plan.stages})
-    block_n, block_columns = DEQUANTIZE_BLOCK
-    for dtype in ("bf16", "fp16"):
-        types = {"partial_ptr": "fp32", "bias_ptr": dtype, "y_ptr": dtype, "scale_ptr": dtype, "weight_ptr": dtype}
-        constants = {"SPLITS": 8, "BLOCK": REDUCE_BLOCK, "OVERLAP": capability >= (9, 0)}
-        yield _compilation(f"reduce {dtype}", reduce_kernel, types, constants, {})
-        for prepacked in (True, False):
-            constants = {"BLOCK_N": block_n, "BLOCK_COLUMNS": block_columns, "PREPACKED": prepacked}
-            yield _compilation(f"dequantize {dtype} {prepacked=}", dequantize_kernel, types, constants, {})
+        if variant.blocks == 1:
+            constants["blocks"] = 1  # Triton specializes on it
+        partial = variant.partial and plan.kernel == "gemm"
+        types = {
+            "x_ptr": variant.dtype,
+            "packed_ptr": "i32",
+            "scale_ptr": variant.scale,
+            "zero_ptr": "i32" if variant.asymmetric else None,
+            "bias_ptr": None if partial else variant.bias,
+            "y_ptr": "fp32" if partial else variant.dtype,
+        }
+        options = {"num_warps": plan.warps, "num_stages": plan.stages}
+        title = f"{plan.kernel} {plan.block_m}x{plan.block_n}"
+        yield _compilation(title, kernel, types, constants, options, ("k", "x_stride"))
+    for dtype, bias, n_unit in dict.fromkeys((v.dtype, v.bias, v.n_unit) for v in variants):
+        types = {"partial_ptr": "fp32", "bias_ptr": bias, "y_ptr": dtype}
+        for overlap in {plan.overlap for plan in most_groups if plan.kernel == "gemm"}:
+            for split in (2**i for i in range(1, most_split.bit_length())):
+                constants = {"SPLITS": split, "BLOCK": REDUCE_BLOCK, "N_UNIT": n_unit, "OVERLAP": overlap}
+                yield _compilation("reduce", reduce_kernel, types, constants, {})
+    # A float32 x is always dense.
+    dense = dict.fromkeys((dtype, v.scale, v.asymmetric, v.n_unit) for v in variants for dtype in (v.dtype, "fp32"))
+    for (dtype, scale, asymmetric, n_unit), k_unit, prepacked in product(dense, (UNIT, 1), (True, False)):
+        types = {
+            "packed_ptr": "i32",
+            "scale_ptr": scale,
+            "zero_ptr": "i32" if asymmetric else None,
+            "weight_ptr": dtype,
+        }
+        constants = {"BLOCK_N": DEQUANTIZE_BLOCK[0], "BLOCK_COLUMNS": DEQUANTIZE_BLOCK[1]}
+        constants |= {"N_UNIT": n_unit, "K_UNIT": k_unit, "PREPACKED": prepacked}
+        yield _compilation("dequantize", dequantize_kernel, types, constants, {})
 
 
 def _compilation(
-    name: str,
+    title: str,
     kernel: triton.JITFunction,
-    types: dict[str, str],
-    constants: Mapping[str, object],
+    types: dict[str, str | None],
+    constants: dict[str, int],
     options: dict[str, int],
+    multiples: Sequence[str] = (),
 ) -> tuple:
-    """An entry of :func:`compilations`; a pointer of which ``types`` says nothing is to int32."""
+    """An entry of :func:`compilations`, its name the title and everything that tells it from others of this title.
+
+    Args:
+        types: of all pointers, None where there is none; other arguments are int32.
+        constants: of all constant arguments.
+        multiples: arguments that are multiples of :data:`UNIT`, as all pointers are.
+    """
+    if constants.get("OVERLAP"):
+        options = options | {"launch_pdl": True}
+    told = [f"{name.removesuffix('_ptr')} {kind}" for name, kind in types.items()]
+    told += [f"{name} {value}" for name, value in (constants | options).items()]
     arguments = kernel.arg_names
-    signature = {a: f"*{types.get(a, 'i32')}" if a.endswith("_ptr") else "i32" for a in arguments}
-    signature |= dict.fromkeys(constants, "constexpr")
-    constexprs = {(arguments.index(a),): value for a, value in constants.items()}
-    # Tokens are of any number.
-    aligned = [i for i, a in enumerate(arguments) if signature[a] != "constexpr" and a != "m"]
-    return name, kernel, signature, constexprs, {(i,): [["tt.divisibility", 16]] for i in aligned}, options
+    pointers = {name: f"*{kind}" for name, kind in types.items() if kind}
+    constexprs: dict[str, int | None] = {**dict.fromkeys(types.keys() - pointers.keys()), **constants}
+    signature = {name: pointers.get(name, "constexpr" if name in constexprs else "i32") for name in arguments}
+    attrs = {(arguments.index(name),): [["tt.divisibility", UNIT]] for name in (*pointers, *multiples)}
+    values = {(arguments.index(name),): value for name, value in constexprs.items()}
+    return f"{title}: {', '.join(told)}", kernel, signature, values, attrs, options
