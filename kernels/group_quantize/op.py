@@ -191,8 +191,6 @@ def group_quantize_layers(
     layers = [_ready(weight, factor) for weight, factor in zip(weights, factors, strict=True)]
     alike: dict[tuple, list[int]] = {}
     for i, (weight, factor) in enumerate(zip(layers, factors, strict=True)):
-        if backend == "native" and not dispatch.has_native("group_quantize", weight.device.type):
-            raise ValueError(f"tarq::group_quantize has no native kernel on {weight.device.type}")
         # A CPU is full with one layer.
         alone = None if weight.is_cuda else i
         alike.setdefault((alone, weight.shape, weight.dtype, weight.device, factor.order is None), []).append(i)
