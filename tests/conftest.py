@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -61,6 +62,29 @@ def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model") / "tiny-whisper"
     make_model(folder)
     return folder
+
+
+@pytest.fixture
+def record_launches(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Have a module's Triton kernels told to a function when they are launched, instead of run, while the test's
+    ``monkeypatch`` lasts: the kernel, all arguments by name, those given by name."""
+
+    class Recorder:
+        def __init__(self, kernel: Any, launch: Callable[[Any, dict, dict], None]) -> None:
+            self.kernel, self.launch = kernel, launch
+
+        def __getitem__(self, grid: Any) -> Callable[..., None]:
+            def launched(*arguments: Any, **constants: Any) -> None:
+                given = dict(zip(self.kernel.arg_names, arguments, strict=False)) | constants
+                self.launch(self.kernel, given, constants)
+
+            return launched
+
+    def record(module: Any, names: Sequence[str], launch: Callable[[Any, dict, dict], None]) -> None:
+        for name in names:
+            monkeypatch.setattr(module, name, Recorder(getattr(module, name), launch))
+
+    return record
 
 
 @pytest.fixture(scope="session")

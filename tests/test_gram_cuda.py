@@ -300,25 +300,16 @@ def test_any_shape(rows, n, k, dtype, kind, share, seed):
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
 @pytest.mark.parametrize("pair", [False, True])
 @pytest.mark.parametrize("kind", [None, "levels", "real"])
-def test_every_launch_is_one_that_was_compiled(kind, pair, dtype, monkeypatch):
+def test_every_launch_is_one_that_was_compiled(kind, pair, dtype, monkeypatch, record_launches):
     launched = []
 
-    class Recorder:
-        def __init__(self, kernel):
-            self.kernel = kernel
-
-        def __getitem__(self, grid):
-            def launch(*arguments, **constants):
-                values = dict(zip(self.kernel.arg_names, arguments, strict=False)) | constants
-                absent = {name for name, value in values.items() if value is None}
-                launched.append((self.kernel, values.get("x_ptr", torch.empty(0)).dtype, absent, constants))
-
-            return launch
+    def launch(kernel, given, constants):
+        absent = {name for name, value in given.items() if value is None}
+        launched.append((kernel, given.get("x_ptr", torch.empty(0)).dtype, absent, constants))
 
     x, y = normal(600, 192, dtype=dtype), normal(600, 40, dtype=dtype) if pair else None
     weight, tail = None if kind is None else weights(kind, 600), torch.arange(600, device=DEVICE) % 2 == 0
-    for name in ("gram_kernel", "finish_kernel"):
-        monkeypatch.setattr(cuda, name, Recorder(getattr(cuda, name)))
+    record_launches(cuda, ("gram_kernel", "finish_kernel"), launch)
     for out in (None, torch.zeros(2, 40 if pair else 192, 192, device=DEVICE)):
         cuda.gram_cuda(x, y, weight, out=None if out is None else out[0])
         cuda.gram_cuda_sides(x, y, tail, weight, out=out)

@@ -443,24 +443,15 @@ def seen(kernel, arguments: dict) -> set:
     }
 
 
-def test_every_launch_is_one_that_was_compiled(monkeypatch: pytest.MonkeyPatch):
+def test_every_launch_is_one_that_was_compiled(monkeypatch: pytest.MonkeyPatch, record_launches):
     """Of all dtypes, groups of all kinds, sizes that are multiples of vectors and such that are not, one among them."""
     launched = []
 
-    class Recorder:
-        def __init__(self, kernel):
-            self.kernel = kernel
-
-        def __getitem__(self, grid):
-            def launch(*arguments, **constants):
-                given = dict(zip(self.kernel.arg_names, arguments, strict=False)) | constants
-                launched.append((self.kernel, specialized(self.kernel, given)))
-
-            return launch
+    def launch(kernel, given, constants):
+        launched.append((kernel, specialized(kernel, given)))
 
     capability = cuda._chip(torch.device(DEVICE))[0]
-    for name in ("gemv_kernel", "gemm_kernel", "reduce_kernel", "dequantize_kernel"):
-        monkeypatch.setattr(cuda, name, Recorder(getattr(cuda, name)))
+    record_launches(cuda, ("gemv_kernel", "gemm_kernel", "reduce_kernel", "dequantize_kernel"), launch)
     monkeypatch.setattr(torch.nn.functional, "linear", lambda *arguments: None)
     tokens = [regime["max_m"] for regime in regimes(capability)] + [1000]
     calls = product(

@@ -148,7 +148,6 @@ def draw_pool(
     if kind == "r-cross" and len(corpora) < 2:
         raise DataError("r-cross draws from several corpora: give more, or r-top for one")
     corpora = _apart(corpora)
-    source = {utterance.id: label for label, utterances in corpora.items() for utterance in utterances}
     drawn = shuffled([utterance for utterances in corpora.values() for utterance in utterances], seed)
     ranked = drawn
     if kind != "uniform":
@@ -166,7 +165,7 @@ def draw_pool(
         top = {utterance.id for utterance in chosen}
         rest = (utterance for utterance in drawn if utterance.id not in top)
         chosen += islice(usable(rest, max_duration, require_text, intake), count - len(chosen))
-    return _pool(kind, chosen, source, rarity, len(drawn))
+    return _pool(kind, chosen, corpora, rarity, len(drawn))
 
 
 def given_pool(
@@ -189,7 +188,6 @@ def given_pool(
         DataError: the file is not usable, some of its ids are in none of the corpora, or what ``first_usable`` raises.
     """
     ids, corpora = read_ids(file), _apart(corpora)
-    source = {utterance.id: label for label, utterances in corpora.items() for utterance in utterances}
     known = {utterance.id: utterance for utterances in corpora.values() for utterance in utterances}
     missing = [name for name in ids if name not in known]
     if missing:
@@ -200,16 +198,17 @@ def given_pool(
         )
     named = [known[name] for name in ids]
     chosen = first_usable(named, len(ids), max_duration=max_duration, require_text=require_text, intake=intake)
-    return _pool("given", chosen, source, rarity, len(ids))
+    return _pool("given", chosen, corpora, rarity, len(ids))
 
 
 def _pool(
     kind: PoolKind | Literal["given"],
     chosen: list[Utterance],
-    source: Mapping[str, str],
+    corpora: Mapping[str, Sequence[Utterance]],
     rarity: Rarity,
     candidates: int,
 ) -> Pool:
+    source = {utterance.id: label for label, utterances in corpora.items() for utterance in utterances}
     counts = [rarity.of(utterance) for utterance in chosen]
     return Pool(
         kind=kind,
