@@ -37,8 +37,9 @@ testbed: install  ## rebuild the packaged model and speech from nothing (espeak-
 testbed-check: install  ## make ten packaged clips again and compare them
 	@$(BIN)/python benchmarks/testbed/build.py check
 
+# Two workers of one thread each (tests/conftest.py) take half as long as one of two: most tests are small.
 test: install  ## run the test-suite
-	$(BIN)/python -P -m pytest
+	$(BIN)/python -P -m pytest -n 2 --dist loadfile
 
 # A copy of the package beside the installed one: its extension is built with the sanitizers, which must be loaded first.
 KERNEL_TESTS := tests/test_gram.py tests/test_group_quantize.py tests/test_w4_linear.py tests/test_w4_linear_int8.py

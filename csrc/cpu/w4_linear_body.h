@@ -156,9 +156,13 @@ struct Tile {
   typename S::Window window(int64_t block) const { return S::window(words - block * S::lanes); }
 
   typename S::Words load(int r, int64_t block, typename S::Window window) const {
-    const uint32_t* from = row[r] + block * S::lanes;
-    __builtin_prefetch(from + ahead);  // past the end of the layer it does nothing
-    return S::load_words(from, window);
+    __builtin_prefetch(row[r] + block * S::lanes + ahead);  // past the end of the layer it does nothing
+    return load_near(r, block, window);
+  }
+
+  /// Where a block in the same cache line was loaded before.
+  typename S::Words load_near(int r, int64_t block, typename S::Window window) const {
+    return S::load_words(row[r] + block * S::lanes, window);
   }
 };
 

@@ -89,15 +89,17 @@ void quantize_int8(const W4Layer& layer, const void* x, Float x_type, const Int8
   }
 }
 
-/// Products of `count` blocks of a weight row, added to a sum for each activation row.
-template <class S, int count, int rows>
+/// Products of `count` blocks of a weight row, added to a sum for each activation row; `whole` if all of
+/// their words lie in the row.
+template <class S, int count, bool whole, int rows>
 inline __attribute__((always_inline)) void int8_blocks(const Tile<S>& tile, int r, int64_t block,
                                                        const int8_t* x, int64_t stride,
                                                        typename S::Lanes* sums) {
   typename S::Words low[count], high[count];
 #pragma GCC unroll 4
   for (int b = 0; b < count; ++b) {
-    const typename S::Words words = tile.load(r, block + b, tile.window(block + b));
+    const auto window = whole ? S::window(S::lanes) : tile.window(block + b);
+    const auto words = b % 2 ? tile.load_near(r, block + b, window) : tile.load(r, block + b, window);
     low[b] = S::low(words);
     high[b] = S::high(words);
   }
@@ -111,54 +113,67 @@ inline __attribute__((always_inline)) void int8_blocks(const Tile<S>& tile, int 
   }
 }
 
-/// A few activation rows times a tile of weights, each read once. `length` is the blocks of every run, 0
-/// where they are told by `runs` only.
+/// A few activation rows times a tile of weights, each read once. `length` is the blocks of every run, all of
+/// them whole, or 0 where they are told by `runs` only.
 template <class S, int parts, bool symmetric, int length, int rows>
 void int8_tile(const W4Layer& layer, const Int8Input& x, int64_t m0, const W4Product& product,
                int64_t first_row, const TileGroups& groups, const Runs& runs) {
   const Tile<S> tile(layer, first_row);
   const int8_t* const codes = x.codes + m0 * x.padded;
   const int64_t correction_stride = runs.count * S::lanes;
-  const int32_t* corrections = x.sums + m0 * correction_stride;
-  const float* steps = x.scales + m0 * x.groups;
+  const int32_t* const corrections = x.sums + m0 * correction_stride;
+  const float* const steps = x.scales + m0 * x.groups;
+  constexpr bool whole = length != 0 && rows <= 2;  // with more rows that costs registers: a tenth slower
   // Plain loops over constants, unrolled by name: so the compiler keeps sums in registers.
   typename S::Sum sums[rows][kTile];
 #pragma GCC unroll 4
   for (int m = 0; m < rows; ++m)
 #pragma GCC unroll 4
     for (int r = 0; r < kTile; ++r) sums[m][r] = S::zero();
-  for (int64_t run = 0, block = 0; run < runs.count; ++run, corrections += S::lanes, steps += parts) {
-    const int64_t next = block + runs.length;
-    const int64_t end = length ? block + length : next < runs.blocks ? next : runs.blocks;
-    typename S::Lanes correction[rows];
-    typename S::Sum step[rows];
-#pragma GCC unroll 4
-    for (int m = 0; m < rows; ++m) {
-      correction[m] = S::load_sums(corrections + m * correction_stride);
-      step[m] = S::template spread<parts>(steps + m * x.groups);
-    }
-#pragma GCC unroll 4
-    for (int r = 0; r < kTile; ++r) {
-      typename S::Lanes products[rows];
-#pragma GCC unroll 4
-      for (int m = 0; m < rows; ++m) products[m] = symmetric ? correction[m] : S::no_sums();
-      int64_t b = block;
-      for (; b + S::joined <= end; b += S::joined)
-        int8_blocks<S, S::joined, rows>(tile, r, b, codes, x.padded, products);
-      for (; b < end; ++b) int8_blocks<S, 1, rows>(tile, r, b, codes, x.padded, products);
-      const int64_t at = r * groups.stride + run * parts;
-      const typename S::Sum scale = S::template spread<parts>(groups.scales + at);
+
+  // Runs of weight rows [begin, begin + count), one after another.
+  const auto multiply_rows = [&]<int count>(int begin) __attribute__((always_inline)) {
+    for (int64_t run = 0, block = 0; run < runs.count; ++run) {
+      const int64_t next = block + runs.length;
+      const int64_t end = length ? block + length : next < runs.blocks ? next : runs.blocks;
+      typename S::Lanes correction[rows];
+      typename S::Sum step[rows];
 #pragma GCC unroll 4
       for (int m = 0; m < rows; ++m) {
-        typename S::Sum value = S::to_float(products[m]);
-        if constexpr (!symmetric)
-          value = S::multiply_add(value, S::to_float(correction[m]),
-                                  S::template spread<parts>(groups.zeros + at));
-        sums[m][r] = S::multiply_add(sums[m][r], S::multiply(value, step[m]), scale);
+        correction[m] = S::load_sums(corrections + m * correction_stride + run * S::lanes);
+        step[m] = S::template spread<parts>(steps + m * x.groups + run * parts);
       }
+#pragma GCC unroll 4
+      for (int r = begin; r < begin + count; ++r) {
+        typename S::Lanes products[rows];
+#pragma GCC unroll 4
+        for (int m = 0; m < rows; ++m) products[m] = symmetric ? correction[m] : S::no_sums();
+        int64_t b = block;
+        for (; b + S::joined <= end; b += S::joined)
+          int8_blocks<S, S::joined, whole, rows>(tile, r, b, codes, x.padded, products);
+        if constexpr (length == 0 || length % S::joined)
+          for (; b < end; ++b) int8_blocks<S, 1, whole, rows>(tile, r, b, codes, x.padded, products);
+        const int64_t at = r * groups.stride + run * parts;
+        const typename S::Sum scale = S::template spread<parts>(groups.scales + at);
+#pragma GCC unroll 4
+        for (int m = 0; m < rows; ++m) {
+          typename S::Sum value = S::to_float(products[m]);
+          if constexpr (!symmetric)
+            value = S::multiply_add(value, S::to_float(correction[m]),
+                                    S::template spread<parts>(groups.zeros + at));
+          sums[m][r] = S::multiply_add(sums[m][r], S::multiply(value, step[m]), scale);
+        }
+      }
+      block = end;
     }
-    block = end;
-  }
+  };
+  // Weight rows share what they read of the activations; one activation row is not worth it, and weight rows
+  // one after another are read as they lie in memory.
+  if constexpr (rows == 1)
+#pragma GCC unroll 4
+    for (int r = 0; r < kTile; ++r) multiply_rows.template operator()<1>(r);
+  else
+    multiply_rows.template operator()<kTile>(0);
   const typename S::Four bias = tile_bias<S>(layer, first_row);
 #pragma GCC unroll 4
   for (int m = 0; m < rows; ++m) finish<S>(layer, product, m0 + m, first_row, sums[m], bias);
@@ -187,7 +202,7 @@ void int8_product(const W4Layer& layer, const Int8Input& x, const W4Product& pro
   const Runs runs = Runs::of<S>(layer);
   // The usual group is one step of the sums: straight code, without a loop.
   constexpr int usual = parts == 1 ? S::joined : 1;
-  const bool straight = runs.length == usual && runs.blocks % usual == 0;
+  const bool straight = runs.length == usual && layer.in_features % (usual * kBlock<S>) == 0;
   const auto tiles =
       straight ? (layer.zeros ? int8_tiles<S, parts, false, usual> : int8_tiles<S, parts, true, usual>)
                : (layer.zeros ? int8_tiles<S, parts, false, 0> : int8_tiles<S, parts, true, 0>);
