@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +91,63 @@ def record_launches(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
             monkeypatch.setattr(module, name, Recorder(getattr(module, name), launch))
 
     return record
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As torchrun has it: sums of float32 products depend on how they are split over threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def in_two() -> Callable[..., subprocess.CompletedProcess]:
+    """Run a program, or ``-m`` and a module, in two processes; a hang is a failure."""
+
+    def run(*command: object, code: int = 0) -> subprocess.CompletedProcess:
+        launch = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+        done = subprocess.run(
+            [*launch, *map(str, command)],
+            capture_output=True,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            timeout=240,
+            check=False,
+        )
+        assert done.returncode == code, done.stdout + done.stderr
+        return done
+
+    return run
+
+
+@pytest.fixture
+def quantizes_as_one(in_two: Callable, tmp_path: Path) -> Callable[..., None]:
+    """``tarq quantize`` in two processes: the checkpoint of one, written once."""
+    from safetensors.torch import load_file
+
+    from tarq.report import FILE_NAME
+
+    def check(model: Path, manifest: Path, *options: object) -> None:
+        job = ("quantize", model, "--calibration", manifest, "--group-size", 32, *options)
+        folders = [tmp_path / "one", tmp_path / "two"]
+        done = in_two("-m", "tarq", *job[:2], folders[1], *job[2:])
+        script = [sys.executable, "-P", "-m", "tarq", *map(str, (*job[:2], folders[0], *job[2:]))]
+        subprocess.run(script, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True)
+        one, two = (load_file(folder / "model.safetensors") for folder in folders)
+        assert one.keys() == two.keys()
+        assert all(torch.equal(one[name], two[name]) for name in one)
+        reports = [json.loads((folder / FILE_NAME).read_text()) for folder in folders]
+        assert [r["processes"] for r in reports] == [1, 2]
+        assert reports[0]["calibration"] == reports[1]["calibration"]
+        for a, b in zip(reports[0]["layers"], reports[1]["layers"], strict=True):
+            assert (a["name"], a["positions"], a["tail_positions"]) == (b["name"], b["positions"], b["tail_positions"])
+            assert a["alpha"] == pytest.approx(b["alpha"], rel=1e-6)
+        assert done.stdout.count("layers quantized") == 1
+        assert "in 2 processes" in done.stdout
+
+    return check
 
 
 @pytest.fixture(scope="session")

@@ -1,45 +1,18 @@
 """Several processes under torchrun: the same codes and scores as one, written once, and ending together."""
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
-import torch
-from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from tarq.cli import app
-from tarq.report import FILE_NAME
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """As torchrun has it: sums of float32 products depend on how they are split over threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def alone(*arguments: object) -> None:
     result = CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False)
     assert result.exit_code == 0, result.output
-
-
-def in_two(*command: object, code: int = 0) -> subprocess.CompletedProcess:
-    """A program, or ``-m`` and a module, in two processes; a hang is a failure."""
-    done = subprocess.run(
-        [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", *map(str, command)],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        timeout=240,
-        check=False,
-    )
-    assert done.returncode == code, done.stdout + done.stderr
-    return done
 
 
 # Two batches a process, the last of one utterance; then fewer batches than processes, and tags and transcripts that
@@ -52,25 +25,12 @@ def in_two(*command: object, code: int = 0) -> subprocess.CompletedProcess:
         ("--batch-size", 8, "--transcripts", "self", "--frame-tags", "aligned", "--residual", "least-squares"),
     ],
 )
-def test_two_processes_quantize_as_one(model_folder, manifest, tmp_path, options):
-    job = ("--calibration", manifest, "--group-size", 32, *options)
-    alone("quantize", model_folder, tmp_path / "one", *job)
-    done = in_two("-m", "tarq", "quantize", model_folder, tmp_path / "two", *job)
-    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
-    assert one.keys() == two.keys()
-    assert all(torch.equal(one[name], two[name]) for name in one)
-    reports = [json.loads((tmp_path / name / FILE_NAME).read_text()) for name in ("one", "two")]
-    assert [r["processes"] for r in reports] == [1, 2]
-    assert reports[0]["calibration"] == reports[1]["calibration"]
-    for a, b in zip(reports[0]["layers"], reports[1]["layers"], strict=True):
-        assert (a["name"], a["positions"], a["tail_positions"]) == (b["name"], b["positions"], b["tail_positions"])
-        assert a["alpha"] == pytest.approx(b["alpha"], rel=1e-6)
-    assert done.stdout.count("layers quantized") == 1
-    assert "in 2 processes" in done.stdout
+def test_two_processes_quantize_as_one(model_folder, manifest, quantizes_as_one, options):
+    quantizes_as_one(model_folder, manifest, *options)
 
 
 @pytest.mark.slow
-def test_two_processes_score_as_one(model_folder, manifest, tmp_path):
+def test_two_processes_score_as_one(model_folder, manifest, tmp_path, in_two):
     alone("quantize", model_folder, tmp_path / "rtn", "--method", "rtn", "--group-size", 32)
     lines = manifest.read_text().splitlines()
     silent = json.loads(lines[0]) | {"id": "silent", "text": ""}  # not teacher-forced, but transcribed
@@ -89,7 +49,7 @@ def test_two_processes_score_as_one(model_folder, manifest, tmp_path):
 
 
 @pytest.mark.slow
-def test_an_error_in_one_process_ends_both_with_its_message(model_folder, manifest, tmp_path):
+def test_an_error_in_one_process_ends_both_with_its_message(model_folder, manifest, tmp_path, in_two):
     program = tmp_path / "program.py"
     program.write_text(
         "import sys\n"
@@ -108,7 +68,7 @@ def test_an_error_in_one_process_ends_both_with_its_message(model_folder, manife
     assert not out.exists()
 
 
-def test_errors_of_another_process(tmp_path):
+def test_errors_of_another_process(tmp_path, in_two):
     """What a user can mend keeps its class; the rest says where it happened. Work goes on after both."""
     program = tmp_path / "program.py"
     program.write_text(
@@ -135,7 +95,7 @@ def test_errors_of_another_process(tmp_path):
 
 
 @pytest.mark.slow
-def test_what_all_processes_find_wrong_is_said_once(model_folder, tmp_path):
+def test_what_all_processes_find_wrong_is_said_once(model_folder, tmp_path, in_two):
     job = ("quantize", model_folder, tmp_path / "out", "--calibration", tmp_path / "none.jsonl")
     assert in_two("-m", "tarq", *job, code=1).stderr.count("none.jsonl: no such file") == 1
 

@@ -93,6 +93,11 @@ def test_audio_rows_are_tagged_by_what_the_text_listens_to(folder, manifest, aud
     audio_language_frame_tags(folder, manifest, merged=1)
 
 
+@pytest.mark.slow
+def test_two_processes_quantize_as_one(folder, manifest, quantizes_as_one):
+    quantizes_as_one(folder, manifest, "--batch-size", 2, "--frame-tags", "aligned")
+
+
 def test_prompt_is_the_processors(recognizer, manifest):
     utterance = load_utterances(manifest)[3]
     request = recognizer.processor.apply_transcription_request(audio=utterance.waveform(), language="en")
