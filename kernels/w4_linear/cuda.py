@@ -70,8 +70,9 @@ WORDS_OF_CODES = "int32", (torch.int32,)
 #: K blocks of its rows that a program has fetched to L2 while it waits for the kernel before.
 AHEAD = tl.constexpr(16)
 
-#: Elements written by a program of `reduce_kernel`; rows and columns by one of `dequantize_kernel`.
-REDUCE_BLOCK, DEQUANTIZE_BLOCK = 512, (16, 128)
+#: Elements written by a program of `reduce_kernel`; rows and columns by one of `dequantize_kernel`, and its warps (with
+#: four the assembler spills).
+REDUCE_BLOCK, DEQUANTIZE_BLOCK, DEQUANTIZE_WARPS = 512, (16, 128), 8
 
 # Two codes of word $2 onto a power of two ($3 masks, $4 is its bits), scaled by $5 and shifted by $6, halves apart.
 UNPACK = """{
@@ -147,6 +148,8 @@ class Plan(NamedTuple):
     - ``warps``, ``stages``: of a program, as Triton's ``num_warps`` and ``num_stages``
     - ``split_k``: programs that share the K blocks of a tile of ``gemm``, a power of two
     - ``overlap``: launched dependently on the kernel before
+    - ``registers``: at most, for each thread, where the assembler, left to itself, spills some to have room for one
+      more program
     """
 
     kernel: str
@@ -156,6 +159,7 @@ class Plan(NamedTuple):
     stages: int = 0
     split_k: int = 1
     overlap: bool = False
+    registers: int | None = None
 
 
 DENSE = Plan("dense")
@@ -616,6 +620,7 @@ def _launch(
     n_unit = _unit(n)
     kernel, own = (gemv_kernel, {"LANES": plan.warps}) if plan.kernel == "gemv" else (gemm_kernel, {})
     dependent = {"launch_pdl": True} if plan.overlap else {}
+    limit = {"maxnreg": plan.registers} if plan.registers else {}
     kernel[(-(-n // plan.block_n), -(-m // plan.block_m), split)](
         x,
         packed,
@@ -636,6 +641,7 @@ def _launch(
         num_warps=plan.warps,
         num_stages=plan.stages,
         **own,
+        **limit,
         **dependent,
     )
     if split > 1:
@@ -674,6 +680,7 @@ def _dequantize(
         N_UNIT=n_unit,
         K_UNIT=k_unit,
         PREPACKED=packed.dim() == 3,
+        num_warps=DEQUANTIZE_WARPS,
     )
     return weight
 
@@ -810,6 +817,7 @@ def compilations(
             "y_ptr": "fp32" if partial else variant.dtype,
         }
         options = {"num_warps": plan.warps, "num_stages": plan.stages}
+        options |= {"maxnreg": plan.registers} if plan.registers else {}
         title = f"{plan.kernel} {plan.block_m}x{plan.block_n}"
         yield _compilation(title, kernel, types, constants, options, ("k", "x_stride"))
     for dtype, bias, n_unit in dict.fromkeys((v.dtype, v.bias, v.n_unit) for v in variants):
@@ -829,7 +837,8 @@ def compilations(
         }
         constants = {"BLOCK_N": DEQUANTIZE_BLOCK[0], "BLOCK_COLUMNS": DEQUANTIZE_BLOCK[1]}
         constants |= {"N_UNIT": n_unit, "K_UNIT": k_unit, "PREPACKED": prepacked}
-        yield _compilation("dequantize", dequantize_kernel, types, constants, {})
+        options = {"num_warps": DEQUANTIZE_WARPS}
+        yield _compilation("dequantize", dequantize_kernel, types, constants, options)
 
 
 def _compilation(
