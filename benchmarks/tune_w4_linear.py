@@ -180,8 +180,7 @@ def fit_regime(tokens: int, problems: Times, sm_count: int) -> dict:
 
     def regime(chosen: list[Plan], programs: float, split: int) -> dict:
         entries = [
-            {name: value for name, value in tile._asdict().items() if name != "split_k" and value}
-            for tile in chosen
+            {name: value for name, value in tile._asdict().items() if name != "split_k" and value} for tile in chosen
         ]
         most_groups = 4 if tokens <= 64 else 1
         return {

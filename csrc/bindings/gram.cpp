@@ -33,6 +33,25 @@ tarq::GramRows rows_of(const at::Tensor& t) {
   return {t.const_data_ptr(), float_type(t), t.stride(0), t.size(1), nullptr, nullptr};
 }
 
+/// Copies what lies below the diagonal of out [n, n] above it. Squares pass through a buffer, so that every
+/// cache line is read and written once: rows a power of two apart lie in few sets of the cache.
+void mirror(float* out, int64_t n) {
+  constexpr int64_t kSquare = 16;
+  tarq::for_each_dynamic((n + kSquare - 1) / kSquare, [&](int64_t strip) {
+    const int64_t top = strip * kSquare, height = std::min(kSquare, n - top);
+    for (int64_t left = 0; left <= top; left += kSquare) {
+      const int64_t width = std::min(kSquare, n - left);
+      float square[kSquare][kSquare];
+      for (int64_t i = 0; i < height; ++i)
+        for (int64_t j = 0; j < width; ++j) square[j][i] = out[(top + i) * n + left + j];
+      for (int64_t j = 0; j < width; ++j) {
+        float* const to = out + (left + j) * n + top;
+        for (int64_t i = left == top ? j + 1 : 0; i < height; ++i) to[i] = square[j][i];
+      }
+    }
+  });
+}
+
 /// Σ over `count` positions of y xᵀ; `symmetric`: y is x, and only the lower triangle is computed and
 /// mirrored.
 at::Tensor product(const tarq::GramRows& x, const tarq::GramRows& y, int64_t count, bool symmetric) {
@@ -79,16 +98,7 @@ at::Tensor product(const tarq::GramRows& x, const tarq::GramRows& y, int64_t cou
       kernel.multiply(block, task % strips, begin, std::min(begin + kRowsPerTask, k));
     });
   }
-  if (symmetric) {
-    constexpr int64_t kSquare = 64;  // both squares of a transposition stay in the L1 cache
-    float* to = out.mutable_data_ptr<float>();
-    tarq::for_each_dynamic((n + kSquare - 1) / kSquare, [&](int64_t strip) {
-      const int64_t top = strip * kSquare, bottom = std::min(top + kSquare, n);
-      for (int64_t begin = 0; begin <= top; begin += kSquare)
-        for (int64_t i = begin; i < std::min(begin + kSquare, n); ++i)
-          for (int64_t j = std::max(top, i + 1); j < bottom; ++j) to[i * n + j] = to[j * n + i];
-    });
-  }
+  if (symmetric) mirror(out.mutable_data_ptr<float>(), n);
   return out;
 }
 

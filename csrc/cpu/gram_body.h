@@ -94,6 +94,16 @@ void rectangle(const GramProduct& product, int64_t row, int64_t j) {
   for (int p = 0; p < kPanels; ++p)
     rights[p] = kPanels * j + p <= last_panel ? right + p * panel_size : right;
 
+  // What the sums are added to arrives while they are computed: it lies in a page a row.
+  const int64_t column = kPanels * j * S::panel;
+  float* const out = product.out + row * product.columns + column;
+  constexpr int64_t kLine = 64 / sizeof(float);
+#pragma GCC unroll 8
+  for (int r = 0; r < height; ++r)
+#pragma GCC unroll 4
+    for (int64_t c = 0; c < kPanels * S::panel; c += kLine)
+      __builtin_prefetch(out + r * product.columns + c, 1);
+
   Vector sums[height][kPanels];
 #pragma GCC unroll 8
   for (int r = 0; r < height; ++r)
@@ -111,11 +121,10 @@ void rectangle(const GramProduct& product, int64_t row, int64_t j) {
     }
   }
 
-  const int64_t column = kPanels * j * S::panel;
 #pragma GCC unroll 8
   for (int r = 0; r < height; ++r) {
     if (row + r >= product.rows) return;
-    float* to = product.out + (row + r) * product.columns + column;
+    float* to = out + r * product.columns;
 #pragma GCC unroll 3
     for (int p = 0; p < kPanels; ++p) {
       const int64_t left_over = product.columns - column - p * S::panel;

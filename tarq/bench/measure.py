@@ -21,8 +21,9 @@ from ..version import __version__
 Call = Callable[[int], Any]
 Record = dict[str, Any]
 
-#: Seconds of a call on a CPU that is short beside what the one before it leaves behind, and of the rest before it.
-SHORT, REST = 0.02, 0.004
+#: Seconds of a call on a CPU that is short beside what the one before it leaves behind, of the rest before it, and of
+#: the bursts of it that follow.
+SHORT, REST, BURST = 0.02, 0.004, 0.003
 
 #: Calls in a CUDA graph, at least: its own launch is then a small part.
 GRAPH_CALLS = 20
@@ -92,19 +93,24 @@ def threads(count: int) -> Iterator[None]:
 def medians(calls: dict[str, Call], copies: int, seconds: float, device: torch.device) -> dict[str, float]:
     """Median seconds of each call; they take turns, so that a busy moment meets all of them.
 
-    On a CPU a short call is made twice and timed the second time, after a rest: the threads of the one before, which
-    wait for more work on the same cores, have gone to sleep by then, its own are awake, and caches are as it left them.
+    On a CPU a short call follows a rest and a burst of itself, and the mean of another burst is taken: the threads of
+    the one before, which wait for more work on the same cores, have gone to sleep by then, its own are awake, and clock
+    and caches are as they are in the midst of work. The ceilings are measured so, too.
     """
     times: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
         call(0)
     turn, end = 0, time.perf_counter() + seconds * len(calls)
-    while time.perf_counter() < end or turn < 3 or turn < copies:
+    made = dict.fromkeys(calls, 0)
+    while time.perf_counter() < end or turn < 3 or min(made.values()) < copies:
         for name, call in calls.items():
-            if device.type == "cpu" and min(times[name], default=0) < SHORT:
+            fastest, burst, warm = min(times[name], default=0.0), 1, 0
+            if device.type == "cpu" and fastest < SHORT:
                 time.sleep(REST)
-                call((turn - 1) % copies)
-            times[name].append(_once(call, turn % copies, device))
+                burst = warm = max(1, round(BURST / fastest)) if fastest else 1
+            timed = [_once(call, (made[name] + i) % copies, device) for i in range(warm + burst)][warm:]
+            times[name].append(sum(timed) / burst)
+            made[name] += burst
         turn += 1
     return {name: statistics.median(values) for name, values in times.items()}
 
