@@ -65,7 +65,7 @@ cuda-build: build/cuda/.torch  ## build the extension against torch for CUDA and
 	  $(CUDA_BIN)/python -P -m pytest --noconftest -p no:cacheprovider tests/test_cuda_extension.py
 
 # A kernel found in a cache would be reported on by no ptxas.
-triton-build: install  ## compile every Triton kernel that a call can ask for, for four architectures (about an hour)
+triton-build: install  ## compile every Triton kernel that a call can ask for, for four architectures (40 minutes)
 	@export TRITON_DUMP_PTXAS_LOG=1; printf '%s\n' sm_80 sm_90 sm_100 sm_120 | xargs -P 2 -I {} sh -c \
 	  'TRITON_CACHE_DIR=$$(mktemp -d) && export TRITON_CACHE_DIR && $(BIN)/python -P tests/test_triton_build.py {} every; \
 	  status=$$?; rm -rf "$$TRITON_CACHE_DIR"; exit $$status'

@@ -5,8 +5,9 @@
 Every candidate tile and split is timed for every layer and number of tokens below: CUDA graphs over more layers than L2
 holds, in float16, groups of 128. Each number of tokens then gets the regime (tiles, programs an SM, splits) that loses
 least against the best candidate of each layer, on geometric average; where the library on expanded weights loses less,
-the table ends. Other chips' entries stay. Afterwards `pytest tests/test_triton_build.py` says whether what was chosen
-keeps its values in registers on groups of 32 too. `--json` keeps what was measured.
+the table ends. Other chips' entries stay. Afterwards `make triton-build` says whether what was chosen keeps its values
+in registers in every form; a tile of which some form spills wants a limit, `"registers": 128` or more. `--json` keeps
+what was measured.
 """
 
 from __future__ import annotations

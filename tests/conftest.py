@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,32 +94,22 @@ def record_launches(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 
 @pytest.fixture
-def one_thread() -> Iterator[None]:
-    """As torchrun has it: sums of float32 products depend on how they are split over threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture
 def in_two() -> Callable[..., subprocess.CompletedProcess]:
     """Run a program, or ``-m`` and a module, in two processes; a hang is a failure."""
 
     def run(*command: object, code: int = 0) -> subprocess.CompletedProcess:
         launch = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-        done = subprocess.run(
-            [*launch, *map(str, command)],
-            capture_output=True,
-            text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            timeout=240,
-            check=False,
-        )
-        assert done.returncode == code, done.stdout + done.stderr
-        return done
+        return one_thread([*launch, *command], code)
 
     return run
+
+
+def one_thread(command: Sequence[object], code: int = 0) -> subprocess.CompletedProcess:
+    """Run a command, each process of it on one thread, as torchrun has it; a hang is a failure."""
+    own = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=own, timeout=240, check=False)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done
 
 
 @pytest.fixture
@@ -130,11 +120,10 @@ def quantizes_as_one(in_two: Callable, tmp_path: Path) -> Callable[..., None]:
     from tarq.report import FILE_NAME
 
     def check(model: Path, manifest: Path, *options: object) -> None:
-        job = ("quantize", model, "--calibration", manifest, "--group-size", 32, *options)
+        job = ("--calibration", manifest, "--group-size", 32, *options)
         folders = [tmp_path / "one", tmp_path / "two"]
-        done = in_two("-m", "tarq", *job[:2], folders[1], *job[2:])
-        script = [sys.executable, "-P", "-m", "tarq", *map(str, (*job[:2], folders[0], *job[2:]))]
-        subprocess.run(script, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True)
+        one_thread([sys.executable, "-P", "-m", "tarq", "quantize", model, folders[0], *job])
+        done = in_two("-m", "tarq", "quantize", model, folders[1], *job)
         one, two = (load_file(folder / "model.safetensors") for folder in folders)
         assert one.keys() == two.keys()
         assert all(torch.equal(one[name], two[name]) for name in one)

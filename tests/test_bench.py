@@ -208,6 +208,15 @@ def test_a_call_may_bring_its_own_clock():
     assert 0 <= took["ours"] < 1
 
 
+def test_a_short_call_is_timed_in_bursts_and_meets_every_copy_in_turn():
+    """One of a thousandth of a second: after the first, as many untimed calls as timed ones."""
+    made = []
+    took = measure.medians({"own": lambda copy: made.append(copy) or 1e-3}, 7, 0.0, torch.device("cpu"))
+    burst = round(measure.BURST / 1e-3)
+    assert made == [0, *(i % 7 for i in range(2 + 2 * 2 * burst))]
+    assert took["own"] == pytest.approx(1e-3)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_a_gpu_that_is_not_there_is_said():
     result = CliRunner().invoke(app, ["bench", "--device", "cuda"], env={"COLUMNS": "200"})

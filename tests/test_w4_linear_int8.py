@@ -45,7 +45,7 @@ def assert_accurate(y: Tensor, x: Tensor, layer: tuple, bias: Tensor | None, col
 
 @native
 @pytest.mark.parametrize("symmetric", [True, False])
-@pytest.mark.parametrize("columns", [8, 24, 127, 128, 129, 288, 384])
+@pytest.mark.parametrize("columns", [8, 24, 104, 127, 128, 129, 288, 328, 384])
 def test_kernels_against_float64(isa: str, columns: int, symmetric: bool):
     torch.manual_seed(columns)
     for rows in (1, 3, 17):

@@ -18,7 +18,7 @@
 
 namespace tarq {
 
-/// Weight rows that are decoded and multiplied together; they share every load of the activations.
+/// Weight rows that are decoded and multiplied together; several activation rows are loaded once for them.
 constexpr int kTile = 4;
 
 /// One linear layer in the on-disk layout. Pointers are borrowed.

@@ -279,7 +279,8 @@ inline __m256 single_row(const W4Layer& layer, const W4Product& product, const T
                          const TileGroups& groups) {
   __m256i masks[kSteps - 1];
   for (int j = 0; j < kSteps - 1; ++j) masks[j] = in_register(step_mask(&kStepMasks, j));
-  const int64_t blocks = padded_inputs<Avx2>(layer) / kBlock<Avx2>, paired = tile.words / 16 * 2;
+  const int64_t blocks = padded_inputs<Avx2>(layer) / kBlock<Avx2>,
+                paired = tile.words / (2 * Avx2::lanes) * 2;
   const int64_t run = layer.groups == 1 ? blocks : layer.group_size / kBlock<Avx2>;
   const float *scale = groups.scales + r * groups.stride, *zero = groups.zeros + r * groups.stride;
   const float* x = static_cast<const float*>(product.x);

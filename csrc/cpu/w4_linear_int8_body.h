@@ -95,6 +95,8 @@ template <class S, int count, bool whole, int rows>
 inline __attribute__((always_inline)) void int8_blocks(const Tile<S>& tile, int r, int64_t block,
                                                        const int8_t* x, int64_t stride,
                                                        typename S::Lanes* sums) {
+  static_assert(count == 1 || 2 * S::lanes * sizeof(uint32_t) <= 64,
+                "of two blocks beside each other one fetches ahead for both");
   typename S::Words low[count], high[count];
 #pragma GCC unroll 4
   for (int b = 0; b < count; ++b) {

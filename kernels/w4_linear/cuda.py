@@ -161,6 +161,12 @@ class Plan(NamedTuple):
     overlap: bool = False
     registers: int | None = None
 
+    @property
+    def options(self) -> dict[str, int]:
+        """What Triton compiles a program of ``gemv`` or ``gemm`` with."""
+        limit = {"maxnreg": self.registers} if self.registers else {}
+        return {"num_warps": self.warps, "num_stages": self.stages, **limit}
+
 
 DENSE = Plan("dense")
 
@@ -620,7 +626,6 @@ def _launch(
     n_unit = _unit(n)
     kernel, own = (gemv_kernel, {"LANES": plan.warps}) if plan.kernel == "gemv" else (gemm_kernel, {})
     dependent = {"launch_pdl": True} if plan.overlap else {}
-    limit = {"maxnreg": plan.registers} if plan.registers else {}
     kernel[(-(-n // plan.block_n), -(-m // plan.block_m), split)](
         x,
         packed,
@@ -638,10 +643,8 @@ def _launch(
         GROUPS=groups[0],
         N_UNIT=n_unit,
         OVERLAP=plan.overlap,
-        num_warps=plan.warps,
-        num_stages=plan.stages,
+        **plan.options,
         **own,
-        **limit,
         **dependent,
     )
     if split > 1:
@@ -816,10 +819,8 @@ def compilations(
             "bias_ptr": None if partial else variant.bias,
             "y_ptr": "fp32" if partial else variant.dtype,
         }
-        options = {"num_warps": plan.warps, "num_stages": plan.stages}
-        options |= {"maxnreg": plan.registers} if plan.registers else {}
         title = f"{plan.kernel} {plan.block_m}x{plan.block_n}"
-        yield _compilation(title, kernel, types, constants, options, ("k", "x_stride"))
+        yield _compilation(title, kernel, types, constants, plan.options, ("k", "x_stride"))
     for dtype, bias, n_unit in dict.fromkeys((v.dtype, v.bias, v.n_unit) for v in variants):
         types = {"partial_ptr": "fp32", "bias_ptr": bias, "y_ptr": dtype}
         for overlap in {plan.overlap for plan in most_groups if plan.kernel == "gemm"}:
