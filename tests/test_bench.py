@@ -212,7 +212,7 @@ def test_a_short_call_is_timed_in_bursts_and_meets_every_copy_in_turn():
     """One of a thousandth of a second: after the first, as many untimed calls as timed ones."""
     made = []
     took = measure.medians({"own": lambda copy: made.append(copy) or 1e-3}, 7, 0.0, torch.device("cpu"))
-    burst = round(measure.BURST / 1e-3)
+    burst = round(measure.SHORT / 1e-3)
     assert made == [0, *(i % 7 for i in range(2 + 2 * 2 * burst))]
     assert took["own"] == pytest.approx(1e-3)
 

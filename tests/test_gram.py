@@ -110,7 +110,7 @@ def test_values_near_the_limit_of_float16(isa: str):
 
 
 @native
-@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("count_threads", [1, 2, 3])
 @settings(max_examples=30, deadline=None)
 @given(
     rows=st.integers(0, 500),
@@ -120,17 +120,13 @@ def test_values_near_the_limit_of_float16(isa: str):
     weighted=st.booleans(),
     seed=st.integers(0, 2**31),
 )
-def test_any_shape(threads: int, rows: int, n: int, k: int, dtype: torch.dtype, weighted: bool, seed: int):
+def test_any_shape(count_threads: int, rows: int, n: int, k: int, dtype: torch.dtype, weighted: bool, seed: int):
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(rows, n, generator=generator).to(dtype)
     y = torch.randn(rows, k, generator=generator).to(dtype) if k else None
     weight = torch.randn(rows, generator=generator) if weighted else None
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with threads(count_threads):
         assert_accurate(gram(x, y, weight), x, y, weight)
-    finally:
-        torch.set_num_threads(before)
 
 
 def test_float64_stays_float64():

@@ -39,10 +39,8 @@ SCHEMES = [
 @pytest.fixture(autouse=True)
 def one_thread():
     """Matrices this small gain nothing from threads, and lose much on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    with threads(1):
+        yield
 
 
 COLUMNS = (1, 3, 127, 128, 129, 384, 300)
@@ -183,15 +181,11 @@ def test_native_factor(dtype, isa, monkeypatch):
 @native
 def test_result_does_not_depend_on_threads():
     h, w = hessian(700, torch.float32), weights(301, 700, torch.float32)
-    before = torch.get_num_threads()
     results = []
-    try:
-        for threads in (1, 2, 3, 7):
-            torch.set_num_threads(threads)
+    for count_threads in (1, 2, 3, 7):
+        with threads(count_threads):
             factor = factorize(h)
             results.append((factor.upper, *vars(group_quantize(w, factor, Scheme(scale_rule="mse"))).values()))
-    finally:
-        torch.set_num_threads(before)
     for result in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(result[:-1], results[0][:-1], strict=True))
 

@@ -328,17 +328,13 @@ def test_strides():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_threads_do_not_change_the_result(dtype: torch.dtype):
     layer = make_layer(1030, 1280, 128)
-    before = torch.get_num_threads()
-    try:
-        for count in (1, 5, 70):
-            x, results = torch.randn(count, 1280).to(dtype), []
-            for threads in (1, 2, 3):
-                torch.set_num_threads(threads)
+    for count in (1, 5, 70):
+        x, results = torch.randn(count, 1280).to(dtype), []
+        for count_threads in (1, 2, 3):
+            with threads(count_threads):
                 results.append(w4_linear(x, *layer, None, 1280, 128))
-            assert torch.equal(results[0], results[1])
-            assert torch.equal(results[0], results[2])
-    finally:
-        torch.set_num_threads(before)
+        assert torch.equal(results[0], results[1])
+        assert torch.equal(results[0], results[2])
 
 
 # ---- the operator ------------------------------------------------------------------------------------------

@@ -11,6 +11,8 @@ from tarq.kernels.w4_linear import dequantize, pack, pack_zeros, w4_linear, w4_l
 from tarq.kernels.w4_linear.reference import round_activations
 from torch import Tensor
 
+from tarq.bench.measure import threads
+
 native = pytest.mark.skipif(dispatch.EXTENSION_ERROR is not None, reason="the compiled extension is not built")
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 6e-4, torch.bfloat16: 5e-3}  # of Σ|x||w| + |b|; the result's rounding
 
@@ -58,7 +60,7 @@ def test_kernels_against_float64(isa: str, columns: int, symmetric: bool):
 
 
 @native
-@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("count_threads", [1, 2, 3])
 @settings(max_examples=30, deadline=None)
 @given(
     rows=st.integers(1, 300),
@@ -68,15 +70,11 @@ def test_kernels_against_float64(isa: str, columns: int, symmetric: bool):
     symmetric=st.booleans(),
     seed=st.integers(0, 2**31),
 )
-def test_any_shape(threads: int, rows: int, columns: int, count: int, group: int, symmetric: bool, seed: int):
+def test_any_shape(count_threads: int, rows: int, columns: int, count: int, group: int, symmetric: bool, seed: int):
     torch.manual_seed(seed)
     layer, x = make_layer(rows, columns, group, symmetric=symmetric), torch.randn(count, columns)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with threads(count_threads):
         assert_accurate(w4_linear_int8(x, *layer, None, columns, group), x, layer, None, columns, group)
-    finally:
-        torch.set_num_threads(before)
 
 
 @native

@@ -66,9 +66,11 @@ inline Vector in_register(Vector v) {
 inline __m256i step_mask(const StepMasks* masks, int j) {
   return _mm256_load_si256(reinterpret_cast<const __m256i*>(masks->mask[j]));
 }
+inline __m256i step_mask(const __m256i* masks, int j) { return masks[j]; }
 
-/// Codes of step j times step_unit(j).
-inline __m256 step_codes(__m256i words, const StepMasks* masks, int j) {
+/// Codes of step j times step_unit(j); masks of all steps but the last, in memory or in registers.
+template <class Masks>
+inline __m256 step_codes(__m256i words, const Masks* masks, int j) {
   if (j == kSteps - 1) return _mm256_cvtepi32_ps(_mm256_srli_epi32(words, 32 - 4));
   return _mm256_cvtepi32_ps(_mm256_and_si256(words, step_mask(masks, j)));
 }
@@ -263,9 +265,7 @@ __attribute__((always_inline)) inline void add_block(__m256i words, const float*
                                                      __m256 zero, __m256* sums) {
 #pragma GCC unroll 8
   for (int j = kSteps - 1; j >= 0; --j) {
-    const bool last = j == kSteps - 1;
-    __m256 codes =
-        _mm256_cvtepi32_ps(last ? _mm256_srli_epi32(words, 32 - 4) : _mm256_and_si256(words, masks[j]));
+    __m256 codes = step_codes(words, masks, j);
     if constexpr (each) codes = _mm256_fnmadd_ps(zero, _mm256_set1_ps(step_unit(j)), codes);
     const __m256 input = _mm256_loadu_ps(x + j * kWidth);
     __m256& sum = sums[j % 4];
@@ -281,7 +281,7 @@ inline __m256 single_row(const W4Layer& layer, const W4Product& product, const T
   for (int j = 0; j < kSteps - 1; ++j) masks[j] = in_register(step_mask(&kStepMasks, j));
   const int64_t blocks = padded_inputs<Avx2>(layer) / kBlock<Avx2>,
                 paired = tile.words / (2 * Avx2::lanes) * 2;
-  const int64_t run = layer.groups == 1 ? blocks : layer.group_size / kBlock<Avx2>;
+  const int64_t run = blocks_of_group<Avx2>(layer);
   const float *scale = groups.scales + r * groups.stride, *zero = groups.zeros + r * groups.stride;
   const float* x = static_cast<const float*>(product.x);
   __m256 sum = _mm256_setzero_ps(), part[4], zeros = sum;
@@ -310,13 +310,13 @@ template <int parts, bool each, int rows>
 void fused_rows(const W4Layer& layer, const W4Product& product, int64_t begin, int64_t end,
                 const TileGroups& groups, const GroupTotals& totals) {
   constexpr int count = rows <= 2 ? 4 : 2;  // sums in flight: at least four, at most eight
-  const bool pairs = groups_hold_pairs(layer);
+  const bool row_by_row = parts == 1 && rows == 1 && groups_hold_pairs(layer);
   for (int64_t n = begin; n < end; n += kTile) {
     groups.read_rows<Avx2>(layer, n);
     const Tile<Avx2> tile(layer, n);
     const __m128 bias = tile_bias<Avx2>(layer, n);
     __m256 sums[rows][kTile];
-    if (parts == 1 && rows == 1 && pairs)
+    if (row_by_row)
       for (int r = 0; r < kTile; ++r) sums[0][r] = single_row<each>(layer, product, tile, r, groups);
     else
       for (int r = 0; r < kTile; r += count)
@@ -348,9 +348,9 @@ void decode_blocks(const W4Layer& layer, int64_t n, int64_t first, int64_t end, 
                    Decoded<Avx2> to) {
   const StepMasks* const masks = masks_in_memory();
   const Tile<Avx2> tile(layer, n);
-  const int64_t run = layer.groups == 1 ? end : layer.group_size / kBlock<Avx2>;
+  const int64_t run = blocks_of_group<Avx2>(layer);
   for (int64_t b = first; b < end; ++b, to.out += kSteps * to.vector_stride) {
-    const int64_t group = parts > 1 ? b * parts : layer.groups == 1 ? 0 : b / run;
+    const int64_t group = parts > 1 ? b * parts : b / run;
     const int window = tile.window(b);
     for (int r = 0; r < kTile; ++r) {
       const int64_t at = r * groups.stride + group;

@@ -47,6 +47,12 @@ int64_t padded_inputs(const W4Layer& layer) {
   return round_up(layer.in_features, kBlock<S>);
 }
 
+/// Blocks that lie in one group, where blocks lie in one.
+template <class S>
+int64_t blocks_of_group(const W4Layer& layer) {
+  return (layer.groups == 1 ? padded_inputs<S>(layer) : layer.group_size) / kBlock<S>;
+}
+
 constexpr float kSymmetricZero = 8.0f;
 
 /// Rows past the end repeat the last one; their results are not stored.
@@ -177,7 +183,7 @@ inline __attribute__((always_inline)) void for_runs(const W4Layer& layer, Visit&
     for (int64_t b = 0; b < blocks; ++b) visit(b, b + 1, b * parts);
     return;
   }
-  const int64_t run = layer.groups == 1 ? blocks : layer.group_size / kBlock<S>;
+  const int64_t run = blocks_of_group<S>(layer);
   for (int64_t first = 0, group = 0; first < blocks; first += run, ++group) {
     const int64_t end = first + run < blocks ? first + run : blocks;
     if constexpr (kBlock<S> < 128) {

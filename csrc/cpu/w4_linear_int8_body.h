@@ -52,8 +52,7 @@ struct Runs {
   template <class S>
   static Runs of(const W4Layer& layer) {
     const int64_t blocks = padded_inputs<S>(layer) / kBlock<S>;
-    const int64_t group = layer.groups == 1 ? blocks : layer.group_size / kBlock<S>;
-    const int64_t length = block_parts<S>(layer) > 1 ? 1 : group;
+    const int64_t length = block_parts<S>(layer) > 1 ? 1 : blocks_of_group<S>(layer);
     return {blocks, length, ceil_div(blocks, length)};
   }
 };

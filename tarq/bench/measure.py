@@ -21,9 +21,9 @@ from ..version import __version__
 Call = Callable[[int], Any]
 Record = dict[str, Any]
 
-#: Seconds of a call on a CPU that is short beside what the one before it leaves behind, of the rest before it, and of
-#: the two bursts of it that follow.
-SHORT, REST, BURST = 0.02, 0.004, 0.02
+#: Seconds of a call on a CPU that is short beside what the one before it leaves behind, of the rest before it. A
+#: burst of it lasts as long as the longest short call.
+SHORT, REST = 0.02, 0.004
 
 #: Calls in a CUDA graph, at least: its own launch is then a small part.
 GRAPH_CALLS = 20
@@ -106,7 +106,7 @@ def medians(calls: dict[str, Call], copies: int, seconds: float, device: torch.d
             fastest, burst, warm = min(times[name], default=0.0), 1, 0
             if device.type == "cpu" and fastest < SHORT:
                 time.sleep(REST)
-                burst = warm = max(1, round(BURST / fastest)) if fastest else 1
+                burst = warm = round(SHORT / fastest) if fastest else 1
             timed = [_once(call, (made + i) % copies, device) for i in range(warm + burst)][warm:]
             times[name].append(sum(timed) / burst)
             made += warm + burst
