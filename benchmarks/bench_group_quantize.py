@@ -2,7 +2,7 @@
 
 import sys
 
-from tarq.cli import main
+from tarq.terminal.cli import main
 
 sys.argv[1:1] = ["bench", "group_quantize"]
 main()

@@ -22,11 +22,11 @@ import numpy as np
 import torch
 
 import tarq
-from tarq.calibration import batched, make_examples
-from tarq.data.corpora import load_utterances, sample_utterances
+from tarq.data.corpora.registry import load_utterances, sample_utterances
 from tarq.report import Reporter
+from tarq.scoring.bootstrap import difference_interval, ratio_interval
 from tarq.scoring.divergence import divergence, joined
-from tarq.scoring.intervals import difference_interval, ratio_interval
+from tarq.speech.calibration import batched, make_examples
 
 #: Name → (preset, fields). A study is the difference of a line to the line it varies.
 CORRECTED = {"residual": "cross-fitted"}

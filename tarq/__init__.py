@@ -9,14 +9,14 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from .version import __version__
+from tarq.version import __version__
 
 if TYPE_CHECKING:
-    from .api import evaluate, load, load_recognizer, quantize, save, transcribe
-    from .config import TarqConfig
-    from .errors import CalibrationError, CheckpointError, DataError, ModelError, TarqError
-    from .linear import QuantLinear
-    from .report import Report
+    from tarq.api import evaluate, load, load_recognizer, quantize, save, transcribe
+    from tarq.config import TarqConfig
+    from tarq.errors import CalibrationError, CheckpointError, DataError, ModelError, TarqError
+    from tarq.linear import QuantLinear
+    from tarq.report import Report
 
 _HOME = {
     "api": ("evaluate", "load", "load_recognizer", "quantize", "save", "transcribe"),

@@ -1,5 +1,5 @@
 """``python -m tarq``."""
 
-from .cli import main
+from tarq.terminal.cli import main
 
 main()

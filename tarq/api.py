@@ -11,25 +11,27 @@ from typing import Any
 import torch
 from transformers import AutoFeatureExtractor, AutoProcessor, AutoTokenizer, PreTrainedModel
 
-from . import checkpoint, distributed
-from .calibration import calibration_set
-from .config import TarqConfig
-from .data.audio import read_audio
-from .data.corpora import first_usable, load_utterances, sample_utterances
-from .data.intake import Intake
-from .data.utterance import Utterance
-from .errors import ModelError
-from .families.family import Batch, Recognizer
-from .families.registry import adapt, family_of, model_class
-from .linear import use_int8_activations
-from .method.metrics import Metric
-from .report import FILE_NAME, Report, Reporter, peak_memory
-from .scoring.evaluate import Evaluation, by_language, evaluate_models
-from .sequential import quantize_model
-from .transcription import transcribe_waveforms
-from .version import __version__
+from tarq import distributed
+from tarq.checkpoint import compressed_tensors as checkpoint
+from tarq.config import TarqConfig
+from tarq.data.audio import read_audio
+from tarq.data.corpora.registry import first_usable, load_utterances, sample_utterances
+from tarq.data.intake import Intake
+from tarq.data.utterance import Utterance
+from tarq.errors import ModelError
+from tarq.linear import use_int8_activations
+from tarq.method.metrics import Metric
+from tarq.models.base import Recognizer
+from tarq.models.registry import adapt, family_of, model_class
+from tarq.models.types import Batch
+from tarq.report import FILE_NAME, Report, Reporter, peak_memory
+from tarq.scoring.run import Evaluation, by_language, evaluate_models
+from tarq.speech.calibration import calibration_set
+from tarq.speech.transcription import transcribe_waveforms
+from tarq.version import __version__
+from tarq.walk.walk import quantize_model
 
-#: Speech: a corpus by its name (``tarq.data.corpora.load_utterances``), or its utterances.
+#: Speech: a corpus by its name (``tarq.data.corpora.registry.load_utterances``), or its utterances.
 Data = str | Path | Sequence[Utterance]
 
 

@@ -9,9 +9,9 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from .frequencies import Frequencies, frequencies
-from .kernels.scheme import ScaleRule, Scheme
-from .normalize import Normalizer, get_normalizer
+from tarq.kernels.scheme import ScaleRule, Scheme
+from tarq.words.frequencies import Frequencies, frequencies
+from tarq.words.normalize import Normalizer, get_normalizer
 
 Method = Literal["tarq", "gptq", "rtn"]
 MetricName = Literal["rarebal", "plain", "random", "common"]

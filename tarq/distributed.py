@@ -16,8 +16,8 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
-from .errors import TarqError
-from .method.statistics import SIDES, Moments
+from tarq.errors import TarqError
+from tarq.method.moments import SIDES, Moments
 
 T = TypeVar("T")
 

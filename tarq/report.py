@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .errors import CheckpointError
+from tarq.errors import CheckpointError
 
 if TYPE_CHECKING:
     import torch

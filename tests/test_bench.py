@@ -14,8 +14,8 @@ from tarq.kernels.scheme import Scheme
 from typer.testing import CliRunner
 
 from tarq.bench import bars, gram, group_quantize, measure, run, w4_linear
-from tarq.cli import app
 from tarq.report import Reporter
+from tarq.terminal.cli import app
 
 FIELDS = {
     "op",

@@ -19,7 +19,7 @@ import typer
 from rich.console import Console
 from text import unseen_words
 
-from tarq.method.rarity import is_rare
+from tarq.words.rarity import is_rare
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGED = ROOT / "tarq" / "testbed"
@@ -140,8 +140,8 @@ def score(
     """Score full precision and RTN, GPTQ, TARQ on the test set, by voices; figures to benchmarks/results."""
     from tarq import testbed
     from tarq.config import TarqConfig
-    from tarq.demo import demonstrate, scoring_dtype
-    from tarq.screen import ScreenReporter, show_evaluation
+    from tarq.terminal.demo import demonstrate, scoring_dtype
+    from tarq.terminal.screen import ScreenReporter, show_evaluation
 
     scored = testbed.test_set()
     sets = {f"{voices} voices": [u for u in scored if u.extra["voices"] == voices] for voices in ("seen", "unseen")}

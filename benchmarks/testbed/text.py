@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import wordfreq
 
-from tarq.method.rarity import is_rare, zipf
+from tarq.words.rarity import is_rare, zipf
 
 TEXT = Path(__file__).parent / "text"
 SEED = 2605

@@ -15,8 +15,8 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from tarq.data.audio import Encoded
+from tarq.data.corpora.layout import choose_part, is_there, read_text
 from tarq.data.intake import Intake
-from tarq.data.layout import choose_part, is_there, read_text
 from tarq.data.utterance import Utterance
 from tarq.errors import DataError
 

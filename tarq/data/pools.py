@@ -26,16 +26,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tarq.config import PoolKind, TarqConfig
-from tarq.data.corpora import first_usable, shuffled, usable
+from tarq.data.corpora.layout import read_text
+from tarq.data.corpora.registry import first_usable, shuffled, usable
 from tarq.data.intake import Intake
-from tarq.data.layout import read_text
 from tarq.data.manifest import strings
 from tarq.data.utterance import Utterance, language_of
 from tarq.errors import DataError
-from tarq.frequencies import Frequencies
-from tarq.method.rarity import rare_counts
-from tarq.normalize import Normalizer
 from tarq.report import FILE_NAME
+from tarq.words.frequencies import Frequencies
+from tarq.words.normalize import Normalizer
+from tarq.words.rarity import rare_counts
 
 
 class Rarity:
@@ -138,7 +138,7 @@ def draw_pool(
         count: how many, at least 1; fewer where fewer qualify, which the caller compares and reports.
         seed: of the random draws, and of the order among equals.
         rarity: which words are rare.
-        max_duration, require_text, intake: see ``tarq.data.corpora.first_usable``.
+        max_duration, require_text, intake: see ``tarq.data.corpora.registry.first_usable``.
 
     Raises:
         DataError: ``r-top`` of several corpora, ``r-cross`` of one, or what ``first_usable`` raises.

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..kernels.group_quantize import Quantized
-from ..kernels.scheme import Scheme
-from .metrics import Metric, rebalance
-from .residual import Half, inner, residual_target
-from .solvers import Solver
-from .statistics import Moments
+from tarq.kernels.group_quantize import Quantized
+from tarq.kernels.scheme import Scheme
+from tarq.method.metrics import Metric, rebalance
+from tarq.method.moments import Moments
+from tarq.method.residuals import Half, inner, residual_target
+from tarq.method.solvers import Solver
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def tail_aware_quantize(
         parts: moments of the shared input, n wide, over parts of the calibration set (two halves for
             ``residual="cross-fitted"``, otherwise as many as convenient).
         metric: puts both sides together.
-        residual: see :func:`tarq.method.residual.residual_target`.
+        residual: see :func:`tarq.method.residuals.residual_target`.
         solver: chooses the codes.
         scheme: the lattice.
         scale_dtype: dtype the scales are stored in.

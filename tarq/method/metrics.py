@@ -14,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from .statistics import SIDES, Moments
+from tarq.method.moments import SIDES, Moments
 
 _EPSILON = 1e-12
 

@@ -12,8 +12,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from ..kernels.group_quantize import Factor, Quantized, factorize, group_quantize_layers, round_to_nearest
-from ..kernels.scheme import Scheme
+from tarq.kernels.group_quantize import Factor, Quantized, factorize, group_quantize_layers, round_to_nearest
+from tarq.kernels.scheme import Scheme
 
 
 class Solver(Protocol):

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rapidfuzz.distance import Levenshtein
 
-from tarq.normalize import Normalizer
+from tarq.words.normalize import Normalizer
 
 Words = tuple[str, ...]
 

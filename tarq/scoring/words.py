@@ -1,7 +1,7 @@
 """Word scores: WER, rare-WER, B-WER, signs of hallucination, and which words a quantized model lost.
 
 ``jiwer`` aligns and counts, after one named normaliser on both sides. Everything is kept as integer counts
-per utterance, so that a rate is a ratio of sums and a bootstrap (``tarq.scoring.intervals``) is cheap.
+per utterance, so that a rate is a ratio of sums and a bootstrap (``tarq.scoring.bootstrap``) is cheap.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tarq.errors import DataError
-from tarq.frequencies import Frequencies
-from tarq.method.rarity import is_rare
-from tarq.normalize import Normalizer
+from tarq.words.frequencies import Frequencies
+from tarq.words.normalize import Normalizer
+from tarq.words.rarity import is_rare
 
 HIT, SUBSTITUTED, DELETED = 0, 1, 2
 

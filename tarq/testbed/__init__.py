@@ -10,9 +10,9 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
-from ..data.manifest import load_manifest
-from ..data.utterance import Utterance
-from ..errors import DataError
+from tarq.data.manifest import load_manifest
+from tarq.data.utterance import Utterance
+from tarq.errors import DataError
 
 #: Every packaged file with its SHA-256, in sha256sum's format.
 CHECKSUMS = "SHA256SUMS"

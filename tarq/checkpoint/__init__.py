@@ -1,0 +1,1 @@
+"""Checkpoints: compressed-tensors out and in, folders written whole or not at all."""

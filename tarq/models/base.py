@@ -1,0 +1,347 @@
+"""What the rest of tarq may ask of a speech model. One subclass a family; nothing else knows a family."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from tarq.errors import ModelError
+from tarq.linear import QuantLinear
+from tarq.models.types import Batch, Example, Features, Positions, Prompted, Stage
+
+
+class Recognizer(ABC):
+    """A speech model with the tokenizer and feature extractor it needs: one subclass a family.
+
+    Args:
+        model: the transformers model.
+        tokenizer: of the transcripts.
+        feature_extractor: from waveform to model input.
+        stored_dtype: dtype of the weights on disk, which scales are stored in and checkpoints saved in.
+        processor: what holds both, where the family's prompts are made by it.
+
+    Raises:
+        ModelError: a part does not fit the family.
+    """
+
+    #: ``config.model_type`` values this family serves, with the transformers class each is loaded as.
+    model_classes: ClassVar[Mapping[str, str]] = {}
+    #: Whether prompts come from the checkpoint's processor, which then must be there and is saved along.
+    needs_processor: ClassVar[bool] = False
+    #: Whether frames of audio are the only positions there are, and so carry the tags.
+    frames_only: ClassVar[bool] = False
+    #: Whether transcripts may be taught with times around them.
+    has_timestamps: ClassVar[bool] = False
+    #: Why layers outside the blocks stay in full precision: the end of a name to the reason.
+    reasons: ClassVar[Mapping[str, str]] = {}
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        feature_extractor: Any,
+        stored_dtype: torch.dtype,
+        processor: Any = None,
+    ) -> None:
+        self.model: Any = model
+        self.tokenizer = tokenizer
+        self.feature_extractor = feature_extractor
+        self.stored_dtype = stored_dtype
+        self.processor = processor
+        self.language = "en"
+
+    @classmethod  # noqa: B027 - most families need nothing
+    def check_installed(cls) -> None:
+        """See that what the family's processor needs is installed.
+
+        Raises:
+            ModelError: it is not; says what to install.
+        """
+
+    @classmethod  # noqa: B027 - most have one layout
+    def check_config(cls, config: Any, source: Any) -> None:
+        """See that a checkpoint is laid out as the family's transformers class reads it.
+
+        Raises:
+            ModelError: it is not.
+        """
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(p.dtype for p in self.model.parameters() if p.is_floating_point())
+
+    @property
+    def parts(self) -> list[Any]:
+        """What a checkpoint needs beside the model, each with ``save_pretrained(folder)``."""
+        return [self.tokenizer, self.feature_extractor] if self.processor is None else [self.processor]
+
+    @property
+    def spelling(self) -> dict[str, str] | None:
+        """British to American spellings, where the tokenizer brings them."""
+        return getattr(self.tokenizer, "english_spelling_normalizer", None) or None
+
+    @property
+    def sampling_rate(self) -> int:
+        """Samples per second the feature extractor expects."""
+        return int(self.feature_extractor.sampling_rate)
+
+    @property
+    def window(self) -> float:
+        """Seconds of audio the model takes at once: what its feature extractor makes a window of, or 30."""
+        samples = getattr(self.feature_extractor, "n_samples", None)
+        return samples / self.sampling_rate if samples else 30.0
+
+    @property
+    def pads(self) -> bool:
+        """Whether utterances of unlike length may share a batch.
+
+        False where a model normalises or attends over the padding too, as if it were heard: what it computes for
+        an utterance would then depend on its neighbours, so each goes alone.
+        """
+        return True
+
+    @property
+    @abstractmethod
+    def max_target_tokens(self) -> int:
+        """Longest sequence of tokens, prompt and end token included."""
+
+    @abstractmethod
+    def audio_inputs(self, waveform: np.ndarray) -> tuple[Features, int]:
+        """The model's audio arguments for one waveform, and the encoder positions within the audio."""
+
+    @abstractmethod
+    def prompt(self, text: str, *, frames: int = 0, timestamps: bool = False) -> Prompted:
+        """The token sequence that teacher-forces a transcript.
+
+        Args:
+            text: the transcript.
+            frames: encoder positions within the audio, for families that write its length into the sequence.
+            timestamps: with the times at which it begins and ends, for families that have them.
+        """
+
+    def tokens(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """Token ids of a text, and the [start, end) characters each covers.
+
+        Raises:
+            ModelError: the tokenizer gives no offsets, which tagging rare words needs.
+        """
+        if not getattr(self.tokenizer, "is_fast", False):
+            raise ModelError(
+                f"{type(self.tokenizer).__name__} gives no character offsets, which tagging rare words needs: "
+                "load a fast tokenizer (AutoTokenizer does where tokenizer.json exists)"
+            )
+        encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+        return list(encoded["input_ids"]), [tuple(span) for span in encoded["offset_mapping"]]
+
+    def check_language(self, *known: str) -> None:
+        """See that the model transcribes the language asked for.
+
+        Raises:
+            ModelError: it does not; names those it does.
+        """
+        if self.language not in known:
+            raise ModelError(f"this model has no language {self.language!r}; it knows {', '.join(sorted(known))}")
+
+    def check_tokenizer(self) -> None:
+        """See that the tokenizer is the model's.
+
+        Raises:
+            ModelError: it gives no offsets, or other tokens than the model has.
+        """
+        # For a folder without tokenizer files transformers makes up an empty tokenizer instead of failing.
+        ids, _ = self.tokens("speech SPEECH")
+        vocabulary = self.model.config.get_text_config(decoder=True).vocab_size
+        if not ids or max(ids) >= vocabulary:
+            raise ModelError(
+                f"the tokenizer does not fit the model ({len(self.tokenizer)} tokens, the model has {vocabulary}): "
+                "is tokenizer.json missing, or another model's? Pass tokenizer=… or add its files"
+            )
+
+    def unfit(self, example: Example) -> str:
+        """Why the model cannot be taught this example, or an empty string."""
+        count, limit = len(example.prompted.ids), self.max_target_tokens
+        return f"{count} tokens, the decoder takes {limit}" if count > limit else ""
+
+    def stack(self, features: Sequence[Features]) -> dict[str, Tensor]:
+        """Audio arguments of several utterances, of one shape here; families that pad do it here."""
+        return {name: torch.stack([f[name] for f in features]) for name in features[0]}
+
+    @abstractmethod
+    def collate(self, examples: Sequence[Example]) -> Batch:
+        """Stack examples, on the CPU: several models on different devices may read one batch."""
+
+    def frame_tags(self, batch: Batch) -> dict[str, Tensor]:
+        """Where the model hears rare words: stage name to [B, T] bool, rows of audio within one.
+
+        Raises:
+            ModelError: the family has no way to tell.
+        """
+        raise ModelError(
+            f"{type(self.model).__name__} has nothing that places words on frames: use --frame-tags none or auto"
+        )
+
+    @abstractmethod
+    def stages(self) -> list[Stage]:
+        """The model's blocks in order of execution."""
+
+    @abstractmethod
+    def encode(self, features: Features) -> Any:
+        """What the decoder listens to, of stacked features: made once, it serves ``logits`` and ``decode``."""
+
+    @abstractmethod
+    def logits(self, batch: Batch, audio: Any = None) -> Tensor:
+        """Teacher-forced logits at the positions of the batch's targets.
+
+        Args:
+            batch: what is said.
+            audio: the batch's encoded features, where the caller has them.
+
+        Returns:
+            [B, T, vocabulary], on the model's device.
+        """
+
+    @abstractmethod
+    def decode(self, audio: Any) -> list[str]:
+        """Greedy transcripts of encoded features."""
+
+    def decode_forced(self, batch: Batch, audio: Any, logits: Tensor) -> list[str]:
+        """:meth:`decode` of a batch that was teacher-forced: the same transcripts, for less where a family can.
+
+        Args:
+            batch: what is said.
+            audio: the batch's encoded features.
+            logits: what :meth:`logits` gave.
+        """
+        return self.decode(audio)
+
+    def transcribe(self, waveforms: Sequence[np.ndarray]) -> list[str]:
+        """Greedy transcripts of waveforms no longer than the window."""
+        features = [self.audio_inputs(w)[0] for w in waveforms]
+        batches = [features] if self.pads else [[each] for each in features]
+        return [text for batch in batches for text in self.decode(self.encode(self.stack(batch)))]
+
+    @contextmanager
+    def speaking(self, language: str) -> Iterator[None]:
+        """Prompts and transcripts in another language for a while."""
+        before, self.language = self.language, language
+        try:
+            yield
+        finally:
+            self.language = before
+
+    def on_device(self, features: Features) -> dict[str, Tensor]:
+        """Arguments where the model is, in its dtype where they are real numbers."""
+        return {
+            name: value.to(self.device, self.dtype if value.is_floating_point() else value.dtype)
+            for name, value in features.items()
+        }
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether any layer is packed."""
+        return any(isinstance(module, QuantLinear) for module in self.model.modules())
+
+    def linear_bytes(self) -> int:
+        """Bytes of the blocks' Linear weights: packed ones as they are, others in the dtype on disk."""
+        modules = [m for stage in self.stages() for _, block in stage.blocks for m in block.modules()]
+        packed = sum(m.packed_bytes() for m in modules if isinstance(m, QuantLinear))
+        plain = sum(m.weight.numel() for m in modules if isinstance(m, nn.Linear))
+        return packed + plain * self.stored_dtype.itemsize
+
+    def left_out(self) -> dict[str, str]:
+        """Matrices that stay in full precision, with the reason: Linears outside the blocks, pointwise convolutions."""
+        inside = {f"{name}.{inner}" for s in self.stages() for name, b in s.blocks for inner, _ in b.named_modules()}
+        inside |= {name for s in self.stages() for name, _ in s.blocks}
+        left = {}
+        for name, module in self.model.named_modules():
+            if isinstance(module, nn.Conv1d | nn.Conv2d) and set(module.kernel_size) == {1} and module.groups == 1:
+                left[name] = self._reason(
+                    name, "a pointwise convolution: the checkpoint format packs Linear layers only"
+                )
+            elif isinstance(module, nn.Linear) and name not in inside:
+                left[name] = self._reason(name, "outside the transformer blocks")
+        return left
+
+    def _reason(self, name: str, otherwise: str) -> str:
+        return next((reason for end, reason in self.reasons.items() if name.endswith(end)), otherwise)
+
+
+def framed(
+    before: Sequence[int], ids: Sequence[int], spans: Sequence[tuple[int, int]], after: Sequence[int]
+) -> Prompted:
+    """A transcript's tokens between those of its prompt and its end, which stand for no characters."""
+    return Prompted(
+        ids=(*before, *ids, *after),
+        offsets=(*[(0, 0)] * len(before), *spans, *[(0, 0)] * len(after)),
+        is_text=(*[False] * len(before), *[True] * len(ids), *[False] * len(after)),
+    )
+
+
+def forced_tokens(examples: Sequence[Example], pad: int) -> tuple[Tensor, Tensor, Tensor, Positions]:
+    """Decoder sequences of examples side by side, padded on the right.
+
+    Returns:
+        input tokens [B, T]; next tokens [B, T] with −100 on prompt and padding; whether they belong to a rare
+        word; what the rows are.
+    """
+
+    def padded(rows: Sequence[Tensor], value: int = 0) -> Tensor:
+        return pad_sequence(list(rows), batch_first=True, padding_value=value)
+
+    ids = [torch.tensor(e.prompted.ids) for e in examples]
+    said = [torch.tensor(e.prompted.is_text)[1:] for e in examples]
+    for flags in said:
+        flags[-1] = True  # the end token is the model's to predict; the prompt is not
+    exists = padded([torch.ones(len(i) - 1, dtype=torch.bool) for i in ids])
+    none = torch.zeros_like(exists)
+    return (
+        padded([i[:-1] for i in ids], pad),
+        padded([i[1:].masked_fill(~s, -100) for i, s in zip(ids, said, strict=True)], -100),
+        padded([e.rare[1:] for e in examples]),
+        Positions(tail=padded([e.tail for e in examples]), exists=exists, padding=none, audio=none),
+    )
+
+
+def require(model: Any, *paths: str, wanted: str) -> None:
+    """Check that a model has the parts an adapter reaches for.
+
+    Raises:
+        ModelError: one is missing; names it and the class that has it.
+    """
+    for path in paths:
+        part = model
+        for name in path.split("."):
+            part = getattr(part, name, None)
+        if part is None:
+            raise ModelError(f"{type(model).__name__} has no {path}: a {wanted} is needed")
+
+
+def lengthened(waveform: np.ndarray, samples: int) -> np.ndarray:
+    """A waveform with silence at its end where it is too short for a model's convolutions."""
+    return np.pad(waveform, (0, max(samples - len(waveform), 0)))
+
+
+def convolved(length: int, convolutions: Sequence[nn.Conv1d]) -> int:
+    """Rows that a sequence of unpadded convolutions leaves of so many."""
+    for conv in convolutions:
+        length = (length - conv.kernel_size[0]) // conv.stride[0] + 1
+    return length
+
+
+def receptive_field(convolutions: Sequence[nn.Conv1d]) -> int:
+    """The shortest input that a sequence of unpadded convolutions makes a row of."""
+    length = 1
+    for conv in reversed(convolutions):
+        length = (length - 1) * conv.stride[0] + conv.kernel_size[0]
+    return length

@@ -1,0 +1,241 @@
+"""CTC models: wav2vec 2.0, HuBERT (``…ForCTC``) and Parakeet-CTC. Frames are all there is, and they carry the tags."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import groupby, pairwise
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from tarq.errors import ModelError
+from tarq.models.base import Recognizer, lengthened, require
+from tarq.models.types import Batch, Example, Features, Positions, Prompted, Stage
+
+#: Where each model keeps its encoder.
+ENCODERS = {"wav2vec2": "wav2vec2.encoder", "hubert": "hubert.encoder", "parakeet_ctc": "encoder"}
+
+#: Silence is added to anything shorter (seconds), so that every stem makes a frame of it.
+SHORTEST = 0.2
+
+
+class CTCRecognizer(Recognizer):
+    """An encoder whose every frame predicts a token or a blank.
+
+    A transcript is placed on the frames by the model itself: the likeliest path through its own log-probabilities
+    that spells the transcript (Viterbi, Graves 2006). A frame is rare where that path is within a rare word, and
+    its target is the path's token, blanks included, so damage can be measured frame by frame.
+
+    Batches: wav2vec 2.0 and HuBERT models with ``feat_extract_norm = "group"`` normalise over time without a mask,
+    and were trained without one, so utterances of unlike length never share a batch. The others are padded and masked.
+    """
+
+    model_classes: ClassVar = {
+        "wav2vec2": "Wav2Vec2ForCTC",
+        "hubert": "HubertForCTC",
+        "parakeet_ctc": "ParakeetForCTC",
+    }
+    frames_only = True
+    reasons: ClassVar = {
+        "lm_head": "the output head",
+        "ctc_head": "the output head, a pointwise convolution: the checkpoint format packs Linear layers only",
+        "feature_projection.projection": "the stem: it reads convolution features, before the first block",
+        "subsampling.linear": "the stem: it reads convolution features, before the first block",
+    }
+
+    def __init__(self, model: nn.Module, *parts: Any) -> None:
+        super().__init__(model, *parts)
+        config = self.model.config
+        self.path = ENCODERS[config.model_type]
+        require(self.model, f"{self.path}.layers", wanted=self.model_classes[config.model_type])
+        if getattr(config, "add_adapter", False):
+            raise ModelError(
+                "wav2vec2 with a convolutional adapter (add_adapter) is not supported: its frames are merged"
+            )
+        self.encoder = self.model.get_submodule(self.path)
+        self.blank = config.pad_token_id
+
+    @property
+    def pads(self) -> bool:
+        return getattr(self.model.config, "feat_extract_norm", "layer") == "layer"
+
+    @property
+    def max_target_tokens(self) -> int:
+        return 1 << 30  # bounded by the frames instead, see unfit()
+
+    def audio_inputs(self, waveform: np.ndarray) -> tuple[Features, int]:
+        waveform = lengthened(waveform, round(SHORTEST * self.sampling_rate))
+        options = {"return_attention_mask": True} if self.pads else {}
+        inputs = self.feature_extractor(waveform, sampling_rate=self.sampling_rate, return_tensors="pt", **options)
+        names = [self.model.main_input_name, *(["attention_mask"] if self.pads else [])]
+        features = {name: inputs[name][0] for name in names}
+        return features, int(self._frames(self.stack([features]))[0])
+
+    def _frames(self, features: Features) -> Tensor:
+        """Encoder rows within the audio of each utterance of a batch."""
+        values = features[self.model.main_input_name]
+        mask = features.get("attention_mask")
+        lengths = torch.full((len(values),), values.shape[1]) if mask is None else mask.sum(1)
+        of_input = getattr(self.model, "_get_feat_extract_output_lengths", None)
+        of_input = of_input or self.model._get_subsampling_output_length
+        return of_input(lengths).long()
+
+    def stack(self, features: Sequence[Features]) -> dict[str, Tensor]:
+        if not self.pads:
+            return super().stack(features)
+        return {name: pad_sequence([f[name] for f in features], batch_first=True) for name in features[0]}
+
+    def tokens(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        if getattr(self.tokenizer, "is_fast", False):
+            return super().tokens(text)
+        vocabulary = getattr(self.tokenizer, "encoder", None)
+        delimiter = getattr(self.tokenizer, "word_delimiter_token", None)
+        if not isinstance(vocabulary, dict) or delimiter not in vocabulary:
+            raise ModelError(
+                f"{type(self.tokenizer).__name__} is neither a fast tokenizer nor one of characters with a word "
+                "delimiter: only those give the character offsets that tagging rare words needs"
+            )
+        ids: list[int] = []
+        spans: list[tuple[int, int]] = []
+        for place, character in enumerate(text):
+            pieces = character.upper() if getattr(self.tokenizer, "do_lower_case", False) else character
+            for piece in pieces:
+                token = vocabulary.get(delimiter if piece.isspace() else piece)
+                if token is None or (token == vocabulary[delimiter] and (not ids or ids[-1] == token)):
+                    continue  # what the model has no character for it never writes; nor two delimiters on end
+                ids.append(token)
+                spans.append((place, place + 1))
+        if ids and ids[-1] == vocabulary[delimiter]:
+            ids, spans = ids[:-1], spans[:-1]
+        return ids, spans
+
+    def prompt(self, text: str, *, frames: int = 0, timestamps: bool = False) -> Prompted:
+        ids, spans = self.tokens(text)
+        return Prompted(tuple(ids), tuple(spans), (True,) * len(ids))
+
+    def unfit(self, example: Example) -> str:
+        ids = example.prompted.ids
+        if not ids:
+            return "the model has a character for nothing in its transcript"
+        needed = len(ids) + sum(a == b for a, b in pairwise(ids))
+        return (
+            f"{needed} frames are needed for its transcript, it has {example.frames}" if needed > example.frames else ""
+        )
+
+    def collate(self, examples: Sequence[Example]) -> Batch:
+        features = self.stack([e.features for e in examples])
+        with torch.no_grad():
+            scores, _ = self.encode(features)
+        rows = scores.shape[1]
+        targets = torch.full((len(examples), rows), -100)
+        rare = torch.zeros(len(examples), rows, dtype=torch.bool)
+        for i, example in enumerate(examples):
+            heard = scores[i, : example.frames].float().log_softmax(-1).cpu().numpy()
+            tokens, owners = forced_path(heard, example.prompted.ids, self.blank)
+            targets[i, : example.frames] = torch.from_numpy(tokens)
+            rare[i, : example.frames] = within_rare(owners, example.rare)
+        frames = [e.frames for e in examples]
+        positions = {"encoder": Positions.of_frames(frames, rows)}
+        if self.model.config.model_type == "parakeet_ctc":
+            positions["distances"] = distances(frames, rows)
+        return Batch(
+            ids=tuple(e.id for e in examples),
+            features=features,
+            input_ids=pad_sequence(
+                [torch.tensor(e.prompted.ids) for e in examples], batch_first=True, padding_value=self.blank
+            ),
+            targets=targets,
+            rare_target=rare,
+            positions=positions,
+        )
+
+    def frame_tags(self, batch: Batch) -> dict[str, Tensor]:
+        return {"encoder": batch.rare_target}
+
+    def stages(self) -> list[Stage]:
+        norm = getattr(self.encoder, "layer_norm", None)
+        after = (
+            norm if getattr(self.model.config, "do_stable_layer_norm", False) and norm is not None else nn.Identity()
+        )
+        return [
+            Stage(
+                "encoder",
+                [(f"{self.path}.layers.{i}", layer) for i, layer in enumerate(self.encoder.layers)],
+                start=lambda batch, _: self.model(**self.on_device(batch.features)),
+                finish=after,
+                reads="distances" if self.model.config.model_type == "parakeet_ctc" else None,
+            )
+        ]
+
+    def encode(self, features: Features) -> tuple[Tensor, Tensor]:
+        """Scores [B, T, vocabulary], and how many rows of each utterance are within the audio [B]."""
+        return self.model(**self.on_device(features)).logits, self._frames(features)
+
+    def logits(self, batch: Batch, audio: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        return (self.encode(batch.features) if audio is None else audio)[0]
+
+    def decode(self, audio: tuple[Tensor, Tensor]) -> list[str]:
+        scores, frames = audio
+        texts = []
+        for row, count in zip(scores.argmax(-1).tolist(), frames.tolist(), strict=True):
+            ids = [token for token, _ in groupby(row[:count]) if token != self.blank]
+            texts.append(self.tokenizer.decode(ids, group_tokens=False, skip_special_tokens=True).strip())
+        return texts
+
+
+def forced_path(
+    scores: NDArray[np.float32], ids: Sequence[int], blank: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The likeliest CTC path that spells a token sequence.
+
+    Args:
+        scores: [T, vocabulary] log-probabilities.
+        ids: S ≥ 1 tokens; T is at least S plus the number of equal neighbours.
+        blank: the blank's id.
+
+    Returns:
+        [T] the token each frame emits, blank or of ``ids``; [T] where it stands between blanks and tokens: 2k + 1
+        on token k, 2k on the blanks before it, 2S on those after the last.
+    """
+    labels = np.full(2 * len(ids) + 1, blank, dtype=np.int64)
+    labels[1::2] = ids
+    # a blank between two tokens may be skipped unless they are equal
+    skips = np.zeros(len(labels), dtype=bool)
+    skips[3::2] = labels[3::2] != labels[1:-2:2]
+    emitted = scores[:, labels]
+    best = np.full(len(labels), -np.inf, dtype=np.float64)
+    best[:2] = emitted[0, :2]
+    came = np.zeros(emitted.shape, dtype=np.int8)  # by how many labels each step advances
+    for t in range(1, len(emitted)):
+        stay, step, skip = best, np.full_like(best, -np.inf), np.full_like(best, -np.inf)
+        step[1:] = best[:-1]
+        skip[2:] = np.where(skips[2:], best[:-2], -np.inf)
+        options = np.stack([stay, step, skip])
+        came[t] = options.argmax(0)
+        best = options.max(0) + emitted[t]
+    place = len(labels) - (2 if best[-2] > best[-1] else 1)
+    places = np.empty(len(emitted), dtype=np.int64)
+    for t in range(len(emitted) - 1, -1, -1):
+        places[t] = place
+        place -= came[t, place]
+    return labels[places], places
+
+
+def within_rare(places: NDArray[np.int64], rare: Tensor) -> Tensor:
+    """Which frames of a path (:func:`forced_path`) are within a rare word: on its tokens, or between two of them."""
+    left = np.clip((places - 1) // 2, 0, len(rare) - 1)
+    right = np.clip(places // 2, 0, len(rare) - 1)
+    outside = (places == 0) | (places == 2 * len(rare))
+    return rare[left] & rare[right] & ~torch.from_numpy(outside)
+
+
+def distances(frames: Sequence[int], rows: int) -> Positions:
+    """The rows of relative position embeddings: distances T − 1 … 1 − T, of which an utterance has those it spans."""
+    far = torch.arange(rows - 1, -rows, -1).abs()
+    exists = far[None, :] < torch.tensor(list(frames))[:, None]
+    none = torch.zeros_like(exists)
+    return Positions(tail=none, exists=exists, padding=none, audio=none)

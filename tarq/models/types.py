@@ -1,0 +1,134 @@
+"""What passes between an utterance, a model and the walk: prompts, examples, batches, what their rows are, stages."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+#: The model's audio arguments by name: of one utterance without, of a batch with a batch dimension.
+Features = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Prompted:
+    """A transcript as the model is taught it: prompt, text tokens, end token (for CTC the text tokens alone).
+
+    Attributes:
+        ids: S token ids.
+        offsets: character span of each token in the transcript; (0, 0) for prompt and special tokens.
+        is_text: S flags, False for prompt and special tokens.
+    """
+
+    ids: tuple[int, ...]
+    offsets: tuple[tuple[int, int], ...]
+    is_text: tuple[bool, ...]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One utterance made ready for teacher forcing.
+
+    Attributes:
+        id: the utterance's.
+        features: the model's audio arguments, without a batch dimension.
+        frames: encoder positions that lie within the audio.
+        prompted: the transcript's tokens.
+        rare: [S] bool, tokens that belong to a rare word.
+        tail: [S − 1] bool, decoder input positions tagged as rare.
+    """
+
+    id: str
+    features: Features
+    frames: int
+    prompted: Prompted
+    rare: Tensor
+    tail: Tensor
+
+
+@dataclass(frozen=True)
+class Positions:
+    """What each row of a stage's hidden states is; every field is [B, T].
+
+    Attributes:
+        tail: tagged as rare.
+        exists: False on rows that only make a batch rectangular.
+        padding: beyond the end of the audio: such rows exist at inference too.
+        audio: frames of audio; the others are tokens. A stage may have both.
+        packed: the hidden states hold only the rows that exist, one after another, without a batch dimension.
+    """
+
+    tail: Tensor
+    exists: Tensor
+    padding: Tensor
+    audio: Tensor
+    packed: bool = False
+
+    @classmethod
+    def of_frames(cls, frames: Sequence[int], rows: int, *, windows: bool = False, packed: bool = False) -> Positions:
+        """Encoder rows, none of them tagged.
+
+        Args:
+            frames: B counts of rows within the audio.
+            rows: T.
+            windows: the model takes windows of one length, so that the rows beyond the audio exist as padding.
+            packed: see the class.
+        """
+        heard = torch.arange(rows)[None, :] < torch.tensor(list(frames))[:, None]
+        every = torch.ones_like(heard)
+        return cls(
+            tail=~every,
+            exists=every if windows else heard,
+            padding=~heard if windows else ~every,
+            audio=every,
+            packed=packed,
+        )
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Examples stacked.
+
+    Attributes:
+        ids: B utterance ids.
+        features: the model's audio arguments, stacked.
+        input_ids: [B, T] decoder input tokens; for CTC, [B, S] the transcripts' tokens.
+        targets: [B, T] the token each row of :meth:`Recognizer.logits` is to predict, −100 where there is none
+            or it belongs to the prompt.
+        rare_target: [B, T] bool, the target belongs to a rare word.
+        positions: name to what rows are: of each stage, and of whatever else Linears read.
+        scored: [B, T] columns of ``input_ids`` that ``logits`` gives rows for, where it gives only some.
+    """
+
+    ids: tuple[str, ...]
+    features: Features
+    input_ids: Tensor
+    targets: Tensor
+    rare_target: Tensor
+    positions: dict[str, Positions] = field(default_factory=dict)
+    scored: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A run of blocks with the same kind of positions: an encoder, a decoder.
+
+    Attributes:
+        name: key of :attr:`Batch.positions`.
+        blocks: qualified name and module of each block, in order of execution. A block maps hidden states
+            (its first positional argument) to hidden states (its output, or the output's first element).
+        start: runs the model on a batch up to and into the first block, given what the stage before it
+            handed over (None for the first stage).
+        finish: from the last block's hidden states to what the next stage reads.
+        reads: key of :attr:`Batch.positions` for the further tensor that the blocks' Linears read: the encoder's
+            output (cross-attention), relative positions; None where there is none.
+    """
+
+    name: str
+    blocks: Sequence[tuple[str, nn.Module]]
+    start: Callable[[Batch, Any], Any]
+    finish: Callable[[Tensor], Tensor]
+    reads: str | None = None

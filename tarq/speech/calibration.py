@@ -1,0 +1,298 @@
+"""From utterances to teacher-forced examples: transcripts, tokens, tags, batches."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tarq import distributed
+from tarq.config import TarqConfig
+from tarq.data.intake import Intake
+from tarq.data.pools import Rarity, draw_pool, given_pool
+from tarq.data.utterance import Utterance, language_of
+from tarq.errors import CalibrationError, ModelError
+from tarq.models.base import Recognizer
+from tarq.models.types import Batch, Example
+from tarq.report import Reporter
+from tarq.words.frequencies import described
+from tarq.words.rarity import position_tags, rare_spans, tag_tokens
+
+
+@dataclass
+class Examples:
+    """Teacher-forced examples and how they came about.
+
+    Attributes:
+        examples: in the order of the utterances they were made from.
+        utterances: those utterances.
+        style: how transcripts were fed to the tokenizer (:func:`transcript_styles`); two kinds as ``a / b``.
+        self_transcribed: how many transcripts the model made itself.
+        notes: whatever was left out or changed, with the reason.
+    """
+
+    examples: list[Example] = field(default_factory=list)
+    utterances: list[Utterance] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    style: str = "as written"
+    self_transcribed: int = 0
+    notes: list[str] = field(default_factory=list)
+
+
+def calibration_set(
+    recognizer: Recognizer,
+    speech: Sequence[Utterance] | Mapping[str, Sequence[Utterance]],
+    config: TarqConfig,
+    reporter: Reporter,
+    intake: Intake | None = None,
+) -> tuple[list[Batch], dict[str, Any], list[str]]:
+    """Draw a pool and make it into batches.
+
+    Args:
+        speech: utterances, or label to those of each of several corpora.
+        intake: has counted what was left out while they were loaded; goes on counting.
+
+    Returns:
+        Batches; the report's ``calibration`` entry; notes on whatever was left out.
+
+    Raises:
+        CalibrationError: nothing usable is left.
+        DataError: too much audio cannot be read.
+    """
+    intake = Intake(config.max_bad) if intake is None else intake
+    corpora = speech if isinstance(speech, Mapping) else {"speech": speech}
+    notes = []
+    usable = {
+        label: [u for u in utterances if _transcribed_by_model(u, config) or (u.text or "").strip()]
+        for label, utterances in corpora.items()
+    }
+    silent = sum(map(len, corpora.values())) - sum(map(len, usable.values()))
+    if silent:
+        notes.append(f"{silent} utterances with an empty transcript left out")
+    if not any(usable.values()):
+        raise CalibrationError("no calibration utterance has a transcript; use --transcripts self")
+    rarity = Rarity(config, recognizer.spelling)
+    reporter.phase("drawing the pool")
+    # Its length is asked of the file where the corpus does not say, so nothing longer than the window gets in.
+    fitting: dict[str, Any] = {"max_duration": recognizer.window, "require_text": False, "intake": intake}
+    if config.ids is None:
+        pool, asked = draw_pool(usable, config.pool, config.samples, config.seed, rarity, **fitting), config.samples
+    else:
+        pool = given_pool(usable, Path(config.ids), rarity, **fitting)
+        asked = pool.candidates
+    notes += intake.notes()
+    chosen = pool.utterances
+    if len(chosen) < asked:
+        notes.append(f"{len(chosen)} calibration utterances of at most {recognizer.window:g} s, {asked} asked")
+    made = make_examples(recognizer, chosen, config, reporter)
+    if not made.examples:
+        raise CalibrationError(f"no calibration utterance is usable: {'; '.join(made.notes)}")
+    batches = list(batched(recognizer, made.examples, config.batch_size))
+    with torch.no_grad():
+        tags = distributed.gathered([frame_tags(recognizer, batch, config) for batch in distributed.dealt(batches)])
+    batches = [with_tags(batch, rows) for batch, rows in zip(batches, tags, strict=True)]
+    frequencies = described(config.frequencies(), config.tail_threshold)
+    if "note" in frequencies:
+        notes.append(frequencies["note"])
+    languages = [language_of(u, config.language) for u in made.utterances]
+    counts = [rarity.counts(text, language) for text, language in zip(made.texts, languages, strict=True)]
+    words, rare = (sum(numbers) for numbers in zip(*counts, strict=True))
+    summary = {
+        "ids": [u.id for u in made.utterances],
+        "origins": [u.origin for u in made.utterances],
+        "utterances": len(made.examples),
+        "seconds": round(sum(u.seconds() for u in made.utterances), 2),
+        "normalizer": config.text_normalizer(recognizer.spelling).name,
+        "transcript_style": made.style,
+        "self_transcribed": made.self_transcribed,
+        "languages": dict(Counter(languages)),
+        "rare_word_share": rare / words if words else 0.0,
+        "word_frequencies": frequencies,
+        "pool": pool.summary(),
+        "positions": count_positions(batches),
+        **intake.to_dict(),
+    }
+    return batches, summary, notes + made.notes
+
+
+def make_examples(
+    recognizer: Recognizer, utterances: Sequence[Utterance], config: TarqConfig, reporter: Reporter
+) -> Examples:
+    """Features, forced tokens and tags of utterances; those that do not fit are left out with a note.
+
+    Raises:
+        DataError: audio cannot be read.
+        ModelError: timestamps or a language are asked of a model that has none.
+    """
+    made = Examples()
+    own = [_transcribed_by_model(u, config) for u in utterances]
+    made.self_transcribed = sum(own)
+    # The model's own transcripts are in its own style already.
+    styles = transcript_styles(recognizer, [u.text or "" for u, mine in zip(utterances, own, strict=True) if not mine])
+    made.style = " / ".join(dict.fromkeys(styles.values())) or "as written"
+    if config.timestamps != "without" and not recognizer.has_timestamps:
+        raise ModelError(f"{type(recognizer.model).__name__} has no timestamps: leave --timestamps out")
+    starts = range(0, len(utterances), config.batch_size)
+    pieces = [utterances[start : start + config.batch_size] for start in starts]
+    if any(own):
+        reporter.phase("transcribing", len(distributed.dealt(pieces)))
+    heard = distributed.gathered([_texts(recognizer, p, config, reporter) for p in distributed.dealt(pieces)])
+    reporter.phase("reading audio", len(utterances))
+    for some, texts in zip(pieces, heard, strict=True):
+        waveforms = [u.waveform(recognizer.sampling_rate) for u in some]
+        for utterance, waveform, text in zip(some, waveforms, texts, strict=True):
+            if not _transcribed_by_model(utterance, config):
+                text = in_style(text, styles)
+            if reason := _unusable(recognizer, waveform, text):
+                made.notes.append(f"{utterance.id}: {reason}, left out")
+                continue
+            times = config.timestamps == "with" or (config.timestamps == "alternate" and len(made.examples) % 2 == 1)
+            spoken = replace(config, language=language_of(utterance, config.language))
+            example = make_example(recognizer, utterance.id, waveform, text, spoken, timestamps=times)
+            if reason := recognizer.unfit(example):
+                made.notes.append(f"{utterance.id}: {reason}, left out")
+                continue
+            made.examples.append(example)
+            made.utterances.append(utterance)
+            made.texts.append(text)
+        reporter.advance(len(some))
+    return made
+
+
+def _transcribed_by_model(utterance: Utterance, config: TarqConfig) -> bool:
+    return config.transcripts == "self" or utterance.text is None
+
+
+def _texts(
+    recognizer: Recognizer, utterances: Sequence[Utterance], config: TarqConfig, reporter: Reporter
+) -> list[str]:
+    """Reference transcripts, or the model's own where there is none or all are to be its own."""
+    texts = [u.text or "" for u in utterances]
+    mine = [i for i, u in enumerate(utterances) if _transcribed_by_model(u, config)]
+    for language in sorted({language_of(utterances[i], config.language) for i in mine}):
+        these = [i for i in mine if language_of(utterances[i], config.language) == language]
+        waveforms = [utterances[i].waveform(recognizer.sampling_rate) for i in these]
+        with recognizer.speaking(language):
+            for i, text in zip(these, recognizer.transcribe(waveforms), strict=True):
+                texts[i] = text
+    reporter.advance()
+    return texts
+
+
+def _unusable(recognizer: Recognizer, waveform: Any, text: str) -> str:
+    if not text.strip():
+        return "nothing was recognized"
+    if len(waveform) > recognizer.window * recognizer.sampling_rate:
+        return f"longer than the {recognizer.window:g} s window"
+    return ""
+
+
+def make_example(
+    recognizer: Recognizer, name: str, waveform: Any, text: str, config: TarqConfig, *, timestamps: bool = False
+) -> Example:
+    """One utterance with its transcript, in the configuration's language: features, tokens, tags."""
+    features, frames = recognizer.audio_inputs(waveform)
+    with recognizer.speaking(config.language):
+        prompted = recognizer.prompt(text, frames=frames, timestamps=timestamps)
+    normalizer = config.text_normalizer(recognizer.spelling)
+    spans = rare_spans(text, normalizer, config.tail_threshold, config.frequencies())
+    tags = zip(tag_tokens(prompted.offsets, spans), prompted.is_text, strict=True)
+    rare = torch.tensor([tag and is_text for tag, is_text in tags], dtype=torch.bool)
+    return Example(
+        id=name,
+        features=features,
+        frames=frames,
+        prompted=prompted,
+        rare=rare,
+        tail=position_tags(rare, config.tail_positions) if len(rare) else rare,
+    )
+
+
+def frame_tags(recognizer: Recognizer, batch: Batch, config: TarqConfig) -> dict[str, torch.Tensor]:
+    """The frames in which the model hears rare words, by stage; nothing where the configuration wants no such tags.
+
+    Raises:
+        ModelError: the family cannot place words on frames.
+    """
+    if config.frame_tags == "none" or (config.frame_tags == "auto" and not recognizer.frames_only):
+        return {}
+    return recognizer.frame_tags(batch)
+
+
+def with_tags(batch: Batch, tags: Mapping[str, torch.Tensor]) -> Batch:
+    """The batch with rows of its stages tagged beside those that are."""
+    tagged = {
+        stage: replace(batch.positions[stage], tail=batch.positions[stage].tail | rows) for stage, rows in tags.items()
+    }
+    return replace(batch, positions=batch.positions | tagged)
+
+
+def count_positions(batches: Sequence[Batch]) -> dict[str, dict[str, int]]:
+    """Stage to how many of its rows are heard audio, tokens, in the tail, and padding beyond the audio."""
+    counts: dict[str, dict[str, int]] = {}
+    for batch in batches:
+        for stage, rows in batch.positions.items():
+            heard = rows.exists & ~rows.padding
+            kinds = {
+                "audio": heard & rows.audio,
+                "tokens": heard & ~rows.audio,
+                "tail": heard & rows.tail,
+                "padding": rows.exists & rows.padding,
+            }
+            total = counts.setdefault(stage, dict.fromkeys(kinds, 0))
+            for kind, which in kinds.items():
+                total[kind] += int(which.sum())
+    return counts
+
+
+def batched(recognizer: Recognizer, examples: Sequence[Example], size: int) -> Iterator[Batch]:
+    """Examples of similar length together, so that little is padded, or each alone; deterministic."""
+    size = size if recognizer.pads else 1
+    ordered = sorted(examples, key=lambda e: (len(e.prompted.ids), e.id))
+    for start in range(0, len(ordered), size):
+        yield recognizer.collate(ordered[start : start + size])
+
+
+def transcript_styles(recognizer: Recognizer, texts: Sequence[str]) -> dict[bool, str]:
+    """How transcripts in capitals (True) and others (False) should be fed to the tokenizer, of the kinds there are:
+    ``as written``, ``lower case`` or ``upper case``.
+
+    Transcripts in capitals throughout (LibriSpeech) are nothing most recognizers would ever write, and a
+    tokenizer that knows one case only drops or masks the other: the case of which most survives is taken. A pool of
+    several corpora can have both kinds. A word or two in capitals among other transcripts is an abbreviation.
+    """
+    kinds: dict[bool, list[str]] = {True: [], False: []}
+    for text in texts:
+        if any(c.isalpha() for c in text):
+            kinds[text.isupper()].append(text)
+    if len(kinds[True]) < len(kinds[False]) and all(len(t.split()) < 3 for t in kinds[True]):
+        kinds[True] = []
+
+    def best(sample: Sequence[str], styles: Sequence[str]) -> str:
+        return max(styles, key=lambda style: _survivors(recognizer, [_cased(text, style) for text in sample]))
+
+    orders = {True: ("lower case", "upper case"), False: ("as written", "lower case", "upper case")}
+    return {capitals: best(sample[:64], orders[capitals]) for capitals, sample in kinds.items() if sample}
+
+
+def in_style(text: str, styles: Mapping[bool, str]) -> str:
+    """A transcript in the case the tokenizer knows, by :func:`transcript_styles`."""
+    return _cased(text, styles.get(text.isupper(), styles.get(False, "as written")))
+
+
+def _cased(text: str, style: str) -> str:
+    return {"lower case": text.lower(), "upper case": text.upper()}.get(style, text)
+
+
+def _survivors(recognizer: Recognizer, texts: Sequence[str]) -> int:
+    """Characters that the tokenizer has tokens for."""
+    unknown = getattr(recognizer.tokenizer, "unk_token_id", None)
+    count = 0
+    for text in texts:
+        kept = {c for i, span in zip(*recognizer.tokens(text), strict=True) if i != unknown for c in range(*span)}
+        count += sum(not text[c].isspace() for c in kept)
+    return count

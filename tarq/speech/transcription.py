@@ -1,0 +1,65 @@
+"""Transcribing audio of any length: windows cut where it is quiet, decoded in batches, joined again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from tarq import distributed
+from tarq.models.base import Recognizer
+from tarq.report import Reporter
+
+#: The last part of a window (seconds) in which the quietest place to cut is looked for.
+SEARCH = 5.0
+#: Stretch of audio (seconds) whose loudness decides how quiet a place is.
+FRAME = 0.02
+
+
+def windows(waveform: NDArray[np.float32], size: int, sampling_rate: int) -> list[NDArray[np.float32]]:
+    """Cut a waveform into pieces of at most ``size`` samples, each cut at the quietest moment near its end.
+
+    Args:
+        waveform: [samples].
+        size: largest piece, in samples.
+        sampling_rate: samples per second.
+    """
+    pieces = []
+    frame = max(1, round(FRAME * sampling_rate))
+    while len(waveform) > size:
+        first = max(size - round(SEARCH * sampling_rate), size // 2)
+        tail = waveform[first:size]
+        tail = tail[: len(tail) // frame * frame].reshape(-1, frame)
+        quietest = int(np.square(tail).sum(axis=1).argmin()) if len(tail) else 0
+        cut = min(first + quietest * frame + frame // 2, size)
+        pieces.append(waveform[:cut])
+        waveform = waveform[cut:]
+    return [*pieces, waveform]
+
+
+def transcribe_waveforms(
+    recognizer: Recognizer, waveforms: Sequence[NDArray[np.float32]], batch_size: int, reporter: Reporter
+) -> list[str]:
+    """Greedy transcripts; audio longer than the model's window is cut at quiet places.
+
+    Args:
+        waveforms: mono, at the recognizer's sampling rate, of any length.
+        batch_size: windows decoded at once.
+        reporter: hears of each utterance.
+    """
+    size = int(recognizer.window * recognizer.sampling_rate)
+    cut = [windows(w, size, recognizer.sampling_rate) for w in waveforms]
+    flat = [piece for pieces in cut for piece in pieces]
+    batches = [flat[start : start + batch_size] for start in range(0, len(flat), batch_size)]
+    own: list[list[str]] = []
+    shown = 0
+    with torch.no_grad():
+        for i, batch in enumerate(distributed.dealt(batches), start=1):
+            own.append(recognizer.transcribe(batch))
+            done = len(waveforms) * i // len(distributed.dealt(batches))
+            reporter.advance(done - shown)
+            shown = done
+    remaining = (text for texts in distributed.gathered(own) for text in texts)
+    return [" ".join(filter(None, (next(remaining) for _ in pieces))) for pieces in cut]

@@ -1,0 +1,1 @@
+"""What a terminal shows: commands, options made from the configuration, tables, progress."""

@@ -1,0 +1,1 @@
+"""Words: how text is cut into them, how frequent they are, which are rare."""

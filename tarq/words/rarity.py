@@ -1,0 +1,184 @@
+"""Which words, subwords and positions are rare: the tail T of the method (paper §3, spec §2).
+
+A word is rare where its ``wordfreq`` Zipf score (log10 of its occurrences per billion words) is under a
+threshold, 3 in the paper: less than one in a million. Nobody marks names, numerals or terms: they are in
+the tail because they are infrequent.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Iterable, Sequence
+from difflib import SequenceMatcher
+from functools import lru_cache
+
+import torch
+
+from tarq.words.frequencies import Frequencies, wordfreq_zipf
+from tarq.words.normalize import Normalizer
+
+POSITION_MODES = ("input", "target", "either")
+
+Span = tuple[int, int]
+
+# Dashes join words that the evaluation counts apart ("arts--Gutenberg", "well-known"), so that a rare
+# word does not make its neighbour rare.
+_DASHES = "-‐‑‒–—―"
+_PIECE = re.compile(rf"[^\s{re.escape(_DASHES)}]+")
+
+
+@lru_cache(maxsize=1 << 18)
+def zipf(word: str, language: Frequencies = "en") -> float:
+    """Zipf score of a word: log10 of its frequency per billion words; 0.0 where it is not in the list.
+
+    Case and punctuation around the word do not matter; ``wordfreq`` estimates numerals from their shape.
+
+    Args:
+        language: one of wordfreq's, or frequencies of one's own, which know nothing of languages.
+
+    Raises:
+        DataError: ``wordfreq`` has no list for the language, or lacks the tokenizer it needs for it.
+    """
+    return wordfreq_zipf(word, language) if isinstance(language, str) else language.zipf(word)
+
+
+def is_rare(word: str, threshold: float = 3.0, language: Frequencies = "en") -> bool:
+    """Whether a word's Zipf score is under ``threshold``.
+
+    A "word" without a letter or digit (a free-standing dash under the normaliser ``none``) is none, and
+    never rare, although no frequency list has it.
+
+    Raises:
+        DataError: see ``zipf``.
+    """
+    return any(map(str.isalnum, word)) and zipf(word, language) < threshold
+
+
+def rare_counts(
+    text: str, normalizer: Normalizer, threshold: float = 3.0, language: Frequencies = "en"
+) -> tuple[int, int]:
+    """A transcript's normalised words, and how many of them are rare."""
+    words = normalizer.words(text)
+    return len(words), sum(is_rare(word, threshold, language) for word in words)
+
+
+def rare_share(
+    texts: Iterable[str], normalizer: Normalizer, threshold: float = 3.0, language: Frequencies = "en"
+) -> float:
+    """ρ: share of the texts' normalised words, pooled, that are rare (paper §5); 0.0 without any word."""
+    counts = [rare_counts(text, normalizer, threshold, language) for text in texts]
+    words, rare = (sum(column) for column in zip(*counts, strict=True)) if counts else (0, 0)
+    return rare / words if words else 0.0
+
+
+def rare_spans(text: str, normalizer: Normalizer, threshold: float = 3.0, language: Frequencies = "en") -> list[Span]:
+    """Where the rare words of a transcript stand in its original text.
+
+    Rare or not are the words the evaluation counts, those of the whole text normalised ("nineteen eighty
+    four" → 1984). They are found again in the raw text thus: every raw word (split at white space and
+    dashes) is normalised on its own, and that sequence is aligned with the whole text's. Equal words map
+    one to one; where a run differs, all its raw words are rare if any of its normalised words is; a raw
+    word of several normalised words is rare if one of them is ("O'Brien" → 0 brien). A raw word that the
+    whole lacks is common (a remark in parentheses; also the "one" of "one thousand" → 1000).
+
+    Returns:
+        [start, end) character spans, ascending and apart, without the punctuation around the words. Rare
+        words joined by dashes alone share one span.
+
+    Raises:
+        DataError: see ``zipf``.
+    """
+    pieces = [match.span() for match in _PIECE.finditer(text)]
+    alone: list[str] = []  # the pieces' normalised words …
+    owner: list[int] = []  # … and which piece each came from
+    for index, (start, end) in enumerate(pieces):
+        words = _normalized_alone(normalizer, text[start:end])
+        alone += words
+        owner += [index] * len(words)
+    whole = normalizer.words(text)
+
+    marked: set[int] = set()
+    for kind, i1, i2, j1, j2 in SequenceMatcher(None, alone, whole, autojunk=False).get_opcodes():
+        rare = [is_rare(word, threshold, language) for word in whole[j1:j2]]
+        if kind == "equal":
+            marked.update(owner[i1 + k] for k, is_tail in enumerate(rare) if is_tail)
+        elif any(rare):
+            # A word that no piece gives on its own ("insert") belongs to the pieces around it.
+            first, last = (i1 - 1, i1 + 1) if kind == "insert" else (i1, i2)
+            marked.update(owner[max(first, 0) : last])
+
+    spans: list[Span] = []
+    for start, end in (_trimmed(text, pieces[index]) for index in sorted(marked)):
+        if spans and spans[-1][1] < start and not text[spans[-1][1] : start].strip(_DASHES):
+            spans[-1] = (spans[-1][0], end)
+        elif start < end:
+            spans.append((start, end))
+    return spans
+
+
+@lru_cache(maxsize=1 << 16)
+def _normalized_alone(normalizer: Normalizer, piece: str) -> tuple[str, ...]:
+    return tuple(normalizer.words(piece))
+
+
+def _trimmed(text: str, span: Span) -> Span:
+    """The span without the punctuation at its ends; signs of money and percent belong to their number."""
+    start, end = span
+    while start < end and not _in_word(text[start]):
+        start += 1
+    while start < end and not _in_word(text[end - 1]):
+        end -= 1
+    return start, end
+
+
+def _in_word(character: str) -> bool:
+    return character.isalnum() or character == "%" or unicodedata.category(character) in ("Sc", "Mn", "Mc")
+
+
+def tag_tokens(offsets: Iterable[Sequence[int]], spans: Sequence[Span]) -> list[bool]:
+    """Which subwords are rare: those that overlap a rare word's span.
+
+    Offsets may hold the white space before a word (byte-level BPE): spans never do, so such a token does
+    not touch the word before, and a token of white space alone is common. Tokens that share a character
+    (the bytes of "é") share its tag. A token that covers no character, (0, 0) for the special ones, is
+    common.
+
+    Args:
+        offsets: a fast tokenizer's [start, end) character offsets, one pair a token.
+        spans: of the same text, as ``rare_spans`` gives them.
+
+    Returns:
+        one tag a token.
+    """
+    return [bool(start < end) and any(start < stop and begin < end for begin, stop in spans) for start, end in offsets]
+
+
+def position_tags(token_tags: torch.Tensor, mode: str = "target") -> torch.Tensor:
+    """Which decoder positions are rare, given which tokens are.
+
+    Position t of the decoder reads token t and predicts token t + 1, so a sequence of S tokens (prompt,
+    text, end) has the S − 1 input positions 0 … S − 2: the end is only ever predicted.
+
+    Args:
+        token_tags: bool [..., S], over the whole decoder sequence; prompt, special and timestamp tokens
+            are common (False).
+        mode: ``input`` (the token read: ``token_tags[..., :-1]``), ``target`` (the token predicted:
+            ``token_tags[..., 1:]``) or ``either``.
+
+    Returns:
+        bool [..., S − 1], aligned with the decoder's input positions.
+
+    Raises:
+        ValueError: no such mode, another dtype than bool, or an empty sequence.
+    """
+    if mode not in POSITION_MODES:
+        raise ValueError(f"unknown position tag mode {mode!r}: choose one of {', '.join(POSITION_MODES)}")
+    if token_tags.dtype != torch.bool:
+        raise ValueError(f"token_tags must be bool, not {token_tags.dtype}")
+    if token_tags.ndim == 0 or token_tags.shape[-1] == 0:
+        raise ValueError(f"token_tags must hold at least one token, not shape {tuple(token_tags.shape)}")
+    read, predicted = token_tags[..., :-1], token_tags[..., 1:]
+    if mode == "input":
+        return read
+    return predicted if mode == "target" else read | predicted

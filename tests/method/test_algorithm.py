@@ -1,0 +1,261 @@
+"""Algorithm 1 on one layer: the residual's optimality, its degenerate cases, what the record says."""
+
+import pytest
+import torch
+from tarq.kernels.scheme import Scheme
+
+from tarq.method.algorithm import tail_aware_quantize
+from tarq.method.metrics import Plain, RareBAL, rebalance
+from tarq.method.moments import Moments
+from tarq.method.residuals import Half, cross_fitted_alpha, residual_target
+from tarq.method.solvers import RoundToNearest, Sweep, make_solver
+
+
+def problem(rows: int = 400, n: int = 64, m: int = 24, drift: float = 0.3, seed: int = 0):
+    """Correlated inputs with outlier channels, drifted copies of them, tags, weights, a weight matrix."""
+    g = torch.Generator().manual_seed(seed)
+    mix = torch.randn(n, n, generator=g) / n**0.5 + torch.eye(n)
+    mix[:, :3] *= 8
+    xf = torch.randn(rows, n, generator=g) @ mix
+    x = xf + drift * torch.randn(rows, n, generator=g) @ mix * torch.rand(n, generator=g)
+    tail = torch.rand(rows, generator=g) < 0.1
+    weight = torch.randn(m, n, generator=g) / n**0.5
+    moments = Moments(n, paired=True)
+    moments.update(x, xf, tail, torch.ones(rows))
+    return x.double(), xf.double(), tail, weight.double(), moments
+
+
+def weighted_error(x, xf, w, v, d) -> float:
+    """``‖D^½ (Xf Wᵀ − X Vᵀ)‖²`` from the raw activations."""
+    return float((d[:, None] * (xf @ w.T - x @ v.T) ** 2).sum())
+
+
+def exact(metric, parts, damp: float):
+    """λ, the rebalanced moments and their factor, all in float64."""
+    lam, _ = metric.balance(parts)
+    combined = rebalance(parts, lam)
+    return lam, combined, Sweep(damp=damp, dtype=torch.float64).factorize(combined.hessian)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("drift", [0.0, 0.05, 0.5])
+@pytest.mark.parametrize("metric", [Plain(), RareBAL(), RareBAL(cost_ratio=0.25)])
+def test_least_squares_never_increases_the_weighted_output_error(seed, drift, metric):
+    x, xf, tail, w, moments = problem(drift=drift, seed=seed)
+    lam, combined, factor = exact(metric, [moments], 0.01)
+    target = residual_target(w, combined, factor, "least-squares", quantize=None)
+    d = torch.where(tail, lam, 1.0).double()
+    before, after = weighted_error(x, xf, w, w, d), weighted_error(x, xf, w, target.weight, d)
+    assert after <= before * (1 + 1e-6) + 1e-9
+    if drift:
+        assert after < 0.999 * before
+    for factor_of_alpha in (0.9, 1.1):  # α is the minimum along its direction
+        other = w + factor_of_alpha * (target.weight - w)
+        assert weighted_error(x, xf, w, other, d) >= after * (1 - 1e-6) - 1e-9
+
+
+def test_plain_undamped_least_squares_is_the_exact_minimiser():
+    x, xf, _, w, moments = problem()
+    _lam, combined, factor = exact(Plain(), [moments], 0.0)
+    target = residual_target(w, combined, factor, "least-squares", quantize=None)
+    best = torch.linalg.lstsq(x, xf @ w.T).solution.T
+    assert target.alpha == pytest.approx(1.0, abs=1e-4)
+    torch.testing.assert_close(target.weight, best, rtol=1e-3, atol=1e-4)
+
+
+def test_the_weighted_minimiser_needs_the_weighted_cross_moment():
+    """method.md §4: with weights, the paper's unweighted cross-moment does not lead to the minimiser."""
+    x, xf, tail, w, moments = problem()
+    lam, combined, factor = exact(RareBAL(), [moments], 0.0)
+    d = torch.where(tail, lam, 1.0).double()
+    ours = residual_target(w, combined, factor, 1.0, quantize=None).weight
+    paper = w + factor.solve(w @ rebalance([moments], lam, 1.0).cross)
+    root = d.sqrt()[:, None]
+    best = torch.linalg.lstsq(root * x, root * (xf @ w.T)).solution.T
+    least = weighted_error(x, xf, w, best, d)
+    assert weighted_error(x, xf, w, ours, d) == pytest.approx(least, rel=1e-4)
+    assert weighted_error(x, xf, w, paper, d) > 1.001 * least
+
+
+def test_paper_residual_uses_the_pilot():
+    _, _, _, w, moments = problem()
+    solver = Sweep(dtype=torch.float64)
+    lam, combined, factor = exact(RareBAL(), [moments], 0.01)
+    pilots = []
+
+    def quantize(weights):
+        pilots.extend(solver.quantize(weights, factor, Scheme(group_size=32), torch.float32))
+        return pilots
+
+    combined = rebalance([moments], lam, 1.0)
+    target = residual_target(w, combined, factor, "paper", quantize)
+    assert len(pilots) == 1
+    direction = factor.solve(w @ combined.cross)
+    error = pilots[0].dequantize().double() - w
+    alpha = (error @ combined.hessian @ direction.T).trace() / (direction @ combined.hessian @ direction.T).trace()
+    assert target.alpha == pytest.approx(float(alpha), rel=1e-6)
+
+
+def test_no_residual_and_fixed_alpha():
+    _, _, _, w, moments = problem()
+    _lam, combined, factor = exact(Plain(), [moments], 0.01)
+    for off in ("none", 0, 0.0):
+        target = residual_target(w, combined, factor, off, quantize=None)
+        assert target.weight is w
+        assert (target.alpha, target.energy) == (0.0, 0.0)
+    half = residual_target(w, combined, factor, 0.5, quantize=None)
+    torch.testing.assert_close(half.weight, w + 0.5 * factor.solve(w @ combined.cross))
+
+
+def halves_of(x, xf, tail, metric=Plain(), damp=0.01):
+    """The pooled problem and its two halves, as the algorithm makes them."""
+    parts = []
+    for rows in (slice(0, None, 2), slice(1, None, 2)):
+        parts.append(Moments(x.shape[1], paired=True))
+        parts[-1].update(x[rows].float(), xf[rows].float(), tail[rows], torch.ones(len(x[rows])))
+    lam, combined, factor = exact(metric, parts, damp)
+    solver = Sweep(damp=damp, dtype=torch.float64)
+    each = [rebalance([part], lam) for part in parts]
+    return lam, combined, factor, [Half(h, solver.factorize(h.hessian)) for h in each]
+
+
+def test_cross_fitting_does_not_trust_noise():
+    """A drift that has nothing to do with the input: least squares fits it by chance, cross-fitting does not."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(300, 64, generator=generator).double()
+    xf = x + 0.3 * torch.randn(300, 64, generator=generator).double()
+    w = torch.randn(24, 64, generator=generator).double()
+    unseen = torch.randn(5000, 64, generator=generator).double()
+    _lam, combined, factor, halves = halves_of(x, xf, torch.zeros(300, dtype=torch.bool))
+    fitted = residual_target(w, combined, factor, "least-squares", None)
+    trusted = residual_target(w, combined, factor, "cross-fitted", None, halves)
+    assert fitted.alpha >= 1
+    assert trusted.alpha < 0.25
+    d = torch.ones(5000).double()
+    least, cross = (weighted_error(unseen, unseen, w, t.weight, d) for t in (fitted, trusted))
+    assert cross < 0.1 * least  # with nothing to correct, whatever a correction does is damage
+
+
+def test_cross_fitting_trusts_a_drift_that_follows_the_input():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(300, 64, generator=generator).double()
+    drift = 0.1 * torch.randn(64, 64, generator=generator).double()
+    _lam, combined, factor, halves = halves_of(x, x + x @ drift, torch.zeros(300, dtype=torch.bool))
+    w = torch.randn(24, 64, generator=generator).double()
+    assert residual_target(w, combined, factor, "cross-fitted", None, halves).alpha == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("drift", [0.05, 0.5])
+@pytest.mark.parametrize("metric", [Plain(), RareBAL()])
+def test_cross_fitting_never_increases_the_weighted_output_error(seed, drift, metric):
+    x, xf, tail, w, _ = problem(drift=drift, seed=seed)
+    lam, combined, factor, halves = halves_of(x, xf, tail, metric)
+    target = residual_target(w, combined, factor, "cross-fitted", None, halves)
+    d = torch.where(tail, lam, 1.0).double()
+    assert 0 <= target.alpha < 1.5
+    before, after = weighted_error(x, xf, w, w, d), weighted_error(x, xf, w, target.weight, d)
+    assert after < before if target.alpha else after == before
+
+
+def test_cross_fitting_needs_two_halves():
+    with pytest.raises(ValueError, match="two halves"):
+        cross_fitted_alpha(torch.ones(1, 1), [])
+
+
+def test_residual_needs_paired_moments():
+    moments = Moments(4, paired=False)
+    moments.update(torch.randn(9, 4), None, torch.zeros(9, dtype=torch.bool), torch.ones(9))
+    _lam, combined, factor = exact(Plain(), [moments], 0.01)
+    with pytest.raises(ValueError, match="paired moments"):
+        residual_target(torch.ones(2, 4).double(), combined, factor, "least-squares", quantize=None)
+
+
+def solve(weights, moments, metric=None, residual="least-squares", solver=None):
+    return tail_aware_quantize(
+        weights,
+        [moments],
+        metric=metric or RareBAL(),
+        residual=residual,
+        solver=solver or Sweep(),
+        scheme=Scheme(group_size=32),
+        scale_dtype=torch.float16,
+    )
+
+
+def test_layers_that_share_an_input_share_its_metric_and_match_their_own_runs():
+    _, _, _, w, moments = problem()
+    both = solve({"q": w.float(), "k": -w.float()}, moments)
+    alone = solve({"q": w.float()}, moments)
+    assert torch.equal(both["q"].quantized.codes, alone["q"].quantized.codes)
+    assert both["q"].lam == both["k"].lam > 1
+    assert both["q"].alpha == pytest.approx(both["k"].alpha)
+
+
+def test_loss_is_the_relative_error_of_rounding_the_target():
+    _, _, _, w, moments = problem()
+    solution = solve({"w": w.float()}, moments, residual="none")["w"]
+    h = rebalance([moments], solution.lam).hessian
+    error = solution.quantized.dequantize().double() - w
+    expected = ((error @ h) * error).sum() / ((w @ h) * w).sum()
+    assert solution.loss == pytest.approx(float(expected), rel=1e-3)
+    assert solution.shift == 0.0
+
+
+def test_the_sweep_beats_rounding_in_its_metric_and_the_residual_cuts_the_output_error():
+    x, xf, tail, w, moments = problem(drift=0.3)
+    lam, _ = RareBAL().balance([moments])
+    d = torch.where(tail, lam, 1.0).double()
+
+    def error(**options):
+        quantized = solve({"w": w.float()}, moments, **options)["w"].quantized
+        return weighted_error(x, xf, w, quantized.dequantize().double(), d)
+
+    rtn = error(residual="none", solver=RoundToNearest())
+    sweep = error(residual="none")
+    corrected = error(residual="least-squares")
+    assert corrected < sweep < rtn
+
+
+def test_a_dead_input_column_is_zeroed_and_counted():
+    x, xf, tail, w, _ = problem()
+    x[:, 5] = xf[:, 5] = 0
+    moments = Moments(64, paired=True)
+    moments.update(x.float(), xf.float(), tail, torch.ones(len(x)))
+    solution = solve({"w": w.float()}, moments)["w"]
+    assert solution.dead_columns == 1
+    assert (solution.quantized.dequantize()[:, 5] == 0).all()
+
+
+def test_a_singular_metric_is_damped():
+    x, xf, tail, w, _ = problem(rows=10)  # fewer positions than inputs
+    moments = Moments(64, paired=True)
+    moments.update(x.float(), xf.float(), tail, torch.ones(len(x)))
+    solution = solve({"w": w.float()}, moments)["w"]
+    assert solution.damp >= 0.01
+    assert torch.isfinite(solution.quantized.dequantize()).all()
+
+
+def test_a_failed_factorisation_raises_the_damping_and_says_so():
+    _, _, _, w, moments = problem()
+    moments.hessian["common"] -= 0.05 * moments.hessian["common"].diagonal().mean() * torch.eye(64)
+    moments.hessian["tail"].zero_()
+    moments.positions["tail"] = 0
+    moments.hessian["common"][:, 7] = moments.hessian["common"][7, :] = 0  # dead, and barely negative elsewhere
+    solution = solve({"w": w.float()}, moments, residual="none", solver=Sweep(damp=1e-6))["w"]
+    assert solution.retries > 0
+    assert solution.damp > 1e-6
+
+
+def test_static_act_order_keeps_natural_groups():
+    _, _, _, w, moments = problem()
+    solution = solve({"w": w.float()}, moments, solver=Sweep(act_order="static"))["w"]
+    assert solution.quantized.scales.shape == (24, 2)
+    plain = solve({"w": w.float()}, moments)["w"]
+    assert not torch.equal(solution.quantized.codes, plain.quantized.codes)
+    assert solution.loss < 1.5 * plain.loss
+
+
+def test_unknown_solver():
+    with pytest.raises(ValueError, match="sweep"):
+        make_solver("awq")

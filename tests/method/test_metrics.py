@@ -1,0 +1,116 @@
+"""Metrics: RareBAL's identity, its edge cases, the controls and arbitrary weights."""
+
+import pytest
+import torch
+
+from tarq.method.metrics import Control, PositionWeights, RareBAL, make_metric, rebalance
+from tarq.method.moments import Moments
+
+
+def moments_of(common: int, tail: int, n: int = 6, paired: bool = True) -> Moments:
+    generator = torch.Generator().manual_seed(1)
+    rows = common + tail
+    x, xf = torch.randn(rows, n, generator=generator), torch.randn(rows, n, generator=generator)
+    x[common:] *= 2
+    mask = torch.arange(rows) >= common
+    moments = Moments(n, paired=paired)
+    moments.update(x, xf, mask, torch.ones(rows))
+    return moments
+
+
+@pytest.mark.parametrize("c", [0.25, 1.0, 4.0])
+def test_rarebal_balances_the_traces(c):
+    moments = moments_of(common=90, tail=7)
+    lam, note = RareBAL(cost_ratio=c).balance([moments])
+    combined = rebalance([moments], lam)
+    assert note == ""
+    common, tail = moments.hessian["common"].trace(), moments.hessian["tail"].trace()
+    assert abs(float(lam * tail / (c * common)) - 1) < 1e-6
+    torch.testing.assert_close(combined.hessian, moments.hessian["common"] + lam * moments.hessian["tail"])
+    torch.testing.assert_close(combined.cross, moments.cross["common"] + lam * moments.cross["tail"])
+    unweighted = rebalance([moments], lam, 1.0).cross
+    torch.testing.assert_close(unweighted, moments.cross["common"] + moments.cross["tail"])
+
+
+@pytest.mark.parametrize(("common", "tail", "which"), [(9, 0, "no tail"), (0, 9, "no common")])
+def test_an_empty_side_means_the_plain_metric(common, tail, which):
+    moments = moments_of(common, tail)
+    lam, note = RareBAL().balance([moments])
+    assert lam == 1.0
+    assert which in note
+
+
+def test_lambda_cap_is_reported():
+    lam, note = RareBAL(max_lambda=2.0).balance([moments_of(90, 3)])
+    assert lam == 2.0
+    assert "capped" in note
+
+
+def test_unusual_lambda_is_reported():
+    moments = moments_of(90, 9)
+    moments.hessian["tail"] *= 0.01
+    assert "position counts suggest" in RareBAL().balance([moments])[1]
+
+
+def test_parts_of_a_set_are_balanced_as_one():
+    """λ and the sums of two parts are those of the whole, and the parts keep their own."""
+    generator = torch.Generator().manual_seed(2)
+    x, xf = torch.randn(40, 5, generator=generator), torch.randn(40, 5, generator=generator)
+    tail, weight = torch.rand(40, generator=generator) < 0.4, torch.ones(40)
+    whole, parts = Moments(5, paired=True), [Moments(5, paired=True) for _ in range(2)]
+    whole.update(x, xf, tail, weight)
+    for part, rows in zip(parts, (slice(0, 15), slice(15, 40)), strict=True):
+        part.update(x[rows], xf[rows], tail[rows], weight[rows])
+    before = [part.hessian["common"].clone() for part in parts]
+    lam, _ = RareBAL().balance(parts)
+    assert lam == pytest.approx(RareBAL().balance([whole])[0], rel=1e-5)
+    together, expected = rebalance(parts, lam), rebalance([whole], lam)
+    torch.testing.assert_close(together.hessian, expected.hessian, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(together.cross, expected.cross, rtol=1e-5, atol=1e-5)
+    assert all(torch.equal(a, part.hessian["common"]) for a, part in zip(before, parts, strict=True))
+
+
+def test_shrinking_the_tail_towards_common_is_a_smaller_cost_ratio():
+    """The identity RareBAL's docstring states: no separate shrinkage option is needed."""
+    moments, rho = moments_of(90, 7), 0.4
+    h_c, h_t = moments.hessian["common"], moments.hessian["tail"]
+    shrunk = (1 - rho) * h_t + rho * h_t.trace() / h_c.trace() * h_c
+    wanted = h_c + h_c.trace() / shrunk.trace() * shrunk
+    c = (1 - rho) / (1 + rho)
+    got = rebalance([moments], RareBAL(cost_ratio=c).balance([moments])[0]).hessian
+    torch.testing.assert_close(got * wanted.trace() / got.trace(), wanted)
+
+
+def test_controls_draw_as_many_positions_as_the_tail_has():
+    tail = torch.zeros(100, dtype=torch.bool)
+    tail[::10] = True
+    exists = torch.arange(100) < 80
+    random, common = Control(RareBAL(), "random"), Control(RareBAL(), "common")
+    for control in (random, common):
+        side, weight = control.assign(tail, exists, "decoder/a")
+        assert weight is None
+        assert int(side.sum()) == int((tail & exists).sum())
+        assert not (side & ~exists).any()
+        assert torch.equal(side, control.assign(tail, exists, "decoder/a")[0])
+        assert not torch.equal(side, control.assign(tail, exists, "decoder/b")[0])
+    assert not (common.assign(tail, exists, "decoder/a")[0] & tail).any()
+    other_seed = Control(RareBAL(), "random", seed=1)
+    assert not torch.equal(other_seed.assign(tail, exists, "x")[0], random.assign(tail, exists, "x")[0])
+
+
+def test_any_weight_per_position():
+    metric = PositionWeights({"decoder/a": torch.tensor([0.0, 2.0, 1.5])})
+    tail, exists = torch.ones(3, dtype=torch.bool), torch.ones(3, dtype=torch.bool)
+    side, weight = metric.assign(tail, exists, "decoder/a")
+    assert not side.any()
+    assert weight.tolist() == [0.0, 2.0, 1.5]
+    assert metric.assign(tail, exists, "encoder/a")[1] is None
+    with pytest.raises(ValueError, match="decoder/a"):
+        metric.assign(torch.ones(4, dtype=torch.bool), torch.ones(4, dtype=torch.bool), "decoder/a")
+    with pytest.raises(ValueError, match="non-negative"):
+        PositionWeights(lambda key: torch.tensor([-1.0, 0, 0])).assign(tail, exists, "decoder/a")
+
+
+def test_unknown_metric():
+    with pytest.raises(ValueError, match="rarebal"):
+        make_metric("rare")

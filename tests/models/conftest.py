@@ -1,0 +1,235 @@
+"""What every family must do, on a tiny random model of its own transformers classes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import nn
+from transformers import CompressedTensorsConfig, PreTrainedTokenizerFast
+
+import tarq
+from tarq.checkpoint.compressed_tensors import names_layer
+from tarq.data.corpora.registry import load_utterances
+from tarq.linear import QuantLinear
+from tarq.method.moments import Moments
+from tarq.report import Report, Reporter
+from tarq.speech.calibration import calibration_set, make_examples
+from tarq.walk.walk import _Walk
+
+#: What tokenizers are trained on: common words, so that rare ones fall into several pieces.
+TEXT = [
+    "the committee met in the old town on the ninth of March",
+    "she sells the house by the river and it was a very good day for all of us",
+    "they will come back next year at half past six",
+]
+
+CONFIG = tarq.TarqConfig(group_size=32, batch_size=4, samples=4)
+
+
+def byte_level_tokenizer(special: list[str], **roles: str) -> PreTrainedTokenizerFast:
+    """A byte-level BPE with special tokens at its first ids."""
+    bpe = Tokenizer(models.BPE())
+    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    bpe.train_from_iterator(
+        TEXT, trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet)
+    )
+    return PreTrainedTokenizerFast(tokenizer_object=bpe, **roles)
+
+
+def lively(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Random weights large enough that what a model computes depends on what it hears."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.Linear | nn.Embedding | nn.Conv1d | nn.Conv2d) and "weight" in module._parameters:
+                fan_in = module.weight[0].numel()
+                module.weight.copy_(torch.randn(module.weight.shape, generator=generator) / fan_in**0.5)
+    return model
+
+
+@pytest.fixture(scope="session")
+def round_trip() -> Callable[[Path, Path, Path], Report]:
+    """Quantize, save, load, compare, transcribe, load in a fresh process."""
+
+    def check(source: Path, manifest: Path, out: Path) -> Report:
+        recognizer = tarq.load_recognizer(source)
+        report = tarq.quantize(recognizer, manifest, replace(CONFIG, samples=3))
+        tarq.save(recognizer, out, report)
+
+        # every Linear of the model is packed, or named with a reason; so is every pointwise convolution
+        packed = {n for n, m in recognizer.model.named_modules() if isinstance(m, QuantLinear)}
+        plain = {n for n, m in recognizer.model.named_modules() if isinstance(m, nn.Linear)}
+        pointwise = {
+            n
+            for n, m in recognizer.model.named_modules()
+            if isinstance(m, nn.Conv1d | nn.Conv2d) and set(m.kernel_size) == {1} and m.groups == 1
+        }
+        assert packed == {r.name for r in report.layers if not r.skipped}
+        skipped = {r.name for r in report.layers if r.skipped}
+        assert plain | pointwise == report.left_out.keys() | skipped
+        assert all(report.left_out.values())
+        assert all(r.positions > 0 for r in report.layers if not r.skipped)
+        ignore = recognizer.model.config.quantization_config["ignore"]
+        assert plain == {n for n in plain | packed if any(names_layer(pattern, n) for pattern in ignore)}
+
+        # and the configuration names them as the files do, too
+        tensors = load_file(out / "model.safetensors")
+        stored = {key.removesuffix(".weight_packed") for key in tensors if key.endswith(".weight_packed")}
+        assert len(stored) == len(packed)
+        groups = recognizer.model.config.quantization_config["config_groups"].values()
+        named = [target for group in groups for target in group["targets"] if target != "Linear"]
+        assert all(any(names_layer(target, n) for n in stored) for target in named)
+        assert not any(names_layer(pattern, n) for pattern in ignore for n in stored)
+
+        again = tarq.load_recognizer(out)
+        utterances = load_utterances(manifest)[:3]
+        batch = recognizer.collate(make_examples(recognizer, utterances, CONFIG, Reporter()).examples[:1])
+        with torch.no_grad():
+            before, after = recognizer.logits(batch), again.logits(batch)
+        assert torch.isfinite(before).all()
+        assert before.shape[:2] == batch.targets.shape
+        torch.testing.assert_close(after, before)
+        audio = [u.audio for u in utterances]
+        assert tarq.transcribe(again, audio) == tarq.transcribe(recognizer, audio, batch_size=1)
+
+        code = (
+            f"import tarq, json; r = tarq.load_recognizer({str(out)!r}); "
+            f"print(json.dumps(tarq.transcribe(r, [{str(audio[0])!r}])))"
+        )
+        done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert json_line(done.stdout) == tarq.transcribe(recognizer, audio[:1])
+
+        # in half precision, what is computed and not stored (rotary frequencies, say) stays as exact as in the original
+        full, small = (dict(tarq.load(f, dtype=torch.bfloat16).named_buffers()) for f in (source, out))
+        shared = full.keys() & small.keys()
+        assert {n: small[n].dtype for n in shared} == {n: full[n].dtype for n in shared}
+
+        # plain transformers finds the packed checkpoint too, and no weight it does not know
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that the file's configuration is used, not the argument's
+            plain_model, info = type(again.model).from_pretrained(
+                out,
+                dtype=torch.float32,
+                output_loading_info=True,
+                quantization_config=CompressedTensorsConfig(dequantize=True),
+            )
+        assert not any(info[k] for k in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
+        with torch.no_grad():
+            theirs = type(again)(
+                plain_model.eval(), again.tokenizer, again.feature_extractor, torch.float32, again.processor
+            ).logits(batch)
+        torch.testing.assert_close(theirs, before, rtol=1e-2, atol=1e-2)
+        return report
+
+    return check
+
+
+def json_line(text: str) -> list[str]:
+    return json.loads(text.strip().splitlines()[-1])
+
+
+@pytest.fixture(scope="session")
+def same_statistics() -> Callable[[Path, Path], None]:
+    """Batch 1 and batch 4 give the same moments of every layer that nothing quantized precedes, to 1e-5."""
+
+    def check(source: Path, manifest: Path) -> None:
+        ours, expected = moments(source, manifest, 1), moments(source, manifest, 4)
+        assert ours.keys() == expected.keys()
+        for label, parts in ours.items():
+            for one, four in zip(parts, expected[label], strict=True):
+                assert one.positions == four.positions, label
+                for side in ("common", "tail"):
+                    difference = (one.hessian[side] - four.hessian[side]).norm()
+                    assert difference <= 1e-5 * four.hessian[side].norm() + 1e-12, label
+
+    return check
+
+
+@pytest.fixture(scope="session")
+def audio_language_frame_tags() -> Callable[[Path, Path, int], None]:
+    """Rows tagged by what the text listens to: within the audio, alike in every stage, whatever the batch."""
+
+    def check(source: Path, manifest: Path, merged: int) -> None:
+        recognizer = tarq.load_recognizer(source)
+        examples = make_examples(recognizer, load_utterances(manifest), CONFIG, Reporter()).examples
+        together = recognizer.collate(examples)
+        with torch.no_grad():
+            alone = [recognizer.frame_tags(recognizer.collate([e])) for e in examples]
+            tags = recognizer.frame_tags(together)
+        assert recognizer.language_model.config._attn_implementation == "sdpa"
+        assert tags.keys() == {"encoder", "projector", "decoder"}
+        for stage, tail in tags.items():
+            rows = together.positions[stage]
+            assert not (tail & ~(rows.exists & rows.audio & ~rows.padding)).any()
+            assert 0 < tail.sum() < rows.audio.sum()
+            for b in range(len(examples)):
+                width = alone[b][stage].shape[1]
+                assert torch.equal(alone[b][stage][0], tail[b, :width])
+                assert not tail[b, width:].any()
+            assert not (tail.any(1) & ~together.rare_target.any(1)).any()
+        assert torch.equal(tags["projector"].sum(1), tags["decoder"].sum(1))
+
+        # the last rare token is heard in the first third of the audio
+        def listened(batch, places):
+            scores = []
+            for b, place in enumerate(places):
+                rare = batch.rare_target[b, batch.targets[b] != -100]
+                score = torch.zeros(len(rare), int(place.sum()))
+                score[int((~rare).nonzero()[0])] = 1
+                score[rare.nonzero().flatten()[-1:], : score.shape[1] // 3] = 2
+                scores.append(score)
+            return scores
+
+        recognizer._listening = listened
+        placed = recognizer.frame_tags(together)
+        for b in together.rare_target.any(1).nonzero().flatten().tolist():
+            count = int((together.positions["decoder"].audio & ~together.positions["decoder"].padding)[b].sum())
+            wanted = list(range(count // 3))
+            first = int(together.positions["decoder"].audio[b].nonzero()[0])
+            assert placed["projector"][b].nonzero().flatten().tolist() == wanted
+            assert (placed["decoder"][b].nonzero().flatten() - first).tolist() == wanted
+            assert placed["encoder"][b].nonzero().flatten().tolist() == list(range(merged * len(wanted)))
+        report = tarq.quantize(tarq.load_recognizer(source), manifest, replace(CONFIG, frame_tags="aligned", samples=8))
+        assert all(report.calibration["positions"][stage]["tail"] for stage in ("encoder", "projector", "decoder"))
+
+    return check
+
+
+def moments(source: Path, manifest: Path, batch_size: int) -> dict[str, list[Moments]]:
+    """The moments of every group of Linears of the full-precision model, by label."""
+    recognizer = tarq.load_recognizer(source)
+    config = replace(CONFIG, batch_size=batch_size, residual="none", scale_dtype="float32")
+    batches = calibration_set(recognizer, load_utterances(manifest), config, Reporter())[0]
+    kept: dict[str, list[Moments]] = {}
+
+    class Watching(_Walk):
+        def _moments(self, stage, label, *rest):
+            kept[label] = super()._moments(stage, label, *rest)
+            return kept[label]
+
+        def _swap(self, *args):  # the walk goes on at full precision, so that rounding cannot differ
+            pass
+
+    with torch.no_grad():
+        Watching(recognizer, batches, config, Reporter(), None, recognizer.device).run()
+    assert kept
+    return kept
+
+
+def tone(seconds: float, pitch: float = 200.0) -> np.ndarray:
+    t = np.arange(int(16000 * seconds)) / 16000
+    return (0.1 * np.sin(2 * np.pi * pitch * t) * (1 + np.sin(8 * np.pi * t))).astype(np.float32)

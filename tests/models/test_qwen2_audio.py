@@ -1,0 +1,92 @@
+"""Qwen2-Audio: a tower that masks what is beyond the audio, half as many rows in the decoder."""
+
+import pytest
+import torch
+from transformers import (
+    Qwen2AudioConfig,
+    Qwen2AudioEncoderConfig,
+    Qwen2AudioForConditionalGeneration,
+    Qwen2AudioProcessor,
+    Qwen2Config,
+    WhisperFeatureExtractor,
+)
+
+import tarq
+from tarq.data.corpora.registry import load_utterances
+from tarq.errors import ModelError
+from tarq.report import Reporter
+from tarq.speech.calibration import make_examples
+
+from .conftest import CONFIG, byte_level_tokenizer, lively
+
+SPECIAL = ["<|endoftext|>", "<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>", "<|en|>"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """One layer each, windows of 2 s."""
+    path = tmp_path_factory.mktemp("model") / "qwen2-audio"
+    tokenizer = byte_level_tokenizer(SPECIAL, eos_token="<|endoftext|>", pad_token="<|endoftext|>")
+    config = Qwen2AudioConfig(
+        audio_config=Qwen2AudioEncoderConfig(
+            d_model=64, encoder_layers=1, encoder_attention_heads=4, encoder_ffn_dim=96, num_mel_bins=128,
+            max_source_positions=100,
+        ).to_dict(),
+        text_config=Qwen2Config(
+            vocab_size=len(tokenizer), hidden_size=64, intermediate_size=96, num_hidden_layers=1,
+            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512,
+        ).to_dict(),
+        audio_token_index=1,
+    )  # fmt: skip
+    model = lively(Qwen2AudioForConditionalGeneration(config))
+    model.generation_config.max_new_tokens, model.generation_config.eos_token_id = 12, 0
+    model.save_pretrained(path)
+    Qwen2AudioProcessor(WhisperFeatureExtractor(feature_size=128, chunk_length=2), tokenizer).save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def recognizer(folder):
+    return tarq.load_recognizer(folder)
+
+
+def test_round_trip(folder, manifest, tmp_path, round_trip):
+    report = round_trip(folder, manifest, tmp_path / "out")
+    assert [r.stage for r in report.layers] == ["encoder"] * 6 + ["projector"] + ["decoder"] * 7
+    assert report.left_out == {"lm_head": "the output head"}
+    places = report.calibration["positions"]
+    assert places["projector"]["audio"] == places["decoder"]["audio"] < places["encoder"]["audio"]
+
+
+def test_batches_do_not_change_the_statistics(folder, manifest, same_statistics):
+    same_statistics(folder, manifest)
+
+
+def test_audio_rows_are_tagged_by_what_the_text_listens_to(folder, manifest, audio_language_frame_tags):
+    audio_language_frame_tags(folder, manifest, merged=2)
+
+
+def test_logits_and_generation_are_the_models_own(recognizer, manifest):
+    utterances = load_utterances(manifest)[:3]
+    batch = recognizer.collate(make_examples(recognizer, utterances, CONFIG, Reporter()).examples)
+    with torch.no_grad():
+        ours = recognizer.logits(batch)
+        theirs = recognizer.model(
+            input_ids=batch.input_ids, attention_mask=batch.positions["decoder"].exists.long(), **batch.features
+        ).logits
+    for b in range(3):
+        count = int((batch.targets[b] != -100).sum())
+        torch.testing.assert_close(ours[b, :count], theirs[b, batch.scored[b, :count]])
+    wave = utterances[2].waveform()
+    task = "<|audio_bos|><|AUDIO|><|audio_eos|>Detect the language and recognize the speech: <|en|>"
+    request = recognizer.processor(text=task, audio=[wave], sampling_rate=16000, return_tensors="pt")
+    with torch.no_grad():
+        written = recognizer.model.generate(**request, max_new_tokens=12, do_sample=False)
+    expected = recognizer.tokenizer.batch_decode(written[:, request["input_ids"].shape[1] :], skip_special_tokens=True)
+    assert recognizer.transcribe([wave]) == [expected[0].strip()]
+    assert request["input_ids"][0].tolist() == recognizer.prefix(recognizer.audio_tokens(request)[0])
+
+
+def test_a_language_without_a_token_is_refused(recognizer):
+    with recognizer.speaking("xx"), pytest.raises(ModelError, match=r"no token <\|xx\|>: language 'xx'"):
+        recognizer.prompt("house", frames=3)

@@ -1,0 +1,174 @@
+"""Whisper's variants: mel bins, decoders of two layers, prompts by language, times around transcripts."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
+from typer.testing import CliRunner
+
+import tarq
+from tarq import api
+from tarq.data.corpora.registry import load_utterances
+from tarq.errors import DataError, ModelError
+from tarq.report import Reporter
+from tarq.scoring.run import evaluate_models
+from tarq.speech.calibration import calibration_set, make_examples
+from tarq.terminal.cli import app
+
+from .conftest import CONFIG, byte_level_tokenizer, lively
+
+LANGUAGES = ["<|en|>", "<|de|>"]
+TASKS = ["<|transcribe|>", "<|translate|>"]
+START = ["<|endoftext|>", "<|startoftranscript|>"]
+TIMES = [f"<|{i * 0.02:.2f}|>" for i in range(101)]  # a window of 2 s
+
+
+def make(path, *, mel=80, encoder=2, decoder=2, multilingual=True, times=True):
+    """Special tokens in the order of the hub's: languages, tasks, no-timestamps, then every time."""
+    special = [*START, *(LANGUAGES + TASKS if multilingual else []), "<|notimestamps|>"]
+    tokenizer = byte_level_tokenizer(special, eos_token=START[0], bos_token=START[0], pad_token=START[0])
+    plain = tokenizer.convert_tokens_to_ids("<|notimestamps|>")
+    if times:  # at the end of the vocabulary, after no-timestamps as in the hub's
+        tokenizer.add_special_tokens({"extra_special_tokens": ["<|plain|>", *TIMES]})
+        plain = tokenizer.convert_tokens_to_ids("<|plain|>")
+    config = WhisperConfig(
+        vocab_size=len(tokenizer), d_model=64, encoder_layers=encoder, decoder_layers=decoder,
+        encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=96, decoder_ffn_dim=96,
+        max_source_positions=100, max_target_positions=64, num_mel_bins=mel, decoder_start_token_id=1,
+        bos_token_id=0, eos_token_id=0, pad_token_id=0, suppress_tokens=None, begin_suppress_tokens=None,
+    )  # fmt: skip
+    model = lively(WhisperForConditionalGeneration(config))
+    generation = model.generation_config
+    generation._from_model_config = False
+    generation.no_timestamps_token_id, generation.is_multilingual, generation.max_length = plain, multilingual, 40
+    if multilingual:
+        generation.lang_to_id = {t: tokenizer.convert_tokens_to_ids(t) for t in LANGUAGES}
+        generation.task_to_id = {t.strip("<|>"): tokenizer.convert_tokens_to_ids(t) for t in TASKS}
+    model.save_pretrained(path)
+    tokenizer.save_pretrained(path)
+    WhisperFeatureExtractor(feature_size=mel, chunk_length=2).save_pretrained(path)
+    return path
+
+
+VARIANTS = {
+    "large-v3": {"mel": 128},
+    "turbo": {"mel": 128, "encoder": 3, "decoder": 1},
+    "small.en": {"multilingual": False},
+    "distil-small.en": {"multilingual": False, "encoder": 4, "decoder": 2},
+}
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_round_trip(variant, manifest, tmp_path, round_trip):
+    options = {"encoder": 2, "decoder": 2} | VARIANTS[variant]
+    report = round_trip(make(tmp_path / "model", **options), manifest, tmp_path / "out")
+    assert len(report.layers) == 6 * options["encoder"] + 10 * options["decoder"]
+    assert report.left_out == {"proj_out": "the output head, tied to the token embedding"}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return make(tmp_path_factory.mktemp("model") / "whisper", encoder=1, decoder=1)
+
+
+@pytest.fixture(scope="module")
+def recognizer(folder):
+    return tarq.load_recognizer(folder)
+
+
+def test_batches_do_not_change_the_statistics(folder, manifest, same_statistics):
+    same_statistics(folder, manifest)
+
+
+def test_transcribes_in_the_language_asked(folder, manifest, monkeypatch):
+    heard = []
+    monkeypatch.setattr(
+        api, "transcribe_waveforms", lambda recognizer, *_: heard.append(recognizer.prefix()[1]) or [""]
+    )
+    audio = manifest.parent / "u0.wav"
+    german = tarq.load_recognizer(folder, language="de")
+    tarq.transcribe(german, [audio])
+    tarq.transcribe(german, [audio], language="en")
+    tarq.transcribe(folder, [audio])
+    assert CliRunner().invoke(app, ["transcribe", str(folder), str(audio), "--language", "de"]).exit_code == 0
+    de, en = (german.tokenizer.convert_tokens_to_ids(f"<|{language}|>") for language in ("de", "en"))
+    assert heard == [de, en, en, de]
+
+
+def test_a_transcript_with_times(recognizer):
+    name = recognizer.tokenizer.convert_ids_to_tokens
+    prompted = recognizer.prompt("the house", frames=87, timestamps=True)
+    assert name(list(prompted.ids[:4])) == ["<|startoftranscript|>", "<|en|>", "<|transcribe|>", "<|0.00|>"]
+    assert name(list(prompted.ids[-2:])) == ["<|1.74|>", "<|endoftext|>"]  # 87 frames of 20 ms
+    assert [i for i, text in zip(prompted.ids, prompted.is_text, strict=True) if text] == [
+        i
+        for i, text in zip(recognizer.prompt("the house").ids, recognizer.prompt("the house").is_text, strict=True)
+        if text
+    ]
+
+
+@pytest.mark.parametrize(("mode", "with_times"), [("without", 0), ("with", 4), ("alternate", 2)])
+def test_calibration_with_and_without_times(recognizer, manifest, mode, with_times):
+    config = replace(CONFIG, timestamps=mode)
+    made = make_examples(recognizer, load_utterances(manifest)[:4], config, Reporter()).examples
+    begin = recognizer.tokenizer.convert_tokens_to_ids("<|0.00|>")
+    assert sum(begin in e.prompted.ids for e in made) == with_times
+    assert all(not e.rare[torch.tensor(e.prompted.ids) >= begin].any() for e in made)
+
+
+def test_models_without_times_say_so(tmp_path, manifest):
+    recognizer = tarq.load_recognizer(make(tmp_path / "m", encoder=1, decoder=1, times=False))
+    recognizer.model.generation_config.no_timestamps_token_id = recognizer.model.config.vocab_size - 1
+    with pytest.raises(ModelError, match="no tokens for timestamps"):
+        tarq.quantize(recognizer, manifest, replace(CONFIG, timestamps="with"))
+
+
+@pytest.fixture
+def german_and_english(manifest, tmp_path):
+    """Three utterances: one German, one Austrian, one whose language is not stated."""
+    lines = [json.loads(line) for line in manifest.read_text().splitlines()[:3]]
+    for line, language in zip(lines, ("de", "de-AT", None), strict=True):
+        line["audio"] = str(manifest.parent / line["audio"])
+        if language:
+            line["language"] = language
+    lines[0]["text"] = "das Wetter ist heute schön"
+    (tmp_path / "manifest.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    return tmp_path
+
+
+def test_a_set_is_scored_language_by_language(recognizer, german_and_english, monkeypatch):
+    prompted = []
+    prefix = type(recognizer).prefix
+
+    def spy(self):
+        prompted.append(self.language)
+        return prefix(self)
+
+    monkeypatch.setattr(type(recognizer), "prefix", spy)
+    sets = tarq.evaluate({"m": recognizer}, {"s": german_and_english}, resamples=20).sets
+    assert {label: scores.utterances for label, scores in sets.items()} == {"s (de)": 2, "s (en)": 1}
+    assert [scores.word_frequencies for scores in sets.values()] == [{"wordfreq": "de"}, {"wordfreq": "en"}]
+    assert [scores.normalizer for scores in sets.values()] == ["basic", "english"]
+    assert set(prompted) == {"de", "en"}
+    assert recognizer.language == "en"
+    spoken = load_utterances(german_and_english)
+    with recognizer.speaking("de"):
+        expected = recognizer.transcribe([u.waveform() for u in spoken[:2]])
+    assert list(sets["s (de)"].models["m"].hypotheses.values()) == expected
+    with pytest.raises(DataError, match="is in de, en: score each language"):
+        evaluate_models({"m": recognizer}, {"s": spoken}, reference=None, config=CONFIG, reporter=Reporter())
+
+
+def test_each_utterance_is_prompted_in_its_language(recognizer, german_and_english):
+    batches, summary, _ = calibration_set(recognizer, load_utterances(german_and_english), CONFIG, Reporter())
+    prompts = {u: row for b in batches for u, row in zip(b.ids, b.input_ids[:, 1].tolist(), strict=True)}
+    german, english = recognizer.tokenizer.convert_tokens_to_ids(["<|de|>", "<|en|>"])
+    assert prompts == {"u0": german, "u1": german, "u2": english}
+    assert summary["languages"] == {"de": 2, "en": 1}
+    assert recognizer.language == "en"
+    own = make_examples(
+        recognizer, load_utterances(german_and_english), replace(CONFIG, transcripts="self"), Reporter()
+    )
+    assert own.self_transcribed == 3

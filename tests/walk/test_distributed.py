@@ -1,0 +1,108 @@
+"""Several processes under torchrun: the same codes and scores as one, written once, and ending together."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from tarq.bench.measure import threads
+from tarq.terminal.cli import app
+
+
+def alone(*arguments: object) -> None:
+    """In this process, on one thread as torchrun has it: sums of float32 products depend on how threads split them."""
+    with threads(1):
+        result = CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+
+
+# Two batches a process, the last of one utterance; then fewer batches than processes, and tags and transcripts that
+# the model makes itself.
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--batch-size", 2, "--samples", 7),
+        ("--batch-size", 8, "--transcripts", "self", "--frame-tags", "aligned", "--residual", "least-squares"),
+    ],
+)
+def test_two_processes_quantize_as_one(model_folder, manifest, quantizes_as_one, options):
+    quantizes_as_one(model_folder, manifest, *options)
+
+
+@pytest.mark.slow
+def test_two_processes_score_as_one(model_folder, manifest, tmp_path, in_two):
+    alone("quantize", model_folder, tmp_path / "rtn", "--method", "rtn", "--group-size", 32)
+    lines = manifest.read_text().splitlines()
+    silent = json.loads(lines[0]) | {"id": "silent", "text": ""}  # not teacher-forced, but transcribed
+    (manifest.parent / "more.jsonl").write_text("\n".join([*lines, json.dumps(silent)]))
+    files = [tmp_path / "one.json", tmp_path / "two.json"]
+    job = (
+        "evaluate", model_folder, tmp_path / "rtn", "--data", manifest.parent / "more.jsonl", "--batch-size", 3,
+        "--resamples", 100, "--json",
+    )  # fmt: skip
+    alone(*job, files[0])
+    in_two("-m", "tarq", *job, files[1])
+    one, two = (json.loads(file.read_text()) for file in files)
+    assert one == two
+    (scores,) = one["sets"].values()
+    assert len(scores["models"]["rtn"]["hypotheses"]) == 9
+
+
+@pytest.mark.slow
+def test_an_error_in_one_process_ends_both_with_its_message(model_folder, manifest, tmp_path, in_two):
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import sys\n"
+        "from tarq import distributed\n"
+        "from tarq.terminal.cli import main\n"
+        "from tarq.method.moments import Moments\n"
+        "def update(self, x, *others):\n"
+        "    original(self, x * float('nan') if distributed.rank() == 1 else x, *others)\n"
+        "original, Moments.update = Moments.update, update\n"
+        "main()\n"
+    )
+    out = tmp_path / "out"
+    done = in_two(program, "quantize", model_folder, out, "--calibration", manifest, "--group-size", 32, code=1)
+    assert done.stderr.count("NaN or infinite activations on utterances") == 1
+    assert "Traceback (most recent call last):\n" not in done.stderr.split("error CalibrationError")[0]
+    assert not out.exists()
+
+
+def test_errors_of_another_process(tmp_path, in_two):
+    """What a user can mend keeps its class; the rest says where it happened. Work goes on after both."""
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import sys\n"
+        "from tarq import distributed\n"
+        "from tarq.errors import DataError\n"
+        "with distributed.joined() as first:\n"
+        "    for error in DataError('no audio'), KeyError('broken'):\n"
+        "        try:\n"
+        "            with distributed.together():\n"
+        "                if not first:\n"
+        "                    raise error\n"
+        "                distributed.gathered([1])\n"
+        "        except Exception as caught:\n"
+        "            if first:\n"
+        "                sys.stdout.write(f'{type(caught).__name__} {caught}\\n')\n"
+        "    items = distributed.gathered([10 * i for i in distributed.dealt(range(5))])\n"
+        "    rank = distributed.from_first(lambda: distributed.rank())\n"
+        "    sys.stdout.write(f'{items} {rank}\\n')\n"  # one write: a print's pieces would mix with the other process's
+    )
+    done = in_two(program)
+    assert "DataError no audio\nProcessError process 1: KeyError: 'broken'\n" in done.stdout
+    assert done.stdout.count("[0, 10, 20, 30, 40] 0\n") == 2
+
+
+@pytest.mark.slow
+def test_what_all_processes_find_wrong_is_said_once(model_folder, tmp_path, in_two):
+    job = ("quantize", model_folder, tmp_path / "out", "--calibration", tmp_path / "none.jsonl")
+    assert in_two("-m", "tarq", *job, code=1).stderr.count("none.jsonl: no such file") == 1
+
+
+def test_other_commands_refuse_several_processes(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    result = CliRunner().invoke(app, ["doctor"])
+    assert result.exit_code == 2
+    assert "doctor runs in one process" in " ".join(result.output.replace("│", " ").split())
