@@ -20,7 +20,10 @@ from tarq.data.intake import Intake
 from tarq.data.utterance import Utterance
 from tarq.errors import ModelError
 from tarq.linear import use_int8_activations
+from tarq.method.arms import Arms
 from tarq.method.metrics import Metric
+from tarq.method.residuals import Residual
+from tarq.method.solvers import Solver
 from tarq.models.base import Recognizer
 from tarq.models.registry import adapt, family_of, model_class
 from tarq.models.types import Batch
@@ -29,6 +32,7 @@ from tarq.scoring.run import Evaluation, by_language, evaluate_models
 from tarq.speech.calibration import calibration_set
 from tarq.speech.transcription import transcribe_waveforms
 from tarq.version import __version__
+from tarq.walk.plan import check_weights, plan
 from tarq.walk.walk import quantize_model
 
 #: Speech: a corpus by its name (``tarq.data.corpora.registry.load_utterances``), or its utterances.
@@ -140,7 +144,7 @@ def _part(source: str | Path, name: str, given: Any, auto: Any) -> Any:
         raise ModelError(f"{source}: no {name} there ({error}); pass {name}=… or add its files") from error
 
 
-@distributed.together()
+@distributed.raise_everywhere()
 def quantize(
     model: PreTrainedModel | Recognizer,
     calibration: Data | Mapping[str, Data] | None,
@@ -150,6 +154,8 @@ def quantize(
     feature_extractor: Any = None,
     processor: Any = None,
     metric: Metric | None = None,
+    residual: Residual | None = None,
+    solver: Solver | None = None,
     offload: str | torch.device | None = None,
     reporter: Reporter | None = None,
 ) -> Report:
@@ -166,7 +172,10 @@ def quantize(
         tokenizer: found where the model was loaded from when not given.
         feature_extractor: likewise.
         processor: likewise; see :func:`as_recognizer`.
-        metric: takes the place of the one the configuration names: a weight for every position, say.
+        metric: takes the place of the one the configuration names: a weight for every position, say
+            (:class:`tarq.method.metrics.Metric`).
+        residual: likewise: where the codes aim (:class:`tarq.method.residuals.Residual`).
+        solver: likewise: how the codes are chosen (:class:`tarq.method.solvers.Solver`).
         offload: device that blocks go to one at a time to be quantized, while the model and its hidden states stay
             where the model is; None to quantize there.
         reporter: hears of progress.
@@ -192,9 +201,12 @@ def quantize(
         recognizer.model.float()
         notes.append("computed in float32: float16 is slow and overflows on a CPU")
     config = config.with_scale_dtype(recognizer.stored_dtype)
+    arms = Arms.of(config.to_dict(), metric, residual, solver)
+    plan(recognizer, config)  # whatever shapes and weights forbid is told before any audio is read
+    check_weights(recognizer, config)
     batches: list[Batch] = []
     summary: dict[str, Any] = {}
-    if config.needs_statistics:
+    if arms.reads_audio:
         if calibration is None:
             raise ModelError(f"{config.method} needs calibration speech: pass a manifest or another corpus")
         with torch.no_grad():
@@ -205,16 +217,17 @@ def quantize(
         names = {label: str(d) if isinstance(d, str | Path) else "utterances" for label, d in corpora.items()}
         summary["source"] = names if isinstance(calibration, Mapping) else names["speech"]
         notes += left_out
-    if metric is not None:
-        notes.append(f"metric given by the caller in place of the configuration's: {type(metric).__name__}")
+    for kind, given in (("metric", metric), ("residual", residual), ("solver", solver)):
+        if given is not None:
+            notes.append(f"{kind} given by the caller in place of the configuration's: {type(given).__name__}")
     for note in notes:
         reporter.note(note)
     outside = recognizer.left_out()
     before = recognizer.linear_bytes()
     began = time.monotonic()
-    layers = quantize_model(recognizer, batches, config, reporter, metric, device)
+    layers = quantize_model(recognizer, batches, config, reporter, arms, device)
     recognizer.model.config.quantization_config = checkpoint.quantization_config(recognizer.model)
-    peaks = distributed.gathered([peak_memory(device)])
+    peaks = distributed.all_gather([peak_memory(device)])
     return Report(
         model=str(recognizer.model.config._name_or_path),
         config=config.to_dict(),
@@ -263,7 +276,7 @@ def save(
     extras = model.parts
     if report is not None:
         extras.append(_ReportFile(report))
-    with distributed.together():
+    with distributed.raise_everywhere():
         if distributed.rank() == 0:
             checkpoint.save(model.model, path, extras=extras, overwrite=overwrite)
 
@@ -314,7 +327,7 @@ def transcribe(
     return transcribe_waveforms(recognizer, waveforms, batch_size, reporter)
 
 
-@distributed.together()
+@distributed.raise_everywhere()
 def evaluate(
     models: Mapping[str, PreTrainedModel | Recognizer | str | Path],
     data: Mapping[str, Data],
