@@ -14,14 +14,14 @@ from tarq.version import __version__
 if TYPE_CHECKING:
     from tarq.api import evaluate, load, load_recognizer, quantize, save, transcribe
     from tarq.config import TarqConfig
-    from tarq.errors import CalibrationError, CheckpointError, DataError, ModelError, TarqError
+    from tarq.errors import CalibrationError, CheckpointError, DataError, ModelError, OutputError, TarqError
     from tarq.linear import QuantLinear
     from tarq.report import Report
 
 _HOME = {
     "api": ("evaluate", "load", "load_recognizer", "quantize", "save", "transcribe"),
     "config": ("TarqConfig",),
-    "errors": ("CalibrationError", "CheckpointError", "DataError", "ModelError", "TarqError"),
+    "errors": ("CalibrationError", "CheckpointError", "DataError", "ModelError", "OutputError", "TarqError"),
     "linear": ("QuantLinear",),
     "report": ("Report",),
 }
@@ -32,6 +32,7 @@ __all__ = [
     "CheckpointError",
     "DataError",
     "ModelError",
+    "OutputError",
     "QuantLinear",
     "Report",
     "TarqConfig",

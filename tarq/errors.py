@@ -26,3 +26,7 @@ class CheckpointError(TarqError):
 
 class CalibrationError(TarqError):
     """Calibration that cannot give usable statistics."""
+
+
+class OutputError(TarqError):
+    """A result file that cannot be written."""
