@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,10 @@ from transformers import AutoFeatureExtractor, AutoProcessor, AutoTokenizer, Pre
 from tarq import distributed
 from tarq.checkpoint import compressed_tensors as checkpoint
 from tarq.config import TarqConfig
-from tarq.data.audio import read_audio
+from tarq.data.audio import Audio, read_audio
 from tarq.data.corpora.registry import first_usable, load_utterances, sample_utterances
 from tarq.data.intake import Intake
+from tarq.data.pools import read_ids
 from tarq.data.speech import DrawnPool, Speech, draw
 from tarq.data.utterance import Utterance
 from tarq.errors import ModelError
@@ -184,6 +185,7 @@ def quantize(
     """
     config = config or TarqConfig()
     reporter = reporter or Reporter()
+    check_calibration(calibration, config)
     recognizer = as_recognizer(model, tokenizer, feature_extractor, processor=processor, language=config.language)
     if recognizer.is_quantized:
         raise ModelError("the model is quantized already: load the full-precision one")
@@ -202,8 +204,6 @@ def quantize(
     batches: list[Batch] = []
     summary: dict[str, Any] = {}
     if config.needs_statistics:
-        if calibration is None:
-            raise ModelError(f"{config.method} needs calibration speech: pass a manifest or another corpus")
         with torch.no_grad():
             corpora = dict(calibration) if isinstance(calibration, Mapping) else {"speech": calibration}
             intake = next((d.intake for d in corpora.values() if isinstance(d, Speech)), Intake(config.max_bad))
@@ -289,7 +289,7 @@ class _ReportFile:
 
 def transcribe(
     model: PreTrainedModel | Recognizer | str | Path,
-    audio: Sequence[str | Path],
+    audio: Sequence[Audio],
     *,
     tokenizer: Any = None,
     feature_extractor: Any = None,
@@ -302,7 +302,7 @@ def transcribe(
 
     Args:
         model: a transformers model, a recognizer, a folder or a hub id.
-        audio: files.
+        audio: files, by their paths or in memory (``tarq.data.audio.Encoded``).
         tokenizer: found where the model was loaded from when not given.
         feature_extractor: likewise.
         processor: likewise; see :func:`as_recognizer`.
@@ -315,7 +315,7 @@ def transcribe(
         ModelError: the model is not usable.
     """
     recognizer = as_recognizer(model, tokenizer, feature_extractor, processor=processor, language=language)
-    waveforms = [read_audio(Path(a), recognizer.sampling_rate) for a in audio]
+    waveforms = [read_audio(a, recognizer.sampling_rate) for a in audio]
     reporter = reporter or Reporter()
     reporter.phase("transcribing", len(waveforms))
     return transcribe_waveforms(recognizer, waveforms, batch_size, reporter)
@@ -369,9 +369,10 @@ def evaluate(
         label: (intakes or {}).get(label) or getattr(d, "intake", None) or Intake(config.max_bad)
         for label, d in data.items()
     }
-    sets = {}
+    sets, calibrated = {}, {}
     for label, d in data.items():
         utterances = _utterances(d, found[label])
+        calibrated[label] = list(_calibrated_on(recognizers, utterances))
         reporter.phase(f"reading {label}")
         # Every file is looked at before any work is done, so that a broken one does not end it in the middle.
         if samples is not None:
@@ -392,7 +393,7 @@ def evaluate(
         for name in parts[label]:
             scores = result.sets[name]
             scores.bad, scores.left_out = dict(intake.bad), dict(intake.left_out)
-            scores.notes = intake.notes() + scores.notes
+            scores.notes = calibrated[label] + intake.notes() + scores.notes
     return result
 
 
@@ -452,6 +453,33 @@ def plan(
     shapes = shapes_only(model) if isinstance(model, str | Path) else model
     recognizer = as_recognizer(shapes, tokenizer, feature_extractor, processor=processor)
     return make_plan(recognizer, config or TarqConfig(), device)
+
+
+def check_calibration(calibration: Data | Mapping[str, Data] | None, config: TarqConfig) -> None:
+    """See that what a run is calibrated on and by is there, before a model is.
+
+    Raises:
+        DataError: a file of ids or of word frequencies is not usable, or a language has no frequencies.
+        ModelError: there is no calibration speech for a method that needs some.
+    """
+    if not config.needs_statistics:
+        return
+    if calibration is None or len(calibration) == 0:
+        raise ModelError(f"{config.method} needs calibration speech: pass a manifest or another corpus (--calibration)")
+    config.frequencies()
+    if config.ids is not None:
+        read_ids(Path(config.ids))
+
+
+def _calibrated_on(models: Mapping[str, Recognizer], utterances: Sequence[Utterance]) -> Iterator[str]:
+    """Models whose calibration shares audio with a set, which flatters them."""
+    for name, recognizer in models.items():
+        folder = Path(str(recognizer.model.config._name_or_path))
+        if not (folder / FILE_NAME).is_file():
+            continue
+        used = set(Report.read(folder).calibration.get("origins", ()))
+        if seen := sum(u.origin in used for u in utterances):
+            yield f"{name} was calibrated on {seen} of its {len(utterances)} utterances"
 
 
 def _name(data: Data) -> str:

@@ -84,7 +84,9 @@ class Lattice(Checked):
 
     bits: int = option(4, METHOD, "Bits a weight: 2, 3, 4 or 8.", "int", choices=(2, 3, 4, 8))
     group_size: int = option(128, METHOD, "Input features that share a scale.", "int", low=1, high=1 << 20)
-    symmetric: bool = option(True, METHOD, "Zero point fixed in the middle, or an integer one per group.", "bool")
+    symmetric: bool = option(
+        True, METHOD, "An integer zero point per group, instead of one fixed in the middle.", "bool"
+    )
     scale_rule: ScaleRule = option(
         "absmax", METHOD, "How a group's scale is chosen: absmax, minmax (paper eq. 1) or mse.", ScaleRule
     )

@@ -20,7 +20,7 @@ METAVARS = {"int": "N", "float": "X", "path": "FILE", "language": "CODE", "names
 OUTPUT = "Output"
 
 
-def _writable(path: Path | None) -> Path | None:
+def writable(path: Path | None) -> Path | None:
     """Refuse a file that could not be written now, not after the work is done."""
     if path is not None:
         try:
@@ -35,21 +35,28 @@ JsonFile = Annotated[
     typer.Option(
         "--json",
         metavar="FILE",
-        callback=_writable,
+        callback=writable,
         rich_help_panel=OUTPUT,
         help="Also write the figures to this file.",
     ),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", rich_help_panel=OUTPUT, help="Replace an existing OUT.")]
 Device = Annotated[
-    str, typer.Option(metavar="NAME", rich_help_panel=RESOURCES, help="auto, cpu, cuda, cuda:1, … Default: auto.")
+    str,
+    typer.Option(
+        metavar="NAME",
+        rich_help_panel=RESOURCES,
+        show_default=False,
+        help="auto, cpu, cuda or cuda:1. Default: auto.",
+    ),
 ]
 Dtype = Annotated[
     str,
     typer.Option(
         metavar="NAME",
         rich_help_panel=RESOURCES,
-        help="Of the computation: auto (float32 on a CPU, else as stored), float32, bfloat16 or float16. Default: auto.",
+        show_default=False,
+        help="Of the computation: auto (float32 on a CPU, else as stored), float32, bfloat16, float16. Default: auto.",
     ),
 ]
 Int8 = Annotated[
@@ -108,16 +115,17 @@ def configured(*names: str, **helps: str) -> Callable[[Callable], Callable]:
 
 def _parameter(name: str, help: str | None) -> inspect.Parameter:
     field = FIELDS[name]
-    text = f"{help or field.help} {_default(name)}".strip()
+    text = help or field.help
+    text = text if "Default: " in text else f"{text} {_default(name)}".strip()
     settings: dict[str, Any] = {"help": text, "rich_help_panel": field.panel, "show_default": False}
     kind: Any = str | None
     declarations = [f"--{name.replace('_', '-')}"]
     if field.kind == "bool":
-        kind, declarations = bool | None, ["--symmetric/--asymmetric"]
+        kind, declarations = bool | None, [" /--asymmetric"]  # it can only be switched off
     elif field.kind == "names":
         kind, settings["metavar"] = list[str] | None, METAVARS["names"]
     else:
-        settings |= {"metavar": METAVARS.get(field.kind, "NAME"), "parser": _parser(field)}
+        settings |= {"metavar": METAVARS.get(field.kind, "NAME"), "parser": parser(field)}
     annotation = Annotated[kind, typer.Option(*declarations, **settings)]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
@@ -126,12 +134,11 @@ def _default(name: str) -> str:
     if any(name in preset for method, preset in PRESETS.items() if method != "tarq-paper"):
         return "Default: the method's."
     default = TarqConfig.__dataclass_fields__[name].default
-    if FIELDS[name].kind == "bool":
-        return "Default: the former." if default else "Default: the latter."
-    return "" if default in (None, ()) else f"Default: {default}."
+    shown = f"{default:g}" if isinstance(default, float) else default
+    return "" if default is True or default in (None, ()) else f"Default: {shown}."
 
 
-def _parser(field: Option) -> Callable[[Any], Any]:
+def parser(field: Option) -> Callable[[Any], Any]:
     """From the text of an option to the field's value; a wrong one is refused with what is wanted."""
 
     def parse(text: Any) -> Any:
@@ -147,6 +154,11 @@ def _parser(field: Option) -> Callable[[Any], Any]:
             raise typer.BadParameter(str(error)) from error
 
     return parse
+
+
+def number(kind: str, low: float, high: float) -> Callable[[Any], Any]:
+    """The parser of an option that is a number between two others (NaN never is) and no field of the configuration."""
+    return parser(Option("", "", kind, low=low, high=high))
 
 
 def where_to_run(device: str, dtype: str) -> dict[str, Any]:

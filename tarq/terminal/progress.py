@@ -134,7 +134,7 @@ def duration(seconds: float) -> str:
 
 
 def shortened(text: str, width: int) -> str:
-    """A text of at most so many characters: its first word and the end of the rest, which tells paths and layers apart."""
+    """At most so many characters of a text: its first word and the end of the rest, which tells paths apart."""
     if len(text) <= width:
         return text
     first, space, rest = text.partition(" ")
