@@ -1,9 +1,9 @@
-"""What ``import tarq`` offers: quantize, save, load, transcribe, evaluate."""
+"""What ``import tarq`` offers: plan, quantize, save, load, transcribe, evaluate, pool."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,9 +14,11 @@ from transformers import AutoFeatureExtractor, AutoProcessor, AutoTokenizer, Pre
 from tarq import distributed
 from tarq.checkpoint import compressed_tensors as checkpoint
 from tarq.config import TarqConfig
-from tarq.data.audio import read_audio
+from tarq.data.audio import Audio, read_audio
 from tarq.data.corpora.registry import first_usable, load_utterances, sample_utterances
 from tarq.data.intake import Intake
+from tarq.data.pools import read_ids
+from tarq.data.speech import DrawnPool, Speech, draw
 from tarq.data.utterance import Utterance
 from tarq.errors import ModelError
 from tarq.linear import use_int8_activations
@@ -27,12 +29,14 @@ from tarq.method.solvers import Solver
 from tarq.models.base import Recognizer
 from tarq.models.registry import adapt, family_of, model_class
 from tarq.models.types import Batch
+from tarq.planning import Plan, make_plan, misfits, shapes_only
 from tarq.report import FILE_NAME, Report, Reporter, peak_memory
 from tarq.scoring.run import Evaluation, by_language, evaluate_models
 from tarq.speech.calibration import calibration_set
 from tarq.speech.transcription import transcribe_waveforms
 from tarq.version import __version__
-from tarq.walk.plan import check_weights, plan
+from tarq.walk.plan import check_fits, check_weights
+from tarq.walk.plan import plan as plan_layers
 from tarq.walk.walk import quantize_model
 
 #: Speech: a corpus by its name (``tarq.data.corpora.registry.load_utterances``), or its utterances.
@@ -189,6 +193,7 @@ def quantize(
     """
     config = config or TarqConfig()
     reporter = reporter or Reporter()
+    check_calibration(calibration, config)
     recognizer = as_recognizer(model, tokenizer, feature_extractor, processor=processor, language=config.language)
     if recognizer.is_quantized:
         raise ModelError("the model is quantized already: load the full-precision one")
@@ -202,7 +207,10 @@ def quantize(
         notes.append("computed in float32: float16 is slow and overflows on a CPU")
     config = config.with_scale_dtype(recognizer.stored_dtype)
     arms = Arms.of(config.to_dict(), metric, residual, solver)
-    plan(recognizer, config)  # whatever shapes and weights forbid is told before any audio is read
+    # Whatever shapes and weights forbid is told before any audio is read.
+    check_fits(plan_layers(recognizer, config))
+    if problems := misfits(recognizer):
+        raise ModelError(f"{recognizer.model.config._name_or_path}: {'; '.join(problems)}")
     check_weights(recognizer, config)
     batches: list[Batch] = []
     summary: dict[str, Any] = {}
@@ -210,11 +218,11 @@ def quantize(
         if calibration is None:
             raise ModelError(f"{config.method} needs calibration speech: pass a manifest or another corpus")
         with torch.no_grad():
-            intake = Intake(config.max_bad)
             corpora = dict(calibration) if isinstance(calibration, Mapping) else {"speech": calibration}
+            intake = next((d.intake for d in corpora.values() if isinstance(d, Speech)), Intake(config.max_bad))
             speech = {label: _utterances(data, intake) for label, data in corpora.items()}
             batches, summary, left_out = calibration_set(recognizer, speech, config, reporter, intake)
-        names = {label: str(d) if isinstance(d, str | Path) else "utterances" for label, d in corpora.items()}
+        names = {label: _name(d) for label, d in corpora.items()}
         summary["source"] = names if isinstance(calibration, Mapping) else names["speech"]
         notes += left_out
     for kind, given in (("metric", metric), ("residual", residual), ("solver", solver)):
@@ -295,7 +303,7 @@ class _ReportFile:
 
 def transcribe(
     model: PreTrainedModel | Recognizer | str | Path,
-    audio: Sequence[str | Path],
+    audio: Sequence[Audio],
     *,
     tokenizer: Any = None,
     feature_extractor: Any = None,
@@ -308,7 +316,7 @@ def transcribe(
 
     Args:
         model: a transformers model, a recognizer, a folder or a hub id.
-        audio: files.
+        audio: files, by their paths or in memory (``tarq.data.audio.Encoded``).
         tokenizer: found where the model was loaded from when not given.
         feature_extractor: likewise.
         processor: likewise; see :func:`as_recognizer`.
@@ -321,7 +329,7 @@ def transcribe(
         ModelError: the model is not usable.
     """
     recognizer = as_recognizer(model, tokenizer, feature_extractor, processor=processor, language=language)
-    waveforms = [read_audio(Path(a), recognizer.sampling_rate) for a in audio]
+    waveforms = [read_audio(a, recognizer.sampling_rate) for a in audio]
     reporter = reporter or Reporter()
     reporter.phase("transcribing", len(waveforms))
     return transcribe_waveforms(recognizer, waveforms, batch_size, reporter)
@@ -371,10 +379,14 @@ def evaluate(
     }
     config.frequencies()  # refused now, not after the work is done
     reporter = reporter or Reporter()
-    found = {label: (intakes or {}).get(label) or Intake(config.max_bad) for label in data}
-    sets = {}
+    found = {
+        label: (intakes or {}).get(label) or getattr(d, "intake", None) or Intake(config.max_bad)
+        for label, d in data.items()
+    }
+    sets, calibrated = {}, {}
     for label, d in data.items():
         utterances = _utterances(d, found[label])
+        calibrated[label] = list(_calibrated_on(recognizers, utterances))
         reporter.phase(f"reading {label}")
         # Every file is looked at before any work is done, so that a broken one does not end it in the middle.
         if samples is not None:
@@ -395,8 +407,98 @@ def evaluate(
         for name in parts[label]:
             scores = result.sets[name]
             scores.bad, scores.left_out = dict(intake.bad), dict(intake.left_out)
-            scores.notes = intake.notes() + scores.notes
+            scores.notes = calibrated[label] + intake.notes() + scores.notes
     return result
+
+
+def pool(
+    corpora: Data | Mapping[str, Data],
+    config: TarqConfig | None = None,
+    *,
+    max_duration: float | None = 30.0,
+    reporter: Reporter | None = None,
+) -> DrawnPool:
+    """Draw a calibration pool and count its rare words; its ``utterances`` are calibration for :func:`quantize`.
+
+    Args:
+        corpora: transcribed speech: a corpus by its name, utterances, or label to such for several corpora.
+        config: ``pool``, ``ids``, ``samples``, ``seed``, ``max_bad`` and what says which words are rare are read
+            from it.
+        max_duration: longer utterances are left out (seconds); None takes any.
+        reporter: hears of progress.
+
+    Raises:
+        DataError: a corpus is not usable, or the kind of pool does not go with the number of corpora.
+    """
+    config = config or TarqConfig()
+    named = dict(corpora) if isinstance(corpora, Mapping) else {"speech": corpora}
+    intake = next((d.intake for d in named.values() if isinstance(d, Speech)), Intake(config.max_bad))
+    speech = {
+        label: d if isinstance(d, Speech) else Speech(_utterances(d, intake), _name(d), intake)
+        for label, d in named.items()
+    }
+    return draw(speech, config, max_duration=max_duration, reporter=reporter)
+
+
+def plan(
+    model: PreTrainedModel | Recognizer | str | Path,
+    config: TarqConfig | None = None,
+    *,
+    tokenizer: Any = None,
+    feature_extractor: Any = None,
+    processor: Any = None,
+    device: str | torch.device = "cpu",
+) -> Plan:
+    """What :func:`quantize` will do to a model: each layer's group size or why it is left, sizes, time, memory.
+
+    Only shapes are looked at: of a folder or a hub id no weights are loaded, and no audio is read.
+
+    Args:
+        model: a transformers model, a recognizer, a folder or a hub id.
+        config: of the run; TARQ at W4G128 by default.
+        tokenizer: found where the model comes from when not given.
+        feature_extractor: likewise.
+        processor: likewise; see :func:`as_recognizer`.
+        device: whose speed and memory the estimate is for.
+
+    Raises:
+        ModelError: there is no usable model, it is quantized already, or a name to ignore matches no layer.
+    """
+    shapes = shapes_only(model) if isinstance(model, str | Path) else model
+    recognizer = as_recognizer(shapes, tokenizer, feature_extractor, processor=processor)
+    return make_plan(recognizer, config or TarqConfig(), device)
+
+
+def check_calibration(calibration: Data | Mapping[str, Data] | None, config: TarqConfig) -> None:
+    """See that what a run is calibrated on and by is there, before a model is.
+
+    Raises:
+        DataError: a file of ids or of word frequencies is not usable, or a language has no frequencies.
+        ModelError: there is no calibration speech for a method that needs some.
+    """
+    if not config.needs_statistics:
+        return
+    if calibration is None or len(calibration) == 0:
+        raise ModelError(f"{config.method} needs calibration speech: pass a manifest or another corpus (--calibration)")
+    config.frequencies()
+    if config.ids is not None:
+        read_ids(Path(config.ids))
+
+
+def _calibrated_on(models: Mapping[str, Recognizer], utterances: Sequence[Utterance]) -> Iterator[str]:
+    """Models whose calibration shares audio with a set, which flatters them."""
+    for name, recognizer in models.items():
+        folder = Path(str(recognizer.model.config._name_or_path))
+        if not (folder / FILE_NAME).is_file():
+            continue
+        used = set(Report.read(folder).calibration.get("origins", ()))
+        if seen := sum(u.origin in used for u in utterances):
+            yield f"{name} was calibrated on {seen} of its {len(utterances)} utterances"
+
+
+def _name(data: Data) -> str:
+    """What a report calls speech: its corpus's name, where it has one."""
+    return str(data) if isinstance(data, str | Path) else getattr(data, "source", "utterances")
 
 
 def _utterances(data: Data, intake: Intake) -> Sequence[Utterance]:

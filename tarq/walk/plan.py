@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from tarq.config import TarqConfig
+from tarq.config import Lattice
 from tarq.errors import CalibrationError, ModelError
 from tarq.linear import QuantLinear
 from tarq.models.base import Recognizer
@@ -29,6 +29,7 @@ class PlannedLayer:
         group_size: inputs that will share a scale; None where it stays in full precision.
         reason: why it stays, or empty.
         note: what is degraded (another group size than the configured one), or empty.
+        fits: False where the walk would have to stop at it.
         bytes_before: of its weight, in the dtype the checkpoint is stored in.
         bytes_after: of codes, scales and zero points; ``bytes_before`` where it stays.
     """
@@ -41,9 +42,10 @@ class PlannedLayer:
     note: str
     bytes_before: int
     bytes_after: int
+    fits: bool = True
 
 
-def plan(recognizer: Recognizer, config: TarqConfig) -> list[PlannedLayer]:
+def plan(recognizer: Recognizer, config: Lattice) -> list[PlannedLayer]:
     """What a run will do to every matrix of the model. Reads no audio and no weights.
 
     A layer that the model never calls on the calibration speech stays as well, which only the walk finds out.
@@ -56,13 +58,12 @@ def plan(recognizer: Recognizer, config: TarqConfig) -> list[PlannedLayer]:
         The blocks' Linears in the model's order, then what lies outside the blocks.
 
     Raises:
-        CalibrationError: no group size divides some layers; names them and the mend.
         ModelError: a name to ignore matches no layer.
     """
     config = config.with_scale_dtype(recognizer.stored_dtype)
     stages = recognizer.stages()
     check_ignored(stages, config.ignore)
-    layers, unfit = [], []
+    layers = []
     for stage in stages:
         for block_name, block in stage.blocks:
             for name, linear in linears_of(block_name, block):
@@ -74,17 +75,11 @@ def plan(recognizer: Recognizer, config: TarqConfig) -> list[PlannedLayer]:
                     continue
                 try:
                     group_size, note = choose_group_size(linear.in_features, config.group_size)
-                except CalibrationError:
-                    unfit.append(f"{name} ({linear.in_features} inputs)")
+                except CalibrationError as error:
+                    layers.append(PlannedLayer(name, stage.name, shape, None, str(error), "", before, before, False))
                     continue
                 after = packed_bytes(linear, config, group_size)
                 layers.append(PlannedLayer(name, stage.name, shape, group_size, "", note, before, after))
-    if unfit:
-        sizes = ", ".join(map(str, (config.group_size, *(g for g in FALLBACK_GROUPS if g < config.group_size))))
-        raise CalibrationError(
-            f"no group size of {sizes} divides the inputs of {', '.join(unfit)}; set group_size to a divisor, or leave "
-            "the layers alone with ignore"
-        )
     for name, reason in recognizer.left_out().items():
         weight = recognizer.model.get_submodule(name).weight
         stored = weight.numel() * recognizer.stored_dtype.itemsize
@@ -92,7 +87,20 @@ def plan(recognizer: Recognizer, config: TarqConfig) -> list[PlannedLayer]:
     return layers
 
 
-def check_weights(recognizer: Recognizer, config: TarqConfig) -> None:
+def check_fits(layers: Sequence[PlannedLayer]) -> None:
+    """See that the walk will not have to stop at a layer.
+
+    Raises:
+        CalibrationError: it will; names the layers and the mend.
+    """
+    stuck = [f"{layer.name} ({layer.reason})" for layer in layers if not layer.fits]
+    if stuck:
+        raise CalibrationError(
+            f"{', '.join(stuck)}; set group_size to a divisor, or leave the layers alone with ignore"
+        )
+
+
+def check_weights(recognizer: Recognizer, config: Lattice) -> None:
     """See that the weights that will be quantized are numbers.
 
     Raises:
@@ -127,7 +135,7 @@ def choose_group_size(in_features: int, group_size: int) -> tuple[int, str]:
     raise CalibrationError(f"no group size up to {group_size} divides {in_features} inputs")
 
 
-def packed_bytes(linear: nn.Linear, config: TarqConfig, group_size: int) -> int:
+def packed_bytes(linear: nn.Linear, config: Lattice, group_size: int) -> int:
     """What a Linear's weight will take in the checkpoint."""
     scheme, scale_dtype = config.scheme(group_size), getattr(torch, config.scale_dtype)
     shape = linear.in_features, linear.out_features
