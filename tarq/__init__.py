@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Any
 from tarq.version import __version__
 
 if TYPE_CHECKING:
-    from tarq.api import evaluate, load, load_recognizer, quantize, save, transcribe
+    from tarq.api import evaluate, iter_transcripts, load, load_recognizer, quantize, save, transcribe
     from tarq.config import TarqConfig
     from tarq.errors import CalibrationError, CheckpointError, DataError, ModelError, TarqError
     from tarq.linear import QuantLinear
     from tarq.report import Report
 
 _HOME = {
-    "api": ("evaluate", "load", "load_recognizer", "quantize", "save", "transcribe"),
+    "api": ("evaluate", "iter_transcripts", "load", "load_recognizer", "quantize", "save", "transcribe"),
     "config": ("TarqConfig",),
     "errors": ("CalibrationError", "CheckpointError", "DataError", "ModelError", "TarqError"),
     "linear": ("QuantLinear",),
@@ -38,6 +38,7 @@ __all__ = [
     "TarqError",
     "__version__",
     "evaluate",
+    "iter_transcripts",
     "load",
     "load_recognizer",
     "quantize",
