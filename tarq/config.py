@@ -97,7 +97,6 @@ class Lattice(Checked):
     def scheme(self, group_size: int | None = None) -> Scheme:
         """The lattice, with the group size a layer really gets."""
         from tarq.kernels.scheme import Scheme
-    from tarq.method.arms import Arms
 
         return Scheme(self.bits, group_size or self.group_size, self.symmetric, self.scale_rule)
 

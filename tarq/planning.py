@@ -90,30 +90,9 @@ def make_plan(recognizer: Recognizer, config: TarqConfig, device: str | torch.de
     if recognizer.is_quantized:
         raise ModelError("the model is quantized already: name the full-precision one")
     layers = plan(recognizer, config)
-    problems = [f"{layer.name}: {layer.reason}" for layer in layers if not layer.fits] + misfits(recognizer)
+    problems = [f"{layer.name}: {layer.reason}" for layer in layers if not layer.fits]
     source = str(recognizer.model.config._name_or_path)
     return Plan(source, layers, problems, _estimate(recognizer, layers, config, device), config.to_dict())
-
-
-def misfits(recognizer: Recognizer) -> list[str]:
-    """Parts that do not belong together: features of another width, tokens the model has no row for."""
-    found = []
-    text = recognizer.model.config.get_text_config(decoder=True)
-    vocabulary = getattr(text, "vocab_size", None)
-    tokens = max(recognizer.tokenizer.get_vocab().values(), default=0) + 1
-    if vocabulary is not None and tokens > vocabulary:
-        found.append(
-            f"vocabulary: the tokenizer has tokens up to {tokens - 1}, the model rows for {vocabulary}; resize the "
-            "model's embeddings or use its own tokenizer"
-        )
-    wanted = getattr(recognizer.model.config, "num_mel_bins", None)
-    made = getattr(recognizer.feature_extractor, "feature_size", wanted)
-    if wanted is not None and made != wanted:
-        found.append(
-            f"mel bins: the feature extractor makes {made}, the model reads {wanted}; use the model's own "
-            "preprocessor_config.json"
-        )
-    return found
 
 
 def shapes_only(source: str | Path) -> Any:

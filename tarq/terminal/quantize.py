@@ -75,7 +75,7 @@ def quantize(
         from tarq.data.speech import load_speech
         from tarq.terminal.tables import show_report
 
-        with distributed.joined() as first:
+        with distributed.process_group() as first:
             console.quiet = reporter.console.quiet = not first
             # Whatever can be told is told before a model is loaded or downloaded.
             check_writable(out, overwrite)

@@ -52,17 +52,16 @@ def transcribe(
         files = list(_files(audio))
         reporter.phase(f"loading {model}")
         recognizer = api.load_recognizer(model, **where, language=config.language, int8_activations=int8)
-        reporter.phase("transcribing", len(files))
-        for name, file in files:
-            try:
-                (text,) = api.transcribe(recognizer, [file], batch_size=config.batch_size)
-                results.append({"audio": name, "text": text})
-                if json_file is None:  # otherwise the file comes first, whatever becomes of the terminal
-                    say(f"{name}\t{text}" if len(files) > 1 else text)
-            except DataError as error:
-                results.append({"audio": name, "error": str(error)})
-                say_error(type(error).__name__, str(error))
-            reporter.advance()
+        audio_of = [file for _, file in files]
+        transcripts = api.iter_transcripts(recognizer, audio_of, batch_size=config.batch_size, reporter=reporter)
+        for (name, _), (_, text) in zip(files, transcripts, strict=True):
+            if isinstance(text, DataError):
+                results.append({"audio": name, "error": str(text)})
+                say_error(type(text).__name__, str(text))
+                continue
+            results.append({"audio": name, "text": text})
+            if json_file is None:  # otherwise the file comes first, whatever becomes of the terminal
+                say(f"{name}\t{text}" if len(files) > 1 else text)
         if json_file:
             write_json(json_file, results)
     if json_file:

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 import pytest
 import torch
+from tarq.walk.blocks import Path, Room, first_input, groups_of, input_of, remembering
 from torch import nn
 
 import tarq
@@ -17,7 +18,6 @@ from tarq.method.moments import Moments
 from tarq.report import Reporter, peak_memory
 from tarq.speech.calibration import calibration_set
 from tarq.walk import walk as sequential
-from tarq.walk.blocks import Path, Room, first_input, groups_of, input_of, remembering
 from tarq.walk.walk import choose_group_size, quantize_model
 
 CONFIG = tarq.TarqConfig(group_size=32, scale_dtype="float16", batch_size=3)
