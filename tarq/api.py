@@ -15,8 +15,9 @@ from tarq import distributed
 from tarq.checkpoint import compressed_tensors as checkpoint
 from tarq.config import TarqConfig
 from tarq.data.audio import read_audio
-from tarq.data.corpora.registry import first_usable, load_utterances, sample_utterances
+from tarq.data.corpora.registry import load_utterances
 from tarq.data.intake import Intake
+from tarq.data.sampling import first_usable, sample_utterances
 from tarq.data.utterance import Utterance
 from tarq.errors import ModelError
 from tarq.linear import use_int8_activations

@@ -243,8 +243,9 @@ def evaluate(
     """Score models: WER, rare-WER, KL and NLL, with paired intervals and the rare words lost."""
     from tarq import api, distributed
     from tarq.config import TarqConfig
-    from tarq.data.corpora.registry import load_utterances, select_utterances
+    from tarq.data.corpora.registry import load_utterances
     from tarq.data.intake import Intake
+    from tarq.data.sampling import select_utterances
     from tarq.linear import use_int8_activations
     from tarq.terminal.screen import show_evaluation
 
@@ -317,10 +318,11 @@ def pool(
 ) -> None:
     """Draw a calibration pool, show its share of rare words, and write it as a manifest that every command reads."""
     from tarq.config import TarqConfig
-    from tarq.data.corpora.registry import load_utterances, select_utterances
+    from tarq.data.corpora.registry import load_utterances
     from tarq.data.intake import Intake
     from tarq.data.manifest import write_manifest
     from tarq.data.pools import Rarity, draw_pool, given_pool
+    from tarq.data.sampling import select_utterances
     from tarq.terminal.screen import ScreenReporter, show_pool
     from tarq.words.frequencies import described
 
@@ -450,7 +452,8 @@ def demo(
     """
     from tarq import testbed
     from tarq.config import TarqConfig
-    from tarq.data.corpora.registry import load_utterances, sample_utterances, select_utterances
+    from tarq.data.corpora.registry import load_utterances
+    from tarq.data.sampling import sample_utterances, select_utterances
     from tarq.terminal import demo as demonstration
     from tarq.terminal.screen import ScreenReporter, show_demo
 
