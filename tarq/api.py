@@ -15,9 +15,10 @@ from tarq import distributed
 from tarq.checkpoint import compressed_tensors as checkpoint
 from tarq.config import TarqConfig
 from tarq.data.audio import Audio
-from tarq.data.corpora.registry import first_usable, load_utterances, sample_utterances
+from tarq.data.corpora.registry import load_utterances
 from tarq.data.intake import Intake
 from tarq.data.pools import read_ids
+from tarq.data.sampling import first_usable, sample_utterances
 from tarq.data.speech import DrawnPool, Speech, draw
 from tarq.data.utterance import Utterance
 from tarq.errors import DataError, ModelError

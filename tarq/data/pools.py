@@ -27,9 +27,9 @@ from typing import Any, Literal
 
 from tarq.config import PoolKind, TarqConfig
 from tarq.data.corpora.layout import read_text
-from tarq.data.corpora.registry import first_usable, shuffled, usable
 from tarq.data.intake import Intake
 from tarq.data.manifest import strings
+from tarq.data.sampling import first_usable, shuffled, usable
 from tarq.data.utterance import Utterance, language_of
 from tarq.errors import DataError
 from tarq.report import FILE_NAME
@@ -138,7 +138,7 @@ def draw_pool(
         count: how many, at least 1; fewer where fewer qualify, which the caller compares and reports.
         seed: of the random draws, and of the order among equals.
         rarity: which words are rare.
-        max_duration, require_text, intake: see ``tarq.data.corpora.registry.first_usable``.
+        max_duration, require_text, intake: see ``tarq.data.sampling.first_usable``.
 
     Raises:
         DataError: ``r-top`` of several corpora, ``r-cross`` of one, or what ``first_usable`` raises.

@@ -1,6 +1,6 @@
 """The whole job on OpenAI's own Whisper: transcripts are transformers' own, and a quantized one comes back as saved.
 
-``TARQ_MODELS=FOLDER`` names the folder that holds ``whisper-tiny.en`` and ``whisper-base``; otherwise they are made from
+``TARQ_MODELS=FOLDER`` names the folder that holds ``whisper-tiny.en`` and ``whisper-base``; else they are made from
 the assets beside the repository, once, under ``build/models``.
 """
 
@@ -13,7 +13,8 @@ import pytest
 import torch
 
 import tarq
-from tarq.data.corpora.registry import load_utterances, sample_utterances
+from tarq.data.corpora.registry import load_utterances
+from tarq.data.sampling import sample_utterances
 from tarq.linear import QuantLinear
 from tarq.scoring.words import score_words
 from tarq.words.normalize import get_normalizer
