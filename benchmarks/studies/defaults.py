@@ -4,8 +4,8 @@ Every configuration quantizes the same model from the same calibration utterance
 others on the same utterances, none of which it was calibrated on. Results go to a JSON file that is added to,
 so a study can grow.
 
-    python -P benchmarks/study_defaults.py MODEL NAME … --calibration MANIFEST --data MANIFEST … --json FILE
-    python -P benchmarks/study_defaults.py --table FILE        # the JSON as a Markdown table
+    python -P benchmarks/studies/defaults.py MODEL NAME … --calibration MANIFEST --data MANIFEST … --json FILE
+    python -P benchmarks/studies/defaults.py --table FILE        # the JSON as a Markdown table
 """
 
 from __future__ import annotations
