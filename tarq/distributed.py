@@ -169,7 +169,3 @@ def _exchange(own: Any, device: torch.device | str = "cpu") -> list[Any]:
                 setattr(error, _SHARED, True)
                 raise error
     return payloads
-
-
-# The names these had; callers move over one by one.
-joined, together, dealt, gathered, from_first = process_group, raise_everywhere, shard, all_gather, broadcast
