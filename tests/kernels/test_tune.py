@@ -14,7 +14,7 @@ import pytest
 import torch
 
 pytest.importorskip("triton", exc_type=ImportError)
-SCRIPT = Path(__file__).parent.parent / "benchmarks" / "tune_w4_linear.py"
+SCRIPT = Path(__file__).parents[2] / "benchmarks" / "tune_w4_linear.py"
 SMS = 132
 
 
