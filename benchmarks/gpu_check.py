@@ -29,7 +29,7 @@ PEERS = {"gemlite": "w4_linear"}
 OPERATIONS = ("gram", "group_quantize", "w4_linear")
 
 #: Run whole on the GPU; of the others, the tests marked for one.
-KERNEL_TESTS = ("tests/kernels/test_gram_cuda.py", "tests/kernels/test_w4_linear_cuda.py")
+KERNEL_TESTS = ("tests/kernels/test_gram_triton.py", "tests/kernels/test_w4_linear_triton.py")
 MARKED_TESTS = tuple(
     name
     for path in sorted((ROOT / "tests").rglob("test_*.py"))
