@@ -349,7 +349,7 @@ def test_plans():
 
 
 def error_bound(rows: int, dtype: torch.dtype, splits: int) -> float:
-    """The most that an entry may be off, as a share of the norms of its columns, in units of 2⁻²⁴ from how it is summed.
+    """The most that an entry may be off, as a share of the norms of its columns: units of 2⁻²⁴ in how it is summed.
 
     Tensor cores truncate (2 units) at each step of a chunk: 16 rows of 16-bit operands, 8 of float32 ones, three times
     over. Chunks and splits are added rounding to nearest (1 unit each). Σ|y x| is at most the product of the norms.
