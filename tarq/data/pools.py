@@ -27,8 +27,8 @@ from typing import Any, Literal
 
 from tarq.config import PoolKind, TarqConfig
 from tarq.data.corpora.layout import read_text
+from tarq.data.fields import strings
 from tarq.data.intake import Intake
-from tarq.data.manifest import strings
 from tarq.data.sampling import first_usable, shuffled, usable
 from tarq.data.utterance import Utterance, language_of
 from tarq.errors import DataError
