@@ -202,7 +202,7 @@ class TarqConfig:
         name = self.normalizer
         if name == "auto":
             name = "english" if self.language == "en" else "basic"
-        return get_normalizer(name, spelling if name == "english" else None)
+        return get_normalizer(name, spelling if name == "english" else None, self.language)
 
     def frequencies(self) -> Frequencies:
         """Where the Zipf scores come from, checked.
