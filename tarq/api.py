@@ -16,6 +16,7 @@ from tarq.checkpoint import compressed_tensors as checkpoint
 from tarq.config import TarqConfig
 from tarq.data.audio import Audio
 from tarq.data.corpora.registry import load_utterances
+from tarq.data.hub import is_dataset
 from tarq.data.intake import Intake
 from tarq.data.pools import read_ids
 from tarq.data.sampling import first_usable, sample_utterances
@@ -555,4 +556,4 @@ def _name(data: Data) -> str:
 
 
 def _utterances(data: Data, intake: Intake) -> Sequence[Utterance]:
-    return load_utterances(data, intake) if isinstance(data, str | Path) else data
+    return load_utterances(data, intake) if isinstance(data, str | Path) or is_dataset(data) else data

@@ -2,23 +2,20 @@
 
 import dataclasses
 from collections import Counter
-from contextlib import contextmanager
 
 import pytest
 import torch
-from tarq.walk.blocks import Path, Room, first_input, groups_of, input_of, remembering
 from torch import nn
 
 import tarq
 from tarq.data.corpora.registry import load_utterances
-from tarq.errors import CalibrationError, ModelError
+from tarq.errors import CalibrationError
 from tarq.linear import QuantLinear
 from tarq.method.metrics import PositionWeights, RareBAL
 from tarq.method.moments import Moments
-from tarq.report import Reporter, peak_memory
+from tarq.report import Reporter
 from tarq.speech.calibration import calibration_set
-from tarq.walk import walk as sequential
-from tarq.walk.walk import choose_group_size, quantize_model
+from tarq.walk.walk import quantize_model
 
 CONFIG = tarq.TarqConfig(group_size=32, scale_dtype="float16", batch_size=3)
 
