@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from tarq.data.audio import read_audio
 from tarq.data.corpora.registry import first_usable, load_utterances, sample_utterances
 from tarq.data.intake import Intake
 from tarq.data.utterance import Utterance
-from tarq.errors import ModelError
+from tarq.errors import DataError, ModelError
 from tarq.linear import use_int8_activations
 from tarq.method.metrics import Metric
 from tarq.models.base import Recognizer
@@ -369,6 +371,9 @@ def evaluate(
         else:
             sets[label] = first_usable(utterances, max(len(utterances), 1), intake=found[label])
     parts = {label: by_language(label, utterances, config.language) for label, utterances in sets.items()}
+    names = Counter(name for spoken in parts.values() for name in spoken)
+    if twice := [name for name, times in names.items() if times > 1]:
+        raise DataError(f"{twice[0]} names a set and a language's part of another: give sets other labels")
     result = evaluate_models(
         recognizers,
         {name: some for spoken in parts.values() for name, some in spoken.items()},
@@ -381,8 +386,12 @@ def evaluate(
     for label, intake in found.items():
         for name in parts[label]:
             scores = result.sets[name]
-            scores.bad, scores.left_out = dict(intake.bad), dict(intake.left_out)
-            scores.notes = intake.notes() + scores.notes
+            result.sets[name] = replace(
+                scores,
+                bad=dict(intake.bad),
+                left_out=dict(intake.left_out),
+                notes=intake.notes() + scores.notes,
+            )
     return result
 
 

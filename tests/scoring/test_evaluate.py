@@ -11,7 +11,7 @@ import tarq
 from tarq.data.corpora.registry import load_utterances
 from tarq.errors import DataError, ModelError
 from tarq.scoring.divergence import divergence
-from tarq.scoring.run import DIVERGENCES, WORD_RATES
+from tarq.scoring.figures import DIVERGENCES, WORD_RATES
 
 
 def test_divergence_is_the_formula():
@@ -130,7 +130,7 @@ def test_large_sets_are_read_in_pieces(model_folder, manifest, monkeypatch):
     quantized = tarq.load_recognizer(model_folder)
     tarq.quantize(quantized, None, tarq.TarqConfig.preset("rtn", group_size=32))
     whole = figures()
-    monkeypatch.setattr("tarq.scoring.run.PIECE", 3)
+    monkeypatch.setattr("tarq.scoring.outputs.PIECE", 3)
     pieces = figures()
     assert pieces.hypotheses == whole.hypotheses
     for name, interval in whole.figures.items():
