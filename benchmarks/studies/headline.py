@@ -86,6 +86,7 @@ def main() -> None:
     if absent:
         sys.exit(f"headline: skipped, not there: {', '.join(absent)}")
     logging.disable_progress_bar()  # of the weights read
+    torch.backends.cudnn.allow_tf32 = False  # or convolutions would round to 10 bits
     print(markdown(run(options), list(ARMS), PAIRS))
 
 
@@ -118,7 +119,7 @@ class Bench:
         pool: what calibration utterances are drawn from.
         texts: id to reference transcript, of the utterances that could be teacher-forced.
         batches: of them.
-        expected: full precision's logits, one tensor a batch.
+        expected: full precision's logits, one tensor a batch, in RAM.
     """
 
     recognizer: Recognizer
@@ -134,7 +135,7 @@ class Bench:
         made = make_examples(recognizer, [Held.of(u) for u in scored], tarq.TarqConfig(), Reporter())
         with torch.no_grad():
             batches = list(batched(recognizer, made.examples, options.batch_size))
-            expected = [recognizer.logits(batch) for batch in batches]
+            expected = [recognizer.logits(batch).cpu() for batch in batches]
         texts = {u.id: u.text or "" for u in made.utterances}
         for note in made.notes:
             print(f"headline: {note}")
@@ -156,7 +157,7 @@ class Bench:
         for batch, expected in zip(self.batches, self.expected, strict=True):
             audio = recognizer.encode(batch.features)
             logits = recognizer.logits(batch, audio)
-            parts.append(divergence(expected, logits, batch.targets, batch.rare_target))
+            parts.append(divergence(expected.to(logits.device), logits, batch.targets, batch.rare_target))
             seen += batch.ids
             if decode:
                 heard |= zip(batch.ids, recognizer.decode(audio), strict=True)
