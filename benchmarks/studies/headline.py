@@ -21,13 +21,12 @@ import platform
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from summary import markdown, merged
 from torch import nn
 from transformers.utils import logging
@@ -38,6 +37,7 @@ from tarq.data.utterance import Utterance
 from tarq.models.base import Recognizer
 from tarq.report import Reporter
 from tarq.scoring.divergence import divergence, joined
+from tarq.scoring.outputs import Held
 from tarq.scoring.words import score_words
 from tarq.speech.calibration import batched, make_examples
 
@@ -86,32 +86,15 @@ def main() -> None:
     if absent:
         sys.exit(f"headline: skipped, not there: {', '.join(absent)}")
     logging.disable_progress_bar()  # of the weights read
+    torch.backends.cudnn.allow_tf32 = False  # or convolutions would round to 10 bits
     print(markdown(run(options), list(ARMS), PAIRS))
 
 
 # --- measuring ---
 
 
-@dataclass(frozen=True)
-class Held(Utterance):
-    """An utterance whose audio has been read: arms and draws share it."""
-
-    samples: NDArray[np.float32] = field(default_factory=lambda: np.zeros(0, np.float32), compare=False, repr=False)
-
-    def waveform(self, sampling_rate: int = 16000) -> NDArray[np.float32]:
-        return self.samples
-
-    def check(self, decode: bool = True) -> None:
-        pass
-
-    @classmethod
-    def of(cls, utterance: Utterance, sampling_rate: int) -> Held:
-        known = {f.name: getattr(utterance, f.name) for f in fields(Utterance)}
-        return cls(**known, samples=utterance.waveform(sampling_rate))
-
-
 class OnceExtracted:
-    """A feature extractor that makes the features of each waveform once; of waveforms that are held."""
+    """A feature extractor that makes the features of each waveform, an array that is kept, once."""
 
     def __init__(self, extractor: Any) -> None:
         self._extractor, self._made = extractor, {}
@@ -119,8 +102,9 @@ class OnceExtracted:
     def __call__(self, waveform: Any, **options: Any) -> Any:
         key = id(waveform), repr(sorted(options.items()))
         if key not in self._made:
-            self._made[key] = self._extractor(waveform, **options)
-        return self._made[key]
+            # The waveform stays with its features: another one could come to lie at the same place.
+            self._made[key] = waveform, self._extractor(waveform, **options)
+        return self._made[key][1]
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._extractor, name)
@@ -135,7 +119,7 @@ class Bench:
         pool: what calibration utterances are drawn from.
         texts: id to reference transcript, of the utterances that could be teacher-forced.
         batches: of them.
-        expected: full precision's logits, one tensor a batch.
+        expected: full precision's logits, one tensor a batch, in RAM.
     """
 
     recognizer: Recognizer
@@ -148,15 +132,14 @@ class Bench:
     def make(cls, source: str, pool: Sequence[Utterance], scored: Sequence[Utterance], options: Any) -> Bench:
         recognizer = tarq.load_recognizer(source, dtype=torch.float32, device=options.device)
         recognizer.feature_extractor = OnceExtracted(recognizer.feature_extractor)
-        rate = recognizer.sampling_rate
-        made = make_examples(recognizer, [Held.of(u, rate) for u in scored], tarq.TarqConfig(), Reporter())
+        made = make_examples(recognizer, [Held.of(u) for u in scored], tarq.TarqConfig(), Reporter())
         with torch.no_grad():
             batches = list(batched(recognizer, made.examples, options.batch_size))
-            expected = [recognizer.logits(batch) for batch in batches]
+            expected = [recognizer.logits(batch).cpu() for batch in batches]
         texts = {u.id: u.text or "" for u in made.utterances}
         for note in made.notes:
             print(f"headline: {note}")
-        return cls(recognizer, [Held.of(u, rate) for u in pool], texts, batches, expected)
+        return cls(recognizer, [Held.of(u) for u in pool], texts, batches, expected)
 
     def quantized(self, config: tarq.TarqConfig) -> tuple[Recognizer, tarq.Report]:
         """A copy of the model, quantized, its layers expanded."""
@@ -174,7 +157,7 @@ class Bench:
         for batch, expected in zip(self.batches, self.expected, strict=True):
             audio = recognizer.encode(batch.features)
             logits = recognizer.logits(batch, audio)
-            parts.append(divergence(expected, logits, batch.targets, batch.rare_target))
+            parts.append(divergence(expected.to(logits.device), logits, batch.targets, batch.rare_target))
             seen += batch.ids
             if decode:
                 heard |= zip(batch.ids, recognizer.decode(audio), strict=True)

@@ -160,41 +160,6 @@ def resample_two_way(ratios: Mapping[Key, Ratio], resamples: int = RESAMPLES, se
     return result
 
 
-def ratio_interval(
-    numerators: ArrayLike,
-    denominators: ArrayLike,
-    *,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-    level: float = 0.95,
-) -> Interval:
-    """Bootstrap interval of one :class:`Ratio`; see :func:`resample` and :meth:`Resampled.interval`."""
-    return resample({"": Ratio(numerators, denominators)}, resamples, seed)[""].interval(level)
-
-
-def difference_interval(
-    numerators: ArrayLike,
-    denominators: ArrayLike,
-    base_numerators: ArrayLike,
-    base_denominators: ArrayLike,
-    *,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
-    level: float = 0.95,
-) -> Difference:
-    """Paired bootstrap interval of a ratio minus a base ratio on the same utterances, in the same order.
-
-    See :func:`resample` and :meth:`Resampled.minus`.
-
-    Raises:
-        ValueError: as these, or the two are not of equally many utterances.
-    """
-    _columns(numerators, base_numerators)
-    ratios = {"it": Ratio(numerators, denominators), "base": Ratio(base_numerators, base_denominators)}
-    resampled = resample(ratios, resamples, seed)
-    return resampled["it"].minus(resampled["base"], level)
-
-
 def resampled_sums(counts: ArrayLike, resamples: int = RESAMPLES, seed: int = 0) -> NDArray[np.float64]:
     """Column sums over utterances drawn with replacement.
 

@@ -8,12 +8,20 @@ import pytest
 from tarq.scoring import bootstrap as intervals
 from tarq.scoring.bootstrap import (
     Ratio,
-    difference_interval,
-    ratio_interval,
     resample,
     resample_two_way,
     resampled_sums,
 )
+
+
+def ratio_interval(numerators, denominators, level=0.95, **options):
+    return resample({"": Ratio(numerators, denominators)}, **options)[""].interval(level)
+
+
+def difference_interval(numerators, denominators, base_numerators, base_denominators, level=0.95, **options):
+    ratios = {"it": Ratio(numerators, denominators), "base": Ratio(base_numerators, base_denominators)}
+    resampled = resample(ratios, **options)
+    return resampled["it"].minus(resampled["base"], level)
 
 
 def some_counts(utterances=37, seed=1):
