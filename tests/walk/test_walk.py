@@ -10,15 +10,16 @@ from torch import nn
 
 import tarq
 from tarq.data.corpora.registry import load_utterances
-from tarq.errors import CalibrationError, ModelError
+from tarq.errors import CalibrationError
 from tarq.linear import QuantLinear
-from tarq.method.metrics import PositionWeights, RareBAL
+from tarq.method.arms import Arms
+from tarq.method.metrics import Plain, PositionWeights, RareBAL
 from tarq.method.moments import Moments
-from tarq.report import Reporter, peak_memory
+from tarq.method.residuals import LeastSquares
+from tarq.report import Reporter
 from tarq.speech.calibration import calibration_set
-from tarq.walk import walk as sequential
-from tarq.walk.blocks import Path, Room, first_input, groups_of, input_of, remembering
-from tarq.walk.walk import choose_group_size, quantize_model
+from tarq.walk import inputs, walk
+from tarq.walk.walk import gather_moments, quantize_model
 
 CONFIG = tarq.TarqConfig(group_size=32, scale_dtype="float16", batch_size=3)
 
@@ -33,11 +34,19 @@ def batches(recognizer, manifest):
     return calibration_set(recognizer, load_utterances(manifest), CONFIG, Reporter())[0]
 
 
+def arms(**given):
+    """Those of the configuration, some replaced."""
+    return Arms.of(CONFIG.to_dict(), **given)
+
+
+def packed(recognizer):
+    return {n: m.weight_packed for n, m in recognizer.model.named_modules() if isinstance(m, QuantLinear)}
+
+
 def test_every_linear_of_the_blocks_is_swapped_and_the_rest_left(recognizer, batches):
     records = quantize_model(recognizer, batches, CONFIG, Reporter())
-    packed = {n for n, m in recognizer.model.named_modules() if isinstance(m, QuantLinear)}
-    assert packed == {r.name for r in records}
-    assert len(packed) == 2 * 6 + 2 * 10
+    assert packed(recognizer).keys() == {r.name for r in records}
+    assert len(records) == 2 * 6 + 2 * 10
     assert [n for n, m in recognizer.model.named_modules() if isinstance(m, nn.Linear)] == ["proj_out"]
     assert recognizer.left_out() == {"proj_out": "the output head, tied to the token embedding"}
     decoder = [r for r in records if r.stage == "decoder" and "encoder_attn.k" not in r.name]
@@ -154,7 +163,7 @@ def test_the_same_seed_gives_the_same_codes(model_folder, manifest):
     def codes(**options):
         recognizer = tarq.load_recognizer(model_folder)
         tarq.quantize(recognizer, manifest, dataclasses.replace(CONFIG, **options))
-        return {n: m.weight_packed for n, m in recognizer.model.named_modules() if isinstance(m, QuantLinear)}
+        return packed(recognizer)
 
     first, second = codes(metric="random"), codes(metric="random")
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -200,8 +209,7 @@ def test_non_finite_activations_name_the_layer(recognizer, batches, bad):
 def test_a_weight_per_position_takes_the_place_of_the_metric(model_folder, batches):
     def codes(metric):
         recognizer = tarq.load_recognizer(model_folder)
-        records = quantize_model(recognizer, batches, CONFIG, Reporter(), metric)
-        return records, {n: m.weight_packed for n, m in recognizer.model.named_modules() if isinstance(m, QuantLinear)}
+        return quantize_model(recognizer, batches, CONFIG, Reporter(), arms(metric=metric)), packed(recognizer)
 
     records, weighted = codes(
         PositionWeights(lambda key: torch.linspace(0, 1, 100) if "encoder" in key else _none(key))
@@ -246,26 +254,24 @@ def test_a_bound_on_activations_changes_no_code(model_folder, batches, share):
 
 def test_blocks_are_offloaded_one_at_a_time(recognizer, batches, monkeypatch):
     """A model that stays in RAM: whatever runs in a block runs while it, and it alone, is on the device."""
+    there, together, alone = [], [], []
+
+    @contextmanager
+    def spy(block, device):
+        there.append(block)
+        together.append(len(there))
+        yield
+        there.pop()
+
+    for module in (inputs, walk):
+        monkeypatch.setattr(module, "offloaded", spy)
     blocks = [block for stage in recognizer.stages() for _, block in stage.blocks]
-    there, most, alone = [], [], []
-
-    def went(block):
-        def to(device):
-            there.append(block) if device.type == "meta" else there.remove(block)
-            most.append(len(there))
-            return block
-
-        return to
-
     for block in blocks:
-        monkeypatch.setattr(block, "to", went(block))
         block.fc1.register_forward_pre_hook(lambda module, args, block=block: alone.append(there == [block]))
-    walk = Walk(recognizer, batches, CONFIG, Reporter(), device=torch.device("meta"))
-    walk.device = torch.device("meta")
-    with pytest.raises(NotImplementedError):  # it is told that blocks are elsewhere, and its tensors truly go there
-        list(walk.blocks())
-    assert max(most) == 1
-    assert not there
+    quantize_model(recognizer, batches, CONFIG, Reporter())
+    assert set(together) == {1}
+    assert len(alone) > len(blocks)
+    assert all(alone)
 
 
 @pytest.mark.gpu
