@@ -14,6 +14,9 @@ from tarq.kernels.scheme import Scheme
 from tarq.kernels.w4_linear import Config, PackedWeight, dequantize, pack, pack_zeros, packed_words
 from tarq.kernels.w4_linear.backends import as_stored
 
+#: What scales may be.
+SCALES = torch.float16, torch.bfloat16, torch.float32
+
 
 class QuantLinear(nn.Module):
     """A linear layer whose weight is what compressed-tensors' ``pack-quantized`` layout holds, never expanded.
@@ -81,7 +84,7 @@ class QuantLinear(nn.Module):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        if scale_dtype not in (torch.float16, torch.bfloat16, torch.float32):
+        if scale_dtype not in SCALES:
             raise ValueError(f"scale_dtype must be float16, bfloat16 or float32, not {scale_dtype}")
         self.in_features, self.out_features, self.scheme = in_features, out_features, scheme
         groups = -(-in_features // scheme.group_size)
@@ -118,7 +121,8 @@ class QuantLinear(nn.Module):
             bias: float [N] or None; kept in its dtype.
 
         Raises:
-            ValueError: a shape or dtype is not that, a code does not fit, or ``zeros`` contradicts the scheme.
+            ValueError: a shape or dtype is not that, a code does not fit, a scale is not finite, or ``zeros``
+                contradicts the scheme.
         """
         if (zeros is None) != scheme.symmetric:
             wanted = "None" if scheme.symmetric else "a tensor"
@@ -129,6 +133,8 @@ class QuantLinear(nn.Module):
         for name, tensor, shape in (("scales", scales, groups), ("zeros", zeros, groups), ("bias", bias, (rows,))):
             if tensor is not None and tuple(tensor.shape) != shape:
                 raise ValueError(f"{name} must have shape {list(shape)}, not {list(tensor.shape)}")
+        if not torch.isfinite(scales).all():
+            raise ValueError("scales must be finite: with others the layer's outputs would not be")
         layer = cls(columns, rows, scheme, bias=False, scale_dtype=scales.dtype, device="meta")
         layer.weight_packed = packed
         layer.weight_scale = scales.detach().contiguous()
@@ -254,6 +260,10 @@ class QuantLinear(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         self.unprepack()
+        wrong = self._wrong_dtypes(state_dict, prefix)
+        if wrong:
+            args[-1].extend(wrong)  # the errors that load_state_dict raises
+            return
         scale = state_dict.get(f"{prefix}weight_scale")
         if scale is not None and scale.dtype != self.weight_scale.dtype:
             self.weight_scale = torch.empty_like(self.weight_scale, dtype=scale.dtype)
@@ -265,6 +275,17 @@ class QuantLinear(nn.Module):
             errors.append(f"{prefix}weight_shape is {shape.tolist()}, but this layer is {expected}")
         super()._load_from_state_dict(state_dict, prefix, *args)
         self.prepack()
+
+    def _wrong_dtypes(self, state_dict: dict[str, Any], prefix: str) -> list[str]:
+        """What to say of tensors that loading would cast without a word, or take as they are."""
+        words = (torch.int32,)
+        wanted = {"weight_packed": words, "weight_zero_point": words, "weight_scale": SCALES}
+        found = {prefix + name: (state_dict.get(prefix + name), dtypes) for name, dtypes in wanted.items()}
+        return [
+            f"{key} must be {' or '.join(str(d).removeprefix('torch.') for d in dtypes)}, not {tensor.dtype}"
+            for key, (tensor, dtypes) in found.items()
+            if tensor is not None and tensor.dtype not in dtypes
+        ]
 
 
 class Int8Layers(int):

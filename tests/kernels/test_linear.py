@@ -143,6 +143,27 @@ def test_a_different_width_of_equal_packing_is_noticed():
         target.load_state_dict(make(8, 128, group=128, bias=False).state_dict())
 
 
+@pytest.mark.parametrize("assign", [True, False])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [("weight_packed", torch.int64), ("weight_scale", torch.float64), ("weight_zero_point", torch.half)],
+)
+def test_tensors_of_another_dtype_are_named(name: str, dtype: torch.dtype, assign: bool):
+    layer = make(symmetric=False)
+    tensors = layer.state_dict()
+    tensors[name] = tensors[name].to(dtype)
+    with pytest.raises(RuntimeError, match=f"0.{name} must be .* not {dtype}"):
+        nn.Sequential(layer).load_state_dict({f"0.{key}": tensor for key, tensor in tensors.items()}, assign=assign)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_scales_that_are_not_finite_are_refused(bad: float):
+    with pytest.raises(ValueError, match="scales must be finite"):
+        QuantLinear.from_codes(torch.zeros(2, 64, dtype=torch.uint8), torch.tensor([[1.0], [bad]]), None, Scheme())
+    with pytest.raises(ValueError, match="meta device"):
+        QuantLinear.from_codes(torch.zeros(2, 64, dtype=torch.uint8, device="meta"), torch.ones(2, 1), None, Scheme())
+
+
 @pytest.mark.parametrize("bits", [4, 3])
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_copies(bits: int, symmetric: bool):
