@@ -56,6 +56,7 @@ class Plan:
         model: where it is.
         layers: every matrix, packed or left, in order.
         problems: what would stop the run or spoil its result; empty where all fits.
+        parts: what tokenizer and feature extractor make beside what the model reads.
         estimate: time and memory.
         config: of the run.
     """
@@ -63,6 +64,7 @@ class Plan:
     model: str
     layers: list[LayerPlan]
     problems: list[str]
+    parts: list[str]
     estimate: Estimate
     config: dict[str, Any]
 
@@ -92,27 +94,30 @@ def make_plan(recognizer: Recognizer, config: TarqConfig, device: str | torch.de
     layers = plan(recognizer, config)
     problems = [f"{layer.name}: {layer.reason}" for layer in layers if not layer.fits] + misfits(recognizer)
     source = str(recognizer.model.config._name_or_path)
-    return Plan(source, layers, problems, _estimate(recognizer, layers, config, device), config.to_dict())
+    parts = [part for part, _ in _parts(recognizer)]
+    return Plan(source, layers, problems, parts, _estimate(recognizer, layers, config, device), config.to_dict())
 
 
 def misfits(recognizer: Recognizer) -> list[str]:
     """Parts that do not belong together: features of another width, tokens the model has no row for."""
+    mends = {
+        "vocabulary": "resize the model's embeddings or use its own tokenizer",
+        "mel bins": "use the model's own preprocessor_config.json",
+    }
+    return [f"{part}; {mends[part.partition(':')[0]]}" for part, fits in _parts(recognizer) if not fits]
+
+
+def _parts(recognizer: Recognizer) -> list[tuple[str, bool]]:
+    """What tokenizer and feature extractor make beside what the model reads, and whether that fits."""
     found = []
-    text = recognizer.model.config.get_text_config(decoder=True)
-    vocabulary = getattr(text, "vocab_size", None)
-    tokens = max(recognizer.tokenizer.get_vocab().values(), default=0) + 1
-    if vocabulary is not None and tokens > vocabulary:
-        found.append(
-            f"vocabulary: the tokenizer has tokens up to {tokens - 1}, the model rows for {vocabulary}; resize the "
-            "model's embeddings or use its own tokenizer"
-        )
-    wanted = getattr(recognizer.model.config, "num_mel_bins", None)
-    made = getattr(recognizer.feature_extractor, "feature_size", wanted)
-    if wanted is not None and made != wanted:
-        found.append(
-            f"mel bins: the feature extractor makes {made}, the model reads {wanted}; use the model's own "
-            "preprocessor_config.json"
-        )
+    rows = getattr(recognizer.model.config.get_text_config(decoder=True), "vocab_size", None)
+    tokens = max(recognizer.tokenizer.get_vocab().values(), default=-1) + 1
+    if rows is not None:
+        found.append((f"vocabulary: the tokenizer has {tokens} tokens, the model rows for {rows}", tokens <= rows))
+    read = getattr(recognizer.model.config, "num_mel_bins", None)
+    made = getattr(recognizer.feature_extractor, "feature_size", read)
+    if read is not None:
+        found.append((f"mel bins: the feature extractor makes {made}, the model reads {read}", made == read))
     return found
 
 
