@@ -22,7 +22,10 @@ from tarq.data.speech import DrawnPool, Speech, draw
 from tarq.data.utterance import Utterance
 from tarq.errors import ModelError
 from tarq.linear import use_int8_activations
+from tarq.method.arms import Arms
 from tarq.method.metrics import Metric
+from tarq.method.residuals import Residual
+from tarq.method.solvers import Solver
 from tarq.models.base import Recognizer
 from tarq.models.registry import adapt, family_of, model_class
 from tarq.models.types import Batch
@@ -32,7 +35,7 @@ from tarq.scoring.run import Evaluation, by_language, evaluate_models
 from tarq.speech.calibration import calibration_set
 from tarq.speech.transcription import transcribe_waveforms
 from tarq.version import __version__
-from tarq.walk.plan import check_fits
+from tarq.walk.plan import check_weights
 from tarq.walk.plan import plan as plan_layers
 from tarq.walk.walk import quantize_model
 
@@ -145,7 +148,7 @@ def _part(source: str | Path, name: str, given: Any, auto: Any) -> Any:
         raise ModelError(f"{source}: no {name} there ({error}); pass {name}=… or add its files") from error
 
 
-@distributed.together()
+@distributed.raise_everywhere()
 def quantize(
     model: PreTrainedModel | Recognizer,
     calibration: Data | Mapping[str, Data] | None,
@@ -155,6 +158,8 @@ def quantize(
     feature_extractor: Any = None,
     processor: Any = None,
     metric: Metric | None = None,
+    residual: Residual | None = None,
+    solver: Solver | None = None,
     offload: str | torch.device | None = None,
     reporter: Reporter | None = None,
 ) -> Report:
@@ -171,7 +176,10 @@ def quantize(
         tokenizer: found where the model was loaded from when not given.
         feature_extractor: likewise.
         processor: likewise; see :func:`as_recognizer`.
-        metric: takes the place of the one the configuration names: a weight for every position, say.
+        metric: takes the place of the one the configuration names: a weight for every position, say
+            (:class:`tarq.method.metrics.Metric`).
+        residual: likewise: where the codes aim (:class:`tarq.method.residuals.Residual`).
+        solver: likewise: how the codes are chosen (:class:`tarq.method.solvers.Solver`).
         offload: device that blocks go to one at a time to be quantized, while the model and its hidden states stay
             where the model is; None to quantize there.
         reporter: hears of progress.
@@ -185,7 +193,9 @@ def quantize(
     """
     config = config or TarqConfig()
     reporter = reporter or Reporter()
-    check_calibration(calibration, config)
+    arms = Arms.of(config.to_dict(), metric, residual, solver)
+    if arms.reads_audio:
+        check_calibration(calibration, config)
     recognizer = as_recognizer(model, tokenizer, feature_extractor, processor=processor, language=config.language)
     if recognizer.is_quantized:
         raise ModelError("the model is quantized already: load the full-precision one")
@@ -198,12 +208,13 @@ def quantize(
         recognizer.model.float()
         notes.append("computed in float32: float16 is slow and overflows on a CPU")
     config = config.with_scale_dtype(recognizer.stored_dtype)
-    check_fits(plan_layers(recognizer, config))  # told now, not in the middle of the walk
+    plan_layers(recognizer, config)  # whatever shapes and weights forbid is told before any audio is read
+    check_weights(recognizer, config)
     if problems := misfits(recognizer):
         raise ModelError(f"{recognizer.model.config._name_or_path}: {'; '.join(problems)}")
     batches: list[Batch] = []
     summary: dict[str, Any] = {}
-    if config.needs_statistics:
+    if calibration is not None and arms.reads_audio:
         with torch.no_grad():
             corpora = dict(calibration) if isinstance(calibration, Mapping) else {"speech": calibration}
             intake = next((d.intake for d in corpora.values() if isinstance(d, Speech)), Intake(config.max_bad))
@@ -212,16 +223,17 @@ def quantize(
         names = {label: _name(d) for label, d in corpora.items()}
         summary["source"] = names if isinstance(calibration, Mapping) else names["speech"]
         notes += left_out
-    if metric is not None:
-        notes.append(f"metric given by the caller in place of the configuration's: {type(metric).__name__}")
+    for kind, given in (("metric", metric), ("residual", residual), ("solver", solver)):
+        if given is not None:
+            notes.append(f"{kind} given by the caller in place of the configuration's: {type(given).__name__}")
     for note in notes:
         reporter.note(note)
     outside = recognizer.left_out()
     before = recognizer.linear_bytes()
     began = time.monotonic()
-    layers = quantize_model(recognizer, batches, config, reporter, metric, device)
+    layers = quantize_model(recognizer, batches, config, reporter, arms, device)
     recognizer.model.config.quantization_config = checkpoint.quantization_config(recognizer.model)
-    peaks = distributed.gathered([peak_memory(device)])
+    peaks = distributed.all_gather([peak_memory(device)])
     return Report(
         model=str(recognizer.model.config._name_or_path),
         config=config.to_dict(),
@@ -270,7 +282,7 @@ def save(
     extras = model.parts
     if report is not None:
         extras.append(_ReportFile(report))
-    with distributed.together():
+    with distributed.raise_everywhere():
         if distributed.rank() == 0:
             checkpoint.save(model.model, path, extras=extras, overwrite=overwrite)
 
@@ -321,7 +333,7 @@ def transcribe(
     return transcribe_waveforms(recognizer, waveforms, batch_size, reporter)
 
 
-@distributed.together()
+@distributed.raise_everywhere()
 def evaluate(
     models: Mapping[str, PreTrainedModel | Recognizer | str | Path],
     data: Mapping[str, Data],
@@ -456,14 +468,12 @@ def plan(
 
 
 def check_calibration(calibration: Data | Mapping[str, Data] | None, config: TarqConfig) -> None:
-    """See that what a run is calibrated on and by is there, before a model is.
+    """See that what a run is calibrated on, and by, is there: before a model is loaded.
 
     Raises:
         DataError: a file of ids or of word frequencies is not usable, or a language has no frequencies.
         ModelError: there is no calibration speech for a method that needs some.
     """
-    if not config.needs_statistics:
-        return
     if calibration is None or len(calibration) == 0:
         raise ModelError(f"{config.method} needs calibration speech: pass a manifest or another corpus (--calibration)")
     config.frequencies()

@@ -22,11 +22,10 @@ if TYPE_CHECKING:
     from tarq.words.normalize import Normalizer
 
 from tarq.errors import ConfigError
+from tarq.method.registry import METRICS, RESIDUALS, SOLVERS
 from tarq.option import POSITIVE, Checked, option, options
 
 ScaleRule = Literal["absmax", "minmax", "mse"]
-MetricName = Literal["rarebal", "plain", "random", "common"]
-SolverName = Literal["sweep", "rtn"]
 TailPositions = Literal["input", "target", "either"]
 Timestamps = Literal["without", "with", "alternate"]
 FrameTags = Literal["auto", "none", "aligned"]
@@ -35,7 +34,6 @@ Normalization = Literal["auto", "english", "basic", "none"]
 ActOrder = Literal["none", "static"]
 PoolKind = Literal["uniform", "r-top", "r-mix", "r-cross"]
 ScaleDtype = Literal["auto", "float16", "bfloat16", "float32"]
-RESIDUALS = ("cross-fitted", "least-squares", "paper", "none")
 
 #: What the named methods set; everything else is the same path. What a preset leaves out keeps its default.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -132,11 +130,12 @@ class Method(Checked):
         padding_weight: weight of encoder frames beyond the end of the audio.
     """
 
-    metric: MetricName = option(
+    metric: str = option(
         "rarebal",
         METHOD,
         "Which positions count how much: rarebal, plain (GPTQ), or the controls random and common.",
-        MetricName,
+        "choice",
+        choices=tuple(METRICS),
     )
     cost_ratio: float = option(0.25, METHOD, "c of RareBAL; the paper has 1.", "float", low=0, high=10**6)
     max_lambda: float | None = option(
@@ -148,11 +147,17 @@ class Method(Checked):
         "Correction for the layers quantized before: cross-fitted, least-squares, paper, none, or a number (a fixed "
         "α).",
         "residual",
-        choices=RESIDUALS,
+        choices=tuple(RESIDUALS),
         low=0,
         high=10,
     )
-    solver: SolverName = option("sweep", METHOD, "How codes are chosen: sweep (GPTQ's) or rtn (nearest).", SolverName)
+    solver: str = option(
+        "sweep",
+        METHOD,
+        "How codes are chosen: sweep (GPTQ's) or rtn (nearest).",
+        "choice",
+        choices=tuple(SOLVERS),
+    )
     damp: float = option(0.01, METHOD, "Damping, as a share of the metric's mean diagonal.", "float", low=0, high=100)
     act_order: ActOrder = option("none", METHOD, "Order of the columns: none (as they are) or static.", ActOrder)
     tail_positions: TailPositions = option(

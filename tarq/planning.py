@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,10 @@ import torch
 from transformers import AutoConfig, GenerationConfig
 
 from tarq.config import TarqConfig
-from tarq.errors import ModelError
+from tarq.errors import CalibrationError, ModelError
 from tarq.models.base import Recognizer
 from tarq.models.registry import model_class
-from tarq.walk.plan import LayerPlan, plan
+from tarq.walk.plan import PlannedLayer, choose_group_size, ignored, linears_of, plan
 
 #: Seconds of a typical calibration utterance (LibriSpeech's mean), and tokens a second of it has.
 UTTERANCE, TOKENS_A_SECOND = 12.0, 3.5
@@ -62,7 +62,7 @@ class Plan:
     """
 
     model: str
-    layers: list[LayerPlan]
+    layers: list[PlannedLayer]
     problems: list[str]
     parts: list[str]
     estimate: Estimate
@@ -91,11 +91,30 @@ def make_plan(recognizer: Recognizer, config: TarqConfig, device: str | torch.de
     """
     if recognizer.is_quantized:
         raise ModelError("the model is quantized already: name the full-precision one")
-    layers = plan(recognizer, config)
-    problems = [f"{layer.name}: {layer.reason}" for layer in layers if not layer.fits] + misfits(recognizer)
+    unfit = _unfit(recognizer, config)
+    layers = [
+        replace(layer, reason=unfit[layer.name]) if layer.name in unfit else layer
+        for layer in plan(recognizer, replace(config, ignore=(*config.ignore, *unfit)))
+    ]
+    problems = [f"{name}: {reason}; set --group-size or --ignore {name}" for name, reason in unfit.items()]
+    problems += misfits(recognizer)
     source = str(recognizer.model.config._name_or_path)
     parts = [part for part, _ in _parts(recognizer)]
     return Plan(source, layers, problems, parts, _estimate(recognizer, layers, config, device), config.to_dict())
+
+
+def _unfit(recognizer: Recognizer, config: TarqConfig) -> dict[str, str]:
+    """Layers that the walk would have to stop at, with the reason."""
+    found = {}
+    for stage in recognizer.stages():
+        for block_name, block in stage.blocks:
+            for name, linear in linears_of(block_name, block):
+                try:
+                    choose_group_size(linear.in_features, config.group_size)
+                except CalibrationError as error:
+                    if not ignored(name, config.ignore):
+                        found[name] = str(error)
+    return found
 
 
 def misfits(recognizer: Recognizer) -> list[str]:
@@ -147,7 +166,7 @@ def shapes_only(source: str | Path) -> Any:
 
 
 def _estimate(
-    recognizer: Recognizer, layers: list[LayerPlan], config: TarqConfig, device: str | torch.device
+    recognizer: Recognizer, layers: list[PlannedLayer], config: TarqConfig, device: str | torch.device
 ) -> Estimate:
     packed = [layer for layer in layers if layer.group_size]
     parameters = sum(p.numel() for p in recognizer.model.parameters())

@@ -266,9 +266,9 @@ def _listen(
             heard.wanted += [e.id for e in made.examples]
             forced = {e.id for e in made.examples}
             batches = list(batched(models[reference], made.examples, config.batch_size))
-            own = [_force(models, reference, batch, decode, reporter) for batch in distributed.dealt(batches)]
+            own = [_force(models, reference, batch, decode, reporter) for batch in distributed.shard(batches)]
             reporter.advance(len(models) * (len(made.examples) - sum(len(f.ids) for f in own)))  # by other processes
-            for forced_batch in distributed.gathered(own):
+            for forced_batch in distributed.all_gather(own):
                 heard.add(forced_batch)
         others = [u for u in piece if u.id not in forced]
         if others and decode:

@@ -93,7 +93,7 @@ def calibration_set(
         raise CalibrationError(f"no calibration utterance is usable: {'; '.join(made.notes)}")
     batches = list(batched(recognizer, made.examples, config.batch_size))
     with torch.no_grad():
-        tags = distributed.gathered([frame_tags(recognizer, batch, config) for batch in distributed.dealt(batches)])
+        tags = distributed.all_gather([frame_tags(recognizer, batch, config) for batch in distributed.shard(batches)])
     batches = [with_tags(batch, rows) for batch, rows in zip(batches, tags, strict=True)]
     frequencies = described(config.frequencies(), config.tail_threshold)
     if "note" in frequencies:
@@ -139,8 +139,8 @@ def make_examples(
     starts = range(0, len(utterances), config.batch_size)
     pieces = [utterances[start : start + config.batch_size] for start in starts]
     if any(own):
-        reporter.phase("transcribing", len(distributed.dealt(pieces)))
-    heard = distributed.gathered([_texts(recognizer, p, config, reporter) for p in distributed.dealt(pieces)])
+        reporter.phase("transcribing", len(distributed.shard(pieces)))
+    heard = distributed.all_gather([_texts(recognizer, p, config, reporter) for p in distributed.shard(pieces)])
     reporter.phase("reading audio", len(utterances))
     for some, texts in zip(pieces, heard, strict=True):
         waveforms = [u.waveform(recognizer.sampling_rate) for u in some]

@@ -56,10 +56,10 @@ def transcribe_waveforms(
     own: list[list[str]] = []
     shown = 0
     with torch.no_grad():
-        for i, batch in enumerate(distributed.dealt(batches), start=1):
+        for i, batch in enumerate(distributed.shard(batches), start=1):
             own.append(recognizer.transcribe(batch))
-            done = len(waveforms) * i // len(distributed.dealt(batches))
+            done = len(waveforms) * i // len(distributed.shard(batches))
             reporter.advance(done - shown)
             shown = done
-    remaining = (text for texts in distributed.gathered(own) for text in texts)
+    remaining = (text for texts in distributed.all_gather(own) for text in texts)
     return [" ".join(filter(None, (next(remaining) for _ in pieces))) for pieces in cut]

@@ -67,7 +67,7 @@ def evaluate(
         from tarq.linear import use_int8_activations
         from tarq.terminal.scores import show_evaluation
 
-        with distributed.joined() as first:
+        with distributed.process_group() as first:
             console.quiet = reporter.console.quiet = not first
             config.frequencies()
             place = where_to_run(device, dtype)

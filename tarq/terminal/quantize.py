@@ -75,13 +75,14 @@ def quantize(
         from tarq.data.speech import load_speech
         from tarq.terminal.tables import show_report
 
-        with distributed.joined() as first:
+        with distributed.process_group() as first:
             console.quiet = reporter.console.quiet = not first
             # Whatever can be told is told before a model is loaded or downloaded.
             check_writable(out, overwrite)
             where = where_to_run(device, dtype)
             speech: Any = load_speech(calibration or [], max_bad=config.max_bad, reporter=reporter)
-            api.check_calibration(speech, config)
+            if config.needs_statistics:
+                api.check_calibration(speech, config)
             if len(speech) == 1:
                 (speech,) = speech.values()
             reporter.phase(f"loading {model}")

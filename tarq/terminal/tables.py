@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tarq.data.speech import DrawnPool
     from tarq.planning import Plan
     from tarq.report import LayerReport, Report
-    from tarq.walk.plan import LayerPlan
+    from tarq.walk.plan import PlannedLayer
 
 #: From this width on there is room for what matters less.
 WIDE = 110
@@ -150,22 +150,23 @@ def _alike(reasons: Iterable[tuple[str, str]]) -> list[tuple[list[str], str]]:
 
 def show_plan(console: Console, plan: Plan, memory_there: float | None = None) -> None:
     """A table a stage, a row a kind of layer (* is its block's number); totals, what it takes, what does not fit."""
-    reasons = list(dict.fromkeys(layer.reason for layer in plan.layers if layer.reason))
+    said = {layer.name: layer.reason or layer.note for layer in plan.layers}
+    reasons = list(dict.fromkeys(filter(None, said.values())))
     for stage in dict.fromkeys(layer.stage for layer in plan.layers):
         layers = [layer for layer in plan.layers if layer.stage == stage]
         prefix = shared_prefix([layer.name for layer in layers]) if stage else ""
         title = f"{stage}: {prefix}…" if stage else "outside the blocks"
         rows = table("layer", "×", "out×in", "group", "MB before", "after", "notes", title=title)
-        kinds: dict[tuple, list[LayerPlan]] = {}
+        kinds: dict[tuple, list[PlannedLayer]] = {}
         for layer in layers:
             name = re.sub(r"(?<=\.)\d+(?=\.)", "*", f".{layer.name.removeprefix(prefix)}")[1:]
-            kinds.setdefault((name, layer.shape, layer.group_size, layer.reason, layer.fits), []).append(layer)
-        for (name, shape, group, reason, fits), alike in kinds.items():
+            kinds.setdefault((name, layer.shape, layer.group_size, said[layer.name]), []).append(layer)
+        for (name, shape, group, reason), alike in kinds.items():
             rows.add_row(
                 escape(name),
                 str(len(alike)),
                 "×".join(map(str, shape)),
-                str(group) if group else "–" if fits else "[red]none[/]",
+                str(group or "–"),
                 f"{sum(layer.bytes_before for layer in alike) / 1e6:.2f}",
                 f"{sum(layer.bytes_after for layer in alike) / 1e6:.2f}",
                 str(reasons.index(reason) + 1) if reason else "",

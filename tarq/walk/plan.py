@@ -1,33 +1,36 @@
-"""What a walk will do to each layer, told from shapes alone, before any audio is read."""
+"""What a run will do to each Linear, from shapes and weights alone: known before any audio is read."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from tarq.config import Lattice
+from tarq.config import TarqConfig
 from tarq.errors import CalibrationError, ModelError
 from tarq.linear import QuantLinear
 from tarq.models.base import Recognizer
-from tarq.walk.walk import _matches, choose_group_size
+from tarq.models.types import Stage
+
+#: Group sizes tried, largest first, for a layer the configured one does not divide.
+FALLBACK_GROUPS = (64, 32, 16, 8)
 
 
 @dataclass(frozen=True)
-class LayerPlan:
+class PlannedLayer:
     """One matrix of the model.
 
     Attributes:
         name: qualified name in the model.
-        stage: encoder, projector or decoder; empty outside the blocks.
-        shape: (out, in) features.
-        group_size: it will have; None where it stays in full precision.
-        reason: why it stays, or why its group size is another than asked; empty otherwise.
-        bytes_before: of its weight on disk.
-        bytes_after: of its packed weight with scales, or as before.
-        fits: False where the walk would have to stop at it.
+        stage: encoder, projector, decoder; empty outside the blocks.
+        shape: of its weight, (out, in) features for a Linear.
+        group_size: inputs that will share a scale; None where it stays in full precision.
+        reason: why it stays, or empty.
+        note: what is degraded (another group size than the configured one), or empty.
+        bytes_before: of its weight, in the dtype the checkpoint is stored in.
+        bytes_after: of codes, scales and zero points; ``bytes_before`` where it stays.
     """
 
     name: str
@@ -35,81 +38,119 @@ class LayerPlan:
     shape: tuple[int, ...]
     group_size: int | None
     reason: str
+    note: str
     bytes_before: int
     bytes_after: int
-    fits: bool = True
 
 
-def plan(recognizer: Recognizer, config: Lattice) -> list[LayerPlan]:
-    """Every Linear of the blocks in order, then what lies outside them.
+def plan(recognizer: Recognizer, config: TarqConfig) -> list[PlannedLayer]:
+    """What a run will do to every matrix of the model. Reads no audio and no weights.
+
+    A layer that the model never calls on the calibration speech stays as well, which only the walk finds out.
 
     Args:
-        recognizer: only shapes are looked at; its weights may be on the meta device.
-        config: group size, bits, symmetry, dtype of the scales, and which layers to leave alone.
+        recognizer: of a full-precision model.
+        config: of the run.
+
+    Returns:
+        The blocks' Linears in the model's order, then what lies outside the blocks.
 
     Raises:
+        CalibrationError: no group size divides some layers; names them and the mend.
         ModelError: a name to ignore matches no layer.
     """
     config = config.with_scale_dtype(recognizer.stored_dtype)
-    check_ignored(recognizer, config.ignore)
-    size = recognizer.stored_dtype.itemsize
-    plans = [_planned(stage, name, linear, config, size) for stage, name, linear in _linears(recognizer)]
+    stages = recognizer.stages()
+    check_ignored(stages, config.ignore)
+    layers, unfit = [], []
+    for stage in stages:
+        for block_name, block in stage.blocks:
+            for name, linear in linears_of(block_name, block):
+                shape = tuple(linear.weight.shape)
+                before = linear.weight.numel() * recognizer.stored_dtype.itemsize
+                if ignored(name, config.ignore):
+                    reason = "ignored by configuration"
+                    layers.append(PlannedLayer(name, stage.name, shape, None, reason, "", before, before))
+                    continue
+                try:
+                    group_size, note = choose_group_size(linear.in_features, config.group_size)
+                except CalibrationError:
+                    unfit.append(f"{name} ({linear.in_features} inputs)")
+                    continue
+                after = packed_bytes(linear, config, group_size)
+                layers.append(PlannedLayer(name, stage.name, shape, group_size, "", note, before, after))
+    if unfit:
+        sizes = ", ".join(map(str, (config.group_size, *(g for g in FALLBACK_GROUPS if g < config.group_size))))
+        raise CalibrationError(
+            f"no group size of {sizes} divides the inputs of {', '.join(unfit)}; set group_size to a divisor, or leave "
+            "the layers alone with ignore"
+        )
     for name, reason in recognizer.left_out().items():
         weight = recognizer.model.get_submodule(name).weight
-        plans.append(
-            LayerPlan(name, "", tuple(weight.shape), None, reason, weight.numel() * size, weight.numel() * size)
+        stored = weight.numel() * recognizer.stored_dtype.itemsize
+        layers.append(PlannedLayer(name, "", tuple(weight.shape), None, reason, "", stored, stored))
+    return layers
+
+
+def check_weights(recognizer: Recognizer, config: TarqConfig) -> None:
+    """See that the weights that will be quantized are numbers.
+
+    Raises:
+        CalibrationError: some are NaN or infinite; names the layers.
+    """
+    sound = {
+        name: torch.isfinite(linear.weight).all()
+        for stage in recognizer.stages()
+        for block_name, block in stage.blocks
+        for name, linear in linears_of(block_name, block)
+        if not ignored(name, config.ignore)
+    }
+    bad = [name for name, finite in sound.items() if not bool(finite)]
+    if bad:
+        raise CalibrationError(
+            f"{', '.join(bad)}: its weights hold NaN or infinite values; load another copy of the checkpoint, in the "
+            "dtype it was stored in, or leave the layer alone with ignore"
         )
-    return plans
 
 
-def check_ignored(recognizer: Recognizer, ignore: tuple[str, ...]) -> None:
-    """A name that matches nothing is a misspelling, and the layer it meant would be quantized.
+def choose_group_size(in_features: int, group_size: int) -> tuple[int, str]:
+    """The configured group size, or the largest smaller one that divides the layer, and a note on it.
 
     Raises:
-        ModelError: there is such a name.
+        CalibrationError: the width is not even a multiple of eight.
     """
-    blocks = [(name, block) for stage in recognizer.stages() for name, block in stage.blocks]
-    names = [f"{name}.{inner}" for name, block in blocks for inner, _ in block.named_modules()]
-    for pattern in ignore:
-        if not any(_matches(name, pattern) for name in names):
+    if in_features % group_size == 0:
+        return group_size, ""
+    for smaller in FALLBACK_GROUPS:
+        if smaller < group_size and in_features % smaller == 0:
+            return smaller, f"group size {smaller}: {group_size} does not divide {in_features} inputs"
+    raise CalibrationError(f"no group size up to {group_size} divides {in_features} inputs")
+
+
+def packed_bytes(linear: nn.Linear, config: TarqConfig, group_size: int) -> int:
+    """What a Linear's weight will take in the checkpoint."""
+    scheme, scale_dtype = config.scheme(group_size), getattr(torch, config.scale_dtype)
+    shape = linear.in_features, linear.out_features
+    return QuantLinear(*shape, scheme, bias=False, scale_dtype=scale_dtype, device="meta").packed_bytes()
+
+
+def linears_of(block_name: str, block: nn.Module) -> list[tuple[str, nn.Linear]]:
+    """The Linears of a block by their names in the model."""
+    return [(f"{block_name}.{name}", m) for name, m in block.named_modules() if isinstance(m, nn.Linear)]
+
+
+def ignored(name: str, patterns: Sequence[str]) -> bool:
+    """Whether a pattern names the layer or something it lies in."""
+    return any(name == pattern or name.startswith(f"{pattern}.") for pattern in patterns)
+
+
+def check_ignored(stages: Sequence[Stage], patterns: Sequence[str]) -> None:
+    """See that every pattern matches: one that does not is a misspelling, and what it meant would be quantized.
+
+    Raises:
+        ModelError: one matches no layer.
+    """
+    names = [f"{name}.{inner}" for s in stages for name, block in s.blocks for inner, _ in block.named_modules()]
+    for pattern in patterns:
+        if not any(ignored(name, [pattern]) for name in names):
             raise ModelError(f"ignore: {pattern!r} matches no layer; names look like {names[1]}")
-
-
-def check_fits(plans: list[LayerPlan]) -> None:
-    """Refuse a model with layers the walk would have to stop at.
-
-    Raises:
-        ModelError: there are some; names them and the mend.
-    """
-    stuck = [layer for layer in plans if not layer.fits]
-    if stuck:
-        names = ", ".join([layer.name for layer in stuck[:3]] + ["…"] * (len(stuck) > 3))
-        raise ModelError(f"{names}: {stuck[0].reason} (--ignore {stuck[0].name})")
-
-
-def _linears(recognizer: Recognizer) -> Iterator[tuple[str, str, nn.Linear]]:
-    for stage in recognizer.stages():
-        for name, block in stage.blocks:
-            for inner, module in block.named_modules():
-                if isinstance(module, nn.Linear):
-                    yield stage.name, f"{name}.{inner}", module
-
-
-def _planned(stage: str, name: str, linear: nn.Linear, config: Lattice, size: int) -> LayerPlan:
-    shape, before = tuple(linear.weight.shape), linear.weight.numel() * size
-    if any(_matches(name, pattern) for pattern in config.ignore):
-        return LayerPlan(name, stage, shape, None, "ignored by configuration", before, before)
-    try:
-        group_size, note = choose_group_size(linear.in_features, config.group_size)
-    except CalibrationError as error:
-        return LayerPlan(name, stage, shape, None, str(error), before, before, fits=False)
-    # Packed as the walk packs it, without memory for it.
-    packed = QuantLinear(
-        linear.in_features,
-        linear.out_features,
-        config.scheme(group_size),
-        bias=False,
-        scale_dtype=getattr(torch, config.scale_dtype),
-        device="meta",
-    )
-    return LayerPlan(name, stage, shape, group_size, note, before, packed.packed_bytes())
