@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tarq.version import __version__
 
 if TYPE_CHECKING:
-    from tarq.api import evaluate, load, load_recognizer, plan, pool, quantize, save, transcribe
+    from tarq.api import evaluate, iter_transcripts, load, load_recognizer, plan, pool, quantize, save, transcribe
     from tarq.config import TarqConfig
     from tarq.errors import (
         CalibrationError,
@@ -28,7 +28,17 @@ if TYPE_CHECKING:
     from tarq.report import Report
 
 _HOME = {
-    "api": ("evaluate", "load", "load_recognizer", "plan", "pool", "quantize", "save", "transcribe"),
+    "api": (
+        "evaluate",
+        "iter_transcripts",
+        "load",
+        "load_recognizer",
+        "plan",
+        "pool",
+        "quantize",
+        "save",
+        "transcribe",
+    ),
     "config": ("TarqConfig",),
     "errors": (
         "CalibrationError",
@@ -57,6 +67,7 @@ __all__ = [
     "TarqError",
     "__version__",
     "evaluate",
+    "iter_transcripts",
     "load",
     "load_recognizer",
     "plan",

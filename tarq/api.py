@@ -1,4 +1,4 @@
-"""What ``import tarq`` offers: plan, quantize, save, load, transcribe, evaluate, pool."""
+"""What ``import tarq`` offers: plan, quantize, save, load, transcribe, iter_transcripts, evaluate, pool."""
 
 from __future__ import annotations
 
@@ -9,31 +9,33 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoFeatureExtractor, AutoProcessor, AutoTokenizer, PreTrainedModel
+from transformers import AutoFeatureExtractor, AutoProcessor, AutoTokenizer, FeatureExtractionMixin, PreTrainedModel
 
 from tarq import distributed
 from tarq.checkpoint import compressed_tensors as checkpoint
 from tarq.config import TarqConfig
-from tarq.data.audio import Audio, read_audio
+from tarq.data.audio import Audio, Encoded
 from tarq.data.corpora.registry import first_usable, load_utterances, sample_utterances
 from tarq.data.intake import Intake
 from tarq.data.pools import read_ids
 from tarq.data.speech import DrawnPool, Speech, draw
 from tarq.data.utterance import Utterance
-from tarq.errors import ModelError
+from tarq.errors import DataError, ModelError
 from tarq.linear import use_int8_activations
 from tarq.method.arms import Arms
 from tarq.method.metrics import Metric
 from tarq.method.residuals import Residual
 from tarq.method.solvers import Solver
 from tarq.models.base import Recognizer
+from tarq.models.features import check_settings
 from tarq.models.registry import adapt, family_of, model_class
 from tarq.models.types import Batch
+from tarq.models.wrappers import unwrapped
 from tarq.planning import Plan, make_plan, misfits, shapes_only
 from tarq.report import FILE_NAME, Report, Reporter, peak_memory
 from tarq.scoring.run import Evaluation, by_language, evaluate_models
 from tarq.speech.calibration import calibration_set
-from tarq.speech.transcription import transcribe_waveforms
+from tarq.speech.transcription import transcribe_files
 from tarq.version import __version__
 from tarq.walk.plan import check_weights
 from tarq.walk.plan import plan as plan_layers
@@ -65,7 +67,7 @@ def load_recognizer(
     *,
     dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
-    language: str = "en",
+    language: str | None = None,
     int8_activations: bool = False,
     offload: bool = False,
 ) -> Recognizer:
@@ -75,7 +77,7 @@ def load_recognizer(
         source: folder or hub id, full precision or packed.
         dtype: of the computation; see :func:`load`.
         device: where the model goes.
-        language: of the speech.
+        language: of the speech; when not given, what the checkpoint itself names, or English.
         int8_activations: round the inputs of layers of at most 4 bits to 8 bits, group by group: faster on a CPU, less
             exact.
         offload: leave the model in RAM, in the dtype it has on ``device``; for :func:`quantize` with ``offload``.
@@ -109,7 +111,8 @@ def as_recognizer(
         tokenizer: found where the model comes from when not given.
         feature_extractor: likewise.
         processor: likewise; only audio-language models need one, and it holds the other two.
-        language: of the speech; when not given, a recognizer keeps the one it has, and others begin with English.
+        language: of the speech; when not given, a recognizer keeps the one it has, and others begin with what
+            the checkpoint itself names, or English.
         dtype: of the computation, of a model that is loaded here.
         device: of a model that is loaded here.
 
@@ -124,7 +127,8 @@ def as_recognizer(
             source: str | Path = model
             loaded, stored_dtype = checkpoint.load_model(source, model_class, dtype=dtype, device=device)
         else:
-            source, loaded, stored_dtype = model.config._name_or_path, model, model.dtype
+            loaded = unwrapped(model)
+            source, stored_dtype = loaded.config._name_or_path, loaded.dtype
         family = family_of(loaded.config.model_type, type(loaded).__name__)
         if family.needs_processor:
             family.check_installed()
@@ -136,14 +140,26 @@ def as_recognizer(
             processor = None
         recognizer = adapt(loaded, tokenizer, feature_extractor, stored_dtype, processor)
     if language is not None:
+        own = recognizer.own_language()
+        if language == "en" and own not in (None, "en"):  # the default everywhere, so perhaps nobody asked for it
+            raise ModelError(
+                f"the model's generation_config.json says that it transcribes {own!r}, not 'en': pass language={own!r} "
+                f"(--language {own}), or take forced_decoder_ids and language out of that file"
+            )
         recognizer.language = language
     return recognizer
 
 
 def _part(source: str | Path, name: str, given: Any, auto: Any) -> Any:
     """The tokenizer, feature extractor or processor given, or the one that lies beside the model."""
+    if given is not None:
+        return given
     try:
-        return given if given is not None else auto.from_pretrained(source)
+        if auto is not AutoTokenizer:
+            check_settings(FeatureExtractionMixin.get_feature_extractor_dict(source)[0], source)
+        return auto.from_pretrained(source)
+    except ModelError:
+        raise
     except Exception as error:  # transformers raises OSError, ValueError, TypeError … for a missing file
         raise ModelError(f"{source}: no {name} there ({error}); pass {name}=… or add its files") from error
 
@@ -204,9 +220,13 @@ def quantize(
     device = recognizer.device if offload is None else torch.device(offload)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+    notes += recognizer.check()
     if device.type == "cpu" and recognizer.dtype == torch.float16:
         recognizer.model.float()
         notes.append("computed in float32: float16 is slow and overflows on a CPU")
+    if recognizer.dtype == torch.float64:
+        recognizer.model.float()
+        notes.append("computed in float32: a checkpoint stores no float64")
     config = config.with_scale_dtype(recognizer.stored_dtype)
     plan_layers(recognizer, config)  # whatever shapes and weights forbid is told before any audio is read
     check_weights(recognizer, config)
@@ -326,11 +346,46 @@ def transcribe(
         DataError: a file cannot be read.
         ModelError: the model is not usable.
     """
+    texts = []
+    parts = {"tokenizer": tokenizer, "feature_extractor": feature_extractor, "processor": processor}
+    for _, text in iter_transcripts(model, audio, **parts, language=language, batch_size=batch_size, reporter=reporter):
+        if isinstance(text, DataError):
+            raise text
+        texts.append(text)
+    return texts
+
+
+def iter_transcripts(
+    model: PreTrainedModel | Recognizer | str | Path,
+    audio: Sequence[Audio],
+    *,
+    tokenizer: Any = None,
+    feature_extractor: Any = None,
+    processor: Any = None,
+    language: str | None = None,
+    batch_size: int = 4,
+    reporter: Reporter | None = None,
+) -> Iterator[tuple[Path | Encoded, str | DataError]]:
+    """:func:`transcribe` file by file: each with its transcript as it is done, or with why it cannot be read.
+
+    Args:
+        model: see :func:`transcribe`, like all others.
+        audio: files.
+        tokenizer: found where the model was loaded from when not given.
+        feature_extractor: likewise.
+        processor: likewise; see :func:`as_recognizer`.
+        language: of the speech; likewise.
+        batch_size: windows a forward pass takes at once.
+        reporter: hears of progress.
+
+    Raises:
+        ModelError: the model is not usable.
+    """
     recognizer = as_recognizer(model, tokenizer, feature_extractor, processor=processor, language=language)
-    waveforms = [read_audio(a, recognizer.sampling_rate) for a in audio]
     reporter = reporter or Reporter()
-    reporter.phase("transcribing", len(waveforms))
-    return transcribe_waveforms(recognizer, waveforms, batch_size, reporter)
+    reporter.phase("transcribing", len(audio))
+    files = [a if isinstance(a, Encoded) else Path(a) for a in audio]
+    yield from transcribe_files(recognizer, files, batch_size, reporter)
 
 
 @distributed.raise_everywhere()

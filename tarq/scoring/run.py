@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from itertools import combinations
 from typing import Any
@@ -16,6 +15,7 @@ from tarq.config import TarqConfig
 from tarq.data.utterance import Utterance, check_ids, language_of
 from tarq.errors import DataError, ModelError
 from tarq.models.base import Recognizer
+from tarq.models.generation import require_finite
 from tarq.models.types import Batch
 from tarq.report import Reporter
 from tarq.scoring.bootstrap import RESAMPLES, Difference, Interval, Ratio, resample
@@ -139,10 +139,7 @@ def evaluate_models(
         normalizer = _normalizer(models, reference, spoken[label]).name
         scores = SetScores(len(utterances), spoken[label].language, normalizer, frequencies[label])
         reporter.phase(f"scoring {label}", len(utterances) * len(models))
-        with ExitStack() as prompts:
-            for recognizer in models.values():
-                prompts.enter_context(recognizer.speaking(scores.language))
-            heard = _listen(models, utterances, reference, spoken[label], reporter, scores, decode)
+        heard = _listen(models, utterances, reference, spoken[label], reporter, scores, decode)
         ratios = _divergence_ratios(models, heard)
         if decode:
             _score_words(models, utterances, reference, spoken[label], heard.texts, scores, ratios, thresholds)
@@ -266,7 +263,10 @@ def _listen(
             heard.wanted += [e.id for e in made.examples]
             forced = {e.id for e in made.examples}
             batches = list(batched(models[reference], made.examples, config.batch_size))
-            own = [_force(models, reference, batch, decode, reporter) for batch in distributed.shard(batches)]
+            own = [
+                _force(models, reference, batch, config.language, decode, reporter)
+                for batch in distributed.shard(batches)
+            ]
             reporter.advance(len(models) * (len(made.examples) - sum(len(f.ids) for f in own)))  # by other processes
             for forced_batch in distributed.all_gather(own):
                 heard.add(forced_batch)
@@ -274,25 +274,27 @@ def _listen(
         if others and decode:
             for name, recognizer in models.items():
                 waveforms = [u.waveform(recognizer.sampling_rate) for u in others]
-                texts = transcribe_waveforms(recognizer, waveforms, config.batch_size, reporter)
+                texts = transcribe_waveforms(recognizer, waveforms, config.batch_size, reporter, config.language)
                 heard.texts[name] |= zip((u.id for u in others), texts, strict=True)
     return heard
 
 
-def _force(models: Mapping[str, Recognizer], reference: str, batch: Batch, decode: bool, reporter: Reporter) -> _Forced:
+def _force(
+    models: Mapping[str, Recognizer], reference: str, batch: Batch, language: str, decode: bool, reporter: Reporter
+) -> _Forced:
     """One batch through every model: divergence from the reference's logits, and transcripts."""
     forced = _Forced(batch.ids)
     ordered = [reference, *(name for name in models if name != reference)]
     with torch.no_grad():
         for name in ordered:
             audio = models[name].encode(batch.features)
-            logits = models[name].logits(batch, audio)
+            logits = require_finite(models[name].logits(batch, audio))
             if name == reference:
                 expected = logits
             else:
                 forced.parts[name] = divergence(expected, logits, batch.targets, batch.rare_target)
             if decode:
-                forced.texts[name] = models[name].decode_forced(batch, audio, logits)
+                forced.texts[name] = models[name].decode_forced(batch, audio, logits, language)
     reporter.advance(len(batch.ids) * len(models))
     return forced
 

@@ -41,7 +41,7 @@ def transcribe(
     int8: Int8 = False,
     json_file: JsonFile = None,
 ) -> None:
-    """Transcribe audio files. What cannot be read is told, the others are transcribed; exit code 1 then."""
+    """Transcribe audio files, each as it is done. What cannot be read is told, the others are transcribed; exit code 1 then."""
     config = TarqConfig(**chosen)
     results: list[dict[str, str]] = []
     with ScreenReporter(progress_console) as reporter:
@@ -49,20 +49,18 @@ def transcribe(
         from tarq import api
 
         where = where_to_run(device, dtype)
-        files = list(_files(audio))
+        names, files = zip(*_files(audio), strict=True)
         reporter.phase(f"loading {model}")
-        recognizer = api.load_recognizer(model, **where, language=config.language, int8_activations=int8)
-        reporter.phase("transcribing", len(files))
-        for name, file in files:
-            try:
-                (text,) = api.transcribe(recognizer, [file], batch_size=config.batch_size)
-                results.append({"audio": name, "text": text})
-                if json_file is None:  # otherwise the file comes first, whatever becomes of the terminal
-                    say(f"{name}\t{text}" if len(files) > 1 else text)
-            except DataError as error:
-                results.append({"audio": name, "error": str(error)})
-                say_error(type(error).__name__, str(error))
-            reporter.advance()
+        recognizer = api.load_recognizer(model, **where, language=chosen.get("language"), int8_activations=int8)
+        heard = api.iter_transcripts(recognizer, files, batch_size=config.batch_size, reporter=reporter)
+        for name, (_, text) in zip(names, heard, strict=True):
+            if isinstance(text, DataError):
+                results.append({"audio": name, "error": str(text)})
+                say_error("DataError", str(text))
+                continue
+            results.append({"audio": name, "text": text})
+            if json_file is None:  # otherwise the file comes first, whatever becomes of the terminal
+                say(f"{name}\t{text}" if len(files) > 1 else text)
         if json_file:
             write_json(json_file, results)
     if json_file:

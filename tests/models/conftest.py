@@ -194,7 +194,7 @@ def audio_language_frame_tags() -> Callable[[Path, Path, int], None]:
                 scores.append(score)
             return scores
 
-        recognizer._listening = listened
+        recognizer._alignment_scores = listened
         placed = recognizer.frame_tags(together)
         for b in together.rare_target.any(1).nonzero().flatten().tolist():
             count = int((together.positions["decoder"].audio & ~together.positions["decoder"].padding)[b].sum())
