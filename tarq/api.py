@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -447,6 +449,9 @@ def evaluate(
         else:
             sets[label] = first_usable(utterances, max(len(utterances), 1), intake=found[label])
     parts = {label: by_language(label, utterances, config.language) for label, utterances in sets.items()}
+    names = Counter(name for spoken in parts.values() for name in spoken)
+    if twice := [name for name, times in names.items() if times > 1]:
+        raise DataError(f"{twice[0]} names a set and a language's part of another: give sets other labels")
     result = evaluate_models(
         recognizers,
         {name: some for spoken in parts.values() for name, some in spoken.items()},
@@ -459,8 +464,12 @@ def evaluate(
     for label, intake in found.items():
         for name in parts[label]:
             scores = result.sets[name]
-            scores.bad, scores.left_out = dict(intake.bad), dict(intake.left_out)
-            scores.notes = calibrated[label] + intake.notes() + scores.notes
+            result.sets[name] = replace(
+                scores,
+                bad=dict(intake.bad),
+                left_out=dict(intake.left_out),
+                notes=calibrated[label] + intake.notes() + scores.notes,
+            )
     return result
 
 

@@ -62,6 +62,7 @@ class WordScores:
             properties below report.
         ids: one an utterance.
         references, hypotheses: the normalised words of each utterance.
+        texts: the hypotheses as they were given.
         alignments: jiwer's chunks of each utterance.
         owner: int64 [reference words], the utterance each reference word is in.
         outcome: int64 [reference words], HIT, SUBSTITUTED or DELETED.
@@ -76,6 +77,7 @@ class WordScores:
     ids: tuple[str, ...]
     references: tuple[Words, ...]
     hypotheses: tuple[Words, ...]
+    texts: tuple[str, ...]
     alignments: list[list[jiwer.AlignmentChunk]]
     owner: NDArray[np.int64]
     outcome: NDArray[np.int64]
@@ -177,6 +179,7 @@ def score_words(
         ids=names,
         references=tuple(map(tuple, aligned.references)),
         hypotheses=tuple(map(tuple, aligned.hypotheses)),
+        texts=tuple(hypotheses),
         alignments=aligned.alignments,
         owner=owner,
         outcome=outcome,
@@ -244,6 +247,12 @@ def biased_counts(scores: WordScores, words: Collection[str] | Mapping[str, Coll
                 for word in scores.hypotheses[u][chunk.hyp_start_idx : chunk.hyp_end_idx]:
                     table[int(word in biased), 2, u] += 1
     return Counts(*table[1]), Counts(*table[0])
+
+
+def rare_reference_words(scores: WordScores) -> frozenset[str]:
+    """The rare words of all references, at the main threshold: a list for :func:`biased_counts`."""
+    words = frozenset(word for reference in scores.references for word in reference)
+    return frozenset(word for word in words if is_rare(word, scores.thresholds[0], scores.language))
 
 
 def _word_set(normalizer: Normalizer, entries: Collection[str]) -> frozenset[str]:

@@ -6,7 +6,22 @@ import numpy as np
 import pytest
 
 from tarq.scoring import bootstrap as intervals
-from tarq.scoring.bootstrap import Ratio, difference_interval, ratio_interval, resample, resampled_sums
+from tarq.scoring.bootstrap import (
+    Ratio,
+    resample,
+    resample_two_way,
+    resampled_sums,
+)
+
+
+def ratio_interval(numerators, denominators, level=0.95, **options):
+    return resample({"": Ratio(numerators, denominators)}, **options)[""].interval(level)
+
+
+def difference_interval(numerators, denominators, base_numerators, base_denominators, level=0.95, **options):
+    ratios = {"it": Ratio(numerators, denominators), "base": Ratio(base_numerators, base_denominators)}
+    resampled = resample(ratios, **options)
+    return resampled["it"].minus(resampled["base"], level)
 
 
 def some_counts(utterances=37, seed=1):
@@ -114,6 +129,57 @@ def test_pairing_matters():
     assert paired.value == pytest.approx(apart.value)
     assert paired.high - paired.low < 0.2 * (apart.high - apart.low)
     assert paired.sign_flips == 0.0 < apart.sign_flips
+
+
+def some_draws(draws=5, utterances=37, spread=0.0, seed=4):
+    """Sums of a damage by draw and utterance, which share the utterances' hardness; and their positions."""
+    generator = np.random.default_rng(seed)
+    positions = generator.integers(1, 30, utterances)
+    hardness = generator.gamma(1.0, 0.1, utterances)
+    level = 1 + spread * generator.standard_normal((draws, 1))
+    return (level * hardness + 0.02 * generator.standard_normal((draws, utterances))) * positions, positions
+
+
+def test_two_ways_against_a_loop():
+    sums, positions = some_draws()
+    other, _ = some_draws(seed=5)
+    result = resample_two_way({"a": Ratio(sums, positions), "b": Ratio(other, positions)}, 300, seed=11)
+    expected, differences = [], []
+    for us, ds in zip(drawn(37, 300, 11), drawn(5, 300, 12), strict=True):
+        means = [np.mean([table[d][us].sum() / positions[us].sum() for d in ds]) for table in (sums, other)]
+        expected.append(means[0])
+        differences.append(means[0] - means[1])
+    assert result["a"].value == pytest.approx(np.mean(sums.sum(axis=1)) / positions.sum())
+    np.testing.assert_allclose(result["a"].values, expected, rtol=1e-12)
+    known = result["a"].minus(result["b"])
+    assert (known.low, known.high) == pytest.approx(tuple(np.quantile(differences, [0.025, 0.975])))
+
+
+def test_two_ways_hold_what_draws_differ_by():
+    calm, positions = some_draws(draws=8, utterances=200)
+    wild, _ = some_draws(draws=8, utterances=200, spread=0.8)
+    result = resample_two_way({"calm": Ratio(calm, positions), "wild": Ratio(wild, positions)}, 2000)
+
+    def wider(name, sums):
+        """Than an interval over utterances alone."""
+        two, one = result[name].interval(), ratio_interval(sums.mean(axis=0), positions, resamples=2000)
+        return (two.high - two.low) / (one.high - one.low)
+
+    assert wider("calm", calm) < 1.1
+    assert wider("wild", wild) > 1.4
+
+
+def test_one_draw_is_the_plain_bootstrap():
+    sums, positions = some_draws(draws=1)
+    two = resample_two_way({"": Ratio(sums, positions)}, 200, seed=3)[""]
+    assert vars(two.interval()) == pytest.approx(vars(ratio_interval(sums[0], positions, resamples=200, seed=3)))
+
+
+def test_two_ways_refuse_what_does_not_fit():
+    sums, positions = some_draws()
+    for wrong in (Ratio(sums[0], positions), Ratio(sums, positions[1:]), Ratio(sums[:0], positions)):
+        with pytest.raises(ValueError, match=r"\[draws, utterances\]"):
+            resample_two_way({"": wrong}, 10)
 
 
 def test_no_denominator():

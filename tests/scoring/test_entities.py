@@ -7,7 +7,7 @@ import pytest
 
 import tarq
 from tarq.data.corpora.registry import load_utterances
-from tarq.scoring.bootstrap import difference_interval
+from tarq.scoring.bootstrap import Ratio, resample
 from tarq.scoring.entities import score_entities
 from tarq.words.normalize import get_normalizer
 
@@ -96,8 +96,8 @@ def test_evaluation_has_entity_rates_with_paired_intervals(evaluation):
     assert scores.models["q"].counts["entities"] == {"mentions": 5, "missed": 2, "words": 5, "errors": 2}
     assert scores.models["q"].figures["ne_wer"].value == pytest.approx(2 / 5)
     mentions, full, q = np.array([1, 2, 0, 1, 0, 0, 1, 0]), np.eye(8)[3], np.eye(8)[3] + np.eye(8)[1]
-    expected = difference_interval(q, mentions, full, mentions, resamples=300, seed=0)
-    assert scores.differences["q − full"]["ne_fnr"] == expected
+    expected = resample({"q": Ratio(q, mentions), "full": Ratio(full, mentions)}, resamples=300, seed=0)
+    assert scores.differences["q − full"]["ne_fnr"] == expected["q"].minus(expected["full"])
     assert any("'Timbuktu' in u7" in note for note in scores.notes)
     assert sum("Timbuktu" in note for note in scores.notes) == 1
 

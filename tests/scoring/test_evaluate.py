@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -9,9 +10,17 @@ import torch
 
 import tarq
 from tarq.data.corpora.registry import load_utterances
+from tarq.data.utterance import Utterance
 from tarq.errors import DataError, ModelError
+from tarq.report import Reporter
 from tarq.scoring.divergence import divergence
-from tarq.scoring.run import DIVERGENCES, WORD_RATES
+from tarq.scoring.figures import DIVERGENCES, FIGURES, WORD_RATES
+from tarq.scoring.outputs import _pieces
+from tarq.scoring.run import evaluate_models
+from tarq.scoring.words import biased_counts, score_words
+from tarq.speech.calibration import make_examples
+from tarq.words.normalize import Normalizer, get_normalizer
+from tarq.words.rarity import is_rare
 
 
 def test_divergence_is_the_formula():
@@ -130,7 +139,7 @@ def test_large_sets_are_read_in_pieces(model_folder, manifest, monkeypatch):
     quantized = tarq.load_recognizer(model_folder)
     tarq.quantize(quantized, None, tarq.TarqConfig.preset("rtn", group_size=32))
     whole = figures()
-    monkeypatch.setattr("tarq.scoring.run.PIECE", 3)
+    monkeypatch.setattr("tarq.scoring.outputs.PIECE", 3)
     pieces = figures()
     assert pieces.hypotheses == whole.hypotheses
     for name, interval in whole.figures.items():
@@ -145,9 +154,159 @@ def test_models_of_other_vocabularies_are_refused(model_folder, manifest):
         tarq.evaluate({"m": tarq.load_recognizer(model_folder), "o": other}, {"s": manifest}, reference="m")
 
 
+def test_every_figure_is_told_once(evaluation):
+    names = [figure.name for figure in FIGURES]
+    assert len(set(names)) == len({figure.title for figure in FIGURES}) == len(names)
+    # The true token stands beside full precision's opinion wherever that stands.
+    for kind in ("rare", "common"):
+        kl, nll = (next(f for f in FIGURES if f.name == f"{name}_{kind}") for name in ("kl", "delta_nll"))
+        assert (kl.shown, kl.compared) == (nll.shown, nll.compared) == (True, True)
+    model = evaluation.models["2 bits"]
+    thresholds = {"rare_wer_zipf_2", "rare_wer_zipf_4"}
+    assert set(model.figures) == {f.name for f in FIGURES if f.source != "entities"} | thresholds
+    wer = next(figure for figure in FIGURES if figure.name == "wer")
+    assert (wer.text(0.12345), wer.text(-0.01, "+"), wer.text(float("nan"))) == ("12.35", "-1.00", "–")
+    assert next(f for f in FIGURES if f.name == "kl_rare").text(0.01, "+") == "+0.0100"
+
+
+def test_b_wer_is_that_of_the_rare_words(evaluation, manifest):
+    scores = evaluation.models["2 bits"]
+    texts = {u.id: u.text for u in load_utterances(manifest)}
+    words = score_words(
+        list(texts.values()), [scores.hypotheses[name] for name in texts], normalizer=get_normalizer("english")
+    )
+    rare = {word for reference in words.references for word in reference if is_rare(word)}
+    assert "reykjavik" in rare
+    assert "river" not in rare
+    assert scores.figures["b_wer"].value == pytest.approx(biased_counts(words, rare)[0].error_rate)
+
+
+def test_the_same_model_twice_does_no_damage(model_folder, manifest):
+    one = tarq.load_recognizer(model_folder)
+    scores = tarq.evaluate({"a": one, "b": one}, {"s": manifest}, reference="a", resamples=20).sets["s"]
+    assert [scores.models["b"].figures[f].value for f in DIVERGENCES] == [0, 0, 0, 0]
+    assert {(d.value, d.low, d.high, d.sign_flips) for d in scores.differences["b − a"].values()} == {(0, 0, 0, 1)}
+    assert scores.models["b"].lost == scores.models["b"].regained == []
+
+
+def test_audio_is_decoded_once_and_a_text_normalised_once(model_folder, manifest, monkeypatch):
+    decoded, normalised = Counter(), Counter()
+    waveform, normalizer = Utterance.waveform, get_normalizer("english")
+    monkeypatch.setattr(Utterance, "waveform", lambda u, rate: decoded.update([u.id]) or waveform(u, rate))
+
+    def apply(text):
+        normalised.update([text])
+        return normalizer.apply(text)
+
+    monkeypatch.setattr(
+        "tarq.scoring.run.TarqConfig.text_normalizer", lambda *_: Normalizer("counted", apply), raising=True
+    )
+    utterances = load_utterances(manifest)
+    utterances[1] = dataclasses.replace(utterances[1], text="")  # not teacher-forced, so transcribed on its own
+    utterances[2] = dataclasses.replace(utterances[2], entities=("river",))
+    models = {name: tarq.load_recognizer(model_folder) for name in "ab"}
+    monkeypatch.setattr("tarq.scoring.outputs.make_examples", _without_tags(make_examples))
+    tarq.evaluate(models, {"s": utterances}, reference="a", resamples=20)
+    assert decoded == {u.id: 1 for u in utterances}
+    assert {normalised[u.text] for u in utterances} == {1}
+
+
+def _without_tags(make):
+    """make_examples with a configuration whose normaliser is not counted: tags are calibration's business."""
+    return lambda recognizer, utterances, config, reporter: make(
+        recognizer, utterances, Untold(**dataclasses.asdict(config)), reporter
+    )
+
+
+class Untold(tarq.TarqConfig):
+    def text_normalizer(self, *_):
+        return get_normalizer("english")
+
+
+def test_much_audio_is_held_in_pieces_by_its_length(manifest, monkeypatch):
+    utterances = load_utterances(manifest)  # 0.6, 0.78, 0.96 … 1.86 s
+    monkeypatch.setattr("tarq.scoring.outputs.PIECE_SECONDS", 2.0)
+    pieces = [[u.id for u in piece] for piece in _pieces(utterances)]
+    assert pieces == [["u0", "u1"], ["u2"], ["u3"], ["u4"], ["u5"], ["u6"], ["u7"]]
+    monkeypatch.setattr("tarq.scoring.outputs.PIECE_SECONDS", 1e9)
+    monkeypatch.setattr("tarq.scoring.outputs.PIECE", 3)
+    assert [len(piece) for piece in _pieces(utterances)] == [3, 3, 2]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("reference", [None, "full"])
+def test_damaged_weights_are_refused_by_name(model_folder, manifest, value, reference):
+    damaged = tarq.load_recognizer(model_folder)
+    tarq.quantize(damaged, None, tarq.TarqConfig.preset("rtn", group_size=32))
+    damaged.model.model.encoder.layers[1].fc1.weight_scale[3, 0] = value
+    models = {"full": tarq.load_recognizer(model_folder), "bad": damaged}
+    with pytest.raises(ModelError, match=r"bad: model\.encoder\.layers\.1\.fc1\.weight_scale holds NaN or infinity"):
+        tarq.evaluate(models, {"s": manifest}, reference=reference)
+    with torch.no_grad():
+        models["full"].model.model.decoder.layers[0].fc2.bias[0] = value
+    with pytest.raises(ModelError, match=r"full: model\.decoder\.layers\.0\.fc2\.bias holds NaN"):
+        tarq.evaluate(models, {"s": manifest}, reference=reference)
+
+
+def test_logits_that_overflow_are_refused_by_name(model_folder, manifest, monkeypatch):
+    models = {name: tarq.load_recognizer(model_folder) for name in ("full", "q")}
+    logits = models["q"].logits
+    overflowing = lambda batch, audio: logits(batch, audio).index_fill(0, torch.tensor([1]), float("inf"))  # noqa: E731
+    monkeypatch.setattr(models["q"], "logits", overflowing)
+    with pytest.raises(ModelError, match=r"q: its logits for u\d are not finite: .* float32"):
+        tarq.evaluate(models, {"s": manifest}, reference="full")
+
+
+def test_sets_with_few_rare_words_say_so(model_folder, manifest):
+    utterances = load_utterances(manifest)
+    scores = tarq.evaluate({"m": model_folder}, {"s": utterances}, resamples=20).sets["s"]
+    assert any("rare words in 4 of 8 utterances only" in note for note in scores.notes)
+    common = [dataclasses.replace(u, text="it was a good day") for u in utterances]
+    full = tarq.load_recognizer(model_folder)
+    result = tarq.evaluate({"m": full, "q": full}, {"s": common}, reference="m", resamples=20)
+    assert "no rare words in this set: rare figures have no value" in result.sets["s"].notes
+    figures = result.to_dict()["sets"]["s"]["models"]["q"]["figures"]
+    assert figures["kl_rare"] == {"value": None, "low": None, "high": None}
+    assert figures["kl_common"]["value"] == 0
+
+
+def test_words_are_counted_without_decoding(model_folder, manifest):
+    models = {name: tarq.load_recognizer(model_folder) for name in ("full", "q")}
+    options = {"reference": "full", "resamples": 20}
+    whole = tarq.evaluate(models, {"s": manifest}, **options).sets["s"]
+    forced = tarq.evaluate(models, {"s": manifest}, decode=False, **options).sets["s"]
+    assert (forced.words, forced.rare_words) == (whole.words, whole.rare_words) == (68, 7)
+    assert "wer" not in forced.models["q"].figures
+
+
+def test_one_id_in_two_sets_is_two_utterances(model_folder, manifest):
+    utterances = load_utterances(manifest)
+    other = [dataclasses.replace(u, id="u0") for u in utterances[5:6]]
+    sets = tarq.evaluate({"m": model_folder}, {"a": utterances, "b": other}, resamples=20).sets
+    assert sets["b"].models["m"].hypotheses["u0"] == sets["a"].models["m"].hypotheses["u5"]
+    with pytest.raises(DataError, match="b: id 'u0' occurs 2 times"):
+        tarq.evaluate({"m": model_folder}, {"a": utterances, "b": other * 2}, resamples=20)
+
+
+def test_labels_that_would_hide_a_set_are_refused(model_folder, manifest):
+    utterances = load_utterances(manifest)
+    mixed = [
+        dataclasses.replace(u, extra={"language": code}) for u, code in zip(utterances, ["en", "de"] * 4, strict=True)
+    ]
+    with pytest.raises(DataError, match=r"x \(en\) names a set and a language's part of another"):
+        tarq.evaluate({"m": model_folder}, {"x": mixed, "x (en)": utterances}, resamples=20)
+
+
 def test_bad_calls(model_folder, manifest):
     with pytest.raises(ModelError, match="reference 'x'"):
         tarq.evaluate({"m": model_folder}, {"s": manifest}, reference="x")
     silent = [dataclasses.replace(u, text=None) for u in load_utterances(manifest)]
     with pytest.raises(DataError, match="no transcript to score against: u0"):
         tarq.evaluate({"m": model_folder}, {"s": silent})
+    with pytest.raises(ModelError, match="no models to score"):
+        tarq.evaluate({}, {"s": manifest})
+    with pytest.raises(DataError, match="none of 0 utterances qualifies"):
+        tarq.evaluate({"m": model_folder}, {"s": []})
+    one = tarq.load_recognizer(model_folder)
+    with pytest.raises(DataError, match="s: no utterances to score"):
+        evaluate_models({"m": one}, {"s": []}, reference=None, config=tarq.TarqConfig(), reporter=Reporter())

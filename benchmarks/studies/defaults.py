@@ -4,8 +4,8 @@ Every configuration quantizes the same model from the same calibration utterance
 others on the same utterances, none of which it was calibrated on. Results go to a JSON file that is added to,
 so a study can grow.
 
-    python -P benchmarks/study_defaults.py MODEL NAME … --calibration MANIFEST --data MANIFEST … --json FILE
-    python -P benchmarks/study_defaults.py --table FILE        # the JSON as a Markdown table
+    python benchmarks/studies/defaults.py MODEL NAME … --calibration MANIFEST --data MANIFEST … --json FILE
+    python benchmarks/studies/defaults.py --table FILE        # the JSON as a Markdown table
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import json
 import platform
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -24,7 +25,7 @@ import torch
 import tarq
 from tarq.data.corpora.registry import load_utterances, sample_utterances
 from tarq.report import Reporter
-from tarq.scoring.bootstrap import difference_interval, ratio_interval
+from tarq.scoring.bootstrap import Difference, Ratio, Resampled, resample
 from tarq.scoring.divergence import divergence, joined
 from tarq.speech.calibration import batched, make_examples
 
@@ -55,10 +56,28 @@ CONFIGURATIONS: dict[str, tuple[str, dict]] = {
     "gptq, cross-fitted, static": ("gptq", CORRECTED | {"act_order": "static"}),
 }
 
+#: What the text of docs/defaults.md compares beside GPTQ.
+PAIRS = [
+    ("gptq, cross-fitted", "gptq, least-squares"),
+    ("tarq", "gptq, cross-fitted"),
+    ("tarq, c 1", "gptq, cross-fitted"),
+    ("tarq, c 1", "tarq"),
+    ("tarq, aligned frames", "tarq"),
+    ("tarq, aligned frames", "tarq, random, aligned frames"),
+]
+FIGURES = ("delta_nll", "kl")
+TITLES = {
+    "delta_nll_rare": "ΔNLL rare",
+    "kl_rare": "KL rare",
+    "delta_nll_common": "ΔNLL common",
+    "kl_common": "KL common",
+}
+
 
 def main() -> None:
     if sys.argv[1:2] == ["--table"]:
-        print(markdown(json.loads(Path(sys.argv[2]).read_text())))
+        results = json.loads(Path(sys.argv[2]).read_text())
+        print(markdown(results), pairwise(results, PAIRS), sep="\n\n")
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
@@ -116,47 +135,73 @@ def main() -> None:
                 }
                 for kind, s in sums.items()
             },
-            "figures": {
-                f"{figure}_{kind}": asdict(ratio_interval(getattr(s, figure), s.positions))
-                for kind, s in sums.items()
-                for figure in ("kl", "delta_nll")
-            },
+        }
+        results[name]["figures"] = {
+            figure: asdict(resampled.interval())
+            for (_, figure), resampled in resampled_figures({name: results[name]}).items()
         }
         arguments.json.parent.mkdir(parents=True, exist_ok=True)
         arguments.json.write_text(json.dumps(results, indent=1))
         show(name, results, time.monotonic() - began)
 
 
+def resampled_figures(results: dict) -> dict[tuple[str, str], Resampled]:
+    """(Configuration, figure) to its bootstrap; what happens to the true token beside full precision's opinion."""
+    return resample(
+        {
+            (name, f"{figure}_{kind}"): Ratio(sums[figure], sums["positions"])
+            for name, result in results.items()
+            for kind, sums in result["per_utterance"].items()
+            for figure in FIGURES
+        }
+    )
+
+
 def show(name: str, results: dict, seconds: float) -> None:
     """A line a configuration, and its paired difference from every other one measured so far."""
-    f = results[name]["figures"]
-    print(f"{name:32s} KL rare {f['kl_rare']['value']:.4f} common {f['kl_common']['value']:.4f} ({seconds:.0f} s)")
-    for other, result in results.items():
-        if other == name:
-            continue
-        cells = []
-        for kind in ("rare", "common"):
-            a, b = results[name]["per_utterance"][kind], result["per_utterance"][kind]
-            d = difference_interval(a["kl"], a["positions"], b["kl"], b["positions"])
-            cells.append(f"{kind} {d.value:+.4f} [{d.low:+.4f}, {d.high:+.4f}]")
-        print(f"    − {other:32s} {'  '.join(cells)}", flush=True)
+    known = resampled_figures(results)
+    values = "  ".join(f"{TITLES[figure]} {known[name, figure].value:.4f}" for figure in TITLES)
+    print(f"{name:32s} {values} ({seconds:.0f} s)")
+    for other in results:
+        if other != name:
+            cells = (f"{TITLES[figure]} {_text(known[name, figure].minus(known[other, figure]))}" for figure in TITLES)
+            print(f"    − {other:32s} {'  '.join(cells)}", flush=True)
 
 
 def markdown(results: dict, base: str = "gptq") -> str:
-    """A row a configuration: KL on rare and common targets, and the paired difference from ``base``."""
-    lines = [
-        f"| configuration | KL rare | Δ from {base} | KL common | Δ from {base} | α (median) |",
-        "|---|---|---|---|---|---|",
-    ]
+    """A row a configuration: its damage with the paired difference from ``base`` below it, and its α."""
+    known = resampled_figures(results)
+    columns = len(TITLES) + 2
+    lines = [_row(["configuration", *TITLES.values(), "α (median)"]), _row(["---"] * columns)]
     for name, result in results.items():
-        cells = []
-        for kind in ("rare", "common"):
-            a, b = result["per_utterance"][kind], results[base]["per_utterance"][kind]
-            d = difference_interval(a["kl"], a["positions"], b["kl"], b["positions"])
-            change = "–" if name == base else f"{d.value:+.4f} [{d.low:+.4f}, {d.high:+.4f}]"
-            cells += [f"{result['figures'][f'kl_{kind}']['value']:.4f}", change]
-        lines.append(f"| {name} | {' | '.join(cells)} | {result['alpha'][1]:.2f} |")
+        cells = [
+            f"{known[name, figure].value:{'+' if figure.startswith('delta') else ''}.4f}".replace("-", "−")
+            + ("" if name == base else f"<br>{_text(known[name, figure].minus(known[base, figure]))}")
+            for figure in TITLES
+        ]
+        lines.append(_row([name, *cells, f"{result['alpha'][1]:.2f}"]))
     return "\n".join(lines)
+
+
+def pairwise(results: dict, pairs: Sequence[tuple[str, str]]) -> str:
+    """Paired differences of other configurations than the base."""
+    known = resampled_figures(results)
+    lines = [_row(["difference", *TITLES.values()]), _row(["---"] * (len(TITLES) + 1))]
+    for name, other in pairs:
+        if {name, other} <= set(results):
+            cells = [_text(known[name, figure].minus(known[other, figure])) for figure in TITLES]
+            lines.append(_row([f"{name} − {other}", *cells]))
+    return "\n".join(lines)
+
+
+def _text(d: Difference) -> str:
+    """A difference, bold where it is clear of 0."""
+    text = f"{d.value:+.4f} [{d.low:+.4f}, {d.high:+.4f}]".replace("-", "−")
+    return f"**{text}**" if d.clear_of_zero else text
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 if __name__ == "__main__":

@@ -1,0 +1,121 @@
+"""The figures of an evaluation: one list, which JSON, tables and reports go by."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from tarq.scoring.bootstrap import Ratio
+from tarq.scoring.divergence import Divergence
+from tarq.scoring.entities import EntityScores
+from tarq.scoring.words import Counts, WordScores, biased_counts, rare_reference_words
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one model made of one set.
+
+    Attributes:
+        words: of a set that was transcribed.
+        entities: likewise, where it has entities.
+        divergence: kind of target to sums; None of the reference model and where there is none.
+    """
+
+    words: WordScores | None = None
+    entities: EntityScores | None = None
+    divergence: Mapping[str, Divergence] | None = None
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure of one model on one set, and how it is written.
+
+    Attributes:
+        name: in JSON and in Python.
+        title: in tables.
+        unit: ``%`` of a rate, which is kept as a fraction; nats a target position.
+        source: what it is made of, a field of :class:`Measured`.
+        ratio: its sums by utterance, from that field.
+        shown: in tables of values; the others are in JSON only.
+        compared: in tables of paired differences.
+    """
+
+    name: str
+    title: str
+    unit: Literal["%", "nats"]
+    source: Literal["words", "entities", "divergence"]
+    ratio: Callable[[Any], Ratio]
+    shown: bool = True
+    compared: bool = False
+
+    def text(self, value: float, sign: str = "") -> str:
+        """A value as tables write it, and an interval's ends: percent with two decimals, nats with four.
+
+        Args:
+            sign: ``+`` for differences.
+        """
+        if math.isnan(value):
+            return "–"
+        return f"{100 * value:{sign}.2f}" if self.unit == "%" else f"{value:{sign}.4f}"
+
+
+def _rate(counts: Callable[[WordScores], Counts]) -> Callable[[WordScores], Ratio]:
+    return lambda scores: Ratio(counts(scores).errors, counts(scores).words)
+
+
+def _rare(scores: WordScores) -> Counts:
+    return scores.rare[scores.thresholds[0]]
+
+
+def _mean(figure: str, kind: str) -> Callable[[Mapping[str, Divergence]], Ratio]:
+    return lambda sums: Ratio(getattr(sums[kind], figure), sums[kind].positions)
+
+
+#: In the order tables show them. What happens to the true token stands beside what happens to full precision's opinion.
+FIGURES = (
+    Figure("wer", "WER %", "%", "words", _rate(lambda scores: scores.plain), compared=True),
+    Figure("rare_wer", "rare WER %", "%", "words", _rate(_rare), compared=True),
+    Figure("rare_miss_rate", "rare missed %", "%", "words", lambda s: Ratio(_rare(s).misses, _rare(s).words)),
+    Figure("common_wer", "common WER %", "%", "words", _rate(lambda scores: scores.common[scores.thresholds[0]])),
+    Figure(
+        "b_wer",
+        "B-WER %",
+        "%",
+        "words",
+        _rate(lambda scores: biased_counts(scores, rare_reference_words(scores))[0]),
+        shown=False,
+    ),
+    Figure("ne_wer", "entity WER %", "%", "entities", lambda e: Ratio(e.errors, e.words), compared=True),
+    Figure("ne_fnr", "entities missed %", "%", "entities", lambda e: Ratio(e.missed, e.mentions), compared=True),
+    Figure("delta_nll_rare", "ΔNLL rare", "nats", "divergence", _mean("delta_nll", "rare"), compared=True),
+    Figure("kl_rare", "KL rare", "nats", "divergence", _mean("kl", "rare"), compared=True),
+    Figure("delta_nll_common", "ΔNLL common", "nats", "divergence", _mean("delta_nll", "common"), compared=True),
+    Figure("kl_common", "KL common", "nats", "divergence", _mean("kl", "common"), compared=True),
+)
+
+
+def _names(source: str) -> tuple[str, ...]:
+    return tuple(figure.name for figure in FIGURES if figure.source == source and figure.shown)
+
+
+WORD_RATES, ENTITY_RATES, DIVERGENCES = _names("words"), _names("entities"), _names("divergence")
+
+
+def ratios(measured: Measured, thresholds: Sequence[float]) -> dict[str, Ratio]:
+    """Every figure there is of a model on a set, by name, as sums by utterance.
+
+    Args:
+        thresholds: Zipf scores that the words were counted at; of those behind the first there is a
+            ``rare_wer_zipf_…`` each, in JSON only.
+    """
+    found = {
+        figure.name: figure.ratio(source)
+        for figure in FIGURES
+        if (source := getattr(measured, figure.source)) is not None
+    }
+    if (words := measured.words) is not None:
+        for threshold in thresholds[1:]:
+            found[f"rare_wer_zipf_{threshold:g}"] = Ratio(words.rare[threshold].errors, words.rare[threshold].words)
+    return found

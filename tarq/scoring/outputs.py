@@ -1,0 +1,199 @@
+"""What models make of a set of utterances: divergence from the reference model, and transcripts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from itertools import chain
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tarq import distributed
+from tarq.config import TarqConfig
+from tarq.data.utterance import Utterance
+from tarq.errors import ModelError
+from tarq.linear import QuantLinear
+from tarq.models.base import Recognizer
+from tarq.models.types import Batch
+from tarq.report import Reporter
+from tarq.scoring.divergence import Divergence, divergence, joined
+from tarq.speech.calibration import batched, make_examples
+from tarq.speech.transcription import transcribe_waveforms
+
+#: How much audio is held at a time, at most: utterances, and seconds unless one alone is longer.
+PIECE, PIECE_SECONDS = 128, 3600.0
+
+
+@dataclass(frozen=True)
+class Held(Utterance):
+    """An utterance that keeps its audio once it is read, for all models that hear it."""
+
+    waveforms: dict[int, NDArray[np.float32]] = field(default_factory=dict, compare=False, repr=False)
+
+    @classmethod
+    def of(cls, utterance: Utterance) -> Held:
+        """The same utterance, its audio not yet read."""
+        return cls(**{f.name: getattr(utterance, f.name) for f in fields(Utterance)})
+
+    def waveform(self, sampling_rate: int = 16000) -> NDArray[np.float32]:
+        if sampling_rate not in self.waveforms:
+            self.waveforms[sampling_rate] = super().waveform(sampling_rate)
+        return self.waveforms[sampling_rate]
+
+
+@dataclass(frozen=True)
+class SetOutputs:
+    """What models made of a set.
+
+    Attributes:
+        divergence: model to kind of target to sums, an entry an utterance that could be teacher-forced, in the set's
+            order; of all models but the reference.
+        transcripts: model to utterance id to transcript; empty unless they were asked for.
+        notes: what was left out.
+    """
+
+    divergence: dict[str, dict[str, Divergence]]
+    transcripts: dict[str, dict[str, str]]
+    notes: list[str]
+
+
+@dataclass(frozen=True)
+class _BatchOutputs:
+    """What models made of one batch: of the B utterances ``ids``, by model."""
+
+    ids: tuple[str, ...]
+    divergence: dict[str, dict[str, Divergence]]
+    transcripts: dict[str, list[str]]
+
+
+def run_models(
+    models: Mapping[str, Recognizer],
+    utterances: Sequence[Utterance],
+    *,
+    reference: str | None,
+    config: TarqConfig,
+    decode: bool,
+    reporter: Reporter,
+) -> SetOutputs:
+    """Run every model on every utterance: audio is decoded once, and each encoder runs once for both.
+
+    Where there are several processes, each takes a share of the batches, which are those of a single one.
+
+    Args:
+        reference: label of the model that the others are compared with, teacher-forced; None to transcribe only.
+        config: the utterances' language, tags, batch size.
+        decode: transcribe, too.
+
+    Raises:
+        DataError: audio cannot be read.
+        ModelError: logits are not finite.
+    """
+    batches: list[_BatchOutputs] = []
+    forced: list[str] = []
+    transcripts: dict[str, dict[str, str]] = {name: {} for name in models} if decode else {}
+    notes: list[str] = []
+    for piece in _pieces(utterances):
+        others = piece
+        if reference is not None:
+            spoken = [u for u in piece if (u.text or "").strip()]
+            made = make_examples(models[reference], spoken, config, Reporter())
+            notes += made.notes
+            forced += [e.id for e in made.examples]
+            own = []
+            every = list(batched(models[reference], made.examples, config.batch_size))
+            for batch in distributed.shard(every):
+                own.append(_force(models, reference, batch, config.language, decode))
+                reporter.advance(len(batch.ids) * len(models))
+            elsewhere = len(made.examples) - sum(len(outputs.ids) for outputs in own)
+            reporter.advance(elsewhere * len(models))
+            batches += distributed.all_gather(own)
+            done = {e.id for e in made.examples}
+            others = [u for u in piece if u.id not in done]
+        if others and decode:
+            for name, recognizer in models.items():
+                waveforms = [u.waveform(recognizer.sampling_rate) for u in others]
+                texts = transcribe_waveforms(recognizer, waveforms, config.batch_size, reporter, config.language)
+                transcripts[name] |= zip((u.id for u in others), texts, strict=True)
+    for outputs in batches:
+        for name, texts in outputs.transcripts.items():
+            transcripts[name] |= zip(outputs.ids, texts, strict=True)
+    return SetOutputs(_in_order(batches, forced), transcripts, notes)
+
+
+def check_weights(name: str, recognizer: Recognizer) -> None:
+    """See that a model can be scored at all.
+
+    Raises:
+        ModelError: a weight is NaN or infinite; names it.
+    """
+    packed = (
+        (f"{layer}.{part}", tensor)
+        for layer, module in recognizer.model.named_modules()
+        if isinstance(module, QuantLinear)
+        for part, tensor in module.named_buffers(recurse=False)
+    )
+    for place, tensor in chain(recognizer.model.named_parameters(), packed):
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise ModelError(
+                f"{name}: {place} holds NaN or infinity, so nothing the model says means anything: convert or download "
+                "the checkpoint again"
+            )
+
+
+def _pieces(utterances: Sequence[Utterance]) -> Iterator[list[Held]]:
+    """Stretches of a set whose audio is held together; batches are of similar length within one."""
+    piece: list[Held] = []
+    seconds = 0.0
+    for utterance in utterances:
+        if piece and (len(piece) == PIECE or seconds + utterance.seconds() > PIECE_SECONDS):
+            yield piece
+            piece, seconds = [], 0.0
+        piece.append(Held.of(utterance))
+        seconds += utterance.seconds()
+    if piece:
+        yield piece
+
+
+def _force(
+    models: Mapping[str, Recognizer], reference: str, batch: Batch, language: str, decode: bool
+) -> _BatchOutputs:
+    """One batch through every model: divergence from the reference's logits, and transcripts."""
+    outputs = _BatchOutputs(batch.ids, {}, {})
+    with torch.no_grad():
+        for name in (reference, *(name for name in models if name != reference)):
+            audio = models[name].encode(batch.features)
+            logits = models[name].logits(batch, audio)
+            _check_logits(name, batch, logits)
+            if name == reference:
+                expected = logits
+            else:
+                outputs.divergence[name] = divergence(expected, logits, batch.targets, batch.rare_target)
+            if decode:
+                outputs.transcripts[name] = models[name].decode_forced(batch, audio, logits, language)
+    return outputs
+
+
+def _check_logits(name: str, batch: Batch, logits: Tensor) -> None:
+    """Raises ModelError where a target's logits are not finite; names model and utterance."""
+    wrong = (~logits.isfinite().all(-1)).cpu() & (batch.targets != -100)
+    if wrong.any():
+        first = batch.ids[int(wrong.any(-1).nonzero()[0])]
+        raise ModelError(
+            f"{name}: its logits for {first} are not finite: the weights are damaged, or they overflow in "
+            f"{str(logits.dtype).removeprefix('torch.')}; compute in float32 or bfloat16"
+        )
+
+
+def _in_order(batches: Sequence[_BatchOutputs], wanted: Sequence[str]) -> dict[str, dict[str, Divergence]]:
+    """Model to kind of target to the sums of all batches, an entry each of the ``wanted`` ids."""
+    if not batches:
+        return {}
+    place = {name: i for i, name in enumerate(chain.from_iterable(outputs.ids for outputs in batches))}
+    order = [place[name] for name in wanted]
+    return {
+        model: {kind: joined([outputs.divergence[model][kind] for outputs in batches], order) for kind in kinds}
+        for model, kinds in batches[0].divergence.items()
+    }
