@@ -17,9 +17,11 @@ from tarq import distributed
 from tarq.checkpoint import compressed_tensors as checkpoint
 from tarq.config import TarqConfig
 from tarq.data.audio import Audio, Encoded
-from tarq.data.corpora.registry import first_usable, load_utterances, sample_utterances
+from tarq.data.corpora.registry import load_utterances
+from tarq.data.hub import is_dataset
 from tarq.data.intake import Intake
 from tarq.data.pools import read_ids
+from tarq.data.sampling import first_usable, sample_utterances
 from tarq.data.speech import DrawnPool, Speech, draw
 from tarq.data.utterance import Utterance
 from tarq.errors import DataError, ModelError
@@ -562,4 +564,4 @@ def _name(data: Data) -> str:
 
 
 def _utterances(data: Data, intake: Intake) -> Sequence[Utterance]:
-    return load_utterances(data, intake) if isinstance(data, str | Path) else data
+    return load_utterances(data, intake) if isinstance(data, str | Path) or is_dataset(data) else data

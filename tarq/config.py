@@ -224,7 +224,7 @@ class Words(Checked):
         if name == "auto":
             primary = re.split("[-_]", language or self.language)[0].lower()
             name = "english" if primary == "en" else "basic"
-        return get_normalizer(name, spelling if name == "english" else None)
+        return get_normalizer(name, spelling if name == "english" else None, language or self.language)
 
     def frequencies(self, language: str | None = None) -> Frequencies:
         """Where the Zipf scores come from, checked.

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from tarq.config import TarqConfig
-from tarq.data.corpora.registry import load_utterances, select_utterances
+from tarq.data.corpora.registry import load_utterances
 from tarq.data.intake import Intake
 from tarq.data.manifest import write_manifest
 from tarq.data.pools import Pool, Rarity, draw_pool, given_pool
+from tarq.data.sampling import select_utterances
 from tarq.data.utterance import Utterance
 from tarq.report import Reporter
 from tarq.words.frequencies import described

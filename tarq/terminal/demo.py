@@ -179,7 +179,8 @@ def demo(
     with ScreenReporter(progress_console) as reporter:
         reporter.phase("starting")
         from tarq import testbed
-        from tarq.data.corpora.registry import load_utterances, sample_utterances, select_utterances
+        from tarq.data.corpora.registry import load_utterances
+        from tarq.data.sampling import sample_utterances, select_utterances
         from tarq.terminal.scores import show_demo
 
         place = where_to_run(device, dtype)

@@ -41,7 +41,7 @@ def transcribe(
     int8: Int8 = False,
     json_file: JsonFile = None,
 ) -> None:
-    """Transcribe audio files, each as it is done. What cannot be read is told, the others are transcribed; exit code 1 then."""
+    """Transcribe audio, each file as it is done. One that cannot be read is told, with exit code 1 at the end."""
     config = TarqConfig(**chosen)
     results: list[dict[str, str]] = []
     with ScreenReporter(progress_console) as reporter:

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import tarq
-from tarq.data.corpora.registry import load_utterances, select_utterances
+from tarq.data.corpora.registry import load_utterances
+from tarq.data.sampling import select_utterances
 from tarq.errors import ModelError
 from tarq.models.alignment import alignment_scores
 from tarq.report import Reporter
