@@ -4,14 +4,13 @@ Run as a script with the name of an architecture it compiles for it and prints t
 behind it, it compiles all that a call can ask for, says what does not fit and fails with it ("make triton-build").
 """
 
-import importlib
 import importlib.util
 import json
 import os
 import re
+import runpy
 import subprocess
 import sys
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stdout
 from io import StringIO
@@ -19,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-MODULES = ("tarq.kernels.gram.cuda", "tarq.kernels.w4_linear.cuda")
+VARIANTS = Path(__file__).parents[2] / "benchmarks" / "triton_variants.py"
 
 #: Compute capability and KiB of shared memory that one program may use: 8.6 and 8.9 take the tiles of 8.0 but have 99.
 ARCHITECTURES = {"sm_80": ((8, 0), 99), "sm_90": ((9, 0), 227), "sm_100": ((10, 0), 227), "sm_120": ((12, 0), 99)}
@@ -51,31 +50,18 @@ def figures(report: str) -> dict:
     }
 
 
-def compilations(architecture: str, every: bool) -> Iterator[tuple]:
-    """What each module's own ``compilations`` lists for this architecture."""
-    for name in MODULES:
-        if importlib.util.find_spec(name) is not None:
-            module = importlib.import_module(name)
-            options = {"variants": module.ALL_VARIANTS} if every and hasattr(module, "ALL_VARIANTS") else {}
-            yield from module.compilations(ARCHITECTURES[architecture][0], **options)
-
-
 def build(architecture: str, every: bool = False) -> list[dict]:
-    """Compile a module's chosen variants, or every one; name, instructions and figures of each kernel."""
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    (major, minor), _ = ARCHITECTURES[architecture]
-    target = GPUTarget("cuda", 10 * major + minor, 32)
+    """Compile a few variants of every tile, or all that there are; name, instructions and figures of each kernel."""
+    capability, _ = ARCHITECTURES[architecture]
+    variants = runpy.run_path(str(VARIANTS))
+    chosen = {"variants": variants["ALL_VARIANTS"]} if every else {}
     results = []
-    for name, kernel, signature, constexprs, attrs, options in compilations(architecture, every):
-        source = ASTSource(fn=kernel, signature=signature, constexprs=constexprs, attrs=attrs)
+    for one in (*variants["of_gram"](capability), *variants["of_w4_linear"](capability, **chosen)):
         with redirect_stdout(StringIO()) as report:  # TRITON_DUMP_PTXAS_LOG has it printed
-            compiled = triton.compile(source, target=target, options=options)
+            compiled = variants["compiled"](one, capability)
         dots = sorted(set(re.findall(r"wgmma\.mma_async|tcgen05\.mma|mma\.sync", compiled.asm["ptx"])))
         shared = compiled.metadata.shared
-        results.append({"name": name, "shared": shared, "dots": dots, **figures(report.getvalue())})
+        results.append({"name": one.name, "shared": shared, "dots": dots, **figures(report.getvalue())})
     return results
 
 

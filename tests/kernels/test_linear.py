@@ -10,7 +10,7 @@ from importlib.util import find_spec
 import pytest
 import torch
 from tarq.kernels.scheme import Scheme
-from tarq.kernels.w4_linear import dequantize, pack, pack_zeros, unpack, w4_linear
+from tarq.kernels.w4_linear import PackedWeight, dequantize, pack, pack_zeros, unpack, w4_linear
 from tarq.kernels.w4_linear.reference import w4_linear as reference
 from torch import Tensor, nn
 
@@ -143,6 +143,27 @@ def test_a_different_width_of_equal_packing_is_noticed():
         target.load_state_dict(make(8, 128, group=128, bias=False).state_dict())
 
 
+@pytest.mark.parametrize("assign", [True, False])
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [("weight_packed", torch.int64), ("weight_scale", torch.float64), ("weight_zero_point", torch.half)],
+)
+def test_tensors_of_another_dtype_are_named(name: str, dtype: torch.dtype, assign: bool):
+    layer = make(symmetric=False)
+    tensors = layer.state_dict()
+    tensors[name] = tensors[name].to(dtype)
+    with pytest.raises(RuntimeError, match=f"0.{name} must be .* not {dtype}"):
+        nn.Sequential(layer).load_state_dict({f"0.{key}": tensor for key, tensor in tensors.items()}, assign=assign)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_scales_that_are_not_finite_are_refused(bad: float):
+    with pytest.raises(ValueError, match="scales must be finite"):
+        QuantLinear.from_codes(torch.zeros(2, 64, dtype=torch.uint8), torch.tensor([[1.0], [bad]]), None, Scheme())
+    with pytest.raises(ValueError, match="meta device"):
+        QuantLinear.from_codes(torch.zeros(2, 64, dtype=torch.uint8, device="meta"), torch.ones(2, 1), None, Scheme())
+
+
 @pytest.mark.parametrize("bits", [4, 3])
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_copies(bits: int, symmetric: bool):
@@ -271,7 +292,7 @@ def test_two_and_three_bits_run_from_nibbles_and_are_saved_as_they_were(bits: in
     assert torch.equal(unpack(layer.weight_packed, 4, columns), codes + (8 - 2 ** (bits - 1) if symmetric else 0))
     x = torch.randn(7, columns)
     tensors = stored["weight_packed"], stored["weight_scale"], stored.get("weight_zero_point")
-    y = reference(x, *tensors, None, columns, 64, bits)
+    y = reference(x, PackedWeight(*tensors, None, columns, 64, bits))
     torch.testing.assert_close(layer(x), y, rtol=1e-4, atol=1e-5)
     # A layer whose buffers were set by hand computes the same before it is laid out, and after.
     by_hand = QuantLinear(columns, rows, layer.scheme, bias=False, device="meta")
@@ -305,9 +326,9 @@ def test_the_order_of_the_gpu_is_not_in_the_state_dict(bits: int, symmetric: boo
     assert layer.packed_bytes() == before.packed_bytes()
     same_tensors(layer, before)
     assert torch.equal(layer.dequantize(), before.dequantize())
-    tensors = layer.weight_packed, layer.weight_scale, layer.weight_zero_point
-    y = w4_linear(x, *tensors, layer.bias, 300, 64, backend="reference")
+    y = w4_linear(x, layer.packed_weight(), backend="reference")
     torch.testing.assert_close(y, before(x), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(layer(x), before(x), rtol=1e-4, atol=1e-5)  # on a CPU its operator is the reference's
     layer.load_state_dict(other.state_dict())
     same_tensors(layer, other)
     layer.unprepack()

@@ -17,7 +17,9 @@ from tarq.kernels import dispatch
 from tarq.kernels.gram import gram
 from tarq.kernels.group_quantize import factorize
 from tarq.kernels.w4_linear import (
+    PackedWeight,
     dequantize,
+    get,
     pack,
     pack_zeros,
     packed_words,
@@ -41,12 +43,6 @@ SCALES = (torch.float16, torch.bfloat16, torch.float32)
 # What an error may be of Σ|x||w| + |b|. float32: rounding of sums. float16: the result's rounding. bfloat16: the
 # result's rounding (2⁻⁹) and that of a weight to bfloat16 or of its scale product (2⁻⁹ each).
 TOLERANCE = {torch.float32: 1e-6, torch.float16: 6e-4, torch.bfloat16: 8e-3}
-
-
-@pytest.fixture(params=ISAS)
-def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("TARQ_CPU_ISA", request.param)
-    return request.param
 
 
 def make_layer(
@@ -179,7 +175,7 @@ def test_kernels_against_float64(isa: str, columns: int):
                     dtype = torch.bfloat16 if (count + symmetric) % 2 else torch.float32
                     for kind in {dtype, torch.float32}:
                         x = torch.randn(count, columns).to(kind)
-                        y = w4_linear(x, *layer, bias, columns, group, backend="native")
+                        y = w4_linear(x, PackedWeight(*layer, bias, columns, group), backend="native")
                         assert_accurate(y, x, layer, bias, columns, group)
 
 
@@ -193,7 +189,7 @@ def test_every_row_count_path(isa: str, dtype: torch.dtype, count: int):
         layer = make_layer(rows, columns, group, symmetric=False, scale=scale)
         bias = torch.randn(rows).to(scale)
         x = torch.randn(count, columns).to(dtype)
-        assert_accurate(w4_linear(x, *layer, bias, columns, group), x, layer, bias, columns, group)
+        assert_accurate(w4_linear(x, PackedWeight(*layer, bias, columns, group)), x, layer, bias, columns, group)
 
 
 @native
@@ -228,7 +224,7 @@ def test_any_shape(rows, columns, group, count, symmetric, scale, dtype, isa, co
     x, bias = torch.randn(count, columns).to(dtype), torch.randn(rows)
     with pytest.MonkeyPatch.context() as patch, threads(count_threads):
         patch.setenv("TARQ_CPU_ISA", isa)
-        y = w4_linear(x, *layer, bias, columns, group)
+        y = w4_linear(x, PackedWeight(*layer, bias, columns, group))
     assert_accurate(y, x, layer, bias, columns, group)
 
 
@@ -239,16 +235,16 @@ def test_special_values_stay_where_they_belong(isa: str, dtype: torch.dtype):
     layer = make_layer(9, 130, 64)
     x = torch.randn(5, 130)
     x[1, 7], x[3, 129] = float("inf"), float("nan")
-    y = w4_linear(x.to(dtype), *layer, None, 130, 64)
+    y = w4_linear(x.to(dtype), PackedWeight(*layer, None, 130, 64))
     assert y[3].isnan().all()
     assert not y[1].isfinite().any()
     assert y[[0, 2, 4]].isfinite().all()
     scales = torch.tensor([[6e-8], [6000.0], [-0.01]]).half()
     codes = torch.full((3, 8), 11, dtype=torch.uint8)
     x = torch.ones(1, 8).to(dtype)
-    expected = reference(x, pack(codes, 4), scales, None, None, 8, 8)
-    if dtype == torch.float32:
-        torch.testing.assert_close(w4_linear(x, pack(codes, 4), scales, None, None, 8, 8), expected)
+    weight = PackedWeight(pack(codes, 4), scales, None, None, 8, 8)
+    rtol = 1.3e-6 if dtype == torch.float32 else 8e-3  # the result's rounding, and a weight's
+    torch.testing.assert_close(w4_linear(x, weight), reference(x, weight), rtol=rtol, atol=0)
 
 
 @native
@@ -268,7 +264,7 @@ def test_an_outlier_leaves_the_others_their_say(isa: str, count: int, group: int
             x[:, k] = outlier
         scales = (torch.rand(40, groups) * 0.02 + 0.005).half()
         layer = pack(codes, 4), scales, None if symmetric else pack_zeros(zeros, 4)
-        assert_accurate(w4_linear(x, *layer, None, columns, group), x, layer, None, columns, group)
+        assert_accurate(w4_linear(x, PackedWeight(*layer, None, columns, group)), x, layer, None, columns, group)
 
 
 @native
@@ -276,7 +272,7 @@ def test_an_outlier_leaves_the_others_their_say(isa: str, count: int, group: int
 @pytest.mark.parametrize("magnitude", [1e37, 1e-27])
 def test_large_and_small_inputs(isa: str, count: int, magnitude: float):
     layer, x = make_layer(40, 256, 128, symmetric=False), torch.randn(count, 256) * magnitude
-    assert_accurate(w4_linear(x, *layer, None, 256, 128), x, layer, None, 256, 128)
+    assert_accurate(w4_linear(x, PackedWeight(*layer, None, 256, 128)), x, layer, None, 256, 128)
 
 
 @native
@@ -287,9 +283,8 @@ def test_weights_are_not_rounded_to_the_scales_dtype(isa: str, dtype: torch.dtyp
     for scale in SCALES:
         packed, scales, zeros = make_layer(20, 128, 32, symmetric=False, scale=scale)
         weight = dequantize(packed, scales.float(), zeros, 128, 32)
-        y = torch.cat(
-            [w4_linear(x, packed, scales, zeros, None, 128, 32) for x in torch.eye(128, dtype=dtype).split(rows)]
-        )
+        whole = PackedWeight(packed, scales, zeros, None, 128, 32)
+        y = torch.cat([w4_linear(x, whole) for x in torch.eye(128, dtype=dtype).split(rows)])
         if dtype == torch.float32:
             # Rounding weights to bfloat16 or float16 would be off by 2⁻¹⁰ of a scale and more.
             torch.testing.assert_close(y.T, weight, rtol=0, atol=2**-19 * float(scales.max()))
@@ -302,7 +297,7 @@ def test_weights_are_not_rounded_to_the_scales_dtype(isa: str, dtype: torch.dtyp
 def test_leading_shapes(shape: tuple[int, ...]):
     layer = make_layer(10, 128, 64)
     x = torch.randn(shape)
-    assert_accurate(w4_linear(x, *layer, None, 128, 64), x, layer, None, 128, 64)
+    assert_accurate(w4_linear(x, PackedWeight(*layer, None, 128, 64)), x, layer, None, 128, 64)
 
 
 @native
@@ -318,10 +313,12 @@ def test_strides():
         torch.randn(400, 192, dtype=torch.bfloat16)[:, ::2],
     ):
         assert not x.is_contiguous() or x.storage_offset()
-        assert_accurate(w4_linear(x, *layer, bias, 96, 32), x, layer, bias, 96, 32)
+        assert_accurate(w4_linear(x, PackedWeight(*layer, bias, 96, 32)), x, layer, bias, 96, 32)
     strided = tuple(torch.stack([t, t], -1)[..., 0] for t in layer)
     x = torch.randn(7, 96)
-    assert torch.equal(w4_linear(x, *strided, bias, 96, 32), w4_linear(x, *layer, bias, 96, 32))
+    assert torch.equal(
+        w4_linear(x, PackedWeight(*strided, bias, 96, 32)), w4_linear(x, PackedWeight(*layer, bias, 96, 32))
+    )
 
 
 @native
@@ -332,7 +329,7 @@ def test_threads_do_not_change_the_result(dtype: torch.dtype):
         x, results = torch.randn(count, 1280).to(dtype), []
         for count_threads in (1, 2, 3):
             with threads(count_threads):
-                results.append(w4_linear(x, *layer, None, 1280, 128))
+                results.append(w4_linear(x, PackedWeight(*layer, None, 1280, 128)))
         assert torch.equal(results[0], results[1])
         assert torch.equal(results[0], results[2])
 
@@ -351,7 +348,7 @@ def test_opcheck(symmetric: bool, dtype: torch.dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
 def test_reference(dtype: torch.dtype):
     layer, x, bias = make_layer(5, 72, 32, symmetric=False), torch.randn(2, 3, 72).to(dtype), torch.randn(5)
-    y = w4_linear(x, *layer, bias, 72, 32, backend="reference")
+    y = w4_linear(x, PackedWeight(*layer, bias, 72, 32), backend="reference")
     packed, scales, zeros = layer
     exact = x.double() @ dequantize(packed, scales.double(), zeros, 72, 32).T + bias.double()
     assert y.dtype == dtype
@@ -360,8 +357,10 @@ def test_reference(dtype: torch.dtype):
 
 def test_backend_choice():
     layer, x = make_layer(5, 72, 32), torch.randn(2, 72)
-    with pytest.raises(ValueError, match="unknown backend"):
-        w4_linear(x, *layer, None, 72, 32, backend="cuda")
+    with pytest.raises(
+        ValueError, match="backend='cuda' is no backend: choose one of auto, reference, native, triton, cpp"
+    ):
+        w4_linear(x, PackedWeight(*layer, None, 72, 32), backend="cuda")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -369,43 +368,49 @@ def test_input_and_bias_gradients(dtype: torch.dtype):
     layer, group = make_layer(9, 64, 32, symmetric=False), 32
     x, bias = torch.randn(4, 64).to(dtype).requires_grad_(), torch.randn(9, requires_grad=True)
     upstream = torch.randn(4, 9).to(dtype)
-    gradients = torch.autograd.grad(w4_linear(x, *layer, bias, 64, group), (x, bias), upstream)
+    gradients = torch.autograd.grad(w4_linear(x, PackedWeight(*layer, bias, 64, group)), (x, bias), upstream)
     packed, scales, zeros = layer
     weight = dequantize(packed, scales.float(), zeros, 64, group)
     torch.testing.assert_close(gradients[0], (upstream.float() @ weight).to(dtype))
     torch.testing.assert_close(gradients[1], upstream.float().sum(0))
 
 
+#: A change of a sound layer's tensors or sizes, and what the message says of it.
+BAD_WEIGHTS = [
+    ({"packed": torch.zeros(5, 9)}, "weight_packed must be int32"),
+    ({"packed": torch.zeros(5, 8, dtype=torch.int32)}, "weight_packed must have shape"),
+    ({"packed": torch.zeros(45, dtype=torch.int32)}, "weight_packed must have two dimensions"),
+    ({"scale": torch.ones(5, 2)}, "weight_scale must have shape"),
+    ({"scale": torch.ones(5, 3, dtype=torch.int32)}, "weight_scale must be float32"),
+    ({"zeros": torch.zeros(5, 3, dtype=torch.int32)}, "weight_zero_point must have shape"),
+    ({"zeros": torch.zeros(1, 3)}, "weight_zero_point must be int32"),
+    ({"bias": torch.zeros(6)}, "bias must have shape"),
+    ({"bias": torch.zeros(5, dtype=torch.int32)}, "bias must be"),
+    ({"group_size": 0}, "group_size must be positive"),
+    ({"in_features": 0}, "in_features must be positive"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), BAD_WEIGHTS)
+def test_a_bad_weight_is_named_when_it_is_laid_out_and_when_it_is_used(change: dict, message: str):
+    weight = PackedWeight(*make_layer(5, 72, 32, symmetric=False), None, 72, 32)._replace(**change)
+    for name in ("reference", "cpp", "triton"):
+        with pytest.raises(ValueError, match=message):
+            get(name).prepack(weight)
+    if NATIVE:
+        with pytest.raises((RuntimeError, NotImplementedError), match=message):
+            w4_linear(torch.randn(2, max(weight.in_features, 1)), weight)
+
+
 @native
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"x": torch.randn(2, 71)}, "last dimension of x must be in_features = 72"),
-        ({"x": torch.randn(2, 72, dtype=torch.float64)}, "x must be float32, bfloat16 or float16"),
-        ({"weight_packed": torch.zeros(5, 9)}, "weight_packed must be int32"),
-        ({"weight_packed": torch.zeros(5, 8, dtype=torch.int32)}, "weight_packed must have shape"),
-        ({"weight_packed": torch.zeros(45, dtype=torch.int32)}, "weight_packed must have two dimensions"),
-        ({"weight_scale": torch.ones(5, 2)}, "weight_scale must have shape"),
-        ({"weight_scale": torch.ones(5, 3, dtype=torch.int32)}, "weight_scale must be float32"),
-        ({"weight_zero_point": torch.zeros(5, 3, dtype=torch.int32)}, "weight_zero_point must have shape"),
-        ({"weight_zero_point": torch.zeros(1, 3)}, "weight_zero_point must be int32"),
-        ({"bias": torch.zeros(6)}, "bias must have shape"),
-        ({"group_size": 0}, "group_size must be positive"),
-    ],
-)
-def test_bad_input_is_named(change: dict, message: str):
-    packed, scale, zero = make_layer(5, 72, 32, symmetric=False)
-    arguments = {
-        "x": torch.randn(2, 72),
-        "weight_packed": packed,
-        "weight_scale": scale,
-        "weight_zero_point": zero,
-        "bias": None,
-        "in_features": 72,
-        "group_size": 32,
-    }
-    with pytest.raises((RuntimeError, NotImplementedError), match=message):
-        w4_linear(**(arguments | change))
+def test_bad_activations_are_named():
+    weight = PackedWeight(*make_layer(5, 72, 32), None, 72, 32)
+    for x, message in (
+        (torch.randn(2, 71), "last dimension of x must be in_features = 72"),
+        (torch.ones(2, 72, dtype=torch.int32), "x must be float32, bfloat16 or float16"),
+    ):
+        with pytest.raises(RuntimeError, match=message):
+            w4_linear(x, weight)
 
 
 @native
@@ -413,8 +418,8 @@ def test_unknown_instruction_set_is_refused(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("TARQ_CPU_ISA", "sse9")
     layer, x = make_layer(1, 8, 8), torch.randn(2, 8)
     for call in (
-        lambda: w4_linear(x, *layer, None, 8, 8),
-        lambda: w4_linear_int8(x, *layer, None, 8, 8),
+        lambda: w4_linear(x, PackedWeight(*layer, None, 8, 8)),
+        lambda: w4_linear_int8(x, PackedWeight(*layer, None, 8, 8)),
         lambda: gram(x, backend="native"),
         lambda: factorize(torch.eye(8), backend="native"),
     ):
@@ -439,8 +444,9 @@ def test_newer_instructions_stay_in_their_files():
 @pytest.mark.skipif(sys.platform != "linux", reason="forks a process with another environment")
 def test_isa_can_be_forced_from_outside():
     code = (
-        "import torch; from tarq.kernels.w4_linear import w4_linear, pack;"
-        "w4_linear(torch.ones(1, 8), pack(torch.ones(1, 8, dtype=torch.uint8), 4), torch.ones(1, 1), None, None, 8, 8)"
+        "import torch; from tarq.kernels.w4_linear import PackedWeight, w4_linear, pack;"
+        "packed = pack(torch.ones(1, 8, dtype=torch.uint8), 4);"
+        "w4_linear(torch.ones(1, 8), PackedWeight(packed, torch.ones(1, 1), None, None, 8, 8))"
     )
     for isa, ok in (("scalar", True), ("none", False)):
         result = subprocess.run(
@@ -460,5 +466,5 @@ def test_large_layers_are_made_dense_in_slices(bias: bool):
     layer = make_layer(3001, 4608, 128)
     x, offset = torch.randn(210, 4608).bfloat16(), torch.randn(3001) if bias else None
     with threads(2):
-        y = w4_linear(x, *layer, offset, 4608, 128)
+        y = w4_linear(x, PackedWeight(*layer, offset, 4608, 128))
     assert_accurate(y, x, layer, offset, 4608, 128)

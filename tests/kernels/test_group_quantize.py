@@ -267,6 +267,62 @@ def test_unsound_input_is_refused(bad):
         group_quantize(w, factor, Scheme())
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        *[({"damp": bad}, "damping must be finite") for bad in (float("nan"), float("inf"), -0.1)],
+        *[({"max_damp": bad}, "damping must be finite") for bad in (float("nan"), float("inf"), 0.001)],
+        ({"hessian": torch.zeros(0, 0)}, r"must be \[n, n\], not \[0, 0\]"),
+        ({"hessian": torch.full((4, 4), float("nan"))}, "not finite"),
+        ({"hessian": torch.eye(4).half()}, "must be float32 or float64, not torch.float16"),
+        ({"hessian": torch.eye(4).long()}, "must be float32 or float64, not torch.int64"),
+        ({"hessian": torch.eye(4, device="meta")}, "meta device"),
+        ({"order": torch.tensor([0, 1, 1, 3])}, "permutation"),
+        ({"order": torch.arange(3)}, "permutation"),
+        ({"order": torch.arange(4).float()}, "permutation"),
+    ],
+)
+@pytest.mark.parametrize("backend", ["reference", pytest.param("native", marks=native)])
+def test_what_cannot_be_factored_is_refused(change, message, backend):
+    arguments = {"hessian": torch.eye(4)} | change
+    with pytest.raises(ValueError, match=message):
+        factorize(**arguments, backend=backend)
+
+
+@pytest.mark.parametrize(
+    ("weight", "message"),
+    [
+        (torch.full((3, 20), float("nan")), "not finite"),
+        (torch.full((3, 20), float("-inf")), "not finite"),
+        (torch.full((3, 20), 1e300, dtype=torch.float64), "not finite"),
+        (torch.ones(3, 20, dtype=torch.int32), "float matrix"),
+        (torch.ones(3, 20, device="meta"), "meta device"),
+        (torch.full((3, 20), 6e5), "float16 scales cannot hold"),  # the scale is clamped
+        (torch.full((3, 20), 7e4), "float16 scales cannot hold"),  # the scale fits, its products do not
+    ],
+)
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_weights_that_would_not_come_back_are_refused(weight, message, symmetric):
+    scheme, factor = Scheme(symmetric=symmetric), factorize(torch.eye(20))
+    with pytest.raises(ValueError, match=message):
+        group_quantize(weight, factor, scheme, scale_dtype=torch.float16)
+    if weight.dtype != torch.float64:
+        with pytest.raises(ValueError, match=message):
+            round_to_nearest(weight, scheme, torch.float16)
+
+
+@pytest.mark.parametrize("backend", ["reference", pytest.param("native", marks=native)])
+def test_weights_too_small_for_their_scales_are_counted(backend):
+    w = weights(4, 40, torch.float32)
+    w[1, :20] *= 1e-4
+    w[3] = 0  # all-zero groups lose nothing
+    factor, scheme = factorize(torch.eye(40)), Scheme(group_size=20)
+    for dtype, expected in ((torch.float16, 1), (torch.bfloat16, 0), (torch.float32, 0)):
+        assert group_quantize(w, factor, scheme, scale_dtype=dtype, backend=backend).coarse_groups == expected
+    for dtype in (torch.float16, torch.bfloat16):
+        assert group_quantize(w, factor, scheme, scale_dtype=dtype, backend=backend).dequantize().isfinite().all()
+
+
 @pytest.mark.parametrize("ordered", [False, True])
 def test_solve(ordered):
     h = hessian(50)

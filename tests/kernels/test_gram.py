@@ -17,12 +17,6 @@ native = pytest.mark.skipif(dispatch.EXTENSION_ERROR is not None, reason="the co
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
-@pytest.fixture(params=torch.ops.tarq.cpu_isas() if dispatch.EXTENSION_ERROR is None else [])
-def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("TARQ_CPU_ISA", request.param)
-    return request.param
-
-
 def double(t: Tensor | None) -> Tensor | None:
     return None if t is None else t.double()
 

@@ -10,14 +10,18 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tarq.kernels.w4_linear import dequantize, pack, pack_zeros, w4_linear
+from tarq.kernels import triton_runtime
+from tarq.kernels.w4_linear import PackedWeight, dequantize, pack, pack_zeros, w4_linear
+from tarq.kernels.w4_linear.triton.layout import prepack, unprepack
+from tarq.kernels.w4_linear.triton.plan import DENSE, Plan, choose, entry, plan_of, tiles
 from torch import Tensor
 
-cuda = pytest.importorskip("tarq.kernels.w4_linear.cuda", reason="Triton is not installed", exc_type=ImportError)
+launch = pytest.importorskip(
+    "tarq.kernels.w4_linear.triton.launch", reason="Triton is not installed", exc_type=ImportError
+)
 interpreter = pytest.importorskip("triton.runtime.interpreter", exc_type=ImportError)
 
-DENSE, Plan, choose, prepack, regimes = cuda.DENSE, cuda.Plan, cuda.choose, cuda.prepack, cuda.regimes
-w4_linear_cuda = cuda.w4_linear_cuda
+w4_linear_triton = launch.w4_linear_triton
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -122,6 +126,11 @@ def make_layer(
     return on_device(pack(codes, 4), scales, zeros)
 
 
+def laid_out(layer: tuple, bias: Tensor | None, columns: int, group: int) -> PackedWeight:
+    """A layer as the kernels read it."""
+    return prepack(PackedWeight(*layer, bias, columns, group))
+
+
 def on_device(*tensors: Tensor | None) -> tuple:
     return tuple(None if tensor is None else tensor.to(DEVICE) for tensor in tensors)
 
@@ -147,7 +156,7 @@ def check(plan, m: int, n: int, k: int, group: int, *, dtype=torch.float16, symm
     layer = make_layer(n, k, group, symmetric=symmetric, scale=SCALES[(m + n + k) % 3])
     x = torch.randn(m, k, device=DEVICE).to(dtype)
     offset = torch.randn(n, device=DEVICE).to(dtype) if bias else None
-    y = w4_linear_cuda(x, *prepack(*layer), offset, k, group, plan=plan)
+    y = w4_linear_triton(x, laid_out(layer, offset, k, group), plan=plan)
     dense = plan == DENSE or m > 256 or group not in (32, 64, 128, 256)
     assert_accurate(y, x, layer, offset, k, group, dense=dense)
 
@@ -159,15 +168,17 @@ def check(plan, m: int, n: int, k: int, group: int, *, dtype=torch.float16, symm
 @pytest.mark.parametrize(("rows", "columns"), [(1, 1), (3, 127), (8, 128), (17, 129), (33, 400)])
 def test_prepacking_round_trip(rows: int, columns: int, symmetric: bool):
     layer = make_layer(rows, columns, 32, symmetric=symmetric)
-    prepacked = prepack(*layer)
-    assert all(tensor is None or tensor.is_contiguous() for tensor in prepacked)
-    for tensor, original in zip(cuda.unprepack(prepacked, columns), layer, strict=True):
-        assert tensor is original is None or torch.equal(tensor, original)
+    stored = PackedWeight(*layer, torch.randn(rows, device=DEVICE), columns, 32)
+    prepacked = prepack(stored)
+    for tensor in prepacked[:4]:
+        assert tensor is None or (tensor.is_contiguous() and tensor.data_ptr() % 16 == 0)
+    for found, original in zip(unprepack(prepacked), stored, strict=True):
+        assert torch.equal(found, original) if isinstance(original, Tensor) else found == original
 
 
 def test_prepacked_order():
     codes = torch.randint(0, 16, (5, 256), dtype=torch.uint8)
-    words = prepack(pack(codes, 4), torch.ones(5, 2), None).weight_packed
+    words = prepack(PackedWeight(pack(codes, 4), torch.ones(5, 2), None, None, 256, 128)).packed
     assert words.shape == (2, 5, 16)
     for block, word, i in ((0, 0, 0), (0, 15, 7), (1, 6, 3), (1, 9, 4)):
         column = 128 * block + 32 * (i % 4) + 2 * word + i // 4
@@ -188,7 +199,9 @@ def test_one_hot_inputs_read_the_weight(name: str, group: int, dtype: torch.dtyp
     scales = 2.0 ** (torch.arange(zeros.numel()).reshape(zeros.shape) % 5 - 2)
     layer = on_device(pack(codes.byte(), 4), scales.to(dtype), pack_zeros(zeros.byte(), 4))
     eye = torch.eye(columns, device=DEVICE, dtype=dtype)
-    y = w4_linear_cuda(eye, *prepack(*layer), None, columns, group, plan=PLANS[name]._replace(block_m=64))
+    plan = PLANS[name]
+    plan = plan._replace(block_m=8 if plan.kernel == "gemv" else 64)  # gemv holds x of all its warps in shared memory
+    y = w4_linear_triton(eye, laid_out(layer, None, columns, group), plan=plan)
     assert torch.equal(y.T, dequantize(*layer, columns, group))
 
 
@@ -237,7 +250,7 @@ def test_strides(name: str):
         base[:0, 0, 1:97],
     ):
         x = x if x.shape[-1] == 96 else x.T
-        y = w4_linear_cuda(x, *prepack(*layer), bias, 96, 32, plan=PLANS[name])
+        y = w4_linear_triton(x, laid_out(layer, bias, 96, 32), plan=PLANS[name])
         assert_accurate(y, x, layer, bias, 96, 32, dense=name == "dense")
 
 
@@ -245,10 +258,10 @@ def test_layer_as_on_disk():
     """No prepacking: the same result as prepacked and dense, whatever the strides."""
     layer = make_layer(10, 200, 40, symmetric=False)
     x = torch.randn(2, 3, 200, device=DEVICE).half()
-    expected = w4_linear_cuda(x, *prepack(*layer), None, 200, 40, plan=DENSE)
-    assert torch.equal(w4_linear_cuda(x, *layer, None, 200, 40), expected)
+    expected = w4_linear_triton(x, laid_out(layer, None, 200, 40), plan=DENSE)
+    assert torch.equal(w4_linear_triton(x, PackedWeight(*layer, None, 200, 40)), expected)
     strided = tuple(torch.stack([tensor, tensor], -1)[..., 0] for tensor in layer)
-    assert torch.equal(w4_linear_cuda(x, *strided, None, 200, 40), expected)
+    assert torch.equal(w4_linear_triton(x, PackedWeight(*strided, None, 200, 40)), expected)
     assert_accurate(expected, x, layer, None, 200, 40, dense=True)
 
 
@@ -262,13 +275,13 @@ def test_values_near_the_limits_of_float16(name: str):
     layer = on_device(pack(codes, 4), scales, None)
     x = torch.full((9, 256), 65504.0, device=DEVICE, dtype=torch.float16)
     x[:, 0] = 60000
-    y = w4_linear_cuda(x, *prepack(*layer), None, 256, 128, plan=PLANS[name])
+    y = w4_linear_triton(x, laid_out(layer, None, 256, 128), plan=PLANS[name])
     assert torch.equal(y, torch.full_like(y, 7 * (60000 - 65504) / 1024))
     x[:, 1::2] *= -1
-    y = w4_linear_cuda(x, *prepack(*layer), None, 256, 128, plan=PLANS[name])
+    y = w4_linear_triton(x, laid_out(layer, None, 256, 128), plan=PLANS[name])
     assert torch.equal(y, torch.full_like(y, torch.inf))
     small = torch.full_like(x, 2**-24)  # the smallest subnormal
-    y = w4_linear_cuda(small, *prepack(*layer), torch.ones(16, device=DEVICE), 256, 128, plan=PLANS[name])
+    y = w4_linear_triton(small, laid_out(layer, torch.ones(16, device=DEVICE), 256, 128), plan=PLANS[name])
     assert torch.equal(y, torch.ones_like(y))
 
 
@@ -277,10 +290,11 @@ def test_float32_is_as_exact_as_the_reference(scale: torch.dtype):
     """Weights are not rounded to the scales' dtype, in either layout."""
     layer = make_layer(20, 136, 32, symmetric=False, scale=scale)
     weight = dequantize(layer[0], layer[1].float(), layer[2], 136, 32)
-    for tensors in (prepack(*layer), layer):
-        assert torch.equal(w4_linear_cuda(torch.eye(136, device=DEVICE), *tensors, None, 136, 32).T, weight)
+    stored = PackedWeight(*layer, None, 136, 32)
+    for own in (prepack(stored), stored):
+        assert torch.equal(w4_linear_triton(torch.eye(136, device=DEVICE), own).T, weight)
     x = torch.randn(5, 136, device=DEVICE)
-    assert_accurate(w4_linear_cuda(x, *prepack(*layer), None, 136, 32), x, layer, None, 136, 32)
+    assert_accurate(w4_linear_triton(x, laid_out(layer, None, 136, 32)), x, layer, None, 136, 32)
 
 
 @pytest.mark.parametrize("dtype", HALVES)
@@ -288,13 +302,13 @@ def test_float32_is_as_exact_as_the_reference(scale: torch.dtype):
 def test_dense_weights_are_rounded_once(scale: torch.dtype, dtype: torch.dtype):
     """To the dtype of x, whatever that of the scales."""
     layer = make_layer(20, 136, 32, symmetric=False, scale=scale)
-    y = w4_linear_cuda(torch.eye(136, device=DEVICE, dtype=dtype), *prepack(*layer), None, 136, 32, plan=DENSE)
+    y = w4_linear_triton(torch.eye(136, device=DEVICE, dtype=dtype), laid_out(layer, None, 136, 32), plan=DENSE)
     assert torch.equal(y.T, dequantize(layer[0], layer[1].float(), layer[2], 136, 32).to(dtype))
 
 
 @pytest.mark.parametrize("name", PLANS)
 def test_tensors_that_are_not_aligned(name: str):
-    """Every tensor an element into its storage, K and the stride of x no multiple of a vector."""
+    """Every stored tensor and x an element into its storage, K and the stride of x no multiple of a vector."""
 
     def shifted(tensor: Tensor) -> Tensor:
         storage = torch.cat([tensor.flatten()[:1], tensor.flatten()])
@@ -302,47 +316,28 @@ def test_tensors_that_are_not_aligned(name: str):
 
     layer = make_layer(10, 100, 32, symmetric=False)
     x, bias = shifted(torch.randn(9, 101, device=DEVICE).half())[:, :100], torch.randn(10, device=DEVICE).half()
-    y = w4_linear_cuda(x, *map(shifted, prepack(*layer)), shifted(bias), 100, 32, plan=PLANS[name])
-    assert torch.equal(y, w4_linear_cuda(x.contiguous(), *prepack(*layer), bias, 100, 32, plan=PLANS[name]))
+    y = w4_linear_triton(x, laid_out(tuple(map(shifted, layer)), shifted(bias), 100, 32), plan=PLANS[name])
+    assert torch.equal(y, w4_linear_triton(x.contiguous(), laid_out(layer, bias, 100, 32), plan=PLANS[name]))
     assert_accurate(y, x, layer, bias, 100, 32, dense=name == "dense")
 
 
-INT32 = torch.int32
-
-# A change of the arguments below, by layout where shapes differ, and what the message says of it.
-BAD_INPUT = [
-    ({"x": torch.randn(2, 71)}, "the last dimension of x must be in_features = 72, but x has shape [2, 71]"),
-    ({"x": torch.randn(2, 144)}, "the last dimension of x must be in_features = 72"),
-    ({"x": torch.tensor(1.0)}, "the last dimension of x must be in_features = 72"),
-    ({"x": torch.randn(2, 72, dtype=torch.float64)}, "x must be float32, bfloat16 or float16, not torch.float64"),
-    ({"weight_packed": torch.zeros(5, 9)}, "weight_packed must be int32"),
-    ({"weight_packed": torch.zeros(45, dtype=INT32)}, "weight_packed must have two dimensions"),
-    ({"weight_packed": torch.zeros(5, 8, dtype=INT32)}, "weight_packed must have shape [5, 9], not [5, 8]"),
-    ({"weight_packed": torch.zeros(2, 5, 16, dtype=INT32)}, "weight_packed must have shape [1, 5, 16]"),
-    ({"weight_packed": torch.zeros(1, 5, 9, dtype=INT32)}, "weight_packed must have shape [1, 5, 16]"),
-    ({"weight_scale": torch.ones(2, 2)}, "weight_scale must have shape"),
-    ({"weight_scale": torch.ones(5, 3, dtype=INT32)}, "weight_scale must be float32"),
-    ({"weight_zero_point": torch.zeros(2, 3, dtype=INT32)}, "weight_zero_point must have shape"),
-    ({"weight_zero_point": torch.zeros(1, 3)}, "weight_zero_point must be int32"),
-    ({"bias": torch.zeros(3)}, "bias must have shape [5], not [3]"),
-    ({"bias": torch.zeros(5, dtype=torch.float64)}, "bias must be float32"),
-    ({"bias": torch.zeros(5, device="meta")}, "bias is on meta but x is on"),
-    ({"group_size": 0}, "group_size must be positive, not 0"),
-    ({"group_size": 128}, "weight_scale must have shape"),
-    ({"in_features": 0}, "in_features must be positive, not 0"),
-]
-
-
 @pytest.mark.parametrize("prepacked", [True, False])
-@pytest.mark.parametrize(("change", "message"), BAD_INPUT)
-def test_bad_input_is_named(change: dict, message: str, prepacked: bool):
-    layer = make_layer(5, 72, 32, symmetric=False)
-    names = ("weight_packed", "weight_scale", "weight_zero_point")
-    arguments = {"x": torch.randn(2, 72, device=DEVICE), "bias": None, "in_features": 72, "group_size": 32}
-    arguments |= dict(zip(names, prepack(*layer) if prepacked else layer, strict=True))
-    change = {k: v.to(DEVICE) if isinstance(v, Tensor) and not v.is_meta else v for k, v in change.items()}
-    with pytest.raises(RuntimeError, match=re.escape(f"w4_linear: {message}")):
-        w4_linear_cuda(**(arguments | change))
+def test_activations_that_do_not_fit_are_named(prepacked: bool):
+    """The weight was looked at when it was laid out (``test_w4_linear.py``); every call looks at x."""
+    stored = PackedWeight(*make_layer(5, 72, 32, symmetric=False), None, 72, 32)
+    weight = prepack(stored) if prepacked else stored
+    for x, message in (
+        (
+            torch.randn(2, 71, device=DEVICE),
+            "the last dimension of x must be in_features = 72, but x has shape [2, 71]",
+        ),
+        (torch.randn(2, 144, device=DEVICE), "the last dimension of x must be in_features = 72"),
+        (torch.tensor(1.0, device=DEVICE), "the last dimension of x must be in_features = 72"),
+        (torch.randn(2, 72, device=DEVICE).double(), "x must be float32, bfloat16 or float16, not torch.float64"),
+        (torch.randn(2, 72, device="meta"), "x is on meta but the weight on"),
+    ):
+        with pytest.raises(RuntimeError, match=re.escape(f"w4_linear: {message}")):
+            w4_linear_triton(x, weight)
 
 
 @settings(max_examples=20, deadline=None)
@@ -367,8 +362,8 @@ CAPABILITIES = [(8, 0), (8, 6), (8, 9), (9, 0), (10, 0), (10, 3), (12, 0), (12, 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_choice(capability: tuple[int, int]):
-    """Total, and with more tokens never back from gemm to gemv or from dense to either."""
-    compiled = {Plan(**tile) for regime in regimes(capability) for tile in regime["tiles"]} | {DENSE}
+    """Total, and with more tokens never back from dense to a tile."""
+    compiled = set(tiles(capability)) | {DENSE}
     for n in (1, 384, 1280, 5120, 16384, 51866):
         for k in (1, 384, 1280, 5120, 16384):
             for sms in (28, 132, 148):
@@ -379,26 +374,35 @@ def test_choice(capability: tuple[int, int]):
                 assert order[-1]
                 for plan in plans:
                     assert plan._replace(split_k=1) in compiled
-                    assert plan.split_k & (plan.split_k - 1) == 0
+                    assert plan.split_k in (1, 2, 4, 8, 16)
                     assert plan.split_k == 1 or (plan.kernel == "gemm" and plan.split_k * 2 <= -(-k // 128))
 
 
-def test_choice_follows_the_chip():
+def test_choice_follows_the_chip_and_the_layer():
     assert choose(1, 4096, 4096, (7, 5), 40) == DENSE
     assert choose(40, 1280, 5120, (9, 0), 132).split_k > choose(40, 1280, 5120, (9, 0), 28).split_k
-    wide, narrow = (choose(1, n, 4096, (9, 0), 132).block_n for n in (16384, 4096))
-    assert wide > narrow
+    assert choose(4, 1280, 1280, (9, 0), 132).kernel == "gemv"
+    assert choose(4, 1280, 5120, (9, 0), 132).split_k == 16
+    assert choose(1, 4096, 4096, (9, 0), 132, groups=4) != DENSE == choose(200, 4096, 4096, (9, 0), 132, groups=4)
+    # Where the plan of the nearest layer has no room for so many groups, another's.
+    assert choose(64, 16384, 16384, (9, 0), 132).block_n > choose(64, 16384, 16384, (9, 0), 132, groups=4).block_n > 0
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_table(capability: tuple[int, int]):
-    table = regimes(capability)
-    assert all(a["max_m"] < b["max_m"] for a, b in pairwise(table))
-    for regime in table:
-        plans = [Plan(**tile) for tile in regime["tiles"]]
-        assert all(a.block_n > b.block_n for a, b in pairwise(plans))
-        # Packed words are read once for all the tokens of a call, as long as it is bound by reading them.
-        assert regime["max_m"] > 64 or all(plan.block_m >= regime["max_m"] for plan in plans)
+    known = entry(capability)
+    assert known
+    assert all(a["max_m"] < b["max_m"] for a, b in pairwise(known["regimes"]))
+    for regime in known["regimes"]:
+        assert len({(layer["outputs"], layer["inputs"]) for layer in regime["layers"]}) == len(regime["layers"])
+        for layer in regime["layers"]:
+            plan = plan_of(layer)
+            assert plan.kernel in ("gemv", "gemm", "dense")
+            # Its own layer on its own chip gets exactly this plan.
+            at = regime["max_m"], layer["outputs"], layer["inputs"]
+            assert choose(*at, capability, known["sm_count"]) == plan
+            # Packed words are read once for all the tokens of a call, as long as it is bound by reading them.
+            assert regime["max_m"] > 64 or plan.block_m >= regime["max_m"]
 
 
 #: Those whose tiles differ in kind: some of the latter limit their registers.
@@ -406,9 +410,10 @@ CAPABILITIES = [(9, 0), (10, 0)]
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
-def test_compilations(capability: tuple[int, int]):
+def test_compilations(capability: tuple[int, int], benchmark_script):
     """Each has a name of its own, a type for every argument, and names no argument twice."""
-    entries = list(cuda.compilations(capability, variants=cuda.ALL_VARIANTS))
+    variants = benchmark_script("triton_variants")
+    entries = list(variants.of_w4_linear(capability, variants=variants.ALL_VARIANTS))
     assert len({name for name, *_ in entries}) == len(entries)
     for name, kernel, signature, constexprs, attrs, options in entries:
         assert list(signature) == list(kernel.arg_names), name
@@ -418,6 +423,9 @@ def test_compilations(capability: tuple[int, int]):
         assert set(options) <= {"num_warps", "num_stages", "maxnreg"}, name
 
 
+NAMES = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int32: "i32"}
+
+
 def specialized(kernel, given: dict) -> dict:
     """What Triton compiles a launch of ``kernel`` with these arguments for: name to type or value."""
     told = kernel.kwargs if hasattr(kernel, "kwargs") else vars(kernel)  # interpreted or not
@@ -425,7 +433,9 @@ def specialized(kernel, given: dict) -> dict:
     for name, value in given.items():
         multiple = name not in (told["do_not_specialize_on_alignment"] or ())
         if isinstance(value, Tensor):
-            kind = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", INT32: "i32"}[value.dtype]
+            kind = {torch.float32: "fp32", torch.float16: "fp16", torch.bfloat16: "bf16", torch.int32: "i32"}[
+                value.dtype
+            ]
             found[name] = f"*{kind}", value.data_ptr() % 16 == 0
         elif name not in kernel.arg_names or name.isupper() or value is None:
             found[name] = value
@@ -450,18 +460,20 @@ def seen(kernel, arguments: dict) -> set:
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
 def test_every_launch_is_one_that_was_compiled(
-    monkeypatch: pytest.MonkeyPatch, record_launches, capability: tuple[int, int]
+    monkeypatch: pytest.MonkeyPatch, record_launches, benchmark_script, capability: tuple[int, int]
 ):
     """Of all dtypes, groups of all kinds, sizes that are multiples of vectors and such that are not, one among them."""
     launched = []
 
-    def launch(kernel, given, constants):
+    def note(kernel, given, constants):
         launched.append((kernel, specialized(kernel, given)))
 
-    monkeypatch.setattr(cuda, "_chip", lambda device: (capability, 132))
-    record_launches(cuda, ("gemv_kernel", "gemm_kernel", "reduce_kernel", "dequantize_kernel"), launch)
+    monkeypatch.setattr(triton_runtime, "chip", lambda device: (capability, 132))
+    record_launches(launch, ("gemv_kernel", "gemm_kernel", "reduce_kernel", "dequantize_kernel"), note)
     monkeypatch.setattr(torch.nn.functional, "linear", lambda *arguments: None)
-    tokens = [regime["max_m"] for regime in regimes(capability)] + [1000]
+    known = entry(capability)
+    assert known
+    tokens = [regime["max_m"] for regime in known["regimes"]] + [1000]
     calls = product(
         ((1, 1), (24, 200), (32, 1280), (384, 5120), (8192, 1280)),
         (32, 64, 128, 256, 2048, 40),
@@ -470,21 +482,32 @@ def test_every_launch_is_one_that_was_compiled(
         SCALES,
     )
     for ((n, k), group, symmetric, scale, dtype), bias in zip(calls, cycle((None, *SCALES, None)), strict=False):
-        offset = None if bias is None else torch.zeros(n, device=DEVICE, dtype=bias)
-        scales = torch.ones(-(-k // group), n, device=DEVICE, dtype=scale)
-        zeros = None if symmetric else torch.zeros(scales.shape, device=DEVICE, dtype=INT32)
-        layer = torch.zeros(-(-k // 128), n, 16, device=DEVICE, dtype=INT32), scales, zeros
+        groups = -(-k // group)
+        stored = PackedWeight(
+            torch.zeros(n, -(-k // 8), device=DEVICE, dtype=torch.int32),
+            torch.ones(n, groups, device=DEVICE, dtype=scale),
+            None if symmetric else torch.zeros(-(-n // 8), groups, device=DEVICE, dtype=torch.int32),
+            None if bias is None else torch.zeros(n, device=DEVICE, dtype=bias),
+            k,
+            group,
+        )
+        weight = stored._replace(
+            packed=torch.zeros(-(-k // 128), n, 16, device=DEVICE, dtype=torch.int32),
+            scale=torch.ones(groups, n, device=DEVICE, dtype=scale),
+            zeros=None if symmetric else torch.zeros(groups, n, device=DEVICE, dtype=torch.int32),
+            layout="triton",
+        )
         x = torch.zeros(tokens[-1], k + 3, device=DEVICE, dtype=dtype)
         for m in tokens:
-            w4_linear_cuda(x[:m, :k], *layer, offset, k, group)
-        w4_linear_cuda(x[3:5, 3:], *layer, offset, k, group)
-        stored = torch.zeros(n, -(-k // 8), device=DEVICE, dtype=INT32), scales.T
-        packed = None if symmetric else torch.zeros(-(-n // 8), len(scales), device=DEVICE, dtype=INT32)
-        w4_linear_cuda(x[:3, :k], *stored, packed, offset, k, group)
+            w4_linear_triton(x[:m, :k], weight)
+        w4_linear_triton(x[3:5, 3:], weight)
+        w4_linear_triton(x[:3, :k], stored)
     monkeypatch.undo()
 
     compiled = set()
-    for _, kernel, signature, constexprs, attrs, options in cuda.compilations(capability, variants=cuda.ALL_VARIANTS):
+    variants = benchmark_script("triton_variants")
+    every = variants.of_w4_linear(capability, variants=variants.ALL_VARIANTS)
+    for _, kernel, signature, constexprs, attrs, options in every:
         arguments = {
             name: constexprs.get((i,), (kind, (i,) in attrs)) for i, (name, kind) in enumerate(signature.items())
         }
@@ -513,22 +536,22 @@ def test_large_shapes(n: int, k: int, dtype: torch.dtype, symmetric: bool):
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", HALVES)
 def test_every_tile_of_this_chip(dtype: torch.dtype):
-    for regime in regimes(torch.cuda.get_device_capability()):
-        for tile in regime["tiles"]:
-            for split in (1, regime["max_split_k"]):
-                check(Plan(**tile)._replace(split_k=split), regime["max_m"], 1280, 1280, 128, dtype=dtype)
+    for tile in tiles(torch.cuda.get_device_capability()):
+        for split in (1, 4) if tile.kernel == "gemm" else (1,):
+            check(tile._replace(split_k=split), tile.block_m, 1280, 1280, 128, dtype=dtype)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("m", [1, 16, 64, 300])
 def test_cuda_graph(m: int):
     layer = make_layer(1280, 1280, 128, symmetric=False)
-    prepacked, bias = prepack(*layer), torch.randn(1280, device=DEVICE).half()
+    bias = torch.randn(1280, device=DEVICE).half()
+    weight = laid_out(layer, bias, 1280, 128)
     x = torch.randn(m, 1280, device=DEVICE).half()
-    w4_linear_cuda(x, *prepacked, bias, 1280, 128)  # compiles
+    w4_linear_triton(x, weight)  # compiles
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        y = w4_linear_cuda(x, *prepacked, bias, 1280, 128)
+        y = w4_linear_triton(x, weight)
     for _ in range(2):
         x.normal_()
         graph.replay()
@@ -539,36 +562,8 @@ def test_cuda_graph(m: int):
 @pytest.mark.parametrize("rows", [1, 40])
 def test_torch_compile(rows: int):
     layer, bias = make_layer(1280, 1280, 128), torch.randn(1280, device=DEVICE).half()
-    prepacked = prepack(*layer)
-    compiled = torch.compile(lambda x: w4_linear(x, *prepacked, bias, 1280, 128) * 2, mode="reduce-overhead")
+    weight = laid_out(layer, bias, 1280, 128)
+    compiled = torch.compile(lambda x: w4_linear(x, weight) * 2, mode="reduce-overhead")
     for _ in range(4):  # runs, records a graph, replays it
         x = torch.randn(rows, 1280, device=DEVICE).half()
         assert_accurate(compiled(x) / 2, x, layer, bias, 1280, 128)
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(
-    not torch.cuda.is_available() or torch.cuda.get_device_capability() < (9, 0), reason="launches cannot depend"
-)
-@pytest.mark.parametrize("name", ["gemv 1", "gemv 8", "gemm 16", "split"])
-def test_overlapping_kernels_wait_for_what_they_read(name: str):
-    """Layers that read one another's result and overwrite each other's input, launched dependently and not."""
-    layers = [prepack(*make_layer(1280, 1280, 128)) for _ in range(6)]
-    plan, start = PLANS[name], torch.randn(PLANS[name].block_m, 1280, device=DEVICE).half()
-
-    def chain(plan: Plan) -> Tensor:
-        x = start * 1
-        for layer in layers * 5:
-            x = w4_linear_cuda(x, *layer, None, 1280, 128, plan=plan)
-            x = x / x.abs().amax() if layer is layers[-1] else x * 0.1
-        return x
-
-    expected, overlapping = chain(plan), plan._replace(overlap=True)
-    assert torch.equal(chain(overlapping), expected)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        y = chain(overlapping)
-    for _ in range(50):
-        y.zero_()
-        graph.replay()
-        assert torch.equal(y, expected)

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tarq.kernels import dispatch
-from tarq.kernels.w4_linear import dequantize, pack, pack_zeros, w4_linear, w4_linear_int8
+from tarq.kernels.w4_linear import PackedWeight, dequantize, pack, pack_zeros, w4_linear, w4_linear_int8
 from tarq.kernels.w4_linear.reference import round_activations
 from torch import Tensor
 
@@ -15,12 +15,6 @@ from tarq.bench.measure import threads
 
 native = pytest.mark.skipif(dispatch.EXTENSION_ERROR is not None, reason="the compiled extension is not built")
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 6e-4, torch.bfloat16: 5e-3}  # of Σ|x||w| + |b|; the result's rounding
-
-
-@pytest.fixture(params=torch.ops.tarq.cpu_isas() if dispatch.EXTENSION_ERROR is None else [])
-def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("TARQ_CPU_ISA", request.param)
-    return request.param
 
 
 def make_layer(rows: int, columns: int, group: int, *, symmetric: bool) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -55,7 +49,7 @@ def test_kernels_against_float64(isa: str, columns: int, symmetric: bool):
             layer = make_layer(rows, columns, group, symmetric=symmetric)
             for count, dtype in ((0, torch.float32), (1, torch.float32), (3, torch.bfloat16), (9, torch.float16)):
                 x, bias = torch.randn(count, columns).to(dtype), torch.randn(rows) if count % 3 else None
-                y = w4_linear_int8(x, *layer, bias, columns, group, backend="native")
+                y = w4_linear_int8(x, PackedWeight(*layer, bias, columns, group), backend="native")
                 assert_accurate(y, x, layer, bias, columns, group)
 
 
@@ -74,13 +68,13 @@ def test_any_shape(count_threads: int, rows: int, columns: int, count: int, grou
     torch.manual_seed(seed)
     layer, x = make_layer(rows, columns, group, symmetric=symmetric), torch.randn(count, columns)
     with threads(count_threads):
-        assert_accurate(w4_linear_int8(x, *layer, None, columns, group), x, layer, None, columns, group)
+        assert_accurate(w4_linear_int8(x, PackedWeight(*layer, None, columns, group)), x, layer, None, columns, group)
 
 
 @native
 def test_many_rows_and_wide_layers(isa: str):
     layer, x = make_layer(700, 2048, 128, symmetric=True), torch.randn(2, 11, 2048)
-    y = w4_linear_int8(x, *layer, None, 2048, 128, backend="native")
+    y = w4_linear_int8(x, PackedWeight(*layer, None, 2048, 128), backend="native")
     assert y.shape == (2, 11, 700)
     assert_accurate(y.view(22, 700), x.view(22, 2048), layer, None, 2048, 128)
 
@@ -93,8 +87,8 @@ def test_zeros_tiny_and_unfinished_numbers(isa: str):
     x[2, 3] = torch.nan
     x[3, 200] = torch.inf
     x[4] *= 1e35
-    y = w4_linear_int8(x, *layer, None, 256, 128, backend="native")
-    expected = w4_linear_int8(x, *layer, None, 256, 128, backend="reference")
+    y = w4_linear_int8(x, PackedWeight(*layer, None, 256, 128), backend="native")
+    expected = w4_linear_int8(x, PackedWeight(*layer, None, 256, 128), backend="reference")
     assert torch.equal(y[:2], torch.zeros(2, 5))
     assert bool(y[2:4].isnan().all())
     assert bool(expected[2:4].isnan().all())
@@ -104,7 +98,10 @@ def test_zeros_tiny_and_unfinished_numbers(isa: str):
 def test_the_error_is_what_the_docstring_says():
     torch.manual_seed(0)
     layer, x = make_layer(256, 1280, 128, symmetric=True), torch.randn(64, 1280)
-    exact, rounded = w4_linear(x, *layer, None, 1280, 128), w4_linear_int8(x, *layer, None, 1280, 128)
+    exact, rounded = (
+        w4_linear(x, PackedWeight(*layer, None, 1280, 128)),
+        w4_linear_int8(x, PackedWeight(*layer, None, 1280, 128)),
+    )
     assert 0.005 < ((rounded - exact).norm() / exact.norm()).item() < 0.009
 
 
@@ -112,7 +109,7 @@ def test_the_error_is_what_the_docstring_says():
 def test_other_groups_are_refused():
     layer = make_layer(4, 96, 40, symmetric=True)
     with pytest.raises(RuntimeError, match="group_size must be 32, 64, a multiple of 128"):
-        w4_linear_int8(torch.randn(1, 96), *layer, None, 96, 40)
+        w4_linear_int8(torch.randn(1, 96), PackedWeight(*layer, None, 96, 40))
 
 
 def test_the_operator_is_well_formed():
