@@ -8,7 +8,7 @@ export HF_HUB_DISABLE_PROGRESS_BARS := 1
 
 CXX_SOURCES := $(wildcard csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu)
 
-.PHONY: install demo test sanitize cuda-build triton-build gpu-check lint format bench testbed testbed-check clean help
+.PHONY: install demo test test-all sanitize cuda-build triton-build gpu-check lint format bench testbed testbed-check clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -38,8 +38,12 @@ testbed-check: install  ## make ten packaged clips again and compare them
 	@$(BIN)/python benchmarks/testbed/build.py check
 
 # Two workers of one thread each (tests/conftest.py) take half as long as one of two: most tests are small.
-test: install  ## run the test-suite
-	$(BIN)/python -P -m pytest -n 2 --dist loadfile
+PYTEST := $(BIN)/python -P -m pytest -n 2 --dist loadfile
+test: install  ## run the tests that are enough to trust a change (under five minutes on two cores)
+	$(PYTEST) -m "not slow"
+
+test-all: install  ## run every test: also interpreter sweeps, compilations, torchrun, memory, contracts
+	$(PYTEST) --durations=25
 
 # A copy of the package beside the installed one: its extension is built with the sanitizers, which must be loaded first.
 KERNEL_TESTS := $(addprefix tests/kernels/,test_gram.py test_group_quantize.py test_w4_linear.py test_w4_linear_int8.py)
