@@ -13,17 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tarq.version import __version__
 
 if TYPE_CHECKING:
-    from tarq.api import (
-        evaluate,
-        iter_transcripts,
-        load,
-        load_recognizer,
-        plan,
-        pool,
-        quantize,
-        save,
-        transcribe,
-    )
+    from tarq.api import evaluate, iter_transcripts, load, load_recognizer, plan, pool, quantize, save, transcribe
     from tarq.config import TarqConfig
     from tarq.errors import (
         CalibrationError,

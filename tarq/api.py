@@ -16,7 +16,7 @@ from transformers import AutoFeatureExtractor, AutoProcessor, AutoTokenizer, Fea
 from tarq import distributed
 from tarq.checkpoint import compressed_tensors as checkpoint
 from tarq.config import TarqConfig
-from tarq.data.audio import Audio
+from tarq.data.audio import Audio, Encoded
 from tarq.data.corpora.registry import load_utterances
 from tarq.data.hub import is_dataset
 from tarq.data.intake import Intake
@@ -213,7 +213,9 @@ def quantize(
     """
     config = config or TarqConfig()
     reporter = reporter or Reporter()
-    check_calibration(calibration, config)
+    arms = Arms.of(config.to_dict(), metric, residual, solver)
+    if arms.reads_audio:
+        check_calibration(calibration, config)
     recognizer = as_recognizer(model, tokenizer, feature_extractor, processor=processor, language=config.language)
     if recognizer.is_quantized:
         raise ModelError("the model is quantized already: load the full-precision one")
@@ -230,15 +232,12 @@ def quantize(
         recognizer.model.float()
         notes.append("computed in float32: a checkpoint stores no float64")
     config = config.with_scale_dtype(recognizer.stored_dtype)
-    arms = Arms.of(config.to_dict(), metric, residual, solver)
     # Whatever shapes and weights forbid is told before any audio is read.
     check_fits(plan_layers(recognizer, config))
     check_weights(recognizer, config)
     batches: list[Batch] = []
     summary: dict[str, Any] = {}
-    if arms.reads_audio:
-        if calibration is None:
-            raise ModelError(f"{config.method} needs calibration speech: pass a manifest or another corpus")
+    if calibration is not None and arms.reads_audio:
         with torch.no_grad():
             corpora = dict(calibration) if isinstance(calibration, Mapping) else {"speech": calibration}
             intake = next((d.intake for d in corpora.values() if isinstance(d, Speech)), Intake(config.max_bad))
@@ -369,7 +368,7 @@ def iter_transcripts(
     language: str | None = None,
     batch_size: int = 4,
     reporter: Reporter | None = None,
-) -> Iterator[tuple[Audio, str | DataError]]:
+) -> Iterator[tuple[Path | Encoded, str | DataError]]:
     """:func:`transcribe` file by file: each with its transcript as it is done, or with why it cannot be read.
 
     Args:
@@ -388,7 +387,8 @@ def iter_transcripts(
     recognizer = as_recognizer(model, tokenizer, feature_extractor, processor=processor, language=language)
     reporter = reporter or Reporter()
     reporter.phase("transcribing", len(audio))
-    yield from transcribe_files(recognizer, audio, batch_size, reporter)
+    files = [a if isinstance(a, Encoded) else Path(a) for a in audio]
+    yield from transcribe_files(recognizer, files, batch_size, reporter)
 
 
 @distributed.raise_everywhere()
@@ -533,14 +533,12 @@ def plan(
 
 
 def check_calibration(calibration: Data | Mapping[str, Data] | None, config: TarqConfig) -> None:
-    """See that what a run is calibrated on and by is there, before a model is.
+    """See that what a run is calibrated on, and by, is there: before a model is loaded.
 
     Raises:
         DataError: a file of ids or of word frequencies is not usable, or a language has no frequencies.
         ModelError: there is no calibration speech for a method that needs some.
     """
-    if not config.needs_statistics:
-        return
     if calibration is None or len(calibration) == 0:
         raise ModelError(f"{config.method} needs calibration speech: pass a manifest or another corpus (--calibration)")
     config.frequencies()

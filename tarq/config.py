@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     import torch
 
     from tarq.kernels.scheme import Scheme
-    from tarq.method.arms import Arms
     from tarq.words.frequencies import Frequencies
     from tarq.words.normalize import Normalizer
 
@@ -153,7 +152,11 @@ class Method(Checked):
         high=10,
     )
     solver: str = option(
-        "sweep", METHOD, "How codes are chosen: sweep (GPTQ's) or rtn (nearest).", "choice", choices=tuple(SOLVERS)
+        "sweep",
+        METHOD,
+        "How codes are chosen: sweep (GPTQ's) or rtn (nearest).",
+        "choice",
+        choices=tuple(SOLVERS),
     )
     damp: float = option(0.01, METHOD, "Damping, as a share of the metric's mean diagonal.", "float", low=0, high=100)
     act_order: ActOrder = option("none", METHOD, "Order of the columns: none (as they are) or static.", ActOrder)
@@ -168,15 +171,14 @@ class Method(Checked):
     )
 
     @property
+    def corrects_drift(self) -> bool:
+        """Whether a residual compares the partly quantized network with full precision."""
+        return self.residual not in ("none", 0)
+
+    @property
     def needs_statistics(self) -> bool:
         """Whether any calibration audio is read: rounding to nearest looks at the weights alone."""
-        return self.arms().reads_audio
-
-    def arms(self) -> Arms:
-        """The metric, the residual and the solver that these fields name."""
-        from tarq.method.arms import Arms
-
-        return Arms.of({name: getattr(self, name) for name in options(type(self))})
+        return self.solver != "rtn" or self.corrects_drift
 
 
 @dataclass(frozen=True)

@@ -56,6 +56,7 @@ class Plan:
         model: where it is.
         layers: every matrix, packed or left, in order.
         problems: what would stop the run or spoil its result; empty where all fits.
+        parts: what tokenizer and feature extractor make beside what the model reads.
         estimate: time and memory.
         config: of the run.
     """
@@ -63,6 +64,7 @@ class Plan:
     model: str
     layers: list[PlannedLayer]
     problems: list[str]
+    parts: list[str]
     estimate: Estimate
     config: dict[str, Any]
 
@@ -92,7 +94,22 @@ def make_plan(recognizer: Recognizer, config: TarqConfig, device: str | torch.de
     layers = plan(recognizer, config)
     problems = [f"{layer.name}: {layer.reason}" for layer in layers if not layer.fits]
     source = str(recognizer.model.config._name_or_path)
-    return Plan(source, layers, problems, _estimate(recognizer, layers, config, device), config.to_dict())
+    parts = _parts(recognizer)
+    return Plan(source, layers, problems, parts, _estimate(recognizer, layers, config, device), config.to_dict())
+
+
+def _parts(recognizer: Recognizer) -> list[str]:
+    """What tokenizer and feature extractor make beside what the model reads; that it fits is seen when they meet."""
+    found = []
+    rows = getattr(recognizer.model.config.get_text_config(decoder=True), "vocab_size", None)
+    if rows is not None:
+        tokens = max(recognizer.tokenizer.get_vocab().values(), default=-1) + 1
+        found.append(f"vocabulary: the tokenizer has {tokens} tokens, the model rows for {rows}")
+    read = getattr(recognizer.model.config, "num_mel_bins", None)
+    if read is not None:
+        made = getattr(recognizer.feature_extractor, "feature_size", read)
+        found.append(f"mel bins: the feature extractor makes {made}, the model reads {read}")
+    return found
 
 
 def shapes_only(source: str | Path) -> Any:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from tarq import distributed
-from tarq.data.audio import Audio, read_audio
+from tarq.data.audio import Encoded, read_audio
 from tarq.errors import DataError
 from tarq.models.base import Recognizer
 from tarq.report import Reporter
@@ -77,15 +78,15 @@ def transcribe_waveforms(
 
 def transcribe_files(
     recognizer: Recognizer,
-    audio: Sequence[Audio],
+    paths: Sequence[Path | Encoded],
     batch_size: int,
     reporter: Reporter,
     language: str | None = None,
-) -> Iterator[tuple[Audio, str | DataError]]:
+) -> Iterator[tuple[Path | Encoded, str | DataError]]:
     """Each file with its transcript, or with the reason why it cannot be read, in order and as they are done.
 
     Args:
-        audio: files or what is in memory, of any length, format and rate.
+        paths: audio of any length, format and rate.
         batch_size: windows decoded at once; so many files are read before they are transcribed.
         reporter: hears of each file.
         language: they are in; the recognizer's own when not given.
@@ -93,16 +94,16 @@ def transcribe_files(
     Raises:
         ModelError: the model computes NaN or infinity, or the language is not its.
     """
-    for start in range(0, len(audio), batch_size):
+    for start in range(0, len(paths), batch_size):
         results: dict[int, str | DataError] = {}
         waveforms: dict[int, NDArray[np.float32]] = {}
-        for i, file in enumerate(audio[start : start + batch_size], start=start):
+        for i, path in enumerate(paths[start : start + batch_size], start=start):
             try:
-                waveforms[i] = read_audio(file, recognizer.sampling_rate)
+                waveforms[i] = read_audio(path, recognizer.sampling_rate)
             except DataError as error:
                 results[i] = error
                 reporter.advance()
         texts = transcribe_waveforms(recognizer, list(waveforms.values()), batch_size, reporter, language)
         results |= dict(zip(waveforms, texts, strict=True))
         for i in sorted(results):
-            yield audio[i], results[i]
+            yield paths[i], results[i]

@@ -81,7 +81,8 @@ def quantize(
             check_writable(out, overwrite)
             where = where_to_run(device, dtype)
             speech: Any = load_speech(calibration or [], max_bad=config.max_bad, reporter=reporter)
-            api.check_calibration(speech, config)
+            if config.needs_statistics:
+                api.check_calibration(speech, config)
             if len(speech) == 1:
                 (speech,) = speech.values()
             reporter.phase(f"loading {model}")

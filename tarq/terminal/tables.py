@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tarq.data.speech import DrawnPool
     from tarq.planning import Plan
     from tarq.report import LayerReport, Report
+    from tarq.walk.plan import PlannedLayer
 
 #: From this width on there is room for what matters less.
 WIDE = 110
@@ -106,7 +107,7 @@ def show_report(console: Console, report: Report, layers: bool) -> None:
     console.print(
         f"{len(quantized)} layers quantized, {len(report.layers) - len(quantized)} skipped, "
         f"{len(report.left_out)} outside the blocks left alone; Linear weights {megabytes(before)} → "
-        f"{megabytes(after)} ({after / before:.1%})"
+        f"{megabytes(after)} ({after / before:.1%} of before)"
     )
     if report.calibration:
         _show_calibration(console, report.calibration)
@@ -148,34 +149,39 @@ def _alike(reasons: Iterable[tuple[str, str]]) -> list[tuple[list[str], str]]:
 
 
 def show_plan(console: Console, plan: Plan, memory_there: float | None = None) -> None:
-    """A row a kind of layer (numbers in names are *), totals, what the run takes, what does not fit."""
-    rows = table("layer", "how many", "out×in", "group", "MB before", "after", title=f"plan for {plan.model}")
-    kinds: dict[tuple, list] = {}
-    for layer in plan.layers:
-        name = re.sub(r"\d+", "*", layer.name)
-        kinds.setdefault((name, layer.shape, layer.group_size, layer.reason or layer.note, layer.fits), []).append(
-            layer
-        )
-    reasons = list(dict.fromkeys(text for layer in plan.layers if (text := layer.reason or layer.note)))
-    for (name, shape, group, reason, fits), layers in kinds.items():
-        mark = f" ({reasons.index(reason) + 1})" if reason else ""
-        rows.add_row(
-            f"{escape(name)}{mark}",
-            str(len(layers)),
-            "×".join(map(str, shape)),
-            str(group) if group else "–" if fits else "[red]none[/]",
-            f"{sum(layer.bytes_before for layer in layers) / 1e6:.2f}",
-            f"{sum(layer.bytes_after for layer in layers) / 1e6:.2f}",
-        )
-    console.print(rows)
+    """A table a stage, a row a kind of layer (* is its block's number); totals, what it takes, what does not fit."""
+    said = {layer.name: layer.reason or layer.note for layer in plan.layers}
+    reasons = list(dict.fromkeys(filter(None, said.values())))
+    for stage in dict.fromkeys(layer.stage for layer in plan.layers):
+        layers = [layer for layer in plan.layers if layer.stage == stage]
+        prefix = shared_prefix([layer.name for layer in layers]) if stage else ""
+        title = f"{stage}: {prefix}…" if stage else "outside the blocks"
+        rows = table("layer", "×", "out×in", "group", "MB before", "after", "notes", title=title)
+        kinds: dict[tuple, list[PlannedLayer]] = {}
+        for layer in layers:
+            name = re.sub(r"(?<=\.)\d+(?=\.)", "*", f".{layer.name.removeprefix(prefix)}")[1:]
+            kinds.setdefault((name, layer.shape, layer.group_size, said[layer.name]), []).append(layer)
+        for (name, shape, group, reason), alike in kinds.items():
+            rows.add_row(
+                escape(name),
+                str(len(alike)),
+                "×".join(map(str, shape)),
+                str(group or "–"),
+                f"{sum(layer.bytes_before for layer in alike) / 1e6:.2f}",
+                f"{sum(layer.bytes_after for layer in alike) / 1e6:.2f}",
+                str(reasons.index(reason) + 1) if reason else "",
+            )
+        console.print(rows)
     for number, reason in enumerate(reasons, 1):
-        console.print(f"({number}) {reason}", markup=False, highlight=False)
+        console.print(f"{number}: {reason}", markup=False, highlight=False)
     packed = sum(layer.group_size is not None for layer in plan.layers)
     share = plan.bytes_after / plan.bytes_before
     console.print(
         f"{packed} layers packed, {len(plan.layers) - packed} left; Linear weights of the blocks "
-        f"{megabytes(plan.bytes_before)} → {megabytes(plan.bytes_after)} ({share:.1%})"
+        f"{megabytes(plan.bytes_before)} → {megabytes(plan.bytes_after)} ({share:.1%} of before)"
     )
+    for part in plan.parts:
+        console.print(part, markup=False, highlight=False)
     e = plan.estimate
     speech = f" on {e.utterances} utterances of {e.utterance_seconds:g} s" if e.utterances else ""
     there = "" if memory_there is None else f" (this machine has {gigabytes(memory_there)})"

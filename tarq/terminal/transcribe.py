@@ -41,7 +41,7 @@ def transcribe(
     int8: Int8 = False,
     json_file: JsonFile = None,
 ) -> None:
-    """Transcribe audio files. What cannot be read is told, the others are transcribed; exit code 1 then."""
+    """Transcribe audio, each file as it is done. One that cannot be read is told, with exit code 1 at the end."""
     config = TarqConfig(**chosen)
     results: list[dict[str, str]] = []
     with ScreenReporter(progress_console) as reporter:
@@ -49,15 +49,14 @@ def transcribe(
         from tarq import api
 
         where = where_to_run(device, dtype)
-        files = list(_files(audio))
+        names, files = zip(*_files(audio), strict=True)
         reporter.phase(f"loading {model}")
-        recognizer = api.load_recognizer(model, **where, language=config.language, int8_activations=int8)
-        audio_of = [file for _, file in files]
-        transcripts = api.iter_transcripts(recognizer, audio_of, batch_size=config.batch_size, reporter=reporter)
-        for (name, _), (_, text) in zip(files, transcripts, strict=True):
+        recognizer = api.load_recognizer(model, **where, language=chosen.get("language"), int8_activations=int8)
+        heard = api.iter_transcripts(recognizer, files, batch_size=config.batch_size, reporter=reporter)
+        for name, (_, text) in zip(names, heard, strict=True):
             if isinstance(text, DataError):
                 results.append({"audio": name, "error": str(text)})
-                say_error(type(text).__name__, str(text))
+                say_error("DataError", str(text))
                 continue
             results.append({"audio": name, "text": text})
             if json_file is None:  # otherwise the file comes first, whatever becomes of the terminal
