@@ -310,8 +310,13 @@ def transcribe(
         ModelError: the model is not usable.
     """
     recognizer = as_recognizer(model, tokenizer, feature_extractor, processor=processor, language=language)
-    waveforms = [read_audio(Path(a), recognizer.sampling_rate) for a in audio]
     reporter = reporter or Reporter()
+    waveforms = []
+    for file in audio:
+        odd: list[str] = []
+        waveforms.append(read_audio(Path(file), recognizer.sampling_rate, notes=odd))
+        for note in odd:
+            reporter.note(f"{file}: {note}")
     reporter.phase("transcribing", len(waveforms))
     return transcribe_waveforms(recognizer, waveforms, batch_size, reporter)
 
