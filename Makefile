@@ -8,7 +8,7 @@ export HF_HUB_DISABLE_PROGRESS_BARS := 1
 
 CXX_SOURCES := $(wildcard csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu)
 
-.PHONY: install demo test sanitize cuda-build triton-build gpu-check lint format bench testbed testbed-check clean help
+.PHONY: install demo test test-all sanitize cuda-build triton-build gpu-check lint format bench testbed testbed-check clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -38,11 +38,15 @@ testbed-check: install  ## make ten packaged clips again and compare them
 	@$(BIN)/python benchmarks/testbed/build.py check
 
 # Two workers of one thread each (tests/conftest.py) take half as long as one of two: most tests are small.
-test: install  ## run the test-suite
-	$(BIN)/python -P -m pytest -n 2 --dist loadfile
+PYTEST := $(BIN)/python -P -m pytest -n 2 --dist loadfile
+test: install  ## run the tests that are enough to trust a change (under five minutes on two cores)
+	$(PYTEST) -m "not slow"
+
+test-all: install  ## run every test: also interpreter sweeps, compilations, torchrun, memory, contracts
+	$(PYTEST) --durations=25
 
 # A copy of the package beside the installed one: its extension is built with the sanitizers, which must be loaded first.
-KERNEL_TESTS := tests/test_gram.py tests/test_group_quantize.py tests/test_w4_linear.py tests/test_w4_linear_int8.py
+KERNEL_TESTS := $(addprefix tests/kernels/,test_gram.py test_group_quantize.py test_w4_linear.py test_w4_linear_int8.py)
 sanitize: install  ## run the kernels' tests on an extension built with ASan and UBSan
 	TARQ_SANITIZE=1 $(BIN)/python setup.py -q build --build-base build/sanitize --build-lib build/sanitize/lib
 	LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \
@@ -62,12 +66,12 @@ cuda-build: build/cuda/.torch  ## build the extension against torch for CUDA and
 	  $(CUDA_BIN)/python setup.py -q build --build-base build/cuda --build-lib build/cuda/lib >build/cuda/build.log 2>&1 \
 	  || { cat build/cuda/build.log; exit 1; }
 	PYTHONPATH=build/cuda/lib TARQ_TEST_PACKAGE=build/cuda/lib \
-	  $(CUDA_BIN)/python -P -m pytest --noconftest -p no:cacheprovider tests/test_cuda_extension.py
+	  $(CUDA_BIN)/python -P -m pytest --noconftest -p no:cacheprovider tests/kernels/test_cuda_extension.py
 
 # A kernel found in a cache would be reported on by no ptxas.
 triton-build: install  ## compile every Triton kernel that a call can ask for, for four architectures (40 minutes)
 	@export TRITON_DUMP_PTXAS_LOG=1; printf '%s\n' sm_80 sm_90 sm_100 sm_120 | xargs -P 2 -I {} sh -c \
-	  'TRITON_CACHE_DIR=$$(mktemp -d) && export TRITON_CACHE_DIR && $(BIN)/python -P tests/test_triton_build.py {} every; \
+	  'TRITON_CACHE_DIR=$$(mktemp -d) && export TRITON_CACHE_DIR && $(BIN)/python -P tests/kernels/test_triton_build.py {} every; \
 	  status=$$?; rm -rf "$$TRITON_CACHE_DIR"; exit $$status'
 
 # Whatever Python has torch is used as it is; only where PYTHON has none is the venv made.

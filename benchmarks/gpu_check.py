@@ -29,7 +29,7 @@ PEERS = {"gemlite": "w4_linear"}
 OPERATIONS = ("gram", "group_quantize", "w4_linear")
 
 #: Run whole on the GPU; of the others, the tests marked for one.
-KERNEL_TESTS = ("tests/test_gram_cuda.py", "tests/test_w4_linear_cuda.py")
+KERNEL_TESTS = ("tests/kernels/test_gram_triton.py", "tests/kernels/test_w4_linear_triton.py")
 MARKED_TESTS = tuple(
     name
     for path in sorted((ROOT / "tests").rglob("test_*.py"))
@@ -59,7 +59,7 @@ def main() -> None:
 
     step("build", "setup.py", "-q", "build", "--build-base", str(BUILD), "--build-lib", str(BUILD / "lib"))
     pytest = ["-P", "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    step("extension", *pytest, "--noconftest", "tests/test_cuda_extension.py")
+    step("extension", *pytest, "--noconftest", "tests/kernels/test_cuda_extension.py")
     failed = []
     if "test" in stages:
         pytest += ["-n", "8"] if find_spec("xdist") else []

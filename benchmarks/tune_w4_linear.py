@@ -1,47 +1,37 @@
 """Measure the tiles of `w4_linear` on the GPU that is here and write `kernels/w4_linear/regimes.json` from the figures.
 
     python3 -P benchmarks/tune_w4_linear.py [--json FILE] [--dry-run]
+    python3 -P benchmarks/tune_w4_linear.py --from FILE          fit to what was measured before; needs no GPU
 
 Every candidate tile and split is timed for every layer and number of tokens below: CUDA graphs over more layers than L2
-holds, in float16, groups of 128. Each number of tokens then gets the regime (tiles, programs an SM, splits) that loses
-least against the best candidate of each layer, on geometric average; where the library on expanded weights loses less,
-the table ends. Other chips' entries stay. Afterwards `make triton-build` says whether what was chosen keeps its values
-in registers in every form; a tile of which some form spills wants a limit, `"registers": 128` or more. `--json` keeps
-what was measured.
+holds, in float16, groups of 128. The table then has the fastest for each, or one that is 1 % slower where that saves a
+tile. Other chips' entries stay. Afterwards `make triton-build` says whether what was chosen keeps its values in
+registers in every form; a tile of which some form spills wants a limit, `"registers": 128` or more.
+
+What measures is a process of its own, which says which plan it is at. Should a plan end it (a kernel may crash the
+card's context), the plan is named, kept out, and another process goes on. `--json` keeps what was measured, problem by
+problem.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import multiprocessing
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import runpy
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
-import triton
-from tarq.kernels.w4_linear.cuda import (
-    BLOCK_K,
-    DENSE,
-    TABLE,
-    WORDS,
-    Plan,
-    Prepacked,
-    Variant,
-    compilations,
-    pick,
-    w4_linear_cuda,
-)
+from tarq.kernels.w4_linear import PackedWeight, get
+from tarq.kernels.w4_linear.triton.plan import DENSE, TABLE, Plan, pick
 from torch import Tensor
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from triton.runtime.errors import OutOfResources
-
-from tarq.bench.measure import GRAPH_CALLS, Call, copies_beyond_cache, medians, replayed
 
 TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 LAYERS = ((1280, 1280), (5120, 1280), (1280, 5120), (4096, 4096), (16384, 16384))  # outputs, inputs
@@ -54,14 +44,22 @@ GEMM_TILES, GEMM_STAGES, SPLITS = ((64, 4), (128, 4), (128, 8)), (3, 4, 6), (1, 
 #: For each candidate of each problem; multiplications from which on a few calls are long enough.
 SECONDS, LONG = 0.004, 10**10
 
-#: What a regime is made of besides tiles; tiles of each width that a fit considers.
-PROGRAMS_PER_SM, TILES_OF_A_WIDTH = (0.45, 0.9, 1.8, 3.6), 4
+#: What a plan may lose, so that layers share a tile: each is a kernel to compile.
+TOLERANCE = 0.01
 
-TABLE_FILE = Path(__file__).resolve().parent.parent / "kernels" / "w4_linear" / "regimes.json"
+#: What `make triton-build` found of tiles of which some form spills, by chip, kernel, tokens, rows and warps: registers
+#: it may use, where the assembler took fewer than it needs, or groups in a K block that there is room for.
+LIMITS = {
+    ("90", "gemv", 1, 16, 8): {"registers": 128},
+    ("90", "gemm", 64, 128, 4): {"max_groups": 2},
+}
+
+ROOT = Path(__file__).resolve().parent.parent
+TABLE_FILE = ROOT / "kernels" / "w4_linear" / "regimes.json"
 
 Problem = tuple[int, int, int]  # tokens, outputs, inputs
-Times = Mapping[Problem, Mapping[Plan, float]]
-Clock = Callable[[Problem, Iterable[Plan]], Mapping[Plan, float]]
+Times = dict[Problem, dict[Plan, float]]
+PROBLEMS: tuple[Problem, ...] = tuple((m, n, k) for m in TOKENS for n, k in LAYERS)
 
 
 # ---- candidates --------------------------------------------------------------------------------------------
@@ -86,54 +84,6 @@ def candidates(tokens: int, inputs: int) -> Iterator[Plan]:
     yield DENSE
 
 
-# ---- measuring ---------------------------------------------------------------------------------------------
-
-
-class Machine:
-    """Layers on the GPU, and the clock."""
-
-    def __init__(self) -> None:
-        self.device = torch.device("cuda")
-        self.layers: dict[tuple[int, int], list[Prepacked]] = {}
-        for n, k in LAYERS:
-            words, groups = (k // BLOCK_K.value, n, WORDS.value), (k // GROUP, n)
-            self.layers[n, k] = [
-                Prepacked(
-                    torch.randint(-(2**31), 2**31, words, dtype=torch.int32, device=self.device),
-                    (torch.rand(groups, device=self.device) * 0.02 + 0.005).half(),
-                    None,
-                )
-                for _ in range(copies_beyond_cache(n * k // 2, self.device))
-            ]
-
-    def __call__(self, problem: Problem, plans: Iterable[Plan]) -> dict[Plan, float]:
-        """Median seconds of each plan; those that need more than an SM has are left out.
-
-        Raises:
-            ValueError: a plan's result is not that of dense.
-        """
-        m, n, k = problem
-        layers, x, bias = self.layers[n, k], *(torch.randn(*s, device=self.device).half() for s in ((m, k), (n,)))
-        calls: dict[Plan, Call] = {}
-        exact = self._run(x, bias, layers, DENSE, 0).float()
-        for plan in plans:
-            call = partial(self._run, x, bias, layers, plan)
-            try:
-                error = float((call(0).float() - exact).norm() / exact.norm())
-            except OutOfResources:
-                continue
-            if not error < 2e-3:  # NaN neither
-                raise ValueError(f"{plan} of {m} × {n} × {k} is off by {error:.1e}")
-            calls[plan] = replayed(call, len(layers), self.device, 4 if m * n * k > LONG else GRAPH_CALLS)
-        names = {str(i): plan for i, plan in enumerate(calls)}
-        measured = medians({name: calls[plan] for name, plan in names.items()}, 1, SECONDS, self.device)
-        return {plan: measured[name] for name, plan in names.items()}
-
-    @staticmethod
-    def _run(x: Tensor, bias: Tensor, layers: list[Prepacked], plan: Plan, copy: int) -> Tensor:
-        return w4_linear_cuda(x, *layers[copy], bias, x.shape[1], GROUP, plan=plan)
-
-
 def compile_all(capability: tuple[int, int], plans: Iterable[Plan]) -> None:
     """Fill Triton's cache in processes of their own."""
     entries = [(capability, plan) for plan in plans]
@@ -142,152 +92,283 @@ def compile_all(capability: tuple[int, int], plans: Iterable[Plan]) -> None:
 
 
 def _compile(entry: tuple[tuple[int, int], Plan]) -> None:
+    variants = runpy.run_path(str(Path(__file__).with_name("triton_variants.py")))
     capability, plan = entry
-    target = GPUTarget("cuda", 10 * capability[0] + capability[1], 32)
-    variants = [Variant("fp16", "fp16", 1, False, partial) for partial in (False, True)]
-    for _, kernel, signature, constexprs, attrs, options in compilations(capability, [plan], variants):
-        source = ASTSource(fn=kernel, signature=signature, constexprs=constexprs, attrs=attrs)
-        triton.compile(source, target=target, options=options)
+    forms = [variants["Variant"]("fp16", "fp16", 1, False, partial) for partial in (False, True)]
+    for one in variants["of_w4_linear"](capability, [plan], forms):
+        variants["compiled"](one, capability)
+
+
+# ---- measuring ---------------------------------------------------------------------------------------------
+
+
+class Machine:
+    """Layers on the GPU, and the clock: the process that may not survive."""
+
+    def __init__(self) -> None:
+        from tarq.bench.measure import copies_beyond_cache
+
+        self.device = torch.device("cuda")
+        self.layers: dict[tuple[int, int], list[PackedWeight]] = {}
+        for n, k in LAYERS:
+            self.layers[n, k] = [
+                get("triton").prepack(
+                    PackedWeight(
+                        torch.randint(-(2**31), 2**31, (n, k // 8), dtype=torch.int32, device=self.device),
+                        (torch.rand(n, k // GROUP, device=self.device) * 0.02 + 0.005).half(),
+                        None,
+                        torch.randn(n, device=self.device).half(),
+                        k,
+                        GROUP,
+                    )
+                )
+                for _ in range(copies_beyond_cache(n * k // 2, self.device))
+            ]
+
+    def measure(self, problem: Problem, skip: Sequence[Plan]) -> dict[str, Any]:
+        """Median seconds of each plan but those to skip; those that need more than an SM has are left out.
+
+        Returns:
+            ``done``: plans with seconds; ``wrong``: plans whose result is not that of dense.
+        """
+        from triton.runtime.errors import OutOfResources
+
+        from tarq.bench.measure import GRAPH_CALLS, Call, medians, replayed
+
+        m, n, k = problem
+        layers, x = self.layers[n, k], torch.randn(m, k, device=self.device).half()
+        calls: dict[Plan, Call] = {}
+        wrong = []
+        exact = self._run(x, layers, DENSE, 0).float()
+        for plan in candidates(m, k):
+            if plan in skip:
+                continue
+            call = partial(self._run, x, layers, plan)
+            say(at=plan)
+            try:
+                error = float((call(0).float() - exact).norm() / exact.norm())
+            except OutOfResources:
+                continue
+            if not error < 2e-3:  # NaN neither
+                wrong.append([plan, error])
+                continue
+            calls[plan] = replayed(call, len(layers), self.device, 4 if m * n * k > LONG else GRAPH_CALLS)
+
+        def named(plan: Plan) -> Call:
+            def timed(copy: int) -> object:
+                say(at=plan)
+                return calls[plan](copy)
+
+            return timed
+
+        names = {str(i): plan for i, plan in enumerate(calls)}
+        measured = medians({name: named(plan) for name, plan in names.items()}, 1, SECONDS, self.device)
+        return {"done": [[plan, measured[name]] for name, plan in names.items()], "wrong": wrong}
+
+    @staticmethod
+    def _run(x: Tensor, layers: list[PackedWeight], plan: Plan, copy: int) -> Tensor:
+        from tarq.kernels.w4_linear.triton.launch import w4_linear_triton
+
+        return w4_linear_triton(x, layers[copy], plan)
+
+
+def say(**news: Any) -> None:
+    """A line to the process that waits for it."""
+    print(json.dumps(news), flush=True)
+
+
+def work() -> None:
+    """Measure the problems that lines of standard input name, and answer with lines."""
+    with torch.inference_mode():
+        machine = Machine()
+        for line in sys.stdin:
+            job = json.loads(line)
+            problem = tuple(job["problem"])
+            say(**machine.measure(problem, [Plan(*plan) for plan in job["skip"]]))  # type: ignore[arg-type]
+
+
+def measure_all(
+    problems: Iterable[Problem], command: Sequence[str], device: Mapping[str, Any], keep: Path | None = None
+) -> dict[str, Any]:
+    """Have a worker measure problem by problem; one that dies is replaced, and the plan it was at left out from then.
+
+    Args:
+        problems: what to measure.
+        command: starts a worker that speaks as :func:`work` does.
+        device: from :func:`device`.
+        keep: written after each problem.
+
+    Returns:
+        ``device`` as given; ``done``: plans with seconds by ``"tokens,outputs,inputs"``; ``wrong``: problem, plan and
+        error; ``bad``: problem and plan at which a worker died.
+
+    Raises:
+        SystemExit: a worker died without being at a plan.
+    """
+    record: dict[str, Any] = {"device": device, "done": {}, "wrong": [], "bad": []}
+    worker: subprocess.Popen | None = None
+    for problem in problems:
+        key = ",".join(map(str, problem))
+        while key not in record["done"]:
+            if worker is None:
+                worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+            assert worker.stdin
+            assert worker.stdout
+            try:
+                skip = [plan for _, plan in record["bad"]]
+                worker.stdin.write(json.dumps({"problem": problem, "skip": skip}) + "\n")
+                worker.stdin.flush()
+            except BrokenPipeError:
+                pass  # it died before; its last line tells
+            at = None
+            for line in worker.stdout:
+                news = json.loads(line)
+                if "done" in news:
+                    record["done"][key] = news["done"]
+                    record["wrong"] += [[key, *each] for each in news["wrong"]]
+                    break
+                at = news["at"]
+            else:
+                code, worker = worker.wait(), None
+                if at is None:
+                    sys.exit(f"tune: the process that measures ended with {code} before {key}")
+                print(f"tune: {Plan(*at)} ended the process ({code}) at {key}; going on without it", flush=True)
+                record["bad"].append([key, at])
+        if keep:
+            keep.write_text(json.dumps(record, separators=(",", ":")) + "\n")
+        plan, seconds = min(record["done"][key], key=lambda entry: entry[1])
+        print(f"{key:>18}: {seconds * 1e6:7.1f} µs {Plan(*plan)}", flush=True)
+    if worker:
+        worker.communicate()
+    return record
+
+
+def times_of(record: Mapping[str, Any]) -> Times:
+    """What :func:`measure_all` returns, or its file holds, by problem and plan."""
+    return {
+        tuple(map(int, key.split(","))): {Plan(*plan): seconds for plan, seconds in found}  # type: ignore[misc]
+        for key, found in record["done"].items()
+    }
 
 
 # ---- fitting -----------------------------------------------------------------------------------------------
 
 
-def loss(regime: dict, problems: Times, sm_count: int) -> float:
-    """Mean logarithm of the time of what a regime picks over the best candidate's; infinite if it was not measured."""
-    total = 0.0
-    for (m, n, k), times in problems.items():
-        total += math.log(times.get(pick(regime, m, n, k, sm_count), math.inf) / min(times.values()))
-    return total / len(problems)
+def fit_regime(tokens: int, times: Times, chip: str) -> dict[str, Any]:
+    """The regime of one number of tokens: a plan for each layer, of as few tiles as lose :data:`TOLERANCE` at most."""
+    allowed = {
+        (n, k): {plan: s for plan, s in found.items() if s <= (1 + TOLERANCE) * min(found.values())}
+        for (m, n, k), found in times.items()
+        if m == tokens
+    }
+    kept: list[Plan] = []
+    left = dict(allowed)
+    while left:
+        # The tile that serves most of the layers that have none, and of those the one that loses least.
+        loss: dict[Plan, list[float]] = {}
+        for found in left.values():
+            best: dict[Plan, float] = {}
+            for plan, seconds in found.items():
+                tile = plan._replace(split_k=1)
+                best[tile] = min(best.get(tile, 1.0 + TOLERANCE), seconds / min(found.values()))
+            for tile, ratio in best.items():
+                loss.setdefault(tile, []).append(ratio)
+        kept.append(min(loss, key=lambda tile: (-len(loss[tile]), sum(loss[tile]))))
+        left = {layer: f for layer, f in left.items() if not any(p._replace(split_k=1) in kept for p in f)}
+    layers = []
+    for (n, k), found in allowed.items():
+        plan = min((p for p in found if p._replace(split_k=1) in kept), key=found.__getitem__)
+        layers.append({"outputs": n, "inputs": k, **stated(plan), **LIMITS.get((chip, *plan[:4]), {})})
+    return {"max_m": tokens, "max_groups": 4 if tokens <= 64 else 1, "layers": layers}
 
 
-def fit_regime(tokens: int, problems: Times, sm_count: int) -> dict:
-    """The regime of one number of tokens that loses least: one tile, or a wide and a narrow one."""
-    averages: dict[Plan, list[float]] = {}
-    for times in problems.values():
-        fastest: dict[Plan, float] = {}
-        for plan, seconds in times.items():
-            tile = plan._replace(split_k=1)
-            if plan != DENSE:
-                fastest[tile] = min(seconds, fastest.get(tile, math.inf))
-        for tile, seconds in fastest.items():
-            averages.setdefault(tile, []).append(math.log(seconds / min(times.values())))
-    widths: dict[tuple[str, int], list[Plan]] = {}
-    for tile in sorted(averages, key=lambda tile: (-len(averages[tile]), sum(averages[tile]))):
-        widths.setdefault((tile.kernel, tile.block_n), []).append(tile)
-    kept = [tile for group in widths.values() for tile in group[:TILES_OF_A_WIDTH]]
-    choices = [[tile] for tile in kept]
-    choices += [[wide, narrow] for wide, narrow in product(kept, kept) if wide.block_n > narrow.block_n]
-
-    def regime(chosen: list[Plan], programs: float, split: int) -> dict:
-        entries = [
-            {name: value for name, value in tile._asdict().items() if name != "split_k" and value} for tile in chosen
-        ]
-        most_groups = 4 if tokens <= 64 else 1
-        return {
-            "max_m": tokens,
-            "max_groups": most_groups,
-            "programs_per_sm": programs,
-            "max_split_k": split,
-            "tiles": entries,
-        }
-
-    options = (regime(*option) for option in product(choices, PROGRAMS_PER_SM, SPLITS))
-    return min(options, key=lambda option: (loss(option, problems, sm_count), len(option["tiles"])))
+def stated(plan: Plan) -> dict[str, Any]:
+    """The fields of a plan that say something."""
+    return {name: value for name, value in plan._asdict().items() if value and (name, value) != ("split_k", 1)}
 
 
-def fit(times: Times, sm_count: int) -> list[dict]:
-    """Regimes in rising order of ``max_m``, up to the last number of tokens at which they lose less than dense does."""
-    regimes = []
-    for tokens in sorted({m for m, _, _ in times}):
-        problems = {problem: found for problem, found in times.items() if problem[0] == tokens}
-        dense = sum(math.log(found[DENSE] / min(found.values())) for found in problems.values()) / len(problems)
-        regime = fit_regime(tokens, problems, sm_count)
-        ours = loss(regime, problems, sm_count)
-        print(f"{tokens:4} tokens: ours lose {math.expm1(ours):.1%}, dense loses {math.expm1(dense):.1%}; {regime}")
-        if dense <= ours:
-            break
-        regimes.append(regime)
+def fit(times: Times, chip: str) -> list[dict[str, Any]]:
+    """Regimes in rising order of ``max_m``, up to the last number of tokens at which some layer is not dense."""
+    regimes = [fit_regime(tokens, times, chip) for tokens in sorted({m for m, _, _ in times})]
+    while regimes and all(layer["kernel"] == "dense" for layer in regimes[-1]["layers"]):
+        regimes.pop()
     return regimes
 
 
-def overlap(regimes: list[dict], problems: Iterable[Problem], time: Clock, sm_count: int) -> None:
-    """Mark the tiles that are faster, on geometric average, launched dependently on the kernel before."""
-    gains: dict[tuple[int, int], list[float]] = {}
-    for m, n, k in problems:
-        index = next((i for i, regime in enumerate(regimes) if m == regime["max_m"]), None)
-        if index is None:
-            continue
-        plan = pick(regimes[index], m, n, k, sm_count)
-        position = [tile["block_n"] for tile in regimes[index]["tiles"]].index(plan.block_n)
-        other = plan._replace(overlap=True)
-        times = time((m, n, k), [plan, other])
-        gains.setdefault((index, position), []).append(math.log(times[plan] / times[other]))
-        print(f"{m:4} × {n} × {k}: {times[plan] * 1e6:.1f} µs, overlapped {times[other] * 1e6:.1f}", flush=True)
-    for (index, position), gain in gains.items():
-        if sum(gain) > 0:
-            regimes[index]["tiles"][position]["overlap"] = True
+def losses(regimes: Sequence[dict[str, Any]], times: Times, sm_count: int) -> dict[Problem, float]:
+    """By how much what is picked is slower than the best candidate, by problem."""
+    found = {}
+    for (m, n, k), plans in times.items():
+        regime = next((regime for regime in regimes if m <= regime["max_m"]), None)
+        plan = DENSE if regime is None else pick(regime, sm_count, m, n, k, sm_count)._replace(registers=None)
+        found[m, n, k] = plans[plan] / min(plans.values()) - 1
+    return found
 
 
 # ---- the table ---------------------------------------------------------------------------------------------
 
 
 def write(table: Mapping[str, dict], path: Path) -> None:
-    """One line a tile, as a person would read it."""
+    """One line a layer, as a person would read it."""
     chips = []
     for chip, entry in sorted(table.items(), key=lambda item: int(item[0])):
         lines = []
         for regime in entry["regimes"]:
-            head = json.dumps({name: value for name, value in regime.items() if name != "tiles"})[:-1]
-            inner = ",\n".join(f"        {json.dumps(tile)}" for tile in regime["tiles"])
-            lines.append(f'      {head}, "tiles": [\n{inner}\n      ]}}')
-        about = f'"measured": {json.dumps(entry["measured"])},\n    "basis": {json.dumps(entry["basis"])}'
+            head = json.dumps({name: value for name, value in regime.items() if name != "layers"})[:-1]
+            inner = ",\n".join(f"        {json.dumps(layer)}" for layer in regime["layers"])
+            lines.append(f'      {head}, "layers": [\n{inner}\n      ]}}')
+        about = ",\n".join(f"    {json.dumps(n)}: {json.dumps(v)}" for n, v in entry.items() if n != "regimes")
         joined = ",\n".join(lines)
-        chips.append(f'  {json.dumps(chip)}: {{\n    {about},\n    "regimes": [\n{joined}\n    ]\n  }}')
+        chips.append(f'  {json.dumps(chip)}: {{\n{about},\n    "regimes": [\n{joined}\n    ]\n  }}')
     path.write_text("{\n" + ",\n".join(chips) + "\n}\n")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="also keep what was measured")
+    parser.add_argument("--from", dest="source", type=Path, help="fit to what --json kept, without a GPU")
     parser.add_argument("--dry-run", action="store_true", help="do not write the table")
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if not torch.cuda.is_available():
-        parser.error("there is no NVIDIA GPU, or torch does not see it")
-    properties = torch.cuda.get_device_properties(0)
-    capability, sm_count = (properties.major, properties.minor), properties.multi_processor_count
-    problems = [(m, n, k) for m in TOKENS for n, k in LAYERS]
-    plans = dict.fromkeys(plan for m in TOKENS for plan in tiles(m))
-    compile_all(capability, plans)
-    with torch.inference_mode():
-        machine, times = Machine(), {}
-        for m, n, k in problems:
-            found = times[m, n, k] = machine((m, n, k), candidates(m, k))
-            plan = min(found, key=found.__getitem__)
-            print(f"{m:4} × {n} × {k}: {found[plan] * 1e6:7.1f} µs {plan}, dense {found[DENSE] * 1e6:.1f}", flush=True)
-        regimes = fit(times, sm_count)
-        if capability >= (9, 0):
-            overlap(regimes, problems, machine, sm_count)
-    if options.json:
-        rows = [
-            {"tokens": m, "outputs": n, "inputs": k, **plan._asdict(), "seconds": seconds}
-            for (m, n, k), found in times.items()
-            for plan, seconds in found.items()
-        ]
-        options.json.write_text(json.dumps(rows, indent=0))
+    if options.worker:
+        work()
+        return
+    if options.source:
+        record = json.loads(options.source.read_text())
+    elif torch.cuda.is_available():
+        capability = torch.cuda.get_device_capability()
+        compile_all(capability, dict.fromkeys(plan for m in TOKENS for plan in tiles(m)))
+        record = measure_all(PROBLEMS, [sys.executable, "-P", __file__, "--worker"], device(), options.json)
+    else:
+        parser.error("there is no NVIDIA GPU, or torch does not see it; --from FILE fits to what was measured on one")
+    times, found = times_of(record), record["device"]
+    regimes = fit(times, found["capability"])
+    worst = losses(regimes, times, found["sm_count"])
+    slowest = max(worst, key=worst.__getitem__)
+    print(f"{len(worst)} problems; the most that is lost: {worst[slowest]:.1%} at {slowest}")
     entry = {
-        "measured": {
-            "device": properties.name,
-            "sm_count": sm_count,
-            "torch": torch.__version__,
-            "triton": triton.__version__,
-        },
-        "basis": "fitted to the measured times of benchmarks/tune_w4_linear.py",
+        "measured": {name: found[name] for name in ("device", "torch", "triton")},
+        "basis": "the fastest candidates of benchmarks/tune_w4_linear.py",
+        "sm_count": found["sm_count"],
         "regimes": regimes,
     }
     if not options.dry_run:
-        write(TABLE | {f"{properties.major}{properties.minor}": entry}, TABLE_FILE)
+        write(TABLE | {found["capability"]: entry}, TABLE_FILE)
         print("wrote", TABLE_FILE)
+
+
+def device() -> dict[str, Any]:
+    """What the figures depend on."""
+    import triton
+
+    properties = torch.cuda.get_device_properties(0)
+    return {
+        "device": properties.name,
+        "capability": f"{properties.major}{properties.minor}",
+        "sm_count": properties.multi_processor_count,
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+    }
 
 
 if __name__ == "__main__":

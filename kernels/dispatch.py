@@ -5,7 +5,9 @@ declared in Python (``kernels/<name>/op.py``), its CPU implementation is registe
 extension ``tarq._C``, its CUDA implementation by the extension or by ``op.py`` where Triton is there. On a
 device for which an operator has no kernel the reference runs, and one warning says so and why.
 
-``backend="reference"`` (argument) or ``TARQ_BACKEND=reference`` (environment) forces the reference.
+``backend="reference"`` (argument) or ``TARQ_BACKEND=reference`` (environment) forces the reference. ``w4_linear`` has
+a choice of backends, each with a name (``kernels/w4_linear/backends.py``); to the other operations such a name says
+nothing.
 """
 
 from __future__ import annotations
@@ -19,7 +21,20 @@ from importlib.util import find_spec
 
 import torch
 
+from ..errors import TarqError
+
+#: What every operation understands: the best that there is, the plain PyTorch, anything but it.
 BACKENDS = ("auto", "reference", "native")
+
+#: Names of backends that registered themselves for one operation.
+OWN_NAMES: list[str] = []
+
+#: The environment variable that stands for the argument ``backend`` where it is not given.
+VARIABLE = "TARQ_BACKEND"
+
+
+class BackendError(TarqError, ValueError):
+    """A backend that is unknown, or cannot run what it is asked to."""
 
 
 def _load_extension() -> str | None:
@@ -35,7 +50,7 @@ def _load_extension() -> str | None:
 EXTENSION_ERROR: str | None = _load_extension()
 
 #: Operators whose CUDA kernels are Triton's, and those whose are the extension's; others have none.
-TRITON, EXTENSION = ("gram", "gram_sides", "w4_linear"), ("group_quantize",)
+TRITON, EXTENSION = ("gram", "gram_sides", "w4_linear", "w4_linear_k_blocks"), ("group_quantize",)
 
 
 def define(name: str, schema: str, reference: Callable, fake: Callable) -> None:
@@ -62,38 +77,51 @@ def has_native(name: str, device: str) -> bool:
     return torch._C._dispatch_has_kernel_for_dispatch_key(f"tarq::{name}", key)
 
 
+def choice(backend: str | None) -> str:
+    """The backend asked for: the argument, or else ``TARQ_BACKEND``, or else ``auto``.
+
+    Raises:
+        BackendError: it is unknown; the message says where it comes from and what there is.
+    """
+    named = backend or os.environ.get(VARIABLE) or "auto"
+    choices = dict.fromkeys((*BACKENDS, *OWN_NAMES))
+    if named not in choices:
+        source = f"backend={named!r}" if backend else f"the environment variable {VARIABLE}={named}"
+        raise BackendError(f"{source} is no backend: choose one of {', '.join(choices)}")
+    return named
+
+
 def use_reference(backend: str | None, name: str, device: str) -> bool:
     """Resolve the ``backend`` argument (or ``TARQ_BACKEND``) of ``tarq::name`` on ``device``.
 
     Where there is no native kernel and none is asked for, the first call warns that the reference runs.
 
     Raises:
-        ValueError: the backend is none of ``auto | reference | native``, or ``native`` is asked for and absent.
+        BackendError: the backend is unknown, or ``native`` is asked for and absent.
     """
-    backend = backend or os.environ.get("TARQ_BACKEND") or "auto"
-    if backend not in BACKENDS:
-        raise ValueError(f"unknown backend {backend!r}: choose one of {', '.join(BACKENDS)}")
-    if backend == "reference":
+    wanted = choice(backend)
+    if wanted == "reference":
         return True
     # A traced call is left to the dispatcher, which finds the reference as well: the question cannot be traced.
     if torch.compiler.is_compiling() or has_native(name, device):
         return False
-    if backend == "native":
-        raise ValueError(f"backend 'native': tarq::{name} has no native kernel on {device}{_reason(name, device)}")
-    _warn(name, device)
+    if wanted == "native":
+        raise BackendError(f"backend 'native': tarq::{name} has no native kernel on {device}{reason(name, device)}")
+    warn_reference(name, device)
     return True
 
 
 @cache
-def _warn(name: str, device: str) -> None:
+def warn_reference(name: str, device: str) -> None:
+    """Say, once for each operator and device, that the reference runs where a kernel should."""
     warnings.warn(
-        f"tarq::{name} has no native kernel on {device}, where the slow reference runs instead{_reason(name, device)}",
+        f"tarq::{name} has no native kernel on {device}, where the slow reference runs instead{reason(name, device)}",
         RuntimeWarning,
         stacklevel=4,  # who called the operation
     )
 
 
-def _reason(name: str, device: str) -> str:
+def reason(name: str, device: str) -> str:
     """Why there is no kernel and the mend, to end a sentence; nothing where there could not be one."""
     if device == "cuda" and name in TRITON:
         return "" if find_spec("triton") else ": Triton is not installed; pip install triton"

@@ -1,6 +1,7 @@
 """tarq: tail-aware 4-bit quantization for speech recognizers.
 
-``tarq.quantize(model, calibration)``, ``tarq.save``, ``tarq.load``, ``tarq.transcribe``, ``tarq.evaluate``.
+``tarq.quantize(model, calibration)``, ``tarq.save``, ``tarq.load``, ``tarq.transcribe``, ``tarq.evaluate``;
+``tarq.plan`` for a dry run, ``tarq.pool`` for calibration utterances.
 Names are imported when first used, so ``import tarq`` is quick.
 """
 
@@ -12,16 +13,42 @@ from typing import TYPE_CHECKING, Any
 from tarq.version import __version__
 
 if TYPE_CHECKING:
-    from tarq.api import evaluate, load, load_recognizer, quantize, save, transcribe
+    from tarq.api import evaluate, iter_transcripts, load, load_recognizer, plan, pool, quantize, save, transcribe
     from tarq.config import TarqConfig
-    from tarq.errors import CalibrationError, CheckpointError, DataError, ModelError, TarqError
+    from tarq.errors import (
+        CalibrationError,
+        CheckpointError,
+        ConfigError,
+        DataError,
+        ModelError,
+        OutputError,
+        TarqError,
+    )
     from tarq.linear import QuantLinear
     from tarq.report import Report
 
 _HOME = {
-    "api": ("evaluate", "load", "load_recognizer", "quantize", "save", "transcribe"),
+    "api": (
+        "evaluate",
+        "iter_transcripts",
+        "load",
+        "load_recognizer",
+        "plan",
+        "pool",
+        "quantize",
+        "save",
+        "transcribe",
+    ),
     "config": ("TarqConfig",),
-    "errors": ("CalibrationError", "CheckpointError", "DataError", "ModelError", "TarqError"),
+    "errors": (
+        "CalibrationError",
+        "CheckpointError",
+        "ConfigError",
+        "DataError",
+        "ModelError",
+        "OutputError",
+        "TarqError",
+    ),
     "linear": ("QuantLinear",),
     "report": ("Report",),
 }
@@ -30,16 +57,21 @@ _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 __all__ = [
     "CalibrationError",
     "CheckpointError",
+    "ConfigError",
     "DataError",
     "ModelError",
+    "OutputError",
     "QuantLinear",
     "Report",
     "TarqConfig",
     "TarqError",
     "__version__",
     "evaluate",
+    "iter_transcripts",
     "load",
     "load_recognizer",
+    "plan",
+    "pool",
     "quantize",
     "save",
     "transcribe",

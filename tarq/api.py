@@ -1,36 +1,48 @@
-"""What ``import tarq`` offers: quantize, save, load, transcribe, evaluate."""
+"""What ``import tarq`` offers: plan, quantize, save, load, transcribe, iter_transcripts, evaluate, pool."""
 
 from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoFeatureExtractor, AutoProcessor, AutoTokenizer, PreTrainedModel
+from transformers import AutoFeatureExtractor, AutoProcessor, AutoTokenizer, FeatureExtractionMixin, PreTrainedModel
 
 from tarq import distributed
 from tarq.checkpoint import compressed_tensors as checkpoint
 from tarq.config import TarqConfig
-from tarq.data.audio import read_audio
-from tarq.data.corpora.registry import first_usable, load_utterances, sample_utterances
+from tarq.data.audio import Audio, Encoded
+from tarq.data.corpora.registry import load_utterances
+from tarq.data.hub import is_dataset
 from tarq.data.intake import Intake
+from tarq.data.pools import read_ids
+from tarq.data.sampling import first_usable, sample_utterances
+from tarq.data.speech import DrawnPool, Speech, draw
 from tarq.data.utterance import Utterance
 from tarq.errors import DataError, ModelError
 from tarq.linear import use_int8_activations
+from tarq.method.arms import Arms
 from tarq.method.metrics import Metric
+from tarq.method.residuals import Residual
+from tarq.method.solvers import Solver
 from tarq.models.base import Recognizer
+from tarq.models.features import check_settings
 from tarq.models.registry import adapt, family_of, model_class
 from tarq.models.types import Batch
+from tarq.models.wrappers import unwrapped
+from tarq.planning import Plan, make_plan, shapes_only
 from tarq.report import FILE_NAME, Report, Reporter, peak_memory
 from tarq.scoring.run import Evaluation, by_language, evaluate_models
 from tarq.speech.calibration import calibration_set
-from tarq.speech.transcription import transcribe_waveforms
+from tarq.speech.transcription import transcribe_files
 from tarq.version import __version__
+from tarq.walk.plan import check_fits, check_weights
+from tarq.walk.plan import plan as plan_layers
 from tarq.walk.walk import quantize_model
 
 #: Speech: a corpus by its name (``tarq.data.corpora.registry.load_utterances``), or its utterances.
@@ -59,7 +71,7 @@ def load_recognizer(
     *,
     dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
-    language: str = "en",
+    language: str | None = None,
     int8_activations: bool = False,
     offload: bool = False,
 ) -> Recognizer:
@@ -69,7 +81,7 @@ def load_recognizer(
         source: folder or hub id, full precision or packed.
         dtype: of the computation; see :func:`load`.
         device: where the model goes.
-        language: of the speech.
+        language: of the speech; when not given, what the checkpoint itself names, or English.
         int8_activations: round the inputs of layers of at most 4 bits to 8 bits, group by group: faster on a CPU, less
             exact.
         offload: leave the model in RAM, in the dtype it has on ``device``; for :func:`quantize` with ``offload``.
@@ -103,7 +115,8 @@ def as_recognizer(
         tokenizer: found where the model comes from when not given.
         feature_extractor: likewise.
         processor: likewise; only audio-language models need one, and it holds the other two.
-        language: of the speech; when not given, a recognizer keeps the one it has, and others begin with English.
+        language: of the speech; when not given, a recognizer keeps the one it has, and others begin with what
+            the checkpoint itself names, or English.
         dtype: of the computation, of a model that is loaded here.
         device: of a model that is loaded here.
 
@@ -118,7 +131,8 @@ def as_recognizer(
             source: str | Path = model
             loaded, stored_dtype = checkpoint.load_model(source, model_class, dtype=dtype, device=device)
         else:
-            source, loaded, stored_dtype = model.config._name_or_path, model, model.dtype
+            loaded = unwrapped(model)
+            source, stored_dtype = loaded.config._name_or_path, loaded.dtype
         family = family_of(loaded.config.model_type, type(loaded).__name__)
         if family.needs_processor:
             family.check_installed()
@@ -130,19 +144,31 @@ def as_recognizer(
             processor = None
         recognizer = adapt(loaded, tokenizer, feature_extractor, stored_dtype, processor)
     if language is not None:
+        own = recognizer.own_language()
+        if language == "en" and own not in (None, "en"):  # the default everywhere, so perhaps nobody asked for it
+            raise ModelError(
+                f"the model's generation_config.json says that it transcribes {own!r}, not 'en': pass language={own!r} "
+                f"(--language {own}), or take forced_decoder_ids and language out of that file"
+            )
         recognizer.language = language
     return recognizer
 
 
 def _part(source: str | Path, name: str, given: Any, auto: Any) -> Any:
     """The tokenizer, feature extractor or processor given, or the one that lies beside the model."""
+    if given is not None:
+        return given
     try:
-        return given if given is not None else auto.from_pretrained(source)
+        if auto is not AutoTokenizer:
+            check_settings(FeatureExtractionMixin.get_feature_extractor_dict(source)[0], source)
+        return auto.from_pretrained(source)
+    except ModelError:
+        raise
     except Exception as error:  # transformers raises OSError, ValueError, TypeError … for a missing file
         raise ModelError(f"{source}: no {name} there ({error}); pass {name}=… or add its files") from error
 
 
-@distributed.together()
+@distributed.raise_everywhere()
 def quantize(
     model: PreTrainedModel | Recognizer,
     calibration: Data | Mapping[str, Data] | None,
@@ -152,6 +178,8 @@ def quantize(
     feature_extractor: Any = None,
     processor: Any = None,
     metric: Metric | None = None,
+    residual: Residual | None = None,
+    solver: Solver | None = None,
     offload: str | torch.device | None = None,
     reporter: Reporter | None = None,
 ) -> Report:
@@ -168,7 +196,10 @@ def quantize(
         tokenizer: found where the model was loaded from when not given.
         feature_extractor: likewise.
         processor: likewise; see :func:`as_recognizer`.
-        metric: takes the place of the one the configuration names: a weight for every position, say.
+        metric: takes the place of the one the configuration names: a weight for every position, say
+            (:class:`tarq.method.metrics.Metric`).
+        residual: likewise: where the codes aim (:class:`tarq.method.residuals.Residual`).
+        solver: likewise: how the codes are chosen (:class:`tarq.method.solvers.Solver`).
         offload: device that blocks go to one at a time to be quantized, while the model and its hidden states stay
             where the model is; None to quantize there.
         reporter: hears of progress.
@@ -182,6 +213,9 @@ def quantize(
     """
     config = config or TarqConfig()
     reporter = reporter or Reporter()
+    arms = Arms.of(config.to_dict(), metric, residual, solver)
+    if arms.reads_audio:
+        check_calibration(calibration, config)
     recognizer = as_recognizer(model, tokenizer, feature_extractor, processor=processor, language=config.language)
     if recognizer.is_quantized:
         raise ModelError("the model is quantized already: load the full-precision one")
@@ -190,33 +224,39 @@ def quantize(
     device = recognizer.device if offload is None else torch.device(offload)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
+    notes += recognizer.check()
     if device.type == "cpu" and recognizer.dtype == torch.float16:
         recognizer.model.float()
         notes.append("computed in float32: float16 is slow and overflows on a CPU")
+    if recognizer.dtype == torch.float64:
+        recognizer.model.float()
+        notes.append("computed in float32: a checkpoint stores no float64")
     config = config.with_scale_dtype(recognizer.stored_dtype)
+    # Whatever shapes and weights forbid is told before any audio is read.
+    check_fits(plan_layers(recognizer, config))
+    check_weights(recognizer, config)
     batches: list[Batch] = []
     summary: dict[str, Any] = {}
-    if config.needs_statistics:
-        if calibration is None:
-            raise ModelError(f"{config.method} needs calibration speech: pass a manifest or another corpus")
+    if calibration is not None and arms.reads_audio:
         with torch.no_grad():
-            intake = Intake(config.max_bad)
             corpora = dict(calibration) if isinstance(calibration, Mapping) else {"speech": calibration}
+            intake = next((d.intake for d in corpora.values() if isinstance(d, Speech)), Intake(config.max_bad))
             speech = {label: _utterances(data, intake) for label, data in corpora.items()}
             batches, summary, left_out = calibration_set(recognizer, speech, config, reporter, intake)
-        names = {label: str(d) if isinstance(d, str | Path) else "utterances" for label, d in corpora.items()}
+        names = {label: _name(d) for label, d in corpora.items()}
         summary["source"] = names if isinstance(calibration, Mapping) else names["speech"]
         notes += left_out
-    if metric is not None:
-        notes.append(f"metric given by the caller in place of the configuration's: {type(metric).__name__}")
+    for kind, given in (("metric", metric), ("residual", residual), ("solver", solver)):
+        if given is not None:
+            notes.append(f"{kind} given by the caller in place of the configuration's: {type(given).__name__}")
     for note in notes:
         reporter.note(note)
     outside = recognizer.left_out()
     before = recognizer.linear_bytes()
     began = time.monotonic()
-    layers = quantize_model(recognizer, batches, config, reporter, metric, device)
+    layers = quantize_model(recognizer, batches, config, reporter, arms, device)
     recognizer.model.config.quantization_config = checkpoint.quantization_config(recognizer.model)
-    peaks = distributed.gathered([peak_memory(device)])
+    peaks = distributed.all_gather([peak_memory(device)])
     return Report(
         model=str(recognizer.model.config._name_or_path),
         config=config.to_dict(),
@@ -265,7 +305,7 @@ def save(
     extras = model.parts
     if report is not None:
         extras.append(_ReportFile(report))
-    with distributed.together():
+    with distributed.raise_everywhere():
         if distributed.rank() == 0:
             checkpoint.save(model.model, path, extras=extras, overwrite=overwrite)
 
@@ -284,7 +324,7 @@ class _ReportFile:
 
 def transcribe(
     model: PreTrainedModel | Recognizer | str | Path,
-    audio: Sequence[str | Path],
+    audio: Sequence[Audio],
     *,
     tokenizer: Any = None,
     feature_extractor: Any = None,
@@ -297,7 +337,7 @@ def transcribe(
 
     Args:
         model: a transformers model, a recognizer, a folder or a hub id.
-        audio: files.
+        audio: files, by their paths or in memory (``tarq.data.audio.Encoded``).
         tokenizer: found where the model was loaded from when not given.
         feature_extractor: likewise.
         processor: likewise; see :func:`as_recognizer`.
@@ -309,14 +349,49 @@ def transcribe(
         DataError: a file cannot be read.
         ModelError: the model is not usable.
     """
+    texts = []
+    parts = {"tokenizer": tokenizer, "feature_extractor": feature_extractor, "processor": processor}
+    for _, text in iter_transcripts(model, audio, **parts, language=language, batch_size=batch_size, reporter=reporter):
+        if isinstance(text, DataError):
+            raise text
+        texts.append(text)
+    return texts
+
+
+def iter_transcripts(
+    model: PreTrainedModel | Recognizer | str | Path,
+    audio: Sequence[Audio],
+    *,
+    tokenizer: Any = None,
+    feature_extractor: Any = None,
+    processor: Any = None,
+    language: str | None = None,
+    batch_size: int = 4,
+    reporter: Reporter | None = None,
+) -> Iterator[tuple[Path | Encoded, str | DataError]]:
+    """:func:`transcribe` file by file: each with its transcript as it is done, or with why it cannot be read.
+
+    Args:
+        model: see :func:`transcribe`, like all others.
+        audio: files.
+        tokenizer: found where the model was loaded from when not given.
+        feature_extractor: likewise.
+        processor: likewise; see :func:`as_recognizer`.
+        language: of the speech; likewise.
+        batch_size: windows a forward pass takes at once.
+        reporter: hears of progress.
+
+    Raises:
+        ModelError: the model is not usable.
+    """
     recognizer = as_recognizer(model, tokenizer, feature_extractor, processor=processor, language=language)
-    waveforms = [read_audio(Path(a), recognizer.sampling_rate) for a in audio]
     reporter = reporter or Reporter()
-    reporter.phase("transcribing", len(waveforms))
-    return transcribe_waveforms(recognizer, waveforms, batch_size, reporter)
+    reporter.phase("transcribing", len(audio))
+    files = [a if isinstance(a, Encoded) else Path(a) for a in audio]
+    yield from transcribe_files(recognizer, files, batch_size, reporter)
 
 
-@distributed.together()
+@distributed.raise_everywhere()
 def evaluate(
     models: Mapping[str, PreTrainedModel | Recognizer | str | Path],
     data: Mapping[str, Data],
@@ -360,10 +435,14 @@ def evaluate(
     }
     config.frequencies()  # refused now, not after the work is done
     reporter = reporter or Reporter()
-    found = {label: (intakes or {}).get(label) or Intake(config.max_bad) for label in data}
-    sets = {}
+    found = {
+        label: (intakes or {}).get(label) or getattr(d, "intake", None) or Intake(config.max_bad)
+        for label, d in data.items()
+    }
+    sets, calibrated = {}, {}
     for label, d in data.items():
         utterances = _utterances(d, found[label])
+        calibrated[label] = list(_calibrated_on(recognizers, utterances))
         reporter.phase(f"reading {label}")
         # Every file is looked at before any work is done, so that a broken one does not end it in the middle.
         if samples is not None:
@@ -390,10 +469,98 @@ def evaluate(
                 scores,
                 bad=dict(intake.bad),
                 left_out=dict(intake.left_out),
-                notes=intake.notes() + scores.notes,
+                notes=calibrated[label] + intake.notes() + scores.notes,
             )
     return result
 
 
+def pool(
+    corpora: Data | Mapping[str, Data],
+    config: TarqConfig | None = None,
+    *,
+    max_duration: float | None = 30.0,
+    reporter: Reporter | None = None,
+) -> DrawnPool:
+    """Draw a calibration pool and count its rare words; its ``utterances`` are calibration for :func:`quantize`.
+
+    Args:
+        corpora: transcribed speech: a corpus by its name, utterances, or label to such for several corpora.
+        config: ``pool``, ``ids``, ``samples``, ``seed``, ``max_bad`` and what says which words are rare are read
+            from it.
+        max_duration: longer utterances are left out (seconds); None takes any.
+        reporter: hears of progress.
+
+    Raises:
+        DataError: a corpus is not usable, or the kind of pool does not go with the number of corpora.
+    """
+    config = config or TarqConfig()
+    named = dict(corpora) if isinstance(corpora, Mapping) else {"speech": corpora}
+    intake = next((d.intake for d in named.values() if isinstance(d, Speech)), Intake(config.max_bad))
+    speech = {
+        label: d if isinstance(d, Speech) else Speech(_utterances(d, intake), _name(d), intake)
+        for label, d in named.items()
+    }
+    return draw(speech, config, max_duration=max_duration, reporter=reporter)
+
+
+def plan(
+    model: PreTrainedModel | Recognizer | str | Path,
+    config: TarqConfig | None = None,
+    *,
+    tokenizer: Any = None,
+    feature_extractor: Any = None,
+    processor: Any = None,
+    device: str | torch.device = "cpu",
+) -> Plan:
+    """What :func:`quantize` will do to a model: each layer's group size or why it is left, sizes, time, memory.
+
+    Only shapes are looked at: of a folder or a hub id no weights are loaded, and no audio is read.
+
+    Args:
+        model: a transformers model, a recognizer, a folder or a hub id.
+        config: of the run; TARQ at W4G128 by default.
+        tokenizer: found where the model comes from when not given.
+        feature_extractor: likewise.
+        processor: likewise; see :func:`as_recognizer`.
+        device: whose speed and memory the estimate is for.
+
+    Raises:
+        ModelError: there is no usable model, it is quantized already, or a name to ignore matches no layer.
+    """
+    shapes = shapes_only(model) if isinstance(model, str | Path) else model
+    recognizer = as_recognizer(shapes, tokenizer, feature_extractor, processor=processor)
+    return make_plan(recognizer, config or TarqConfig(), device)
+
+
+def check_calibration(calibration: Data | Mapping[str, Data] | None, config: TarqConfig) -> None:
+    """See that what a run is calibrated on, and by, is there: before a model is loaded.
+
+    Raises:
+        DataError: a file of ids or of word frequencies is not usable, or a language has no frequencies.
+        ModelError: there is no calibration speech for a method that needs some.
+    """
+    if calibration is None or len(calibration) == 0:
+        raise ModelError(f"{config.method} needs calibration speech: pass a manifest or another corpus (--calibration)")
+    config.frequencies()
+    if config.ids is not None:
+        read_ids(Path(config.ids))
+
+
+def _calibrated_on(models: Mapping[str, Recognizer], utterances: Sequence[Utterance]) -> Iterator[str]:
+    """Models whose calibration shares audio with a set, which flatters them."""
+    for name, recognizer in models.items():
+        folder = Path(str(recognizer.model.config._name_or_path))
+        if not (folder / FILE_NAME).is_file():
+            continue
+        used = set(Report.read(folder).calibration.get("origins", ()))
+        if seen := sum(u.origin in used for u in utterances):
+            yield f"{name} was calibrated on {seen} of its {len(utterances)} utterances"
+
+
+def _name(data: Data) -> str:
+    """What a report calls speech: its corpus's name, where it has one."""
+    return str(data) if isinstance(data, str | Path) else getattr(data, "source", "utterances")
+
+
 def _utterances(data: Data, intake: Intake) -> Sequence[Utterance]:
-    return load_utterances(data, intake) if isinstance(data, str | Path) else data
+    return load_utterances(data, intake) if isinstance(data, str | Path) or is_dataset(data) else data

@@ -1,21 +1,31 @@
-"""Every choice of a quantization run, in one dataclass; the CLI, the report and a rerun derive from it."""
+"""Every choice of a quantization run; the command line, the report and a rerun derive from it.
+
+A choice is a field with its help, its panel and the values it takes (:mod:`tarq.option`). Fields are gathered by
+concern: :class:`Lattice`, :class:`Method`, :class:`Words`, :class:`Pool`, :class:`Resources`. :class:`TarqConfig` is
+all of them, flat; whoever needs one concern takes that class.
+"""
+
+# ruff: noqa: RUF009 - option() is dataclasses.field() with what the field says of itself
 
 from __future__ import annotations
 
-import math
+import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal, get_args
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal, Self, get_args
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
-from tarq.kernels.scheme import ScaleRule, Scheme
-from tarq.words.frequencies import Frequencies, frequencies
-from tarq.words.normalize import Normalizer, get_normalizer
+    from tarq.kernels.scheme import Scheme
+    from tarq.words.frequencies import Frequencies
+    from tarq.words.normalize import Normalizer
 
-Method = Literal["tarq", "gptq", "rtn"]
-MetricName = Literal["rarebal", "plain", "random", "common"]
-SolverName = Literal["sweep", "rtn"]
+from tarq.errors import ConfigError
+from tarq.method.registry import METRICS, RESIDUALS, SOLVERS
+from tarq.option import POSITIVE, Checked, option, options
+
+ScaleRule = Literal["absmax", "minmax", "mse"]
 TailPositions = Literal["input", "target", "either"]
 Timestamps = Literal["without", "with", "alternate"]
 FrameTags = Literal["auto", "none", "aligned"]
@@ -24,19 +34,41 @@ Normalization = Literal["auto", "english", "basic", "none"]
 ActOrder = Literal["none", "static"]
 PoolKind = Literal["uniform", "r-top", "r-mix", "r-cross"]
 ScaleDtype = Literal["auto", "float16", "bfloat16", "float32"]
-RESIDUALS = ("cross-fitted", "least-squares", "paper", "none")
 
-#: What the named methods switch on and off; everything else is the same path.
+#: What the named methods set; everything else is the same path. What a preset leaves out keeps its default.
 PRESETS: dict[str, dict[str, Any]] = {
     "tarq": {"metric": "rarebal", "residual": "cross-fitted", "solver": "sweep"},
     "gptq": {"metric": "plain", "residual": "none", "solver": "sweep"},
     "rtn": {"metric": "plain", "residual": "none", "solver": "rtn"},
+    # arXiv 2605.27808, pinned, whatever the defaults come to be.
+    "tarq-paper": {
+        # What the paper says: RareBAL at c = 1 without a cap, rare below Zipf 3, the residual's direction from the
+        # unweighted cross-moment with its own α, scales by its eq. 1, GPTQ's sweep with damping 0.01 in natural order.
+        "metric": "rarebal",
+        "cost_ratio": 1.0,
+        "max_lambda": None,
+        "tail_threshold": 3.0,
+        "residual": "paper",
+        "symmetric": True,
+        "scale_rule": "minmax",
+        "solver": "sweep",
+        "damp": 0.01,
+        "act_order": "none",
+        # Our reading: it tags tokens and weighs x_t by the token at t, which is the one read; it says nothing of
+        # padding, so those frames count like any other; and it has tags from transcripts alone, so none on frames.
+        "tail_positions": "input",
+        "padding_weight": 1.0,
+        "frame_tags": "none",
+    },
 }
+
+#: Headings of the command line.
+METHOD, CALIBRATION, CHECKPOINT, RESOURCES = "Method", "Calibration", "Checkpoint", "Resources"
 
 
 @dataclass(frozen=True)
-class TarqConfig:
-    """Configuration of one quantization run. ``TarqConfig()`` is TARQ at W4G128.
+class Lattice(Checked):
+    """What weights are rounded to, and which are.
 
     Attributes:
         bits: 2, 3, 4 or 8 bits a weight.
@@ -44,6 +76,42 @@ class TarqConfig:
             64, 32, 16, 8 that does, and the report says so.
         symmetric: zero point fixed at the middle code; False for an integer zero point per group.
         scale_rule: ``absmax``, ``minmax`` (paper eq. 1) or ``mse``; see :class:`tarq.kernels.scheme.Scheme`.
+        scale_dtype: dtype scales are stored in; ``auto`` is the dtype the checkpoint was stored in.
+        ignore: names of Linear layers to leave alone; a name matches the layer or everything below it.
+    """
+
+    bits: int = option(4, METHOD, "Bits a weight: 2, 3, 4 or 8.", "int", choices=(2, 3, 4, 8))
+    group_size: int = option(128, METHOD, "Input features that share a scale.", "int", low=1, high=1 << 20)
+    symmetric: bool = option(
+        True, METHOD, "An integer zero point per group, instead of one fixed in the middle.", "bool"
+    )
+    scale_rule: ScaleRule = option(
+        "absmax", METHOD, "How a group's scale is chosen: absmax, minmax (paper eq. 1) or mse.", ScaleRule
+    )
+    scale_dtype: ScaleDtype = option(
+        "auto", CHECKPOINT, "Scales are stored in auto (as the model is), float16, bfloat16 or float32.", ScaleDtype
+    )
+    ignore: tuple[str, ...] = option((), CHECKPOINT, "Leave this layer or block alone (repeatable).", "names")
+
+    def scheme(self, group_size: int | None = None) -> Scheme:
+        """The lattice, with the group size a layer really gets."""
+        from tarq.kernels.scheme import Scheme
+
+        return Scheme(self.bits, group_size or self.group_size, self.symmetric, self.scale_rule)
+
+    def with_scale_dtype(self, stored: torch.dtype) -> Self:
+        """``auto`` replaced by the dtype the checkpoint was stored in."""
+        if self.scale_dtype != "auto":
+            return self
+        name = str(stored).removeprefix("torch.")
+        return replace(self, scale_dtype=name if name in get_args(ScaleDtype) else "float32")
+
+
+@dataclass(frozen=True)
+class Method(Checked):
+    """How codes are chosen.
+
+    Attributes:
         metric: which positions count how much. ``rarebal`` (paper §3), ``plain`` (GPTQ), or the controls
             ``random`` (a random set of the tail's size) and ``common`` (such a set of common positions).
         cost_ratio: c of ``λ = c · tr(H_C) / tr(H_T)``; the paper has 1, a quarter measured better.
@@ -59,129 +127,48 @@ class TarqConfig:
         frame_tags: rows of audio are tagged by where the model itself hears a rare word (``aligned``: the best CTC
             path, or the decoder's attention to them), or not at all (``none``); ``auto`` is ``aligned`` for
             CTC models, which have no other positions, and ``none`` for the rest.
-        tail_threshold: a word is rare below this Zipf frequency (3 is one per million words).
-        language: of the word frequencies and of the prompt of a multilingual model; an utterance whose manifest
-            line has a ``language`` keeps its own.
-        word_frequencies: a file of words and counts that takes the place of ``wordfreq``'s lists, in every language.
-        timestamps: teach transcripts ``without`` times, ``with`` the times of their begin and end, or ``alternate``
-            from utterance to utterance (Whisper).
-        normalizer: text normaliser that cuts transcripts into words: ``english``, ``basic`` or ``none``;
-            ``auto`` is ``english`` for English and ``basic`` for other languages.
-        transcripts: teacher-force on ``reference`` transcripts (the model's own where one is missing), or
-            on the model's ``self``-made full-precision hypotheses throughout.
         padding_weight: weight of encoder frames beyond the end of the audio.
-        scale_dtype: dtype scales are stored in; ``auto`` is the dtype the checkpoint was stored in.
-        ignore: names of Linear layers to leave alone; a name matches the layer or everything below it.
-        pool: which utterances are drawn: ``uniform``, or by their share of rare words ``r-top``, ``r-mix`` or
-            ``r-cross`` (:mod:`tarq.data.pools`).
-        ids: a file that names the calibration utterances, of which then none are drawn: a pool's JSON (``tarq pool
-            --json``), a checkpoint or its report, or a text file with an id a line.
-        samples: calibration utterances drawn.
-        max_bad: broken audio files that may be left out, of the calibration speech or of each scored set.
-        batch_size: utterances a forward pass takes at once.
-        activation_memory: GB (1e9 bytes) for what one block's Linears read in full precision and what its parts came
-            to; what does not fit is computed again for each group of Linears. The result is the same.
-        seed: of the sampling of utterances and of the random controls.
-
-    Raises:
-        ValueError: a field is outside its choices; the message names it.
     """
 
-    bits: int = 4
-    group_size: int = 128
-    symmetric: bool = True
-    scale_rule: ScaleRule = "absmax"
-    metric: MetricName = "rarebal"
-    cost_ratio: float = 0.25
-    max_lambda: float | None = None
-    residual: str | float = "cross-fitted"
-    solver: SolverName = "sweep"
-    damp: float = 0.01
-    act_order: ActOrder = "none"
-    tail_positions: TailPositions = "target"
-    frame_tags: FrameTags = "auto"
-    tail_threshold: float = 3.0
-    language: str = "en"
-    word_frequencies: str | None = None
-    timestamps: Timestamps = "without"
-    normalizer: str = "auto"
-    transcripts: Transcripts = "reference"
-    padding_weight: float = 0.1
-    scale_dtype: ScaleDtype = "auto"
-    ignore: tuple[str, ...] = field(default=())
-    pool: PoolKind = "uniform"
-    ids: str | None = None
-    samples: int = 128
-    max_bad: int = 0
-    batch_size: int = 4
-    activation_memory: float = 4.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        self.scheme()  # checks bits, group_size and scale_rule
-        choices = {
-            "metric": MetricName,
-            "solver": SolverName,
-            "act_order": ActOrder,
-            "tail_positions": TailPositions,
-            "frame_tags": FrameTags,
-            "timestamps": Timestamps,
-            "transcripts": Transcripts,
-            "normalizer": Normalization,
-            "pool": PoolKind,
-            "scale_dtype": ScaleDtype,
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in get_args(allowed):
-                raise ValueError(f"{name} must be one of {', '.join(get_args(allowed))}, not {getattr(self, name)!r}")
-        if isinstance(self.residual, str) and self.residual not in RESIDUALS:
-            raise ValueError(f"residual must be {', '.join(RESIDUALS)} or a number, not {self.residual!r}")
-        if not isinstance(self.residual, str) and not math.isfinite(self.residual):
-            raise ValueError(f"residual must be a finite number, not {self.residual}")
-        for name in ("cost_ratio", "damp", "padding_weight", "activation_memory"):
-            if not 0 <= getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} must be a non-negative number, not {getattr(self, name)}")
-        if self.max_lambda is not None and self.max_lambda <= 0:
-            raise ValueError(f"max_lambda must be positive, not {self.max_lambda}")
-        for name in ("samples", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, not {getattr(self, name)}")
-        if self.ids is not None and self.pool != "uniform":
-            raise ValueError(f"ids say which utterances, and so does pool {self.pool}: leave one out")
-        if self.max_bad < 0:
-            raise ValueError(f"max_bad must be a non-negative number, not {self.max_bad}")
-        object.__setattr__(self, "ignore", tuple(self.ignore))
-
-    @classmethod
-    def preset(cls, method: str, **overrides: Any) -> TarqConfig:
-        """The configuration of a named method (``tarq``, ``gptq``, ``rtn``) with fields overridden.
-
-        Raises:
-            ValueError: the method or a field is unknown.
-        """
-        if method not in PRESETS:
-            raise ValueError(f"method must be one of {', '.join(PRESETS)}, not {method!r}")
-        return cls.from_dict(PRESETS[method] | overrides)
-
-    @classmethod
-    def from_dict(cls, fields: dict[str, Any]) -> TarqConfig:
-        """The inverse of :meth:`to_dict`, so that a run can be redone from its report."""
-        unknown = set(fields) - set(cls.__dataclass_fields__)
-        if unknown:
-            raise ValueError(f"unknown configuration fields: {', '.join(sorted(unknown))}")
-        return cls(**fields)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON."""
-        return asdict(self) | {"ignore": list(self.ignore)}
-
-    @property
-    def method(self) -> str:
-        """The preset these switches equal, or ``custom``."""
-        for name, fields in PRESETS.items():
-            if all(getattr(self, key) == value for key, value in fields.items()):
-                return name
-        return "custom"
+    metric: str = option(
+        "rarebal",
+        METHOD,
+        "Which positions count how much: rarebal, plain (GPTQ), or the controls random and common.",
+        "choice",
+        choices=tuple(METRICS),
+    )
+    cost_ratio: float = option(0.25, METHOD, "c of RareBAL; the paper has 1.", "float", low=0, high=10**6)
+    max_lambda: float | None = option(
+        None, METHOD, "Cap on RareBAL's λ.", "float", low=POSITIVE, high=10**12, optional=True
+    )
+    residual: str | float = option(
+        "cross-fitted",
+        METHOD,
+        "Correction for the layers quantized before: cross-fitted, least-squares, paper, none, or a number (a fixed "
+        "α).",
+        "residual",
+        choices=tuple(RESIDUALS),
+        low=0,
+        high=10,
+    )
+    solver: str = option(
+        "sweep",
+        METHOD,
+        "How codes are chosen: sweep (GPTQ's) or rtn (nearest).",
+        "choice",
+        choices=tuple(SOLVERS),
+    )
+    damp: float = option(0.01, METHOD, "Damping, as a share of the metric's mean diagonal.", "float", low=0, high=100)
+    act_order: ActOrder = option("none", METHOD, "Order of the columns: none (as they are) or static.", ActOrder)
+    tail_positions: TailPositions = option(
+        "target", METHOD, "A position is rare by its input token, its target token, or either.", TailPositions
+    )
+    frame_tags: FrameTags = option(
+        "auto", METHOD, "Tag rows of audio: aligned, none, or auto (aligned for CTC, none elsewhere).", FrameTags
+    )
+    padding_weight: float = option(
+        0.1, METHOD, "Weight of encoder frames beyond the end of the audio.", "float", low=0, high=10**6
+    )
 
     @property
     def corrects_drift(self) -> bool:
@@ -193,32 +180,178 @@ class TarqConfig:
         """Whether any calibration audio is read: rounding to nearest looks at the weights alone."""
         return self.solver != "rtn" or self.corrects_drift
 
-    def text_normalizer(self, spelling: Mapping[str, str] | None = None) -> Normalizer:
+
+@dataclass(frozen=True)
+class Words(Checked):
+    """Which words are rare.
+
+    Attributes:
+        tail_threshold: a word is rare below this Zipf frequency (3 is one per million words).
+        language: of the word frequencies and of the prompt of a multilingual model; an utterance whose manifest
+            line has a ``language`` keeps its own.
+        word_frequencies: a file of words and counts that takes the place of ``wordfreq``'s lists, in every language.
+        normalizer: text normaliser that cuts transcripts into words: ``english``, ``basic`` or ``none``;
+            ``auto`` is ``english`` for English and ``basic`` for other languages.
+    """
+
+    tail_threshold: float = option(
+        3.0, CALIBRATION, "A word is rare below this Zipf frequency.", "float", low=0, high=12
+    )
+    language: str = option(
+        "en", CALIBRATION, "Of the speech: word frequencies, and the prompt of a multilingual model.", "language"
+    )
+    word_frequencies: str | None = option(
+        None,
+        CALIBRATION,
+        "A file of words and counts in place of wordfreq's list for the language.",
+        "path",
+        optional=True,
+    )
+    normalizer: str = option(
+        "auto", CALIBRATION, "Cuts transcripts into words: auto (by language), english, basic or none.", Normalization
+    )
+
+    def text_normalizer(self, spelling: Mapping[str, str] | None = None, language: str | None = None) -> Normalizer:
         """The normaliser this configuration names, resolved by language.
 
         Args:
             spelling: British to American spellings, which Whisper's tokenizers carry; English only.
+            language: of the text; the configuration's by default.
         """
+        from tarq.words.normalize import get_normalizer
+
         name = self.normalizer
         if name == "auto":
-            name = "english" if self.language == "en" else "basic"
-        return get_normalizer(name, spelling if name == "english" else None)
+            primary = re.split("[-_]", language or self.language)[0].lower()
+            name = "english" if primary == "en" else "basic"
+        return get_normalizer(name, spelling if name == "english" else None, language or self.language)
 
-    def frequencies(self) -> Frequencies:
+    def frequencies(self, language: str | None = None) -> Frequencies:
         """Where the Zipf scores come from, checked.
+
+        Args:
+            language: of the words; the configuration's by default.
 
         Raises:
             DataError: the file of word frequencies is not usable, or wordfreq has no list for the language.
         """
-        return frequencies(self.language, self.word_frequencies)
+        from tarq.words.frequencies import frequencies
 
-    def scheme(self, group_size: int | None = None) -> Scheme:
-        """The lattice, with the group size a layer really gets."""
-        return Scheme(self.bits, group_size or self.group_size, self.symmetric, self.scale_rule)
+        return frequencies(language or self.language, self.word_frequencies)
 
-    def with_scale_dtype(self, stored: torch.dtype) -> TarqConfig:
-        """``auto`` replaced by the dtype the checkpoint was stored in."""
-        if self.scale_dtype != "auto":
-            return self
-        name = str(stored).removeprefix("torch.")
-        return self.from_dict(self.to_dict() | {"scale_dtype": name if name in get_args(ScaleDtype) else "float32"})
+
+@dataclass(frozen=True)
+class Pool(Checked):
+    """Which utterances are calibrated on, and what the model is taught of them.
+
+    Attributes:
+        pool: which utterances are drawn: ``uniform``, or by their share of rare words ``r-top``, ``r-mix`` or
+            ``r-cross`` (:mod:`tarq.data.pools`).
+        ids: a file that names the calibration utterances, of which then none are drawn: a pool's JSON (``tarq pool
+            --json``), a checkpoint or its report, or a text file with an id a line.
+        samples: calibration utterances drawn.
+        transcripts: teacher-force on ``reference`` transcripts (the model's own where one is missing), or
+            on the model's ``self``-made full-precision hypotheses throughout.
+        timestamps: teach transcripts ``without`` times, ``with`` the times of their begin and end, or ``alternate``
+            from utterance to utterance (Whisper).
+        max_bad: broken audio files that may be left out, of the calibration speech or of each scored set.
+        seed: of the sampling of utterances and of the random controls.
+    """
+
+    pool: PoolKind = option(
+        "uniform",
+        CALIBRATION,
+        "Which utterances are drawn: uniform (at random), or by their share of rare words r-top, r-mix or r-cross.",
+        PoolKind,
+    )
+    ids: str | None = option(
+        None,
+        CALIBRATION,
+        "Instead of drawing, take the utterances of a pool's --json, of a checkpoint, or of a file of ids.",
+        "path",
+        optional=True,
+    )
+    samples: int = option(128, CALIBRATION, "Utterances drawn.", "int", low=1, high=10**9)
+    transcripts: Transcripts = option(
+        "reference", CALIBRATION, "Taught are reference transcripts, or the model's own (self).", Transcripts
+    )
+    timestamps: Timestamps = option(
+        "without", CALIBRATION, "Teach transcripts without times, with them, or alternate (Whisper).", Timestamps
+    )
+    max_bad: int = option(
+        0, CALIBRATION, "Broken audio files to leave out (of each set) before giving up.", "int", low=0, high=10**9
+    )
+    seed: int = option(0, CALIBRATION, "Of what is drawn at random.", "int", low=0, high=2**63 - 1)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.ids is not None and self.pool != "uniform":
+            raise ConfigError(f"ids say which utterances, and so does pool {self.pool}: leave one out")
+
+
+@dataclass(frozen=True)
+class Resources(Checked):
+    """What a run may take; none of it changes the result, but for the order sums are made in.
+
+    Attributes:
+        batch_size: utterances a forward pass takes at once.
+        activation_memory: GB (1e9 bytes) for what one block's Linears read in full precision and what its parts came
+            to; what does not fit is computed again for each group of Linears. The result is the same.
+    """
+
+    batch_size: int = option(4, RESOURCES, "Utterances a forward pass takes at once.", "int", low=1, high=10**6)
+    activation_memory: float = option(
+        4.0,
+        RESOURCES,
+        "GB for activations within a block; what does not fit is computed again.",
+        "float",
+        low=0,
+        high=10**6,
+    )
+
+
+@dataclass(frozen=True)
+class TarqConfig(Resources, Pool, Words, Method, Lattice):
+    """Configuration of one quantization run. ``TarqConfig()`` is TARQ at W4G128.
+
+    Its fields are those of :class:`Lattice`, :class:`Method`, :class:`Words`, :class:`Pool` and :class:`Resources`,
+    where each is explained.
+
+    Raises:
+        ConfigError: a field is outside its choices; the message names it.
+    """
+
+    @classmethod
+    def preset(cls, method: str, **overrides: Any) -> TarqConfig:
+        """The configuration of a named method (a key of :data:`PRESETS`) with fields overridden.
+
+        Raises:
+            ConfigError: the method or a field is unknown.
+        """
+        if method not in PRESETS:
+            raise ConfigError(f"method must be one of {', '.join(PRESETS)}, not {method!r}")
+        return cls.from_dict(PRESETS[method] | overrides)
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> TarqConfig:
+        """The inverse of :meth:`to_dict`, so that a run can be redone from its report.
+
+        Raises:
+            ConfigError: a field is unknown, or its value is none of its own.
+        """
+        unknown = set(fields) - set(cls.__dataclass_fields__)
+        if unknown:
+            raise ConfigError(f"unknown configuration fields: {', '.join(sorted(map(str, unknown)))}")
+        return cls(**fields)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return {name: getattr(self, name) for name in options(self)} | {"ignore": list(self.ignore)}
+
+    @property
+    def method(self) -> str:
+        """The preset these switches equal, or ``custom``."""
+        for name, preset in PRESETS.items():
+            if all(getattr(self, key) == value for key, value in preset.items()):
+                return name
+        return "custom"

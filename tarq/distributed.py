@@ -1,7 +1,7 @@
-"""Several processes as one: dealing work out, adding moments up, ending together. All of torch.distributed is here.
+"""Several processes as one: sharing work out, adding sums up, failing together. All of torch.distributed is here.
 
-Every process runs the same program on the same data and comes to the same result; only work that is dealt out differs.
-In a single process every function here does nothing. Errors are handled by meetings: whatever processes tell each
+Every process runs the same program on the same data and comes to the same result; only work that is shared out differs.
+In a single process every function here does nothing. Errors are handled where processes meet: whatever they tell each
 other, they first tell whether they failed, so a process that failed goes to its next meeting and takes all with it.
 """
 
@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from tarq.errors import TarqError
-from tarq.method.moments import SIDES, Moments
 
 T = TypeVar("T")
 
@@ -45,27 +45,27 @@ def rank() -> int:
 
 
 @contextmanager
-def joined() -> Iterator[bool]:
+def process_group() -> Iterator[bool]:
     """Be one of the processes ``torchrun`` started, and end together; gives whether this is the first of them.
 
     Raises:
         Exception: what was raised inside, in any of them.
     """
     if not launched() or dist.is_initialized():
-        with together():
+        with raise_everywhere():
             yield rank() == 0
         return
     # Objects and CPU tensors go over gloo, CUDA tensors over nccl.
     dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     try:
-        with together():
+        with raise_everywhere():
             yield rank() == 0
     finally:
         dist.destroy_process_group()
 
 
 @contextmanager
-def together() -> Iterator[None]:
+def raise_everywhere() -> Iterator[None]:
     """An error in one process is raised in all of them: none waits for one that has left.
 
     Raises:
@@ -78,9 +78,9 @@ def together() -> Iterator[None]:
             setattr(error, _SHARED, True)
             where = f"process {rank()}: {type(error).__name__}: "
             kind = type(error) if isinstance(error, TarqError) else ProcessError
-            _exchange((kind, f"{'' if kind is type(error) else where}{error}"), None)
+            _exchange(_Failure(kind, f"{'' if kind is type(error) else where}{error}"))
         raise
-    _meet(None)
+    barrier()
 
 
 def is_shared(error: BaseException) -> bool:
@@ -93,13 +93,13 @@ def local_device(device: str) -> str:
     return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if device == "cuda" and launched() else device
 
 
-def dealt(items: Sequence[T]) -> Sequence[T]:
-    """This process's share: its rank's turn, round after round."""
+def shard(items: Sequence[T]) -> Sequence[T]:
+    """This process's share: every item whose turn its rank is, round after round."""
     return items[rank() :: world()]
 
 
-def gathered(own: Sequence[T], device: torch.device | str = "cpu") -> list[T]:
-    """Everybody's results of :func:`dealt` items, in the items' order.
+def all_gather(own: Sequence[T], device: torch.device | str = "cpu") -> list[T]:
+    """Everybody's results of :func:`shard` items, in the items' order.
 
     Args:
         own: picklable; results of this process.
@@ -107,50 +107,65 @@ def gathered(own: Sequence[T], device: torch.device | str = "cpu") -> list[T]:
     """
     if world() == 1:
         return list(own)
-    shares = _meet(list(own), device)
+    shares = _exchange(list(own), device)
     shares[rank()] = list(own)
     return [share[i] for i in range(max(map(len, shares))) for share in shares if i < len(share)]
 
 
-def from_first(make: Callable[[], T]) -> T:
+def broadcast(make: Callable[[], T]) -> T:
     """What the first process makes, given to all."""
-    return gathered([make()] if rank() == 0 else [])[0]
+    return all_gather([make()] if rank() == 0 else [])[0]
 
 
-def add_up(parts: Sequence[Moments]) -> None:
-    """Moments over each process's share of the calibration set become those over all of it, in place."""
+def barrier() -> None:
+    """Wait for the others; raises if one comes with an error instead."""
+    if world() > 1:
+        _exchange(None)
+
+
+def reduce(sums: Iterable[Tensor], to: int | None = None) -> None:
+    """Sums over each process's share of the work become those over all of it, in place.
+
+    Args:
+        sums: as many in each process, of the same shapes.
+        to: the one process that needs them, where it is one; in the others they are then of no use.
+    """
     if world() == 1:
         return
-    counts = _meet([part.positions for part in parts])
-    for i, part in enumerate(parts):
-        part.positions = {side: sum(theirs[i][side] for theirs in counts) for side in SIDES}
-        for sums in (part.hessian, part.cross or {}):
-            for side in sums:
-                dist.all_reduce(sums[side])
+    barrier()
+    for tensor in sums:
+        if to is None:
+            dist.all_reduce(tensor)
+        else:
+            dist.reduce(tensor, to)
 
 
-def _meet(payload: T, device: torch.device | str = "cpu") -> list[T]:
-    """Everybody's payload, by rank; raises if a process came with an error instead."""
-    if world() == 1:
-        return [payload]
-    # Not a plain pickle: tensors would come back on the sender's device.
-    data = io.BytesIO()
-    torch.save(payload, data)
-    return [
-        torch.load(io.BytesIO(their), map_location=device, weights_only=False)
-        for their in _exchange(None, data.getvalue())
+class _Failure:
+    """What a process brings to a meeting when it has failed."""
+
+    def __init__(self, kind: type[TarqError], text: str) -> None:
+        self.kind, self.text = kind, text
+
+
+def _exchange(own: Any, device: torch.device | str = "cpu") -> list[Any]:
+    """Everybody's payload, by rank. Raises what another process failed with, unless this one failed itself."""
+    # Not all_gather_object: tensors would come back on the sender's device.
+    file = io.BytesIO()
+    torch.save(own, file)
+    data = torch.frombuffer(bytearray(file.getbuffer()), dtype=torch.uint8)
+    sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(world())]
+    dist.all_gather(sizes, torch.tensor([len(data)]))
+    longest = max(int(size) for size in sizes)
+    shares = [torch.empty(longest, dtype=torch.uint8) for _ in sizes]
+    dist.all_gather(shares, torch.nn.functional.pad(data, (0, longest - len(data))))
+    payloads = [
+        torch.load(io.BytesIO(share[: int(size)].numpy().tobytes()), map_location=device, weights_only=False)
+        for share, size in zip(shares, sizes, strict=True)
     ]
-
-
-def _exchange(failure: tuple[type[TarqError], str] | None, data: bytes | None) -> list[bytes]:
-    """One round of telling: failure or data. Raises what another process failed with, unless this one failed itself."""
-    told: list = [None] * world()
-    dist.all_gather_object(told, (failure, data))
-    if failure is None:
-        for theirs, _ in told:
-            if theirs is not None:
-                kind, text = theirs
-                error = kind(text)
+    if not isinstance(own, _Failure):
+        for theirs in payloads:
+            if isinstance(theirs, _Failure):
+                error = theirs.kind(theirs.text)
                 setattr(error, _SHARED, True)
                 raise error
-    return [data for _, data in told]
+    return payloads

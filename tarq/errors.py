@@ -8,6 +8,10 @@ class TarqError(Exception):
     """Base of every error a user can mend; the command line prints it without a traceback."""
 
 
+class ConfigError(TarqError, ValueError):
+    """An option, or a field of the configuration, whose value cannot be used; the message names it."""
+
+
 class DataError(TarqError):
     """Audio, transcripts or word lists that cannot be used as given."""
 
@@ -22,3 +26,7 @@ class CheckpointError(TarqError):
 
 class CalibrationError(TarqError):
     """Calibration that cannot give usable statistics."""
+
+
+class OutputError(TarqError):
+    """A result file that cannot be written."""

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from tarq.kernels import w4_linear as packed_linear
 from tarq.kernels.scheme import Scheme
-from tarq.kernels.w4_linear import dequantize, pack, pack_zeros, packed_words, repack, w4_linear, w4_linear_int8
-from tarq.kernels.w4_linear.reference import w4_linear as reference
+from tarq.kernels.w4_linear import Config, PackedWeight, dequantize, pack, pack_zeros, packed_words
+from tarq.kernels.w4_linear.backends import as_stored
+
+#: What scales may be.
+SCALES = torch.float16, torch.bfloat16, torch.float32
 
 
 class QuantLinear(nn.Module):
@@ -25,23 +29,25 @@ class QuantLinear(nn.Module):
     - ``weight_zero_point`` int32 [ceil(N · bits / 32), ceil(K / group_size)], asymmetric schemes only
     - ``bias`` [N], if there is one
 
-    2, 3 and 4 bits run on the ``w4_linear`` kernels, 2 and 3 with their codes held in 4 bits each. 8 bits are right
-    but not accelerated: every call expands the weight.
+    A ``w4_linear`` backend computes it (:mod:`tarq.kernels.w4_linear.backends`), chosen when the layer is packed,
+    loaded or moved; ``TARQ_BACKEND`` is read then. ``backend`` names it, ``slow_because`` says what holds it back. The
+    package's own have kernels for 2, 3 and 4 bits; 8 bits are right but slow, as every call expands the weight.
 
     Casting the module (``.to(dtype)``, ``.half()``, ``.bfloat16()``) casts the bias only. Scales keep the dtype
     they were saved in, because rounding them would change the weights; loading a state dict adopts the dtype
     of its scales. Inside an autocast region activations are cast as ``nn.Linear`` casts them.
 
-    In memory the weights lie as the kernels read them (:meth:`prepack`, which packing, loading and moving do): 2- and
-    3-bit codes in nibbles, and on a GPU in the order of its kernels. The state dict stays as above, bit for bit.
-    Whoever sets the buffers by hand sets them as above and then calls :meth:`prepack`.
+    In memory the weights lie as the backend reads them (:meth:`prepack`, which packing, loading and moving do). The
+    state dict stays as above, bit for bit. Whoever sets the buffers by hand sets them as above and then calls
+    :meth:`prepack`; until then the reference computes the layer.
 
     Nothing here is trainable: packed weights, scales and bias are buffers. Gradients with respect to the input
     are computed (so layers around this one can be trained), through a weight expanded for the backward pass.
 
-    Setting ``int8_activations`` on a layer of at most 4 bits rounds its input to 8 bits, group by group
+    Setting ``int8_activations`` rounds the layer's input to 8 bits, group by group
     (:func:`~tarq.kernels.w4_linear.w4_linear_int8`): about twice as fast on a CPU, outputs off by about 0.7 % of
-    their norm, and without gradients. It is not part of the state dict.
+    their norm, and without gradients. It is not part of the state dict. :func:`use_int8_activations` sets it where
+    there is a kernel for it.
 
     There is no ``weight`` attribute: a dense copy made unnoticed would undo the packing. Use
     :meth:`dequantize`.
@@ -63,8 +69,10 @@ class QuantLinear(nn.Module):
     weight_shape: Tensor
     weight_zero_point: Tensor | None
     bias: Tensor | None
-    int8_activations: bool = False
-    prepacked: bool = False
+    backend: str | None = None
+    slow_because: str = ""
+    _held: tuple[int, str] | None = None  # bits and layout in memory, once prepacked
+    _int8: bool = False
 
     def __init__(
         self,
@@ -76,7 +84,7 @@ class QuantLinear(nn.Module):
         device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        if scale_dtype not in (torch.float16, torch.bfloat16, torch.float32):
+        if scale_dtype not in SCALES:
             raise ValueError(f"scale_dtype must be float16, bfloat16 or float32, not {scale_dtype}")
         self.in_features, self.out_features, self.scheme = in_features, out_features, scheme
         groups = -(-in_features // scheme.group_size)
@@ -113,7 +121,8 @@ class QuantLinear(nn.Module):
             bias: float [N] or None; kept in its dtype.
 
         Raises:
-            ValueError: a shape or dtype is not that, a code does not fit, or ``zeros`` contradicts the scheme.
+            ValueError: a shape or dtype is not that, a code does not fit, a scale is not finite, or ``zeros``
+                contradicts the scheme.
         """
         if (zeros is None) != scheme.symmetric:
             wanted = "None" if scheme.symmetric else "a tensor"
@@ -124,6 +133,8 @@ class QuantLinear(nn.Module):
         for name, tensor, shape in (("scales", scales, groups), ("zeros", zeros, groups), ("bias", bias, (rows,))):
             if tensor is not None and tuple(tensor.shape) != shape:
                 raise ValueError(f"{name} must have shape {list(shape)}, not {list(tensor.shape)}")
+        if not torch.isfinite(scales).all():
+            raise ValueError("scales must be finite: with others the layer's outputs would not be")
         layer = cls(columns, rows, scheme, bias=False, scale_dtype=scales.dtype, device="meta")
         layer.weight_packed = packed
         layer.weight_scale = scales.detach().contiguous()
@@ -137,28 +148,48 @@ class QuantLinear(nn.Module):
         """``x`` [..., K] to [..., N] in the dtype of ``x`` (under autocast, in autocast's dtype)."""
         if torch.is_autocast_enabled(x.device.type):
             x = x.to(torch.get_autocast_dtype(x.device.type))
+        weight = self.packed_weight()
+        backend = packed_linear.get(self.backend or "reference")
+        if self._int8:
+            return backend.run_int8(x, weight)
+        return packed_linear.multiply(backend, x, weight)
+
+    def packed_weight(self) -> PackedWeight:
+        """The layer's tensors as they lie in memory."""
         # The dictionary, not attributes: nn.Module looks buffers up last, half a microsecond each.
         tensors = self._buffers
-        layer = (
-            tensors["weight_packed"],
-            tensors["weight_scale"],
+        return PackedWeight(
+            tensors["weight_packed"],  # type: ignore[arg-type]
+            tensors["weight_scale"],  # type: ignore[arg-type]
             tensors["weight_zero_point"],
             tensors["bias"],
             self.in_features,
             self.scheme.group_size,
+            *(self._held or (self.scheme.bits, "stored")),
         )
-        if self.scheme.bits == 4 or self.prepacked:
-            product = w4_linear_int8 if self.int8_activations else w4_linear
-            return product(x, *layer)  # type: ignore[arg-type]
-        return reference(x, *layer, bits=self.scheme.bits)  # type: ignore[arg-type]
+
+    @property
+    def int8_activations(self) -> bool:
+        """Whether every call rounds its input to 8 bits."""
+        return self._int8
+
+    @int8_activations.setter
+    def int8_activations(self, value: bool) -> None:
+        if value != self._int8:
+            self.unprepack()
+            self._int8 = value
+            self.prepack()
+
+    @property
+    def prepacked(self) -> bool:
+        """Whether the weights lie as a backend reads them."""
+        return self._held is not None
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """The dense weight [N, K], computed in the scales' dtype, then cast to ``dtype`` if one is given."""
+        stored = self._as_stored()
         weight = dequantize(
-            *self._as_stored(),
-            self.in_features,
-            self.scheme.group_size,
-            self.scheme.bits,
+            stored.packed, stored.scale, stored.zeros, stored.in_features, stored.group_size, stored.bits
         )
         return weight if dtype is None else weight.to(dtype)
 
@@ -180,41 +211,35 @@ class QuantLinear(nn.Module):
         )
 
     def prepack(self, device: torch.device | None = None) -> None:
-        """Lay the weights out for the kernels of a device, the one they are on when not given.
+        """Choose the backend for a device, the one the weights are on when not given, and lay them out for it.
 
-        Codes of 2 and 3 bits go to nibbles (:func:`~tarq.kernels.w4_linear.repack`); for a GPU all of at most 4 bits
-        go to the order its kernels read (:func:`tarq.kernels.w4_linear.cuda.prepack`), if Triton is installed. Where
-        neither applies nothing happens. CPU kernels do not read a GPU's order.
+        Nothing happens where they are laid out already, or on ``meta``, where there are none.
+
+        Raises:
+            BackendError: ``TARQ_BACKEND`` is unknown, or what it names cannot run the layer.
+            ValueError: a buffer's shape, dtype or device does not fit; it is named.
         """
-        bits, packed, zeros = self.scheme.bits, self.weight_packed, self.weight_zero_point
-        gpu = (device or packed.device).type == "cuda" and find_spec("triton") is not None
-        if self.prepacked or packed.is_meta or bits > 4 or (bits == 4 and not gpu):
+        if self.prepacked or self.weight_packed.is_meta:
             return
-        if bits < 4:
-            packed, zeros = repack(packed, zeros, self.in_features, bits, 4)
-        layout = packed, self.weight_scale, zeros
-        if gpu:
-            from tarq.kernels.w4_linear.cuda import prepack
-
-            layout = prepack(*layout)
-        self.weight_packed, self.weight_scale, self.weight_zero_point = layout
-        self.prepacked = True
+        weight = self.packed_weight()
+        config = Config.of(weight, device or weight.packed.device, self._int8)
+        backend, self.slow_because = packed_linear.select(config)
+        self._hold(backend.prepack(weight))
+        self.backend = backend.name
 
     def unprepack(self) -> None:
-        """Undo :meth:`prepack`."""
-        self.weight_packed, self.weight_scale, self.weight_zero_point = self._as_stored()
-        self.prepacked = False
+        """Undo :meth:`prepack`: the buffers are those of a checkpoint again."""
+        if self.prepacked:
+            self._hold(self._as_stored())
+            self._held = self.backend = None
 
-    def _as_stored(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Codes, scales and zero points as the checkpoint has them."""
-        packed, scale, zeros = self.weight_packed, self.weight_scale, self.weight_zero_point
-        if self.prepacked and packed.dim() == 3:  # a GPU's order
-            from tarq.kernels.w4_linear.cuda import Prepacked, unprepack
+    def _hold(self, weight: PackedWeight) -> None:
+        self.weight_packed, self.weight_scale, self.weight_zero_point = weight[:3]
+        self.bias, self._held = weight.bias, (weight.bits, weight.layout)
 
-            packed, scale, zeros = unprepack(Prepacked(packed, scale, zeros), self.in_features)
-        if self.prepacked and self.scheme.bits < 4:
-            packed, zeros = repack(packed, zeros, self.in_features, 4, self.scheme.bits)
-        return packed, scale, zeros
+    def _as_stored(self) -> PackedWeight:
+        """The weight as the checkpoint has it."""
+        return as_stored(self.packed_weight()).widened(self.scheme.bits)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantLinear:
         self.unprepack()
@@ -229,12 +254,16 @@ class QuantLinear(nn.Module):
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if self.prepacked:
             names = "weight_packed", "weight_scale", "weight_zero_point"
-            for name, tensor in zip(names, self._as_stored(), strict=True):
+            for name, tensor in zip(names, self._as_stored(), strict=False):
                 if tensor is not None:
                     destination[prefix + name] = tensor
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         self.unprepack()
+        wrong = self._wrong_dtypes(state_dict, prefix)
+        if wrong:
+            args[-1].extend(wrong)  # the errors that load_state_dict raises
+            return
         scale = state_dict.get(f"{prefix}weight_scale")
         if scale is not None and scale.dtype != self.weight_scale.dtype:
             self.weight_scale = torch.empty_like(self.weight_scale, dtype=scale.dtype)
@@ -247,20 +276,56 @@ class QuantLinear(nn.Module):
         super()._load_from_state_dict(state_dict, prefix, *args)
         self.prepack()
 
+    def _wrong_dtypes(self, state_dict: dict[str, Any], prefix: str) -> list[str]:
+        """What to say of tensors that loading would cast without a word, or take as they are."""
+        words = (torch.int32,)
+        wanted = {"weight_packed": words, "weight_zero_point": words, "weight_scale": SCALES}
+        found = {prefix + name: (state_dict.get(prefix + name), dtypes) for name, dtypes in wanted.items()}
+        return [
+            f"{key} must be {' or '.join(str(d).removeprefix('torch.') for d in dtypes)}, not {tensor.dtype}"
+            for key, (tensor, dtypes) in found.items()
+            if tensor is not None and tensor.dtype not in dtypes
+        ]
 
-def use_int8_activations(model: nn.Module) -> int:
-    """Have each :class:`QuantLinear` that can round its input to 8 bits; returns how many do.
 
-    It takes at most 4 bits a weight and groups that the kernel has: 32, 64, a multiple of 128, or all inputs. The
-    other layers (groups of 16 where widths are no multiple of 32) go on as exact as they were.
+class Int8Layers(int):
+    """How many layers round their input to 8 bits, as an integer; ``exact`` are the names of those that do not."""
+
+    exact: tuple[str, ...] = ()
+
+
+def use_int8_activations(model: nn.Module) -> Int8Layers:
+    """Have each :class:`QuantLinear` that gains by it round its input to 8 bits.
+
+    It takes a backend that has a kernel for it: on a CPU at most 4 bits and groups of 32, 64, a multiple of 128, or all
+    inputs. The other layers (8 bits, groups of 16 where widths are no multiple of 32) go on as exact as they were.
+
+    Returns:
+        How many do, with the names of the others in ``exact``.
     """
-    layers = [m for m in model.modules() if isinstance(m, QuantLinear) and _takes_int8(m)]
-    for layer in layers:
-        layer.int8_activations = True
-    return len(layers)
+    rounded, exact = 0, []
+    for name, layer in model.named_modules():
+        if isinstance(layer, QuantLinear):
+            if _has_int8_kernel(layer):
+                layer.int8_activations = True
+                rounded += 1
+            else:
+                exact.append(name)
+    found = Int8Layers(rounded)
+    found.exact = tuple(exact)
+    return found
 
 
-def _takes_int8(layer: QuantLinear) -> bool:
-    group = layer.scheme.group_size
-    fits = group in (32, 64) or group % 128 == 0 or group >= layer.in_features
-    return layer.scheme.bits <= 4 and fits
+def _has_int8_kernel(layer: QuantLinear) -> bool:
+    """Whether a backend other than the reference runs the layer with int8 activations."""
+    config = Config.of(layer._as_stored(), layer.weight_packed.device, int8_activations=True)
+    return any(able for name, able, _ in packed_linear.survey(config) if name != "reference")
+
+
+def slow_layers(model: nn.Module) -> list[str]:
+    """What a user should know of layers that are right but slower than they could be: a sentence for each reason.
+
+    Such as 8 bits, which have no kernel, or a GPU or groups for which every call expands the weight.
+    """
+    reasons = Counter(m.slow_because for m in model.modules() if isinstance(m, QuantLinear) and m.slow_because)
+    return [f"{count} packed layers are slow: {reason}" for reason, count in reasons.items()]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tarq.errors import CheckpointError
+from tarq.method.figures import Figures
 
 if TYPE_CHECKING:
     import torch
@@ -16,8 +17,8 @@ FILE_NAME = "tarq_report.json"
 
 
 @dataclass
-class LayerReport:
-    """One Linear layer.
+class LayerReport(Figures):
+    """One Linear layer: what it is, and the :class:`~tarq.method.figures.Figures` of its solution.
 
     Attributes:
         name: qualified name in the model.
@@ -25,13 +26,6 @@ class LayerReport:
         shape: (out, in) features.
         bits: bits a weight; 0 when skipped.
         group_size: as used.
-        lam: λ; 1 is the plain metric.
-        alpha: α of the residual; 0 is none.
-        loss: squared output error of the rounding over squared output, in the metric (None for RTN).
-        shift: how far the residual moved the target, likewise.
-        damp: δ over mean(diag H), as used.
-        damp_retries: how often damping was raised.
-        dead_columns: inputs that were always zero.
         positions: calibration positions seen.
         tail_positions: those of them in the tail.
         skipped: why the layer was left in full precision, empty when it was not.
@@ -43,13 +37,6 @@ class LayerReport:
     shape: tuple[int, ...]
     bits: int = 0
     group_size: int = 0
-    lam: float = 1.0
-    alpha: float = 0.0
-    loss: float | None = None
-    shift: float | None = None
-    damp: float | None = None
-    damp_retries: int = 0
-    dead_columns: int = 0
     positions: int = 0
     tail_positions: int = 0
     skipped: str = ""

@@ -140,6 +140,48 @@ def quantizes_as_one(in_two: Callable, tmp_path: Path) -> Callable[..., None]:
 
 
 @pytest.fixture(scope="session")
+def walk_hidden_states() -> Callable[..., None]:
+    """The walk's hidden states behind every block are the model's own: in full precision before anything changes, and
+    on the quantized path those of the quantized model."""
+    import tarq
+    from tarq.report import Reporter
+    from tarq.walk.walk import Walk
+
+    def of_model(recognizer: Any, batch: Any) -> dict[str, torch.Tensor]:
+        """Behind each block, in one plain run of the model."""
+        seen: dict[str, list[torch.Tensor]] = {}
+
+        def keep(name: str) -> Callable:
+            return lambda module, args, out: seen.setdefault(name, []).append(out[0] if isinstance(out, tuple) else out)
+
+        blocks = [named for stage in recognizer.stages() for named in stage.blocks]
+        handles = [block.register_forward_hook(keep(name)) for name, block in blocks]
+        with torch.no_grad():
+            recognizer.logits(batch)
+        for handle in handles:
+            handle.remove()
+        assert seen.keys() == {name for name, _ in blocks}
+        return {name: torch.cat(pieces).flatten(0, -2) for name, pieces in seen.items()}
+
+    def check(recognizer: Any, batches: Sequence[Any], config: tarq.TarqConfig) -> None:
+        """Quantizes the recognizer's model; ``config`` needs a residual, or there is no full-precision path."""
+        before = [of_model(recognizer, batch) for batch in batches]
+        walked = [
+            [(block.name, p.full.hidden.flatten(0, -2), p.quantized.hidden.flatten(0, -2)) for p in block.pairs]
+            for block in Walk(recognizer, batches, config, Reporter()).blocks()
+        ]
+        after = [of_model(recognizer, batch) for batch in batches]
+        assert [block[0][0] for block in walked] == list(before[0])
+        for block in walked:
+            for (name, full, quantized), model_before, model_after in zip(block, before, after, strict=True):
+                torch.testing.assert_close(full, model_before[name], rtol=1e-3, atol=1e-4, msg=name)
+                torch.testing.assert_close(quantized, model_after[name], rtol=1e-3, atol=1e-4, msg=name)
+                assert not torch.allclose(full, quantized, rtol=1e-3, atol=1e-4)
+
+    return check
+
+
+@pytest.fixture(scope="session")
 def write_model() -> Callable[..., None]:
     """:func:`make_model`, for tests that want other widths."""
     return make_model

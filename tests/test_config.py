@@ -1,11 +1,14 @@
 """The configuration: presets, round trips, and every wrong field named."""
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
 
-from tarq.config import PRESETS, TarqConfig
+from tarq.config import PRESETS, Lattice, TarqConfig, Words
+from tarq.errors import TarqError
+from tarq.option import options
 
 
 def test_presets():
@@ -46,6 +49,70 @@ def test_a_wrong_field_is_named(fields):
     (name,) = fields
     with pytest.raises(ValueError, match=name):
         TarqConfig(**fields)
+
+
+#: Values that some field takes and most do not.
+ODD = [float("nan"), float("inf"), -float("inf"), -1, 0, 10**400, "x", "", "a\0b", None, True, [], [""], {}, b"x"]
+
+
+@pytest.mark.parametrize("name", options(TarqConfig))
+def test_every_field_names_itself_when_a_value_is_refused(name):
+    """NaN and infinity are no field's; whatever else is refused is refused by name, and what is taken is valid JSON."""
+    taken, refused = [], {}
+    for value in ODD:
+        try:
+            taken.append(TarqConfig(**{name: value}))
+        except TarqError as error:
+            refused[repr(value)] = str(error)
+    for value, message in refused.items():
+        assert (message.startswith(f"{name} must be "), message.endswith(f"not {value}")) == (True, True), message
+    for config in taken:
+        assert TarqConfig.from_dict(json.loads(json.dumps(config.to_dict(), allow_nan=False))) == config
+    assert len(taken) < 5
+    assert not any(getattr(config, name) in ODD[:3] for config in taken)
+
+
+def test_values_are_kept_in_the_fields_own_types():
+    import numpy as np
+
+    config = TarqConfig(samples=np.int64(3), cost_ratio=1, residual=0, ids=Path("a/b"), ignore=["x"])
+    assert (config.samples, config.cost_ratio, config.residual) == (3, 1.0, 0.0)
+    assert [type(v) for v in (config.samples, config.cost_ratio, config.residual)] == [int, float, float]
+    assert (config.ids, config.ignore) == ("a/b", ("x",))
+    with pytest.raises(ValueError, match="ignore must be a list"):
+        TarqConfig(ignore="model.encoder")  # not the letters of a name
+    with pytest.raises(ValueError, match="leave one out"):
+        TarqConfig(ids="a.json", pool="r-top")
+
+
+def test_a_concern_stands_alone():
+    """Whoever needs the words alone takes no more than those."""
+    assert Words(language="de").text_normalizer().name == "basic"
+    assert isinstance(TarqConfig(), Words)
+    assert Lattice(bits=3).scheme(32).group_size == 32
+    assert {name for base in TarqConfig.__bases__ for name in options(base)} == set(options(TarqConfig))
+
+
+def test_every_field_says_what_it_is_for():
+    for name, known in options(TarqConfig).items():
+        assert known.help.endswith("."), name
+        assert known.panel in ("Method", "Calibration", "Checkpoint", "Resources")
+
+
+def test_the_papers_preset_is_pinned():
+    """Whatever the defaults come to be, ``tarq-paper`` is what the paper says and how we read the rest of it."""
+    paper = TarqConfig.preset("tarq-paper")
+    assert (paper.cost_ratio, paper.residual, paper.scale_rule, paper.padding_weight) == (1.0, "paper", "minmax", 1.0)
+    assert (paper.tail_positions, paper.frame_tags, paper.damp, paper.tail_threshold) == ("input", "none", 0.01, 3.0)
+    assert TarqConfig.preset("tarq-paper", bits=3).method == "tarq-paper"
+    assert TarqConfig.preset("tarq-paper", cost_ratio=0.25).method == "custom"
+
+
+def test_language_is_an_argument():
+    config = TarqConfig()
+    assert config.text_normalizer(language="de").name == "basic"
+    assert config.text_normalizer(language="en-GB").name == "english"
+    assert (config.frequencies(), config.frequencies("de")) == ("en", "de")
 
 
 def test_the_normaliser_follows_the_language():

@@ -23,7 +23,8 @@ import numpy as np
 import torch
 
 import tarq
-from tarq.data.corpora.registry import load_utterances, sample_utterances
+from tarq.data.corpora.registry import load_utterances
+from tarq.data.sampling import sample_utterances
 from tarq.report import Reporter
 from tarq.scoring.bootstrap import Difference, Ratio, Resampled, resample
 from tarq.scoring.divergence import divergence, joined

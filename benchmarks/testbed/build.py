@@ -141,7 +141,8 @@ def score(
     from tarq import testbed
     from tarq.config import TarqConfig
     from tarq.terminal.demo import demonstrate, scoring_dtype
-    from tarq.terminal.screen import ScreenReporter, show_evaluation
+    from tarq.terminal.progress import ScreenReporter
+    from tarq.terminal.scores import show_evaluation
 
     scored = testbed.test_set()
     sets = {f"{voices} voices": [u for u in scored if u.extra["voices"] == voices] for voices in ("seen", "unseen")}

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
 import torch
 from torch import Tensor
 
 from ..dispatch import define, use_reference
+from ..triton_runtime import installed
 from .reference import accumulator, gram_reference, gram_sides_reference
 
 
@@ -27,19 +26,19 @@ define(
     gram_sides_reference,
     _fake_sides,
 )
-if find_spec("triton") is not None:
+if installed():
     # Importing triton takes a second: only a GPU's first call pays it.
     @torch.library.impl("tarq::gram", "CUDA")
     def _gram_cuda(x: Tensor, y: Tensor | None, weight: Tensor | None) -> Tensor:
-        from .cuda import gram_cuda
+        from .triton.launch import gram_triton
 
-        return gram_cuda(x, y, weight)
+        return gram_triton(x, y, weight)
 
     @torch.library.impl("tarq::gram_sides", "CUDA")
     def _gram_sides_cuda(x: Tensor, y: Tensor | None, weight: Tensor | None, tail: Tensor) -> tuple[Tensor, Tensor]:
-        from .cuda import gram_cuda_sides
+        from .triton.launch import gram_sides_triton
 
-        common, rare = gram_cuda_sides(x, y, tail, weight)
+        common, rare = gram_sides_triton(x, y, tail, weight)
         return common.clone(), rare.clone()  # an operator's results own their storage
 
 

@@ -12,6 +12,7 @@ and an inverse.
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ import torch
 
 from .. import dispatch
 from ..scheme import Scheme
-from .reference import textbook_sweep
+from .reference import check_scales, check_weight, textbook_sweep
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,15 @@ class Quantized:
     loss: torch.Tensor
     group_size: int
 
+    @property
+    def coarse_groups(self) -> int:
+        """Groups whose weights are too small for their scale, which is the least normal number of its dtype.
+
+        In float16 (6.1e-5) their weights are rounded more coarsely than the scheme says, in the end to zero: something
+        for a report. Waits for the device.
+        """
+        return int((self.scales <= torch.finfo(self.scales.dtype).tiny).sum())
+
     def dequantize(self, dtype: torch.dtype | None = None) -> torch.Tensor:
         """``(codes − zeros) · scales`` ``[m, n]``, multiplied in their dtype as compressed-tensors does.
 
@@ -104,17 +114,26 @@ def factorize(
 
     Args:
         hessian: ``[n, n]`` symmetric, ``float32`` or ``float64``; only its upper triangle is read.
-        damp: damping to begin with.
-        max_damp: damping to give up at.
+        damp: damping to begin with, not negative.
+        max_damp: damping to give up at, ``damp`` or more.
         order: visit the columns in this order (``int64 [n]``, a permutation): static act-order.
         backend: ``auto | reference | native``.
 
     Raises:
-        ValueError: ``hessian`` is not square, not finite, or all zero (its input was never seen).
+        ValueError: ``hessian`` is not square, of another dtype, on the meta device, not finite, or all zero (its input
+            was never seen); a damping is negative or not finite; or ``order`` is no permutation.
         torch.linalg.LinAlgError: no damping up to ``max_damp`` makes it positive definite.
     """
     if hessian.dim() != 2 or hessian.shape[0] != hessian.shape[1] or hessian.shape[0] == 0:
         raise ValueError(f"the Hessian must be [n, n], not {list(hessian.shape)}")
+    if hessian.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"the Hessian must be float32 or float64, not {hessian.dtype}")
+    if hessian.is_meta:
+        raise ValueError("the Hessian is on the meta device, where there are no values")
+    if not (math.isfinite(damp) and math.isfinite(max_damp) and 0 <= damp <= max_damp):
+        raise ValueError(f"damping must be finite, from 0 to max_damp, not damp = {damp}, max_damp = {max_damp}")
+    if order is not None and not _is_permutation(order, hessian.shape[0]):
+        raise ValueError(f"order must be a permutation of 0 … {hessian.shape[0] - 1}, int64")
     # The sum is finite in all sound cases and costs one pass; element by element only where it is not.
     if not torch.isfinite(hessian.sum()) and not torch.isfinite(hessian).all():
         raise ValueError("the Hessian has values that are not finite: the calibration activations overflowed")
@@ -163,7 +182,8 @@ def group_quantize(
         backend: ``auto | reference | native``.
 
     Raises:
-        ValueError: shapes do not fit, the weight is not finite, or the backend is not there.
+        ValueError: shapes do not fit, the weight is no finite float matrix or too large for scales of this dtype, or
+            the backend is not there.
     """
     return group_quantize_layers([weight], [factor], scheme, scale_dtype=scale_dtype, backend=backend)[0]
 
@@ -208,8 +228,15 @@ def group_quantize_layers(
         done = run(weight, upper, stack(orders) if orders else None, *lattice, scale_dtype)
         each = zip(*done, strict=True) if len(indices) > 1 else [done]
         for i, (codes, scales, zeros, loss) in zip(indices, each, strict=True):
+            check_scales(scales, scheme)
             results[i] = Quantized(codes, scales, zeros, loss, scheme.group_size)
     return [results[i] for i in range(len(layers))]
+
+
+def _is_permutation(order: torch.Tensor, n: int) -> bool:
+    if order.dtype != torch.int64 or order.shape != (n,):
+        return False
+    return bool(torch.equal(order.sort().values, torch.arange(n, device=order.device)))
 
 
 def _ready(weight: torch.Tensor, factor: Factor) -> torch.Tensor:
@@ -217,9 +244,9 @@ def _ready(weight: torch.Tensor, factor: Factor) -> torch.Tensor:
     n = factor.upper.shape[0]
     if weight.dim() != 2 or weight.shape[1] != n:
         raise ValueError(f"the weight must be [m, {n}] for this factor, not {list(weight.shape)}")
+    check_weight(weight)
     weight = weight.detach().to(factor.upper.dtype)
-    if not torch.isfinite(weight.sum()) and not torch.isfinite(weight).all():
-        raise ValueError("the weight has values that are not finite")
+    check_weight(weight)  # float32 does not hold all of float64
     return weight.masked_fill(factor.dead, 0) if bool(factor.dead.any()) else weight
 
 

@@ -19,9 +19,46 @@ SHRINKS = tuple(1.0 - 0.02 * k for k in range(36))
 
 
 def stored_scale(scale: torch.Tensor, scale_dtype: torch.dtype) -> torch.Tensor:
-    """``scale`` rounded to what ``scale_dtype`` holds, kept within its normal numbers; dtype unchanged."""
+    """``scale`` rounded to what ``scale_dtype`` holds, kept within its normal numbers; dtype unchanged.
+
+    What is kept from being too large is refused afterwards (:func:`check_scales`), what is kept from being too small is
+    told (``Quantized.coarse_groups``).
+    """
     limits = torch.finfo(scale_dtype)
     return scale.clamp(limits.tiny, limits.max).to(scale_dtype).to(scale.dtype)
+
+
+def check_scales(scales: torch.Tensor, scheme: Scheme) -> None:
+    """Refuse scales with which a weight would be infinite in the dtype they are stored in.
+
+    Raises:
+        ValueError: one is too large; the message says what to do.
+    """
+    if scales.numel() == 0:
+        return
+    largest = float(scales.amax()) * (scheme.symmetric_zero if scheme.symmetric else scheme.max_code)
+    limit = torch.finfo(scales.dtype).max
+    if not largest <= limit:
+        dtype = str(scales.dtype).removeprefix("torch.")
+        raise ValueError(
+            f"the weight has groups that reach {largest:.3g}, which {dtype} scales cannot hold (to {limit:.3g}): load "
+            "the model in bfloat16 or float32"
+        )
+
+
+def check_weight(weight: torch.Tensor) -> None:
+    """Refuse a weight that nothing can be computed from.
+
+    Raises:
+        ValueError: it is no matrix of floats, is on the meta device, or has values that are not finite.
+    """
+    if weight.dim() != 2 or not weight.is_floating_point():
+        raise ValueError(f"the weight must be a float matrix [m, n], not {weight.dtype} {list(weight.shape)}")
+    if weight.is_meta:
+        raise ValueError("the weight is on the meta device, where there are no values: load it first")
+    # The sum is finite in all sound cases and costs one pass; element by element only where it is not.
+    if not torch.isfinite(weight.sum()) and not torch.isfinite(weight).all():
+        raise ValueError("the weight has values that are not finite")
 
 
 def encode(weights: torch.Tensor, scale: torch.Tensor, zero: torch.Tensor, scheme: Scheme) -> torch.Tensor:
@@ -94,8 +131,13 @@ def round_to_nearest(
 
     Returns:
         codes ``uint8 [m, n]``, scales ``scale_dtype [m, G]``, zeros ``uint8 [m, G]``.
+
+    Raises:
+        ValueError: the weight is no finite float matrix, or too large for scales of this dtype.
     """
+    check_weight(weight)
     scales, zeros = natural_scales(weight, scheme, scale_dtype)
+    check_scales(scales.to(scale_dtype), scheme)
     group = torch.arange(weight.shape[1], device=weight.device) // scheme.group_size
     codes = encode(weight, scales[:, group], zeros[:, group], scheme)
     return codes.to(torch.uint8), scales.to(scale_dtype), zeros.to(torch.uint8)

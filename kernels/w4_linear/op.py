@@ -1,17 +1,25 @@
-"""Operator ``tarq::w4_linear``: a linear layer whose weights stay packed at 4 bits."""
+"""``w4_linear``, whose weights stay packed: its torch operators, and the functions over all backends.
+
+The operators take the fields of a :class:`PackedWeight` one by one, as a schema must. ``tarq::w4_linear`` and
+``tarq::w4_linear_int8`` take those of the layout as stored, ``tarq::w4_linear_k_blocks`` those of the Triton kernels'
+layout. The reference serves each on every device that has no kernel of its own.
+"""
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import dispatch
+from ..triton_runtime import installed
+from .backends import Backend, Config, ability, as_stored, get
 from .reference import dequantize
 from .reference import w4_linear as reference
 from .reference import w4_linear_int8 as int8_reference
+from .triton.layout import K_BLOCKS, unprepack
+from .weight import STORED, PackedWeight
 
 SCHEMA = (
     "(Tensor x, Tensor weight_packed, Tensor weight_scale, Tensor? weight_zero_point, Tensor? bias, "
@@ -19,68 +27,57 @@ SCHEMA = (
 )
 
 
-def _fake(
-    x: Tensor,
-    weight_packed: Tensor,
-    weight_scale: Tensor,
-    weight_zero_point: Tensor | None,
-    bias: Tensor | None,
-    in_features: int,
-    group_size: int,
-) -> Tensor:
+def _reference(x: Tensor, *fields: Any) -> Tensor:
+    return reference(x, PackedWeight(*fields))
+
+
+def _reference_k_blocks(x: Tensor, *fields: Any) -> Tensor:
+    return reference(x, unprepack(PackedWeight(*fields, layout=K_BLOCKS)))
+
+
+def _reference_int8(x: Tensor, *fields: Any) -> Tensor:
+    return int8_reference(x, PackedWeight(*fields))
+
+
+def _fake(x: Tensor, weight_packed: Tensor, *fields: Any) -> Tensor:
+    in_features = fields[-2]
     torch._check(x.shape[-1] == in_features, lambda: f"x must end in {in_features}, not {list(x.shape)}")
-    return x.new_empty((*x.shape[:-1], weight_packed.shape[-2]))  # prepacked tensors have a dimension before it
+    return x.new_empty((*x.shape[:-1], weight_packed.shape[-2]))
 
 
-dispatch.define("w4_linear", SCHEMA, reference, _fake)
-dispatch.define("w4_linear_int8", SCHEMA, int8_reference, _fake)
-if find_spec("triton") is not None:
+dispatch.define("w4_linear", SCHEMA, _reference, _fake)
+dispatch.define("w4_linear_k_blocks", SCHEMA, _reference_k_blocks, _fake)
+dispatch.define("w4_linear_int8", SCHEMA, _reference_int8, _fake)
+if installed():
     # Importing triton takes a second: only a GPU's first call pays it.
     @torch.library.impl("tarq::w4_linear", "CUDA")
-    def _w4_linear_cuda(
-        x: Tensor,
-        weight_packed: Tensor,
-        weight_scale: Tensor,
-        weight_zero_point: Tensor | None,
-        bias: Tensor | None,
-        in_features: int,
-        group_size: int,
-    ) -> Tensor:
-        from .cuda import w4_linear_cuda
+    def _w4_linear_cuda(x: Tensor, *fields: Any) -> Tensor:
+        from .triton.launch import w4_linear_triton
 
-        return w4_linear_cuda(x, weight_packed, weight_scale, weight_zero_point, bias, in_features, group_size)
+        weight = PackedWeight(*fields)
+        weight.check()
+        return w4_linear_triton(x, weight)
 
+    @torch.library.impl("tarq::w4_linear_k_blocks", "CUDA")
+    def _w4_linear_k_blocks_cuda(x: Tensor, *fields: Any) -> Tensor:
+        from .triton.launch import w4_linear_triton
 
-_op = torch.ops.tarq.w4_linear.default
-_int8_op = torch.ops.tarq.w4_linear_int8.default
+        return w4_linear_triton(x, PackedWeight(*fields, layout=K_BLOCKS))
 
 
-def w4_linear(
-    x: Tensor,
-    weight_packed: Tensor,
-    weight_scale: Tensor,
-    weight_zero_point: Tensor | None,
-    bias: Tensor | None,
-    in_features: int,
-    group_size: int,
-    backend: str | None = None,
-) -> Tensor:
-    """``y = x · Wᵀ + bias`` with W in compressed-tensors' ``pack-quantized`` layout (4 bits), never expanded.
+def w4_linear(x: Tensor, weight: PackedWeight, backend: str | None = None) -> Tensor:
+    """``y = x · Wᵀ + bias`` with W as it is packed, never expanded where there is a kernel.
 
     W is ``(code − zero) · scale``, not rounded to the scales' dtype; sums are float32. With bfloat16 or float16 ``x``
     a backend may round W to that dtype, as a dense model would hold it. float16 on a CPU computes in float32. With AVX2
     an input below 5e-29 loses bits.
 
     Args:
-        x: float32, bfloat16 or float16 [..., K]; any leading shape (empty included), any strides.
-        weight_packed: int32 [N, ceil(K/8)]; the code of input k is in bits ``4·(k%8)`` of word ``k//8``.
-        weight_scale: float16, bfloat16 or float32 [N, G] with G = ceil(K / group_size).
-        weight_zero_point: int32 [ceil(N/8), G] packed along dimension 0, or None: zero point 8.
-        bias: float [N] or None.
-        in_features: K.
-        group_size: consecutive inputs that share a scale; multiples of 8 are fast, any is right.
-            (A GPU also takes the three weight tensors as :func:`~tarq.kernels.w4_linear.cuda.prepack` orders them.)
-        backend: ``reference`` or ``native`` forces one; None takes the native one where there is one.
+        x: float32, bfloat16 or float16 [..., K]; any leading shape (empty included), any strides. float64 runs as the
+            reference.
+        weight: of any layout; a layer that is called often has it laid out for a backend once
+            (:meth:`~.backends.Backend.prepack`), which :class:`tarq.QuantLinear` does.
+        backend: ``reference``, ``native`` or a backend's name forces one; None takes the best there is.
 
     Returns:
         [..., N], contiguous, in the dtype of ``x``. Gradients reach ``x`` and ``bias`` (through a weight
@@ -88,26 +85,22 @@ def w4_linear(
 
     Raises:
         RuntimeError: a tensor's shape, dtype or device does not fit; the message names it.
-        ValueError: ``backend`` is unknown or missing.
+        BackendError: ``backend`` is unknown, or cannot run it.
     """
-    if dispatch.use_reference(backend, "w4_linear", x.device.type):
-        stored = _as_stored(weight_packed, weight_scale, weight_zero_point, in_features)
-        return reference(x, *stored, bias, in_features, group_size)
-    if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
-        return _Differentiable.apply(x, weight_packed, weight_scale, weight_zero_point, bias, in_features, group_size)
-    return _op(x, weight_packed, weight_scale, weight_zero_point, bias, in_features, group_size)
+    name = dispatch.choice(backend)
+    if name not in dispatch.BACKENDS:
+        chosen = get(name)
+        able, reason = ability(chosen, Config.of(weight, x.device))
+        if not able:
+            raise dispatch.BackendError(f"backend {name!r} {reason}")
+        return multiply(chosen, x, weight if weight.layout == name else chosen.prepack(as_stored(weight)))
+    if dispatch.use_reference(backend, "w4_linear", x.device.type) or weight.bits != 4:
+        return multiply(get("reference"), x, as_stored(weight))
+    # The operator of that backend reads what is stored on every device.
+    return multiply(get("cpp" if weight.layout == STORED else weight.layout), x, weight)
 
 
-def w4_linear_int8(
-    x: Tensor,
-    weight_packed: Tensor,
-    weight_scale: Tensor,
-    weight_zero_point: Tensor | None,
-    bias: Tensor | None,
-    in_features: int,
-    group_size: int,
-    backend: str | None = None,
-) -> Tensor:
+def w4_linear_int8(x: Tensor, weight: PackedWeight, backend: str | None = None) -> Tensor:
     """:func:`w4_linear` with activations rounded to 8 bits, a scale a group: integer products, faster, less exact.
 
     Every call rounds x group by group to ``max|x| / 127`` steps, the granularity of the weight's scales (what
@@ -118,52 +111,50 @@ def w4_linear_int8(
 
     Raises:
         RuntimeError: as :func:`w4_linear`, or on a CPU ``group_size`` is not 32, 64, a multiple of 128 or all of K.
-        ValueError: ``backend`` is unknown or missing.
+        BackendError: as :func:`w4_linear`.
     """
-    # A GPU has no kernel for it, and float16 is fast there; a traced call with prepacked tensors needs to know.
-    if dispatch.use_reference(backend, "w4_linear_int8", x.device.type) or x.is_cuda:
-        stored = _as_stored(weight_packed, weight_scale, weight_zero_point, in_features)
-        return int8_reference(x, *stored, bias, in_features, group_size)
-    return _int8_op(x, weight_packed, weight_scale, weight_zero_point, bias, in_features, group_size)
+    slow = dispatch.use_reference(backend, "w4_linear_int8", x.device.type) or x.is_cuda  # no kernel there
+    return get("reference" if slow or weight.bits != 4 else "cpp").run_int8(x, as_stored(weight))
 
 
-def _as_stored(
-    weight_packed: Tensor, weight_scale: Tensor, weight_zero_point: Tensor | None, in_features: int
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The tensors in the checkpoint's order, which prepacked ones (three dimensions) are not in."""
-    if weight_packed.dim() == 2:
-        return weight_packed, weight_scale, weight_zero_point
-    from .cuda import Prepacked, unprepack
+def multiply(backend: Backend, x: Tensor, weight: PackedWeight) -> Tensor:
+    """``run`` of a backend, with what it need not see to: gradients and float64.
 
-    return unprepack(Prepacked(weight_packed, weight_scale, weight_zero_point), in_features)
+    Args:
+        backend: which laid the weight out.
+        x, weight: as :func:`w4_linear`.
+
+    Raises:
+        RuntimeError: as :func:`w4_linear`.
+    """
+    if x.dtype == torch.float64:
+        return reference(x, as_stored(weight))
+    bias = weight.bias
+    if torch.is_grad_enabled() and (x.requires_grad or (bias is not None and bias.requires_grad)):
+        return _Differentiable.apply(backend.name, x, *weight)
+    return backend.run(x, weight)
 
 
 class _Differentiable(torch.autograd.Function):
-    """The operator with gradients of its activations and bias: what training around frozen weights needs."""
+    """A product with gradients of its activations and bias: what training around frozen weights needs."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        x: Tensor,
-        weight_packed: Tensor,
-        weight_scale: Tensor,
-        weight_zero_point: Tensor | None,
-        bias: Tensor | None,
-        in_features: int,
-        group_size: int,
-    ) -> Tensor:
-        ctx.save_for_backward(weight_packed, weight_scale, weight_zero_point)
-        ctx.sizes = in_features, group_size
-        ctx.bias_dtype = None if bias is None else bias.dtype
-        return _op(x, weight_packed, weight_scale, weight_zero_point, bias, in_features, group_size)
+    def forward(ctx: Any, name: str, x: Tensor, *fields: Any) -> Tensor:
+        weight = PackedWeight(*fields)
+        ctx.save_for_backward(weight.packed, weight.scale, weight.zeros)
+        ctx.rest = fields[4:]
+        ctx.bias_dtype = None if weight.bias is None else weight.bias.dtype
+        return get(name).run(x, weight)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x_grad = bias_grad = None
-        if ctx.needs_input_grad[0]:
-            weight_packed, weight_scale, weight_zero_point = ctx.saved_tensors
-            codes, scales, zeros = _as_stored(weight_packed, weight_scale, weight_zero_point, ctx.sizes[0])
-            x_grad = (grad.float() @ dequantize(codes, scales.float(), zeros, *ctx.sizes)).to(grad.dtype)
-        if ctx.needs_input_grad[4]:
+        if ctx.needs_input_grad[1]:
+            weight = as_stored(PackedWeight(*ctx.saved_tensors, None, *ctx.rest))
+            dense = dequantize(
+                weight.packed, weight.scale.float(), weight.zeros, weight.in_features, weight.group_size, weight.bits
+            )
+            x_grad = (grad.float() @ dense).to(grad.dtype)
+        if ctx.needs_input_grad[5]:
             bias_grad = grad.float().flatten(0, -2).sum(0).to(ctx.bias_dtype)
-        return x_grad, None, None, None, bias_grad, None, None
+        return None, x_grad, None, None, None, bias_grad, None, None, None, None

@@ -30,11 +30,14 @@ def pack(codes: Tensor, bits: int) -> Tensor:
         int32 [N, ceil(K · bits / 32)].
 
     Raises:
-        ValueError: ``codes`` is not a uint8 matrix, a code does not fit, or ``bits`` is none of the four.
+        ValueError: ``codes`` is not a uint8 matrix, is on the meta device, a code does not fit, or ``bits`` is none of
+            the four.
     """
     _check_bits(bits)
     if codes.dtype != torch.uint8 or codes.dim() != 2:
         raise ValueError(f"codes must be a uint8 matrix [N, K], not {codes.dtype} {list(codes.shape)}")
+    if codes.is_meta:
+        raise ValueError("codes are on the meta device, where there are no values to pack")
     if codes.numel() and int(codes.max()) >= 2**bits:
         raise ValueError(f"codes must be below {2**bits} to fit {bits} bits; the largest is {int(codes.max())}")
     rows, count = codes.shape

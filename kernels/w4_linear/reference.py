@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .packing import unpack, unpack_zeros
+from .weight import PackedWeight
 
 
 def dequantize(
@@ -48,16 +49,7 @@ def dequantize(
     return (codes.to(weight_scale.dtype) - spread(zeros)) * spread(weight_scale)
 
 
-def w4_linear(
-    x: Tensor,
-    weight_packed: Tensor,
-    weight_scale: Tensor,
-    weight_zero_point: Tensor | None,
-    bias: Tensor | None,
-    in_features: int,
-    group_size: int,
-    bits: int = 4,
-) -> Tensor:
+def w4_linear(x: Tensor, weight: PackedWeight) -> Tensor:
     """``y = x · Wᵀ + bias``, the product in float32 (float64 for float64 x), rounded once to x's dtype.
 
     W is ``(code − zero) · scale`` as it is: :func:`dequantize` rounds each weight to the scales' dtype, which a
@@ -65,19 +57,23 @@ def w4_linear(
 
     Args:
         x: float [..., K].
-        weight_packed, weight_scale, weight_zero_point, in_features, group_size, bits: see :func:`dequantize`.
-        bias: float [N] or None.
+        weight: of the layout ``stored``, any width.
 
     Returns:
         [..., N] in the dtype of ``x``.
+
+    Raises:
+        ValueError: a tensor's shape or dtype is not what :func:`dequantize` asks for.
     """
     compute = torch.float64 if x.dtype == torch.float64 else torch.float32
-    weight = dequantize(weight_packed, weight_scale.to(compute), weight_zero_point, in_features, group_size, bits)
+    w = dequantize(
+        weight.packed, weight.scale.to(compute), weight.zeros, weight.in_features, weight.group_size, weight.bits
+    )
     # Products of float32 tensors must not become bf16 products inside an autocast region.
     with torch.autocast(x.device.type, enabled=False):
-        y = x.to(compute) @ weight.T
-        if bias is not None:
-            y = y + bias.to(compute)
+        y = x.to(compute) @ w.T
+        if weight.bias is not None:
+            y = y + weight.bias.to(compute)
     return y.to(x.dtype)
 
 
@@ -104,18 +100,10 @@ def round_activations(x: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
     return codes.view(rows, groups * group_size)[:, :columns], scale
 
 
-def w4_linear_int8(
-    x: Tensor,
-    weight_packed: Tensor,
-    weight_scale: Tensor,
-    weight_zero_point: Tensor | None,
-    bias: Tensor | None,
-    in_features: int,
-    group_size: int,
-) -> Tensor:
+def w4_linear_int8(x: Tensor, weight: PackedWeight) -> Tensor:
     """:func:`w4_linear` of activations rounded to 8 bits, a scale a group; the weights stay unrounded."""
-    codes, scale = round_activations(x.reshape(-1, in_features), group_size)
-    spread = scale.repeat_interleave(group_size, dim=1)[:, :in_features]
+    columns = weight.in_features
+    codes, scale = round_activations(x.reshape(-1, columns), weight.group_size)
+    spread = scale.repeat_interleave(weight.group_size, dim=1)[:, :columns]
     rounded = (codes.float() * spread).view(x.shape)
-    y = w4_linear(rounded, weight_packed, weight_scale.float(), weight_zero_point, bias, in_features, group_size)
-    return y.to(x.dtype)
+    return w4_linear(rounded, weight).to(x.dtype)

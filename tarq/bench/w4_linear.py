@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 
 import torch
 from torch import Tensor
 
-from ..kernels.w4_linear import dequantize, pack, w4_linear, w4_linear_int8
+from ..kernels.w4_linear import PackedWeight, dequantize, get, pack, w4_linear, w4_linear_int8
 from .measure import Call, Case, copies_beyond_cache
 
 GROUP = 128
@@ -40,16 +40,12 @@ class Layers:
         self.packed = [pack(c, 4) for c in codes]
         dense = [dequantize(p, s, None, inputs, GROUP) for p, s in zip(self.packed, self.scales, strict=True)]
         self.dense = {dtype: [d.to(dtype) for d in dense] for dtype in self._dense_dtypes()}
-        self.layers: list[tuple[Tensor, Tensor, Tensor | None]] = [
-            (p, s, None) for p, s in zip(self.packed, self.scales, strict=True)
-        ]
+        weights = [PackedWeight(p, s, None, None, inputs, GROUP) for p, s in zip(self.packed, self.scales, strict=True)]
         self.gemlite: list[torch.nn.Module] = []
-        if device.type == "cuda":
-            from ..kernels.w4_linear.cuda import prepack
-
-            self.layers = [(*prepack(*tensors),) for tensors in self.layers]  # as a loaded layer has them
-            if importlib.util.find_spec("gemlite"):
-                self.gemlite = self._gemlite(codes)
+        # As a loaded layer has them.
+        self.layers = [get("triton").prepack(w) for w in weights] if device.type == "cuda" else weights
+        if device.type == "cuda" and importlib.util.find_spec("gemlite"):
+            self.gemlite = self._gemlite(codes)
         self.int4pack, self.int4pack_scales = self._int4pack(codes)
 
     def _dense_dtypes(self) -> tuple[torch.dtype, ...]:
@@ -75,10 +71,10 @@ class Layers:
         return layers
 
     def ours(self, x: Tensor) -> Call:
-        return lambda i: w4_linear(x, *self.layers[i], None, self.inputs, GROUP)
+        return lambda i: w4_linear(x, self.layers[i])
 
     def ours_int8(self, x: Tensor) -> Call:
-        return lambda i: w4_linear_int8(x, *self.layers[i], None, self.inputs, GROUP)
+        return lambda i: w4_linear_int8(x, self.layers[i])
 
     def peers(self, x: Tensor) -> dict[str, Call]:
         linear, half = torch.nn.functional.linear, x.bfloat16()
@@ -94,7 +90,7 @@ class Layers:
             )
         if self.gemlite:
             narrow = x.half()
-            calls[f"gemlite {version('gemlite')} (float16)"] = lambda i: self.gemlite[i](narrow)
+            calls[f"gemlite{_version('gemlite')} (float16)"] = lambda i: self.gemlite[i](narrow)
         if self.device.type == "cpu" and all(importlib.util.find_spec(name) for name in ("onnxruntime", "onnx")):
             calls |= {f"onnxruntime level {level}": self.onnxruntime(x, level) for level in (0, 4)}
         return calls
@@ -146,6 +142,14 @@ class Layers:
             return binding  # fetching what it holds would be a copy
 
         return run
+
+
+def _version(package: str) -> str:
+    """A blank and its version; nothing where it can be imported and was not installed, as from a folder."""
+    try:
+        return f" {version(package)}"
+    except PackageNotFoundError:
+        return ""
 
 
 def cases(device: torch.device, *, quick: bool) -> Iterator[Case]:

@@ -1,125 +1,170 @@
-"""Reading audio: any format libsndfile knows, any rate, any number of channels, whole files or segments."""
+"""The one door audio comes in by: any format, rate and number of channels, whole files or segments.
+
+A file is decoded to its end and compared with what its header says. libsndfile decodes what it knows; where it reads
+too little without a word (streamed WAV, MP3 that does not say its length, files joined to one, chained Ogg) the file is
+handed to it in parts that it reads whole (``tarq.data.containers``, ``tarq.data.mp3``); the rest goes to ffmpeg or
+torchcodec (``tarq.data.ffmpeg``). Whatever was out of the ordinary is told in notes.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from io import BytesIO
-from pathlib import Path
+import math
+from dataclasses import dataclass
 
 import numpy as np
 import soundfile
 import soxr
 from numpy.typing import NDArray
 
+from tarq.data.decoding import (
+    TOLERANCE,
+    AsItStands,
+    Audio,
+    Encoded,
+    Key,
+    Whole,
+    cut_short,
+    key_of,
+    opened,
+    read_frames,
+    to_mono,
+)
 from tarq.errors import DataError
 
-#: File names ending so are taken for audio.
+__all__ = ["FOREIGN_SUFFIXES", "SUFFIXES", "Audio", "Checked", "Encoded", "audio_duration", "check_audio", "read_audio"]
+
+#: File names ending so are taken for audio that libsndfile reads …
 SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".sph", ".aif", ".aiff", ".au", ".caf", ".w64")
-#: Seconds by which a segment may end after its file, and a file before what its header says.
-TOLERANCE = 0.1
+#: … and these for audio that ffmpeg or torchcodec reads.
+FOREIGN_SUFFIXES = (
+    *(".m4a", ".m4b", ".mp4", ".mov", ".aac", ".webm", ".mka", ".mkv"),
+    *(".wma", ".amr", ".3gp", ".wv", ".ac3"),
+)
 #: Frames of MP3 borrow bits from those before them, and Opus's decoder remembers: so many samples are decoded ahead
 #: of a segment and dropped.
 PREROLL = 16 * 1152
+#: Speech in fewer bytes is hardly possible: a file that would be so is decoded before its length is believed.
+PLAUSIBLE_BYTES_PER_SECOND = 1000
 
 
 @dataclass(frozen=True)
-class Encoded:
-    """An audio file held in memory, as a row of a data set on the hub has it.
+class Checked:
+    """What a look at a file or segment found.
 
     Attributes:
-        name: what messages call it.
-        data: the file's bytes.
+        seconds: how long it is.
+        notes: what was out of the ordinary and how it was dealt with.
     """
 
-    name: str
-    data: bytes = field(repr=False)
-
-    def __str__(self) -> str:
-        return self.name
-
-
-Audio = str | Path | Encoded
+    seconds: float
+    notes: tuple[str, ...] = ()
 
 
 def read_audio(
-    audio: Audio, sampling_rate: int = 16000, start: float = 0.0, end: float | None = None
+    audio: Audio,
+    sampling_rate: int = 16000,
+    start: float = 0.0,
+    end: float | None = None,
+    *,
+    notes: list[str] | None = None,
 ) -> NDArray[np.float32]:
     """The samples of an audio file or of a segment of it, mono, at ``sampling_rate``.
 
-    Channels are averaged; another rate is resampled by soxr (high quality). A segment is sought, so what
-    lies before and after it is not decoded (Ogg Vorbis excepted: libsndfile 1.2 seeks in it to the wrong place near
-    the end of a file, so what lies before is decoded and dropped).
+    Channels are averaged; where that cancels them (opposite phase), the loudest is taken. Another rate is resampled by
+    soxr (high quality). A segment is sought, so what lies before and after it is not decoded (Ogg Vorbis excepted:
+    libsndfile 1.2 seeks in it to the wrong place near the end of a file, so what lies before is decoded and dropped;
+    and files that libsndfile does not read as they stand).
 
     Args:
         audio: a path, or a file in memory.
         sampling_rate: in Hz.
         start, end: of the segment, in seconds; to the end of the file where ``end`` is None.
+        notes: gets what was out of the ordinary: the decoder, a length that was found by counting, the channel taken.
 
     Returns:
         float32 [samples]; full scale is ±1.
 
     Raises:
-        DataError: see ``check_audio``.
+        DataError: the file is missing, no regular file, no audio, unreadable, empty or cut short; its header claims
+            what no file can hold; the segment lies outside it; or it holds samples that are not finite.
     """
-    mono, rate = _samples(audio, sampling_rate, start, end)
-    if rate != sampling_rate:
-        mono = soxr.resample(mono, rate, sampling_rate)
+    with opened(audio) as found:
+        decoded = _segment(audio, found, start, end)
+    mono = decoded.samples
+    if notes is not None:
+        notes.extend(decoded.notes)
+    if round(len(mono) * sampling_rate / decoded.rate) == 0:
+        raise DataError(f"{audio}: {len(mono)} samples at {decoded.rate} Hz are too few to resample; remove it")
+    if decoded.rate != sampling_rate:
+        mono = soxr.resample(mono, decoded.rate, sampling_rate)
     return np.ascontiguousarray(mono, dtype=np.float32)
 
 
-def check_audio(
-    audio: Audio, sampling_rate: int = 16000, start: float = 0.0, end: float | None = None, *, decode: bool = True
-) -> None:
-    """Find out now whether ``read_audio`` will fail.
+def check_audio(audio: Audio, start: float = 0.0, end: float | None = None, *, longest: float | None = None) -> Checked:
+    """Find out now whether ``read_audio`` will fail, and how long the file or segment is.
 
     Args:
-        decode: decode the whole file or segment and drop it; otherwise only the header is read, which shows whether
-            there is audio where it should be, and not whether it can be decoded.
+        longest: in seconds; what is longer by its header is not decoded.
 
     Raises:
-        DataError: the file is missing, unreadable, empty or cut short, the segment lies outside it, or it holds
-            samples that are not finite.
+        DataError: see ``read_audio``.
     """
-    if decode:
-        _samples(audio, sampling_rate, start, end)
-    else:
-        with _opened(audio) as file:
-            _bounds(audio, file, start, end)
+    if longest is not None and end is not None and end - start > longest:
+        return Checked(end - start)
+    with opened(audio) as found:
+        _remember(key_of(audio), found.seconds)
+        believed = isinstance(found, Whole) or found.size > PLAUSIBLE_BYTES_PER_SECOND * found.seconds
+        if longest is not None and found.seconds - start > longest and end is None and believed:
+            return Checked(found.seconds - start)
+        decoded = _segment(audio, found, start, end)
+    if not len(decoded.samples):
+        raise DataError(f"{audio}: 0 samples between {start:g} and {end or 0:g} s; remove the segment")
+    return Checked(decoded.seconds, decoded.notes)
 
 
 def audio_duration(audio: Audio) -> float:
-    """Seconds of audio in a file, read from its header alone.
+    """Seconds of audio in a file: from its header where that can be believed, else by decoding.
 
     Raises:
-        DataError: the file is missing or unreadable.
+        DataError: the file is missing, unreadable or cut short, or its header claims what no file can hold.
     """
-    with _opened(audio) as file:
-        return file.frames / file.samplerate
+    key = key_of(audio)
+    if key is not None and key in _DURATIONS:
+        return _DURATIONS[key]
+    with opened(audio) as found:
+        _remember(key, found.seconds)
+        return found.seconds
 
 
-def _samples(audio: Audio, sampling_rate: int, start: float, end: float | None) -> tuple[NDArray[np.float32], int]:
-    """Float32 [samples], mono, and their rate."""
-    with _opened(audio) as file:
-        rate = file.samplerate
-        first, last = _bounds(audio, file, start, end)
-        wanted = last - first
-        ahead = _go_ahead_of(file, first)
-        samples = file.read(wanted + ahead, dtype="float32", always_2d=True)[ahead:]
-    if samples.shape[0] < wanted - TOLERANCE * rate:
-        raise DataError(f"{audio}: the audio ends after {samples.shape[0]} of {wanted} samples; replace the file")
-    mono = samples.mean(axis=1, dtype=np.float32)
-    if not np.isfinite(mono).all():
-        raise DataError(f"{audio}: the audio holds samples that are not finite; encode it anew or remove it")
-    if round(len(mono) * sampling_rate / rate) == 0:
-        raise DataError(f"{audio}: {len(mono)} samples at {rate} Hz are too few to resample; remove it")
-    return mono, rate
+#: Seconds of files that were looked at, so that asking again opens nothing.
+_DURATIONS: dict[Key, float] = {}
 
 
-def _bounds(audio: Audio, file: soundfile.SoundFile, start: float, end: float | None) -> tuple[int, int]:
+def _remember(key: Key, seconds: float) -> None:
+    if len(_DURATIONS) > 1 << 20:
+        _DURATIONS.clear()
+    if key is not None:
+        _DURATIONS[key] = seconds
+
+
+def _segment(audio: Audio, found: AsItStands | Whole, start: float, end: float | None) -> Whole:
+    """A segment: mono, at the file's own rate."""
+    if not (math.isfinite(start) and start >= 0 and (end is None or (math.isfinite(end) and end > start))):
+        raise DataError(f"{audio}: there is no segment from {start:g} to {end} s; correct start and end")
+    if isinstance(found, Whole):
+        first, last = _bounds(audio, len(found.samples), found.rate, start, end)
+        return Whole(found.samples[first:last], found.rate, found.notes)
+    file = found.file
+    first, last = _bounds(audio, file.frames, file.samplerate, start, end)
+    ahead = _go_ahead_of(file, first)
+    mono, notes = to_mono(audio, read_frames(audio, file, last - first + ahead)[ahead:])
+    if len(mono) < last - first - TOLERANCE * file.samplerate:
+        raise cut_short(audio, (first + len(mono)) / file.samplerate, found.seconds)
+    return Whole(mono, file.samplerate, (*found.notes, *notes))
+
+
+def _bounds(audio: Audio, frames: int, rate: int, start: float, end: float | None) -> tuple[int, int]:
     """First sample of a segment, and the one after its last."""
-    rate, frames = file.samplerate, file.frames
     if frames == 0:
         raise DataError(f"{audio}: the audio is empty (0 samples); remove it from the corpus")
     first = round(start * rate)
@@ -142,31 +187,3 @@ def _go_ahead_of(file: soundfile.SoundFile, frame: int) -> int:
     if frame:
         file.seek(frame - ahead)
     return ahead
-
-
-@contextmanager
-def _opened(audio: Audio) -> Iterator[soundfile.SoundFile]:
-    """The file, opened; what libsndfile raises within the block becomes a DataError naming it."""
-    if not isinstance(audio, Encoded) and not Path(audio).is_file():
-        raise DataError(f"{audio}: there is no such audio file; correct the path")
-    try:
-        with soundfile.SoundFile(BytesIO(audio.data) if isinstance(audio, Encoded) else audio) as file:
-            yield file
-    # TypeError: soundfile's answer to a headerless file (.raw), whose rate nobody can know.
-    except (soundfile.SoundFileError, OSError, TypeError) as error:
-        if _is_shortened(audio):
-            raise DataError(
-                f"{audio}: SPHERE audio compressed with shorten, which libsndfile does not read; convert it: "
-                "sph2pipe -f wav"
-            ) from error
-        raise DataError(f"{audio}: not readable as audio ({error}); convert it to WAV, FLAC or Ogg") from error
-
-
-def _is_shortened(audio: Audio) -> bool:
-    """Whether a NIST SPHERE header names shorten compression (``sample_coding … embedded-shorten``)."""
-    if isinstance(audio, Encoded):
-        header = audio.data[:1024]
-    else:
-        with Path(audio).open("rb") as file:
-            header = file.read(1024)
-    return header.startswith(b"NIST_1A") and b"shorten" in header

@@ -9,12 +9,16 @@ Audio is never decoded by ``datasets`` (which would want torchcodec): a row's by
 and read by ``tarq.data.audio``. So a whole split is held in memory in its compressed form; ``[:N]`` bounds it.
 
 Which columns hold what is looked up by the columns a data set has: each corpus's file declares its own
-(``HUB``); any other set is read by the usual names. Where its ids repeat (FLEURS numbers sentences, which several
-people read), the row's number follows the id.
+(``HUB``); any other set is read by the usual names. Either way the intake is told which. Where its ids repeat (FLEURS
+numbers sentences, which several people read), the row's number follows the id.
+
+A row is not trusted: of the files it names, only those below the data set's own location are opened.
 """
 
 from __future__ import annotations
 
+import json
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -92,11 +96,15 @@ def load_hub(source: str, corpora: Sequence[HubColumns], intake: Intake) -> list
     repository, _, revision = name.partition("@")
     own = next((c for c in corpora if c.rows is not None and c.repository == repository), None)
     if own is None or own.rows is None:
-        return _stream(source, repository, revision or None, part, corpora, intake)
+        asked, limit = _bounded(source, part)
+        dataset = _open(source, repository, revision or None, asked)
+        called = f"{PurePath(repository).name}:{asked}"
+        return _read(source, dataset, called, corpora, limit, intake, _place(repository))
     _require_datasets(source)
     asked, limit = _bounded(source, part)
     rows = own.rows(LOCATION + name, asked or None)
-    return _utterances(source, rows, "audio", own, limit, intake)
+    intake.remark(f"{source}: read as {own.name}")
+    return _utterances(source, rows, "audio", own, limit, intake, _place(repository))
 
 
 def load_saved(source: Path, part: str | None, corpora: Sequence[HubColumns], intake: Intake) -> list[Utterance]:
@@ -106,7 +114,30 @@ def load_saved(source: Path, part: str | None, corpora: Sequence[HubColumns], in
         DataError: see ``load_hub``.
     """
     name = str(source) if part is None else f"{source}:{part}"
-    return _stream(name, str(source), None, part or "", corpora, intake)
+    asked, limit = _bounded(name, part or "")
+    dataset = _open_saved(name, source, asked) if _is_saved_to_disk(source) else _open(name, str(source), None, asked)
+    return _read(name, dataset, f"{source.name}:{asked}", corpora, limit, intake, source)
+
+
+def _place(repository: str) -> str | Path:
+    """Where a repository's files are."""
+    location = LOCATION + repository
+    return location if "://" in location else Path(location)
+
+
+def is_dataset(data: object) -> bool:
+    """Whether an object is one of ``datasets``, of whatever kind; ``datasets`` is not imported for it."""
+    return type(data).__module__.partition(".")[0] == "datasets"
+
+
+def load_dataset_object(data: Any, corpora: Sequence[HubColumns], intake: Intake) -> list[Utterance]:
+    """The utterances of a ``datasets.Dataset`` or ``IterableDataset``; its rows may name any file on this machine.
+
+    Raises:
+        DataError: it is a ``DatasetDict`` of several splits, or see ``load_hub``.
+    """
+    name = str(getattr(data, "builder_name", None) or type(data).__name__)
+    return _read(name, _only_split(name, data, ""), name, corpora, None, intake, None)
 
 
 def undecoded(dataset: Any, column: str) -> Any:
@@ -125,37 +156,61 @@ def undecoded(dataset: Any, column: str) -> Any:
     return dataset.cast_column(column, Undecoded())
 
 
-def _stream(
+def _read(
     source: str,
-    repository: str,
-    revision: str | None,
-    part: str,
+    dataset: Any,
+    called: str,
     corpora: Sequence[HubColumns],
+    limit: int | None,
     intake: Intake,
+    location: str | Path | None,
 ) -> list[Utterance]:
-    asked, limit = _bounded(source, part)
-    config, _, split = asked.rpartition("/")
-    dataset = _open(source, repository, revision, config or None, split or None)
+    """The rows of a data set as utterances.
+
+    Args:
+        called: its name and part, which may be those of a known corpus.
+        location: below which its rows may name files; None for any file of this machine.
+    """
     import datasets
 
-    names = list(dataset.features or ())
-    audio = [name for name in names if isinstance(dataset.features[name], datasets.Audio)]
+    features = dataset.features or {}
+    names = list(features)
+    audio = [name for name in names if isinstance(features[name], datasets.Audio)]
+    # Tables made without `datasets` have the bytes, and nothing that says they are audio.
+    audio += [name for name in names if isinstance(features[name], dict) and "bytes" in features[name]]
     if not audio:
         raise DataError(f"{source}: no audio column; it has {', '.join(names) or 'none that are declared'}")
     column = "audio" if "audio" in audio else audio[0]
-    columns = next((c for c in corpora if set(c.needs) <= set(names)), None) or _usual(
-        names, f"{PurePath(repository).name}:{asked}", corpora
-    )
-    classes = {name: f for name, f in dataset.features.items() if isinstance(f, datasets.ClassLabel)}
+    known = next((c for c in corpora if set(c.needs) <= set(names)), None)
+    columns = known or _usual(names, called, corpora)
+    _tell(source, columns, known is not None, column, names, intake)
+    classes = {name: f for name, f in features.items() if isinstance(f, datasets.ClassLabel)}
+    plain = isinstance(features[column], datasets.Audio)
 
     def rows() -> Iterator[dict[str, Any]]:
-        for row in undecoded(dataset, column):
+        for row in undecoded(dataset, column) if plain else dataset:
             # -1 is a row without a label.
             yield row | {
                 n: f.int2str(row[n]) if row[n] >= 0 else None for n, f in classes.items() if row[n] is not None
             }
 
-    return _utterances(source, rows(), column, columns, limit, intake)
+    return _utterances(source, rows(), column, columns, limit, intake, location)
+
+
+def _tell(source: str, columns: HubColumns, known: bool, audio: str, names: Sequence[str], intake: Intake) -> None:
+    """Tell the intake which columns are taken for what."""
+    if known:
+        intake.remark(f"{source}: read as {columns.name}, by its columns {', '.join(columns.needs)}")
+        return
+    taken = {"audio": audio, "id": columns.id, "text": columns.text, "speaker": columns.speaker}
+    taken |= {"entities": columns.entities, "language": next((n for n in columns.languages if n in names), None)}
+    told = ", ".join(f"{what} from {name!r}" for what, name in taken.items() if name)
+    others = [name for name in names if name not in taken.values()]
+    convention = f", transcripts by the conventions of {columns.name}" if columns.name else ""
+    rest = f"; not read: {', '.join(others)}" if others else ""
+    intake.remark(f"{source}: columns guessed by their names: {told}{convention}{rest}")
+    if not columns.text:
+        intake.remark(f"{source}: no column of transcripts; looked for {', '.join(TEXTS)}")
 
 
 def _bounded(source: str, part: str) -> tuple[str, int | None]:
@@ -164,6 +219,8 @@ def _bounded(source: str, part: str) -> tuple[str, int | None]:
     if match is None:
         raise DataError(f"{source}: {part!r} names no part; write [CONFIG/]SPLIT, with [:N] for the first N rows")
     rows = match["rows"]
+    if rows is not None and not int(rows):
+        raise DataError(f"{source}: [:{rows}] asks for no rows; give a number of at least 1")
     return part.partition("[")[0], None if rows is None else int(rows)
 
 
@@ -172,19 +229,51 @@ def _require_datasets(source: str) -> None:
         raise DataError(f"{source}: the hub and its formats are read with `datasets`: pip install 'tarq[hub]'")
 
 
-def _open(source: str, repository: str, revision: str | None, config: str | None, split: str | None) -> Any:
+def _open(source: str, repository: str, revision: str | None, asked: str) -> Any:
+    _require_datasets(source)
+    import datasets
+
+    config, _, split = asked.rpartition("/")
+    with _blaming(source):
+        dataset = datasets.load_dataset(
+            repository, config or None, split=split or None, revision=revision, streaming=True
+        )
+    return _only_split(source, dataset, config)
+
+
+def _is_saved_to_disk(source: Path) -> bool:
+    """Whether ``Dataset.save_to_disk`` or ``DatasetDict.save_to_disk`` wrote a folder."""
+    return (source / "dataset_dict.json").is_file() or (source / "state.json").is_file()
+
+
+def _open_saved(source: str, folder: Path, asked: str) -> Any:
     _require_datasets(source)
     import datasets
 
     with _blaming(source):
-        dataset = datasets.load_dataset(repository, config, split=split, revision=revision, streaming=True)
-    if isinstance(dataset, dict):
-        if len(dataset) > 1:
-            at = f"{config}/" if config else ""
-            names = ", ".join(f"{at}{name}" for name in sorted(map(str, dataset)))
-            raise DataError(f"{source}: several splits; name one of them, as SOURCE:SPLIT: {names}")
-        (dataset,) = dataset.values()
-    return dataset
+        for state in (folder / "state.json", *folder.glob("*/state.json")):
+            named = (
+                [file["filename"] for file in json.loads(state.read_text())["_data_files"]] if state.is_file() else []
+            )
+            if any(PurePath(name).name != name for name in named):
+                raise DataError(f"{state}: it names data files in other folders, which are not opened; save it anew")
+        dataset = datasets.load_from_disk(str(folder))
+        if asked and isinstance(dataset, dict) and asked in dataset:
+            return dataset[asked]
+    if asked:
+        have = f"it has {', '.join(dataset)}" if isinstance(dataset, dict) else "it has no parts: leave it out"
+        raise DataError(f"{source}: no split {asked!r}; {have}")
+    return _only_split(source, dataset, "")
+
+
+def _only_split(source: str, dataset: Any, config: str) -> Any:
+    if not isinstance(dataset, dict):
+        return dataset
+    if len(dataset) != 1:
+        at = f"{config}/" if config else ""
+        names = ", ".join(f"{at}{name}" for name in sorted(map(str, dataset)))
+        raise DataError(f"{source}: several splits; name one of them, as SOURCE:SPLIT: {names}")
+    return next(iter(dataset.values()))
 
 
 @contextmanager
@@ -201,6 +290,8 @@ def _blaming(source: str) -> Iterator[None]:
                 "give its Parquet copy, hub:OWNER/NAME@refs/convert/parquet:CONFIG/SPLIT, or download the corpus and "
                 "give its folder"
             )
+        elif not is_hub(source):
+            mend = "it is damaged, or no data set in Parquet or Arrow files: write it anew"
         else:
             mend = "correct the name, or see to the network; a gated set wants its terms agreed to and `hf auth login`"
         raise DataError(f"{source}: cannot be read ({type(error).__name__}: {text}); {mend}") from error
@@ -215,7 +306,13 @@ def _usual(names: Sequence[str], called: str, corpora: Sequence[HubColumns]) -> 
 
 
 def _utterances(
-    source: str, rows: Iterable[dict[str, Any]], audio: str, columns: HubColumns, limit: int | None, intake: Intake
+    source: str,
+    rows: Iterable[dict[str, Any]],
+    audio: str,
+    columns: HubColumns,
+    limit: int | None,
+    intake: Intake,
+    location: str | Path | None,
 ) -> list[Utterance]:
     utterances = []
     used = {columns.id, columns.text, columns.speaker, columns.entities, "language"}
@@ -232,9 +329,10 @@ def _utterances(
             if written is not None and text is None:
                 intake.left_out[f"not to be scored, by the text conventions of {columns.name}"] += 1
                 continue
-            encoded = _encoded(row[audio], f"{source} {name}")
-            if encoded is None:
-                intake.broken(name, DataError(f"{source}: row {name!r} has no audio; report it to the set's owner"))
+            try:
+                encoded = _encoded(row[audio], source, name, location)
+            except DataError as error:
+                intake.broken(name, error)
                 continue
             speaker = row.get(columns.speaker or "")
             utterances.append(
@@ -258,22 +356,56 @@ def _language(row: dict[str, Any], columns: HubColumns) -> dict[str, str]:
     return {} if language is None else {"language": language}
 
 
-def _encoded(value: dict[str, Any] | None, name: str) -> Path | Encoded | None:
-    """A row's audio: its bytes, or the file it names."""
-    if not value:
-        return None
+def _encoded(value: Any, source: str, name: str, location: str | Path | None) -> Path | Encoded:
+    """A row's audio: its bytes, or the file it names.
+
+    Args:
+        location: below which it may name files: the address of a repository, or a folder; None for any file here.
+
+    Raises:
+        DataError: it has no audio, or names something elsewhere.
+    """
+    value = value if isinstance(value, dict) else {}
     path, data = value.get("path"), value.get("bytes")
+    if not isinstance(path, str | None) or not isinstance(data, bytes | None) or not (path or data):
+        raise DataError(f"{source}: row {name!r} has no audio; report it to the set's owner")
     suffix = PurePath(path or "").suffix
     if data:
-        return Encoded(name + suffix, data)
-    if not path:
-        return None
-    if Path(path).is_file():
-        return Path(path)
-    import fsspec
+        return Encoded(f"{source} {name}{suffix}", data)
+    assert path is not None
+    elsewhere = DataError(
+        f"{source}: row {name!r} names {path}, outside the data set; nothing but a data set's own files is opened"
+    )
+    if "://" in path or "::" in path:
+        if not (isinstance(location, str) and _is_below(path, location)):
+            raise elsewhere
+        import fsspec
 
-    with fsspec.open(path) as file:
-        return Encoded(name + suffix, file.read())
+        with fsspec.open(path) as file:
+            return Encoded(f"{source} {name}{suffix}", file.read())
+    if isinstance(location, str) or (location is not None and not _is_inside(location / path, location)):
+        raise elsewhere
+    file_here = Path(path) if location is None else location / path
+    if not file_here.is_file():
+        raise DataError(f"{source}: row {name!r}: audio file {file_here} does not exist; correct the path")
+    return file_here
+
+
+def _is_below(address: str, location: str) -> bool:
+    """Whether an address of fsspec (``hf://datasets/…``, ``zip://a.wav::hf://datasets/…``) is in a repository."""
+    *inner, outer = address.split("::")
+    archives = all(part.partition("://")[0] in ("zip", "tar", "gzip") for part in inner)
+    rest = outer.removeprefix(location.rstrip("/"))
+    return archives and rest != outer and rest[:1] in ("/", "@") and ".." not in rest.split("/")
+
+
+def _is_inside(file: Path, folder: Path) -> bool:
+    """Whether a file lies in a folder, links followed; a snapshot in the hub's cache links to its blobs."""
+    if not Path(os.path.normpath(file)).is_relative_to(os.path.normpath(folder)):
+        return False
+    parts = folder.absolute().parts
+    home = Path(*parts[: parts.index("snapshots")]) if "snapshots" in parts else folder
+    return file.resolve().is_relative_to(home.resolve())
 
 
 def _without_suffix(name: str) -> str:

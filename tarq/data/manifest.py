@@ -1,26 +1,39 @@
-"""JSONL manifests: one utterance a line, as a JSON object.
+"""Manifests: a table of utterances, one a row, as JSON or with columns.
 
-``audio`` (a path, absolute or relative to the manifest's folder) is required; ``text``, ``duration``
-(seconds), ``id``, ``speaker``, ``entities`` (a list of strings), ``start`` and ``end`` (seconds, of a segment of the
-file) are optional; other keys are kept as ``extra``, to select utterances by.
-Without ``id`` an utterance is called by its ``audio`` path as written, less the suffix, and its segment.
+- JSON lines (``.jsonl``, ``.json`` as NeMo writes it): an object a line;
+- a JSON array of objects, an object with one such array, or an object of objects by id (SpeechBrain);
+- CSV and TSV with a line of column names (``,``, ``;``, ``|`` or tab).
+
+A row names its audio file, absolute or relative to the manifest's folder; transcript, duration (seconds), id, speaker,
+entities (a list of strings), language, start and end (seconds, of a segment of the file) are optional. They are known
+by several spellings (``tarq.data.fields``); other keys are kept as ``extra``, to select utterances by. Without an id
+an utterance is called by its audio path as written, less the suffix, and its segment.
+
+A folder is read by the manifest in it: ``manifest.jsonl``, or the ``metadata`` table of `datasets`' audiofolder, at its
+top or in a folder for each split, or any other table in it that names audio files.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 import json
-import math
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
 from tarq.data.audio import Encoded
-from tarq.data.corpora.layout import choose_part, is_there, read_text
+from tarq.data.corpora.layout import choose_part, read_text
+from tarq.data.fields import NUMBERS, SPELLINGS, fields_of, utterance_of
 from tarq.data.intake import Intake
 from tarq.data.utterance import Utterance
 from tarq.errors import DataError
 
-KEYS = ("audio", "text", "duration", "id", "speaker", "entities", "start", "end")
+SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
+#: Folders beside a manifest that audio is looked for in, where it is not in the manifest's own.
+BESIDE = ("audio", "clips", "wavs", "wav")
+Rows = Iterator[tuple[str, dict[str, Any]]]
 
 
 def is_manifest(source: Path) -> bool:
@@ -28,18 +41,63 @@ def is_manifest(source: Path) -> bool:
     return source.suffix == ".jsonl" if source.is_file() else (source / "manifest.jsonl").is_file()
 
 
+def is_table(source: Path) -> bool:
+    """Whether ``source`` is another manifest by its name, or a folder with a table that names audio files."""
+    return source.suffix.lower() in SUFFIXES if source.is_file() else bool(_tables(source))
+
+
 def load_manifest(source: Path, part: str | None = None, intake: Intake | None = None) -> list[Utterance]:
     """The utterances of a manifest, in its order.
 
     Raises:
-        DataError: invalid JSON, a missing ``audio`` key, too many missing files, a value of a wrong type, text
-            that is not UTF-8; each names file and line.
+        DataError: several manifests and ``part`` names none; text that is not UTF-8, no column of audio files; or too
+            many broken rows: invalid JSON, no audio, missing files, values of a wrong type. Each names file and line.
     """
-    if part is not None:
+    intake = Intake() if intake is None else intake
+    path = choose_part(source, "a folder with several manifests", _tables(source), part)
+    if source.is_file() and part is not None:
         choose_part(source, "", {}, part)
-    path = source if source.is_file() else source / "manifest.jsonl"
-    rows = [_utterance(row, path.parent, where, intake or Intake()) for where, row in json_lines(path)]
+    folders = (path.parent, *(path.parent / name for name in BESIDE if (path.parent / name).is_dir()))
+    rows = [utterance_of(row, folders, path, where, intake) for where, row in _rows(path, intake)]
     return [utterance for utterance in rows if utterance is not None]
+
+
+def _tables(source: Path) -> dict[str, Path]:
+    """The manifests of a folder, by the name of their part."""
+    if source.is_file():
+        return {source.stem: source}
+    if (source / "manifest.jsonl").is_file():
+        return {"manifest": source / "manifest.jsonl"}
+    names = [f"metadata{suffix}" for suffix in SUFFIXES]
+    own = [source / name for name in names if _names_audio(source / name)]
+    if own:
+        return {"metadata": own[0]}
+    splits = [path for name in names for path in sorted(source.glob(f"*/{name}")) if _names_audio(path)]
+    if splits:
+        return {path.parent.name: path for path in reversed(splits)}
+    tables = [path for path in sorted(source.glob("*.*")) if path.suffix.lower() in SUFFIXES and _names_audio(path)]
+    stems = [path.stem for path in tables]
+    return {path.stem if stems.count(path.stem) == 1 else path.name: path for path in tables}
+
+
+def _names_audio(path: Path) -> bool:
+    """Whether a file is a table whose first row names an audio file."""
+    try:
+        if not path.is_file():
+            return False
+        if path.suffix.lower() in (".csv", ".tsv"):
+            with path.open(encoding="utf-8-sig", newline="") as file:
+                return "audio" in fields_of(tuple(_split(file.readline(1 << 16), path)))
+        _, row = next(_rows(path, Intake()))
+    except (DataError, StopIteration, OSError, UnicodeDecodeError, csv.Error):
+        return False
+    return "audio" in fields_of(tuple(row))
+
+
+def _rows(path: Path, intake: Intake) -> Rows:
+    if path.suffix.lower() in (".csv", ".tsv"):
+        return _table_rows(path, intake)
+    return json_lines(path, intake) if path.suffix.lower() == ".jsonl" else _json_rows(path, intake)
 
 
 def write_manifest(path: Path, utterances: Sequence[Utterance], extra: Sequence[Mapping[str, Any]]) -> None:
@@ -79,89 +137,141 @@ def write_manifest(path: Path, utterances: Sequence[Utterance], extra: Sequence[
             }
             row = {key: value for key, value in row.items() if value is not None}
             lines.append(json.dumps({**utterance.extra, **more, **row}, ensure_ascii=False))
-        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        made = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # the old one stays whole until the new one is
+        try:
+            made.write_text("\n".join(lines) + "\n", encoding="utf-8")
+            made.replace(path)
+        finally:
+            made.unlink(missing_ok=True)
     except OSError as error:
         raise DataError(f"{path} cannot be written: {error}; choose another place") from error
 
 
-def json_lines(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def json_lines(path: Path, intake: Intake | None = None) -> Rows:
     """Where each object of a JSONL file is (``file:line``), and the object.
+
+    Args:
+        intake: counts lines that are none as broken; by default the first is an error.
 
     Raises:
         DataError: text that is not UTF-8, invalid JSON, or something else than objects.
     """
+    intake = Intake() if intake is None else intake
     for number, line in enumerate(read_text(path).split("\n"), 1):  # splitlines() would cut at U+2028
         if not line.strip():
             continue
         where = f"{path}:{number}"
         try:
             row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{where}: invalid JSON ({error}); there is one JSON object a line") from error
+        # ValueError: also an integer of thousands of digits. RecursionError: thousands of brackets.
+        except (ValueError, RecursionError) as error:
+            intake.broken(where, DataError(f"{where}: invalid JSON ({error}); there is one JSON object a line"))
+            continue
         if not isinstance(row, dict):
-            raise DataError(f'{where}: not a JSON object; write {{"audio": "…", "text": "…"}}')
+            intake.broken(where, DataError(f'{where}: not a JSON object; write {{"audio": "…", "text": "…"}}'))
+            continue
         yield where, row
 
 
-def _utterance(row: dict[str, Any], folder: Path, where: str, intake: Intake) -> Utterance | None:
-    if row.get("audio") in (None, ""):
-        raise DataError(f"{where}: no 'audio'; every line names its audio file")
-    name = value(row, "audio", str, where)
-    start, end = seconds(row, "start", where), seconds(row, "end", where)
-    if end is not None and end <= (start or 0.0):
-        raise DataError(f"{where}: 'end' is {end:g}, not after 'start'; give the segment in seconds")
-    segment = "" if start is None and end is None else f"-{start or 0:g}-{'' if end is None else f'{end:g}'}"
-    utterance = Utterance(
-        id=value(row, "id", str, where) or f"{Path(name).with_suffix('')}{segment}",
-        audio=folder / name,  # an absolute name stays as it is
-        text=value(row, "text", str, where),
-        duration=seconds(row, "duration", where),
-        speaker=value(row, "speaker", str, where),
-        entities=strings(row, "entities", where),
-        extra={key: value for key, value in row.items() if key not in KEYS},
-        start=start or 0.0,
-        end=end,
+def _json_rows(path: Path, intake: Intake) -> Rows:
+    """Objects of a ``.json`` file: lines, an array, or an object that holds them."""
+    try:
+        whole = json.loads(read_text(path))
+    except (ValueError, RecursionError):
+        yield from json_lines(path, intake)
+        return
+    rows: Iterable[tuple[str, Any]] = ()
+    if isinstance(whole, list):
+        rows = ((f"{path}: entry {number}", row) for number, row in enumerate(whole, 1))
+    elif isinstance(whole, dict) and "audio" in fields_of(tuple(whole)) and not isinstance(whole.get("audio"), list):
+        rows = [(f"{path}:1", whole)]
+    elif isinstance(whole, dict) and whole and all(isinstance(row, dict) for row in whole.values()):
+        rows = ((f"{path}: entry {key!r}", {"id": key, **row}) for key, row in whole.items())
+    elif isinstance(whole, dict):
+        lists = [row for row in whole.values() if isinstance(row, list) and row and isinstance(row[0], dict)]
+        if len(lists) == 1:
+            rows = ((f"{path}: entry {number}", row) for number, row in enumerate(lists[0], 1))
+    found = False
+    for where, row in rows:
+        found = True
+        if isinstance(row, dict):
+            yield where, row
+        else:
+            intake.broken(where, DataError(f'{where}: not a JSON object; write {{"audio": "…", "text": "…"}}'))
+    if not found and whole:
+        raise DataError(
+            f"{path}: no list of utterances in it; give JSON lines, or an array of objects with their audio"
+        )
+
+
+def _split(line: str, path: Path) -> list[str]:
+    """Column names, by the delimiter that occurs most."""
+    return next(csv.reader([line.rstrip("\r\n")], delimiter=_delimiter(line, path)), [])
+
+
+def _delimiter(line: str, path: Path) -> str:
+    if path.suffix.lower() == ".tsv":
+        return "\t"
+    return max((",", "\t", ";", "|"), key=line.count)
+
+
+def _table_rows(path: Path, intake: Intake) -> Rows:
+    """Rows of a CSV or TSV file; of a TSV file every line is a row, whatever marks of quotation are in it."""
+    text = read_text(path)
+    first = text.partition("\n")[0]
+    tabs = path.suffix.lower() == ".tsv"
+    reader = csv.reader(
+        text.split("\n") if tabs else io.StringIO(text, newline=""),
+        delimiter=_delimiter(first, path),
+        quoting=csv.QUOTE_NONE if tabs else csv.QUOTE_MINIMAL,
+        strict=True,
     )
-    return utterance if is_there(folder / name, where, utterance.id, intake) else None
+    try:
+        names = [_unquoted(name) for name in next(reader, [])]
+        keys = fields_of(tuple(names))
+        if "audio" not in keys:
+            raise DataError(
+                f"{path}: no column names the audio files; its first line has {', '.join(names[:12]) or 'nothing'}; "
+                f"known are {', '.join(SPELLINGS['audio'])}"
+            )
+        if len(set(names)) < len(names):
+            raise DataError(f"{path}: a column occurs twice in its first line, {', '.join(names)}; rename one of them")
+        numbers = {key for field in NUMBERS for key in keys.get(field, ())}
+        for values in reader:
+            where = f"{path}:{reader.line_num}"
+            if not any(item.strip() for item in values):
+                continue
+            if len(values) != len(names):
+                text = f"{len(values)} values for {len(names)} columns; quote what holds the delimiter"
+                intake.broken(where, DataError(f"{where}: {text}"))
+                continue
+            row = dict(zip(names, map(_unquoted, values) if tabs else values, strict=True))
+            try:
+                yield where, {key: _cell(key, item, keys, numbers, where) for key, item in row.items()}
+            except DataError as error:
+                intake.broken(where, error)
+    except csv.Error as error:
+        raise DataError(f"{path}:{reader.line_num}: no table ({error}); see to its quotation marks") from error
 
 
-def value(row: Mapping[str, Any], key: str, kind: type, where: str) -> Any:
-    """``row[key]`` as ``kind``; None where absent or null. Whole numbers pass as float, and as an id.
-
-    Raises:
-        DataError: it is of another type.
-    """
-    found = row.get(key)
-    if found is None or isinstance(found, kind):
-        return found
-    if isinstance(found, int) and not isinstance(found, bool):
-        if kind is float:
-            return float(found)
-        if key in ("id", "speaker"):
-            return str(found)
-    wanted = {str: "a string", float: "a number", list: "a list of strings"}[kind]
-    raise DataError(f"{where}: {key!r} is {json.dumps(found)}; give {wanted}")
+def _unquoted(item: str) -> str:
+    """A value of a TSV file that was written with quotation marks, as some programs do."""
+    item = item.rstrip("\r")
+    inside = item[1:-1]
+    if len(item) > 1 and item[0] == item[-1] == '"' and '"' not in inside.replace('""', ""):
+        return inside.replace('""', '"')
+    return item
 
 
-def seconds(row: Mapping[str, Any], key: str, where: str) -> float | None:
-    """``row[key]``, a finite number that is not negative; None where absent or null.
-
-    Raises:
-        DataError: it is something else.
-    """
-    found = value(row, key, float, where)
-    if found is not None and not (math.isfinite(found) and found >= 0):
-        raise DataError(f"{where}: {key!r} is {found}; give seconds, or leave it out")
-    return found
-
-
-def strings(row: Mapping[str, Any], key: str, where: str) -> tuple[str, ...]:
-    """``row[key]``, a list of strings; none where absent or null.
-
-    Raises:
-        DataError: it is something else.
-    """
-    found = value(row, key, list, where) or []
-    if not all(isinstance(item, str) for item in found):
-        raise DataError(f"{where}: {key!r} holds something else than strings; give a list of strings")
-    return tuple(found)
+def _cell(key: str, item: str, keys: Mapping[str, tuple[str, ...]], numbers: set[str], where: str) -> Any:
+    """A value of a table: a number where the column has numbers; nothing where it is blank and no transcript."""
+    if not item.strip() and key not in keys.get("text", ()):
+        return None
+    if key in keys.get("entities", ()):
+        return [entity.strip() for entity in item.split(";") if entity.strip()]
+    if key not in numbers:
+        return item
+    try:
+        return float(item)
+    except ValueError as error:
+        raise DataError(f"{where}: {key!r} is {item!r}; give a number of seconds") from error

@@ -27,9 +27,9 @@ from typing import Any, Literal
 
 from tarq.config import PoolKind, TarqConfig
 from tarq.data.corpora.layout import read_text
-from tarq.data.corpora.registry import first_usable, shuffled, usable
+from tarq.data.fields import strings
 from tarq.data.intake import Intake
-from tarq.data.manifest import strings
+from tarq.data.sampling import first_usable, shuffled, usable
 from tarq.data.utterance import Utterance, language_of
 from tarq.errors import DataError
 from tarq.report import FILE_NAME
@@ -49,7 +49,11 @@ class Rarity:
     def __init__(self, config: TarqConfig, spelling: Mapping[str, str] | None = None) -> None:
         self.config = config
         self.spelling = spelling
+        if not math.isfinite(config.tail_threshold):
+            raise DataError(f"tail_threshold is {config.tail_threshold}: give a finite Zipf score, such as 3")
         self._spoken: dict[str, tuple[Normalizer, Frequencies]] = {}
+        # A transcript is asked for when utterances are ranked, drawn and reported.
+        self._counts: dict[tuple[str, str], tuple[int, int]] = {}
 
     def counts(self, text: str | None, language: str | None = None) -> tuple[int, int]:
         """Words of a transcript, and how many of them are rare.
@@ -60,12 +64,16 @@ class Rarity:
         Raises:
             DataError: there are no word frequencies for the language.
         """
-        language = language or self.config.language
+        language, text = language or self.config.language, text or ""
+        if (counted := self._counts.get((text, language))) is not None:
+            return counted
         if language not in self._spoken:
             spoken = replace(self.config, language=language)
             self._spoken[language] = spoken.text_normalizer(self.spelling), spoken.frequencies()
         normalizer, frequencies = self._spoken[language]
-        return rare_counts(text or "", normalizer, self.config.tail_threshold, frequencies)
+        counted = rare_counts(text, normalizer, self.config.tail_threshold, frequencies)
+        self._counts[text, language] = counted
+        return counted
 
     def of(self, utterance: Utterance) -> tuple[int, int]:
         """Words of an utterance's transcript in its own language, and how many of them are rare."""
@@ -138,7 +146,7 @@ def draw_pool(
         count: how many, at least 1; fewer where fewer qualify, which the caller compares and reports.
         seed: of the random draws, and of the order among equals.
         rarity: which words are rare.
-        max_duration, require_text, intake: see ``tarq.data.corpora.registry.first_usable``.
+        max_duration, require_text, intake: see ``tarq.data.sampling.first_usable``.
 
     Raises:
         DataError: ``r-top`` of several corpora, ``r-cross`` of one, or what ``first_usable`` raises.

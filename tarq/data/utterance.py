@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ import langcodes
 import numpy as np
 from numpy.typing import NDArray
 
-from tarq.data.audio import Encoded, audio_duration, check_audio, read_audio
+from tarq.data.audio import Checked, Encoded, audio_duration, check_audio, read_audio
 from tarq.errors import DataError
 
 #: ISO 639's codes for speech in an unknown, in several, in some other and in no language.
@@ -36,6 +37,9 @@ class Utterance:
         entities: the names and terms in the transcript, where a corpus marks them.
         extra: whatever else a corpus says of it, for selecting utterances by.
         start, end: the segment of the file, in seconds; the whole file where ``end`` is None and ``start`` 0.
+
+    Raises:
+        DataError: the id is empty, or a time is negative, not finite, or out of order.
     """
 
     id: str
@@ -48,13 +52,44 @@ class Utterance:
     start: float = 0.0
     end: float | None = None
 
-    def waveform(self, sampling_rate: int = 16000) -> NDArray[np.float32]:
-        """The audio: float32 [samples], mono, at ``sampling_rate`` Hz. Raises DataError (``read_audio``)."""
-        return read_audio(self.audio, sampling_rate, self.start, self.end)
+    def __post_init__(self) -> None:
+        if not self.id:
+            raise DataError(f"{self.audio}: the utterance has an empty id; give it one, or leave the id out")
+        for name, given in (("duration", self.duration), ("start", self.start), ("end", self.end)):
+            if given is not None and not (math.isfinite(given) and given >= 0):
+                raise DataError(f"{self.id}: {name!r} is {given}; give seconds, or leave it out")
+        if self.end is not None and self.end <= self.start:
+            raise DataError(f"{self.id}: 'end' is {self.end:g}, not after 'start', {self.start:g}; correct the segment")
 
-    def check(self, decode: bool = True) -> None:
-        """Find out whether the audio can be read. Raises DataError (``check_audio``)."""
-        check_audio(self.audio, start=self.start, end=self.end, decode=decode)
+    def waveform(self, sampling_rate: int = 16000, notes: list[str] | None = None) -> NDArray[np.float32]:
+        """The audio: float32 [samples], mono, at ``sampling_rate`` Hz. Raises DataError (``read_audio``)."""
+        return read_audio(self.audio, sampling_rate, self.start, self.end, notes=notes)
+
+    def check(self, longest: float | None = None) -> Checked:
+        """Decode the audio, and compare its length with what the corpus states.
+
+        Args:
+            longest: in seconds; what is stated to be longer is not decoded.
+
+        Raises:
+            DataError: the audio cannot be read (``read_audio``), or is shorter than stated.
+        """
+        stated = self.duration
+        if stated is not None and longest is not None and stated > longest:
+            return Checked(stated)
+        checked = check_audio(self.audio, self.start, self.end, longest=longest)
+        if stated is None or self.start or self.end is not None:
+            return checked
+        # Manifests round, some to whole seconds, and MP3s are counted with what their encoder adds at both ends.
+        tolerance = max(0.5 if stated == round(stated) else 0.25, 0.01 * stated)
+        if checked.seconds < stated - tolerance:
+            raise DataError(
+                f"{self.audio}: it has {checked.seconds:.2f} s of audio where the corpus states {stated:.2f} s: it is "
+                "cut short or another file; get it anew, or correct the duration"
+            )
+        if checked.seconds > stated + 2 * tolerance:
+            return Checked(checked.seconds, (*checked.notes, "longer than the corpus states: all of it is taken"))
+        return checked
 
     def seconds(self) -> float:
         """How long it is: as stated, by its segment, or by its file. Raises DataError where that is unreadable."""

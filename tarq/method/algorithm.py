@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from tarq.kernels.group_quantize import Quantized
+from tarq.kernels.group_quantize import Factor, Quantized
 from tarq.kernels.scheme import Scheme
-from tarq.method.metrics import Metric, rebalance
+from tarq.method.arms import Arms
+from tarq.method.figures import Figures
+from tarq.method.metrics import rebalance
 from tarq.method.moments import Moments
-from tarq.method.residuals import Half, inner, residual_target
-from tarq.method.solvers import Solver
+from tarq.method.residuals import Fold, Layer, Statistics, Target, inner
 
 
 @dataclass(frozen=True)
@@ -22,81 +25,127 @@ class Solution:
 
     Attributes:
         quantized: codes, scales and zero points.
-        lam: λ of the tail positions.
-        alpha: α of the residual correction.
-        loss: ``tr((V − Ŵ) H (V − Ŵ)ᵀ) / tr(W H Wᵀ)``, the error made by rounding the target V, relative.
-        shift: ``tr((V − W) H (V − W)ᵀ) / tr(W H Wᵀ)``, how far the residual moved the target, relative.
-        damp: δ over mean(diag H), as used.
-        retries: how often the damping had to be raised.
-        dead_columns: inputs that were always zero.
-        note: what is unusual about the metric.
+        figures: λ, α, losses, damping.
+        bias: [m] a new bias; None to keep the Linear's own.
+        notes: everything degraded or unusual.
     """
 
     quantized: Quantized
-    lam: float = 1.0
-    alpha: float = 0.0
-    loss: float | None = None
-    shift: float | None = None
-    damp: float | None = None
-    retries: int = 0
-    dead_columns: int = 0
-    note: str = ""
+    figures: Figures = field(default_factory=Figures)
+    bias: Tensor | None = None
+    notes: Sequence[str] = ()
 
 
 def tail_aware_quantize(
-    weights: Mapping[str, Tensor],
+    layers: Sequence[Layer],
     parts: Sequence[Moments],
-    *,
-    metric: Metric,
-    residual: str | float,
-    solver: Solver,
+    arms: Arms,
     scheme: Scheme,
     scale_dtype: torch.dtype,
+    outputs: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Solution]:
-    """Quantize the Linears that share one input (arXiv 2605.27808, Algorithm 1).
+    """Quantize the Linears that share one input.
 
-    In the paper's letters: W weight, H_C and H_T the moments of both sides, λ their balance, H_rB the metric,
-    H_Δ the cross-moment, Ŵ0 the pilot, D the residual direction, α* its length, Ŵ the result.
+    Those whose moments the residual centres are solved apart from the others.
 
     Args:
-        weights: name to [m, n] weight.
-        parts: moments of the shared input, n wide, over parts of the calibration set (two halves for
-            ``residual="cross-fitted"``, otherwise as many as convenient).
-        metric: puts both sides together.
-        residual: see :func:`tarq.method.residuals.residual_target`.
-        solver: chooses the codes.
+        layers: with [m, n] weights.
+        parts: moments of the shared input, n wide, over parts of the calibration set, as many as the residual's folds.
+        arms: metric, residual and solver.
         scheme: the lattice.
         scale_dtype: dtype the scales are stored in.
+        outputs: name to [m, m] second moments of the gradients at a layer's output, where the solver asks for them.
+
+    Returns:
+        By name, in the layers' order.
 
     Raises:
         torch.linalg.LinAlgError: the metric is not positive definite even at the largest damping.
+        ValueError: the input is always zero, or something is not finite.
     """
-    lam, note = metric.balance(parts)  # λ
-    dtype = solver.dtype
-    rebalanced = rebalance(parts, lam, 1.0 if residual == "paper" else lam, dtype)  # H_rB, H_Δ
-    factor = solver.factorize(rebalanced.hessian)
-    each = [rebalance([part], lam, dtype=dtype) for part in parts] if residual == "cross-fitted" else []
-    halves = [Half(half, solver.factorize(half.hessian)) for half in each]
+    solutions: dict[str, Solution] = {}
+    for centred in (False, True):
+        alike = [layer for layer in layers if arms.residual.centres(layer) == centred]
+        if alike:
+            solutions |= algorithm_1(alike, parts, arms, scheme, scale_dtype, centred, outputs)
+    return {layer.name: solutions[layer.name] for layer in layers}
 
-    def quantize(aims: Sequence[Tensor]) -> list[Quantized]:
-        return solver.quantize(aims, factor, scheme, scale_dtype)
 
-    live = [w.to(dtype).masked_fill(factor.dead, 0) for w in weights.values()]  # an input always zero has no say
-    targets = [residual_target(w, rebalanced, factor, residual, quantize, halves) for w in live]
-    solutions = {}
-    solved = quantize([target.weight for target in targets])  # Ŵ
-    for name, w, target, quantized in zip(weights, live, targets, solved, strict=True):
-        error = quantized.dequantize().to(dtype) - target.weight
-        energy = max(inner(w @ rebalanced.hessian, w), 1e-30)
-        solutions[name] = Solution(
-            quantized,
-            lam,
-            target.alpha,
-            inner(error @ rebalanced.hessian, error) / energy,
-            target.energy / energy,
-            factor.damp,
-            factor.retries,
-            int(factor.dead.sum()),
-            note,
-        )
-    return solutions
+def algorithm_1(
+    layers: Sequence[Layer],
+    parts: Sequence[Moments],
+    arms: Arms,
+    scheme: Scheme,
+    scale_dtype: torch.dtype,
+    centred: bool = False,
+    outputs: Mapping[str, Tensor] | None = None,
+) -> dict[str, Solution]:
+    """arXiv 2605.27808, Algorithm 1, in its letters; see :func:`tail_aware_quantize`.
+
+    W weight, H_C and H_T the moments of both sides, λ their balance, H = H_rB the metric with factor L, H_Δ the
+    cross-moment, V = W + α* D the target, Ŵ the result.
+    """
+    metric, residual, solver = arms.metric, arms.residual, arms.solver
+    G = None if outputs is None else [outputs[layer.name] for layer in layers]
+
+    # Balance: λ = c · tr(H_C) / tr(H_T) and H = H_C + λ H_T; the paper leaves H_Δ unweighted. H + δI = L Lᵀ.
+    lam, note = metric.balance(parts)
+    moments = rebalance(parts, lam, lam if residual.weighs_cross else 1.0, solver.dtype, centred)
+    L = solver.factorize(moments.hessian)
+    statistics = Statistics(moments, L, _folds(parts, lam, arms, centred))
+
+    # Aim: V = W + α* D with D = W H_Δ (H + δI)⁻¹; the paper finds α* from a pilot, which is rounded as V will be.
+    def rounded(targets: Sequence[Tensor], g: Sequence[Tensor] | None) -> list[Quantized]:
+        return solver.quantize(targets, statistics, scheme, scale_dtype, g)
+
+    W = [layer.weight.to(solver.dtype) for layer in layers]
+    pilots = [partial(rounded, g=None if G is None else [G[i]]) for i in range(len(W))]
+    V = [residual.target(w, statistics, pilot) for w, pilot in zip(W, pilots, strict=True)]
+
+    # Round: the codes of V under H.
+    Q = rounded([v.weight for v in V], G)
+    return {
+        layer.name: _solution(layer, w, v, q, statistics, arms, lam, note)
+        for layer, w, v, q in zip(layers, W, V, Q, strict=True)
+    }
+
+
+def _folds(parts: Sequence[Moments], lam: float, arms: Arms, centred: bool) -> list[Fold]:
+    """Each part alone, where there are several."""
+    if len(parts) == 1:
+        return []
+    each = [rebalance([part], lam, dtype=arms.solver.dtype, centred=centred) for part in parts]
+    return [Fold(f, arms.solver.factorize(f.hessian) if bool(f.hessian.diagonal().any()) else None) for f in each]
+
+
+def _solution(
+    layer: Layer, w: Tensor, v: Target, q: Quantized, statistics: Statistics, arms: Arms, lam: float, note: str
+) -> Solution:
+    """The codes with the figures of the report."""
+    L, hessian = statistics.factor, statistics.moments.hessian
+    w_hat = q.dequantize().to(w.dtype)
+    energy = max(inner(w @ hessian, w), 1e-30)
+    # The solver's loss is that of H + δI.
+    error = (v.weight - w_hat).masked_fill(L.dead, 0)
+    loss = float(q.loss.sum()) - L.damp * _mean_diagonal(hessian, L) * inner(error, error)
+    notes = [note, v.note]
+    if L.retries:
+        notes.append(f"damping raised to {L.damp:g} after {L.retries} failed factorisations")
+    if not bool(w.any()):
+        notes.append("all its weights are zero")
+    figures = Figures(
+        lam=lam,
+        alpha=v.alpha,
+        loss=max(loss, 0.0) / energy if math.isfinite(loss) else None,
+        shift=v.energy / energy,
+        damp=L.damp,
+        damp_retries=L.retries,
+        dead_columns=int(L.dead.sum()),
+    )
+    bias = None if layer.bias is None else arms.residual.bias(layer, w_hat, statistics)
+    return Solution(q, figures, bias, [text for text in notes if text])
+
+
+def _mean_diagonal(hessian: Tensor, factor: Factor) -> float:
+    """What damping is relative to: the mean over the inputs that were not always zero."""
+    return float(hessian.diagonal()[~factor.dead].double().mean())

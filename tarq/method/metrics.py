@@ -1,7 +1,8 @@
 """Metrics: which calibration positions count how much.
 
-A metric answers two questions and nothing else: on which side of the statistics a position goes and with
-what weight (before anything is accumulated), and how the two sides are put together (after).
+A metric says on which side of the statistics a position goes and with what weight (before anything is accumulated),
+and how the two sides are put together (after). A new one is a class here or anywhere: pass it to ``tarq.quantize``, or
+name it in :mod:`tarq.method.registry`.
 """
 
 from __future__ import annotations
@@ -20,20 +21,37 @@ _EPSILON = 1e-12
 
 
 @dataclass(frozen=True)
-class Rebalanced:
-    """The moments of both sides put together.
+class LayerRows:
+    """The positions of one batch as the Linears that share an input see them; all tensors are on one device.
 
     Attributes:
-        hessian: [n, n], the metric H = H_C + λ H_T.
-        cross: [n, n], the cross-moment H_Δ; None for unpaired moments.
+        layers: names of these Linears in the model.
+        tail: [R] bool, as :meth:`Metric.assign` put them.
+        weight: [R] float, likewise; 0 where a row is no position, or padding that has no weight.
+        utterance: [R] int, which of the batch's utterances each row belongs to.
+        inputs: [R, n] what the Linears read.
+        gradients: [R] squared norm of the loss's gradient at the outputs of these Linears, in the full-precision
+            model; None unless the metric asks for them.
     """
 
-    hessian: Tensor
-    cross: Tensor | None
+    layers: Sequence[str]
+    tail: Tensor
+    weight: Tensor
+    utterance: Tensor
+    inputs: Tensor
+    gradients: Tensor | None = None
 
 
 class Metric(Protocol):
-    """How much each position counts."""
+    """How much each position counts. Inherit from it: what is not overridden asks for nothing.
+
+    Attributes:
+        activations: whether weights depend on the layer; then :meth:`reassign` is called for each one.
+        gradients: ask for the gradients at each layer's outputs too: one backward pass over the calibration set.
+    """
+
+    activations: bool = False
+    gradients: bool = False
 
     def assign(self, tail: Tensor, exists: Tensor, key: str) -> tuple[Tensor, Tensor | None]:
         """Side and weight of each position of one utterance.
@@ -41,7 +59,7 @@ class Metric(Protocol):
         Args:
             tail: [T] bool, positions tagged as rare.
             exists: [T] bool, False on rows that only fill up a batch or lie beyond the audio.
-            key: names utterance and stage; whatever is random is seeded by it.
+            key: names utterance and stage (``"decoder/utterance-id"``); whatever is random is seeded by it.
 
         Returns:
             [T] bool (the side that is re-weighted) and [T] float weights, or None for ones.
@@ -56,9 +74,50 @@ class Metric(Protocol):
         """
         ...
 
+    def reassign(self, rows: LayerRows) -> tuple[Tensor, Tensor]:
+        """Side and weight of each row for one layer; called only where the metric asks for activations or gradients.
+
+        Returns:
+            [R] bool and [R] float.
+        """
+        return rows.tail, rows.weight
+
+    def target_weight(self, rare: Tensor, share: float) -> Tensor:
+        """How much each target token's cross-entropy counts in the loss whose gradients are asked for.
+
+        Args:
+            rare: [B, T] bool, targets that belong to a rare word.
+            share: of such targets in the whole calibration set.
+
+        Returns:
+            [B, T] float; one each by default.
+        """
+        return torch.ones(rare.shape)
+
+
+@dataclass(frozen=True)
+class Rebalanced:
+    """The moments of both sides put together.
+
+    Attributes:
+        hessian: [n, n], the metric H = H_C + λ H_T; about the mean where they are centred.
+        cross: [n, n], the cross-moment H_Δ, likewise; None for unpaired moments.
+        mean: [n] ``μ = Σ d x / Σ d``; None where first moments were not asked for.
+        mean_full: [n] ``μ_f = Σ d xf / Σ d``; ``mean`` itself for unpaired moments.
+    """
+
+    hessian: Tensor
+    cross: Tensor | None
+    mean: Tensor | None = None
+    mean_full: Tensor | None = None
+
 
 def rebalance(
-    parts: Sequence[Moments], lam: float, lam_cross: float | None = None, dtype: torch.dtype = torch.float64
+    parts: Sequence[Moments],
+    lam: float,
+    lam_cross: float | None = None,
+    dtype: torch.dtype = torch.float64,
+    centred: bool = False,
 ) -> Rebalanced:
     """Both sides of the pooled moments put together, summed in float64.
 
@@ -67,23 +126,47 @@ def rebalance(
         lam: how often a tail position counts.
         lam_cross: the same for the cross-moment alone; ``lam`` when not given.
         dtype: of the result. One float64 sum is held at a time: of a wide layer it is half a gigabyte.
+        centred: about the mean: ``H − n μ μᵀ`` and ``H_Δ − n (μ_f − μ) μᵀ`` with ``n = Σ d`` (method.md §9).
+
+    Raises:
+        ValueError: centred moments without first ones.
     """
+    lam_cross = lam if lam_cross is None else lam_cross
 
     def weigh(sums: list[dict[str, Tensor]], weight: float) -> Tensor:
         total = torch.add(sums[0]["common"], sums[0]["tail"], alpha=weight)
         for each in sums[1:]:
             total.add_(each["common"]).add_(each["tail"], alpha=weight)
-        return total.to(dtype)
+        return total
 
+    def about(total: Tensor, rows: Tensor | None, columns: Tensor | None, mass: Tensor) -> Tensor:
+        return total if rows is None or columns is None else total.addr_(rows, columns, alpha=-float(mass))
+
+    firsts = [part.mean for part in parts if part.mean is not None]
+    fulls = [part.mean_full for part in parts if part.mean_full is not None]
     crosses = [part.cross for part in parts if part.cross is not None]
+    if centred and not firsts:
+        raise ValueError("centred moments need the first ones")
+    mass = weigh([part.mass for part in parts], lam)
+    mean = weigh(firsts, lam) / mass if firsts else None
+    mean_full = weigh(fulls, lam) / mass if fulls else mean
+    hessian = weigh([part.hessian for part in parts], lam)
+    hessian = about(hessian, mean, mean, mass).to(dtype) if centred else hessian.to(dtype)
+    cross = None
+    if crosses:
+        cross = weigh(crosses, lam_cross)
+        if centred and mean is not None and mean_full is not None:
+            share = weigh([part.mass for part in parts], lam_cross)
+            drift = (weigh(fulls, lam_cross) - weigh(firsts, lam_cross)) / share
+            cross = about(cross, drift, weigh(firsts, lam_cross) / share, share)
+        cross = cross.to(dtype)
     return Rebalanced(
-        weigh([part.hessian for part in parts], lam),
-        weigh(crosses, lam if lam_cross is None else lam_cross) if crosses else None,
+        hessian, cross, None if mean is None else mean.to(dtype), None if mean_full is None else mean_full.to(dtype)
     )
 
 
 @dataclass(frozen=True)
-class Plain:
+class Plain(Metric):
     """Every position alike: GPTQ's metric."""
 
     def assign(self, tail: Tensor, exists: Tensor, key: str) -> tuple[Tensor, Tensor | None]:
@@ -94,7 +177,7 @@ class Plain:
 
 
 @dataclass(frozen=True)
-class RareBAL:
+class RareBAL(Metric):
     """Tail positions up-weighted until both sides have the same trace (arXiv 2605.27808, §3).
 
     ``λ = c · tr(H_C) / (tr(H_T) + ε)`` and ``H_rB = H_C + λ H_T``, so ``tr(λ H_T) = c · tr(H_C)``. Shrinking
@@ -127,34 +210,39 @@ class RareBAL:
 
 
 @dataclass(frozen=True)
-class Control:
-    """RareBAL on as many positions as the tail has, but not the rare ones: the paper's controls.
+class RandomControl(RareBAL):
+    """RareBAL on as many positions as the tail has, drawn from all of them: one of the paper's controls.
 
     Attributes:
-        rarebal: the arithmetic, unchanged.
-        among: ``random`` draws from all positions, ``common`` from those outside the tail.
         seed: of the draw, together with the utterance and stage.
     """
 
-    rarebal: RareBAL
-    among: str
     seed: int = 0
 
     def assign(self, tail: Tensor, exists: Tensor, key: str) -> tuple[Tensor, Tensor | None]:
         # 32 bits, since that is all a CPU generator takes of its seed.
         generator = torch.Generator().manual_seed(zlib.crc32(f"{self.seed}/{key}".encode()))
-        pool = (exists if self.among == "random" else exists & ~tail).nonzero().flatten()
+        pool = self.drawn_from(tail, exists).nonzero().flatten()
         count = min(int((tail & exists).sum()), len(pool))
         chosen = torch.zeros_like(tail)
         chosen[pool[torch.randperm(len(pool), generator=generator)[:count]]] = True
         return chosen, None
 
-    def balance(self, parts: Sequence[Moments]) -> tuple[float, str]:
-        return self.rarebal.balance(parts)
+    def drawn_from(self, tail: Tensor, exists: Tensor) -> Tensor:
+        """[T] bool, the positions to draw from."""
+        return exists
 
 
 @dataclass(frozen=True)
-class PositionWeights:
+class CommonControl(RandomControl):
+    """The same, drawn from the positions outside the tail."""
+
+    def drawn_from(self, tail: Tensor, exists: Tensor) -> Tensor:
+        return exists & ~tail
+
+
+@dataclass(frozen=True)
+class PositionWeights(Metric):
     """A real weight for each position, from wherever it comes: gradients, confidences, frequency buckets.
 
     Attributes:
@@ -179,19 +267,3 @@ class PositionWeights:
 
     def balance(self, parts: Sequence[Moments]) -> tuple[float, str]:
         return 1.0, ""
-
-
-def make_metric(name: str, *, cost_ratio: float = 1.0, max_lambda: float | None = None, seed: int = 0) -> Metric:
-    """The metric a configuration names: ``rarebal``, ``plain``, ``random`` or ``common``.
-
-    Raises:
-        ValueError: the name is unknown.
-    """
-    if name == "plain":
-        return Plain()
-    rarebal = RareBAL(cost_ratio, max_lambda)
-    if name == "rarebal":
-        return rarebal
-    if name in ("random", "common"):
-        return Control(rarebal, name, seed)
-    raise ValueError(f"unknown metric {name!r}: choose rarebal, plain, random or common")

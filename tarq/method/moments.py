@@ -1,6 +1,8 @@
-"""Running second moments of one Linear input, common and tail positions side by side (method.md §3–4)."""
+"""Running moments of one Linear input, common and tail positions side by side (method.md §3–4, §9)."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -16,23 +18,52 @@ class Moments:
 
     Each position goes to exactly one of the two sides, so keeping them apart costs the arithmetic of a
     single Gram matrix. Products are float32 per call, running sums float64: millions of rows do not drift.
+    Nothing is read back from the device while positions are added; :meth:`bad_updates` and :attr:`positions` do that.
+
+    Attributes:
+        hessian: side to [n, n] float64, ``Σ d x xᵀ``.
+        cross: side to [n, n] float64, ``Σ d (xf − x) xᵀ``; None unless paired.
+        mean: side to [n] float64, ``Σ d x``; None unless asked for.
+        mean_full: side to [n] float64, ``Σ d xf``; None unless asked for and paired.
+        mass: side to float64 scalar, ``Σ d``.
+        counts: side to int64 scalar, positions whose weight is not 0.
 
     Args:
         features: n, the input width.
         paired: also accumulate the cross-moments against full-precision inputs.
+        first: also accumulate the first moments, for what centres the second ones.
         device: where the sums live.
     """
 
-    def __init__(self, features: int, *, paired: bool, device: torch.device | str = "cpu") -> None:
+    def __init__(self, features: int, *, paired: bool, first: bool = False, device: torch.device | str = "cpu") -> None:
         self.features = features
         self.paired = paired
         self.device = torch.device(device)
-        self.hessian = {"common": self._zeros(), "tail": self._zeros()}
-        self.cross = {"common": self._zeros(), "tail": self._zeros()} if paired else None
-        self.positions = {"common": 0, "tail": 0}
+        self.hessian = self._zeros(features, features)
+        self.cross = self._zeros(features, features) if paired else None
+        self.mean = self._zeros(features) if first else None
+        self.mean_full = self._zeros(features) if first and paired else None
+        self.mass = self._zeros()
+        self.counts = {side: torch.zeros((), dtype=torch.int64, device=self.device) for side in SIDES}
+        self._bad: list[Tensor] = []
 
-    def _zeros(self) -> Tensor:
-        return torch.zeros(self.features, self.features, dtype=torch.float64, device=self.device)
+    def _zeros(self, *shape: int) -> dict[str, Tensor]:
+        return {side: torch.zeros(shape, dtype=torch.float64, device=self.device) for side in SIDES}
+
+    @property
+    def positions(self) -> dict[str, int]:
+        """:attr:`counts`, read from the device."""
+        return {side: int(count) for side, count in self.counts.items()}
+
+    @property
+    def seen(self) -> bool:
+        """Whether any input was ever other than zero."""
+        return any(bool(self.hessian[side].diagonal().any()) for side in SIDES)
+
+    def sums(self) -> Iterator[Tensor]:
+        """Every running sum but the counts, in a fixed order: of parts of a set they add up to those of the set."""
+        for sums in (self.mass, self.hessian, self.cross, self.mean, self.mean_full):
+            yield from (sums or {}).values()
 
     def update(self, x: Tensor, x_full: Tensor | None, tail: Tensor, weight: Tensor) -> None:
         """Add positions.
@@ -41,27 +72,34 @@ class Moments:
             x: [T, n] inputs seen by the partly quantized network.
             x_full: [T, n] inputs of the full-precision network at the same positions (paired moments only).
             tail: [T] bool, positions on the tail side.
-            weight: [T] real weight of each position; a zero leaves the position out.
+            weight: [T] real weight of each position; a zero leaves the position out, whatever it holds.
 
         Raises:
-            ValueError: an activation is NaN or infinite.
+            ValueError: paired moments without full-precision inputs.
         """
         taken = weight != 0
-        counts = {"common": int((taken & ~tail).sum()), "tail": int((taken & tail).sum())}
-        # A NaN or an infinity in any row reaches the diagonal; checking n numbers is free.
+        side_of = {"common": taken & ~tail, "tail": taken & tail}
+        # A NaN or an infinity in any row reaches the diagonal of the products.
+        finite = []
         for side, product in zip(SIDES, gram_sides(x, tail, weight=weight), strict=True):
-            if not bool(torch.isfinite(product.diagonal()).all()):
-                raise ValueError("NaN or infinite activations")
-            if counts[side]:
-                self.hessian[side] += product
-                self.positions[side] += counts[side]
-        if self.cross is None:
-            return
-        if x_full is None:
-            raise ValueError("paired moments need the full-precision inputs")
-        x = x.float()
-        for side, product in zip(SIDES, gram_sides(x, tail, x_full.float() - x, weight), strict=True):
-            if not bool(torch.isfinite(product.sum())):
-                raise ValueError("NaN or infinite full-precision activations")
-            if counts[side]:
+            finite.append(product.diagonal().isfinite().all())
+            self.hessian[side] += product
+            self.counts[side] += side_of[side].sum()
+            self.mass[side] += torch.where(side_of[side], weight, 0).sum(dtype=torch.float64)
+        if self.cross is not None:
+            if x_full is None:
+                raise ValueError("paired moments need the full-precision inputs")
+            x = x.float()
+            for side, product in zip(SIDES, gram_sides(x, tail, x_full.float() - x, weight), strict=True):
+                finite.append(product.diagonal().isfinite().all())
                 self.cross[side] += product
+        self._bad.append(~torch.stack(finite).all())
+        for means, rows in ((self.mean, x), (self.mean_full, x_full)):
+            for side, sums in (means or {}).items():
+                here = side_of[side]
+                kept = torch.where(here[:, None], rows.float(), 0)  # type: ignore[union-attr]
+                sums += torch.where(here, weight, 0).to(kept.dtype) @ kept
+
+    def bad_updates(self) -> list[int]:
+        """Which calls of :meth:`update`, counted from 0, brought NaN or infinite activations."""
+        return torch.stack(self._bad).nonzero().flatten().tolist() if self._bad else []

@@ -1,14 +1,15 @@
-"""Residual targets: where a layer's weights should aim once the layers before it are quantized.
+"""Residuals: where a layer's codes should aim once the layers before it are quantized.
 
 The partly quantized network feeds a layer ``x`` where full precision would have fed ``xf``. With
 ``H_Δ = Σ d (xf − x) xᵀ`` the direction ``D = W H_Δ (H + δI)⁻¹`` undoes the drift, and one scalar α a layer
-says how far to go along it (method.md §4; arXiv 2605.27808, §4).
+says how far to go along it (method.md §4; arXiv 2605.27808, §4). A residual may also move the layer's bias.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -20,18 +21,101 @@ _EPSILON = 1e-12
 
 
 @dataclass(frozen=True)
+class Layer:
+    """A Linear that is to be quantized.
+
+    Attributes:
+        name: in the model.
+        weight: [m, n] W.
+        bias: [m], which stays in full precision; None where it has none.
+    """
+
+    name: str
+    weight: Tensor
+    bias: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Fold:
+    """A part of the calibration set, to judge on it what another part suggests.
+
+    Attributes:
+        moments: of its positions alone, with the λ of the whole set.
+        factor: of its metric; None where none of its inputs is other than zero.
+    """
+
+    moments: Rebalanced
+    factor: Factor | None
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What the calibration set says about one input, in the solver's dtype.
+
+    Attributes:
+        moments: the metric H and the cross-moment H_Δ.
+        factor: of the damped metric, ``H + δI = L Lᵀ``.
+        folds: as many as the residual asked for; empty for one.
+    """
+
+    moments: Rebalanced
+    factor: Factor
+    folds: Sequence[Fold] = ()
+
+
+@dataclass(frozen=True)
 class Target:
     """What a layer's codes should reproduce.
 
     Attributes:
-        weight: [m, n] ``W + α D``.
+        weight: [m, n] ``V = W + α D``.
         alpha: α.
         energy: ``tr(αD H αDᵀ)``, how far the target moved in the metric.
+        note: what is degraded or unusual about it, or "".
     """
 
     weight: Tensor
     alpha: float = 0.0
     energy: float = 0.0
+    note: str = ""
+
+
+#: From targets to their codes, under the metric at hand.
+Quantize = Callable[[Sequence[Tensor]], list[Quantized]]
+
+
+class Residual(Protocol):
+    """Where the codes should aim. Inherit from it: what is not overridden asks for nothing.
+
+    Attributes:
+        paired: whether the full-precision network is walked beside the quantized one; without it there is no H_Δ.
+        folds: how many parts the calibration set is split into, by utterance.
+        weighs_cross: whether λ counts in H_Δ as it does in H.
+        first_moments: whether μ and μ_f are gathered beside H and H_Δ.
+    """
+
+    paired: bool = True
+    folds: int = 1
+    weighs_cross: bool = True
+    first_moments: bool = False
+
+    def centres(self, layer: Layer) -> bool:
+        """Whether this layer's moments are taken about the mean (needs first moments)."""
+        return False
+
+    def target(self, weight: Tensor, statistics: Statistics, quantize: Quantize) -> Target:
+        """The weights to quantize.
+
+        Args:
+            weight: [m, n] W in the statistics' dtype.
+            statistics: of the layer's input.
+            quantize: weights under this metric, for a pilot.
+        """
+        ...
+
+    def bias(self, layer: Layer, w_hat: Tensor, statistics: Statistics) -> Tensor | None:
+        """A new bias for a layer that has one, given its quantized weight [m, n]; None to leave it."""
+        return None
 
 
 def inner(a: Tensor, b: Tensor) -> float:
@@ -39,63 +123,110 @@ def inner(a: Tensor, b: Tensor) -> float:
     return float((a * b).sum(dtype=torch.float64))
 
 
+def absorbed_mean(layer: Layer, w_hat: Tensor, statistics: Statistics) -> Tensor:
+    """``b + W μ_f − Ŵ μ``: of all biases the one that leaves the least weighted output error (method.md §9)."""
+    mean, mean_full = statistics.moments.mean, statistics.moments.mean_full
+    if mean is None or mean_full is None or layer.bias is None:
+        raise ValueError("a bias that absorbs the mean needs first moments and a layer with a bias")
+    return layer.bias.to(mean.dtype) + layer.weight.to(mean.dtype) @ mean_full - w_hat.to(mean.dtype) @ mean
+
+
 @dataclass(frozen=True)
-class Half:
-    """One half of the calibration set, for judging on it what the other half suggests."""
+class NoResidual(Residual):
+    """``V = W``."""
 
-    moments: Rebalanced
-    factor: Factor
+    paired: bool = False
 
-
-def residual_target(
-    weight: Tensor,
-    moments: Rebalanced,
-    factor: Factor,
-    residual: str | float,
-    quantize: Callable[[Sequence[Tensor]], list[Quantized]],
-    halves: Sequence[Half] = (),
-) -> Target:
-    """The weights to quantize, ``W + α D``.
-
-    Args:
-        weight: [m, n] in the moments' dtype.
-        moments: the metric and the cross-moment (for ``paper``, the unweighted one).
-        factor: of ``H + δI``, for the solve.
-        residual: one of
-
-            - ``least-squares``: D from the cross-moment in the metric itself, and the α that minimises the
-              weighted output error ``‖D^½ (Xf Wᵀ − X (W + αD)ᵀ)‖²`` on the calibration set; setting its
-              derivative to zero gives ``α = ⟨W H_Δ, D⟩ / ⟨D H, D⟩``.
-            - ``cross-fitted``: the same D, and the α that minimises that error on positions D was not
-              fitted on; see :func:`cross_fitted_alpha`.
-            - ``paper``: D from the unweighted cross-moment and ``α = ⟨E H, D⟩ / ⟨D H, D⟩`` with E the
-              rounding error of a pilot quantization.
-            - ``none``: W. A number: that α along the least-squares direction.
-        quantize: weights under this metric; called by ``paper`` only.
-        halves: the two halves of the calibration set; used by ``cross-fitted`` only.
-    """
-    if residual == "none" or residual == 0:
+    def target(self, weight: Tensor, statistics: Statistics, quantize: Quantize) -> Target:
         return Target(weight)
-    if moments.cross is None:
-        raise ValueError(f"residual {residual!r} needs paired moments")
-    drift = weight @ moments.cross
-    direction = factor.solve(drift)
-    direction_h = direction @ moments.hessian
-    scale = inner(direction_h, direction)
-    if residual == "least-squares":
-        alpha = inner(drift, direction) / (scale + _EPSILON)
-    elif residual == "cross-fitted":
-        alpha = cross_fitted_alpha(weight, halves)
-    elif residual == "paper":
+
+
+@dataclass(frozen=True)
+class Drift:
+    """The direction that undoes the drift of one layer, and what it takes to say how far to go.
+
+    Attributes:
+        moved: [m, n] ``W H_Δ``.
+        direction: [m, n] ``D = W H_Δ (H + δI)⁻¹``.
+        direction_h: [m, n] ``D H``.
+        energy: ``⟨D H, D⟩``.
+    """
+
+    moved: Tensor
+    direction: Tensor
+    direction_h: Tensor
+    energy: float
+
+
+class AlongDrift(Residual):
+    """``V = W + α D``; a subclass says how α is found."""
+
+    def target(self, weight: Tensor, statistics: Statistics, quantize: Quantize) -> Target:
+        moments = statistics.moments
+        if moments.cross is None:
+            raise ValueError(f"{type(self).__name__} needs paired moments")
+        if any(fold.factor is None for fold in statistics.folds):
+            return Target(weight, note="part of the calibration set never excites this layer: no residual")
+        moved = weight @ moments.cross
+        direction = statistics.factor.solve(moved)
+        direction_h = direction @ moments.hessian
+        drift = Drift(moved, direction, direction_h, inner(direction_h, direction))
+        alpha = self.alpha(weight, statistics, quantize, drift)
+        return Target(weight + alpha * direction, alpha, alpha**2 * drift.energy)
+
+    def alpha(self, weight: Tensor, statistics: Statistics, quantize: Quantize, drift: Drift) -> float:
+        """α, how far to go along the direction."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class FixedAlpha(AlongDrift):
+    """An α of the caller's along the least-squares direction.
+
+    Attributes:
+        length: α.
+    """
+
+    length: float
+
+    def alpha(self, weight: Tensor, statistics: Statistics, quantize: Quantize, drift: Drift) -> float:
+        return self.length
+
+
+@dataclass(frozen=True)
+class LeastSquares(AlongDrift):
+    """The α that minimises the weighted output error ``‖D^½ (Xf Wᵀ − X (W + αD)ᵀ)‖²`` on the calibration set.
+
+    Setting its derivative to zero gives ``α = ⟨W H_Δ, D⟩ / ⟨D H, D⟩``.
+    """
+
+    def alpha(self, weight: Tensor, statistics: Statistics, quantize: Quantize, drift: Drift) -> float:
+        return inner(drift.moved, drift.direction) / (drift.energy + _EPSILON)
+
+
+@dataclass(frozen=True)
+class PaperResidual(AlongDrift):
+    """The paper's: D from the unweighted cross-moment, ``α = ⟨E H, D⟩ / ⟨D H, D⟩`` with E a pilot's rounding error."""
+
+    weighs_cross: bool = False
+
+    def alpha(self, weight: Tensor, statistics: Statistics, quantize: Quantize, drift: Drift) -> float:
         (pilot,) = quantize([weight])
         error = pilot.dequantize().to(weight.dtype) - weight
-        alpha = inner(error, direction_h) / (scale + _EPSILON)
-    else:
-        alpha = float(residual)
-    return Target(weight + alpha * direction, alpha, alpha**2 * scale)
+        return inner(error, drift.direction_h) / (drift.energy + _EPSILON)
 
 
-def cross_fitted_alpha(weight: Tensor, halves: Sequence[Half]) -> float:
+@dataclass(frozen=True)
+class CrossFitted(AlongDrift):
+    """The α that minimises that error on positions D was not fitted on; see :func:`cross_fitted_alpha`."""
+
+    folds: int = 2
+
+    def alpha(self, weight: Tensor, statistics: Statistics, quantize: Quantize, drift: Drift) -> float:
+        return cross_fitted_alpha(weight, statistics.folds)
+
+
+def cross_fitted_alpha(weight: Tensor, folds: Sequence[Fold]) -> float:
     """How far to trust D: each half's direction judged on the other half.
 
     On its own calibration positions α is never below 1, however much of D is noise: with n inputs and T
@@ -105,7 +236,7 @@ def cross_fitted_alpha(weight: Tensor, halves: Sequence[Half]) -> float:
 
     Args:
         weight: [m, n].
-        halves: two halves of the calibration set, split by utterance.
+        folds: two halves of the calibration set, split by utterance.
 
     Returns:
         α, not negative.
@@ -113,11 +244,11 @@ def cross_fitted_alpha(weight: Tensor, halves: Sequence[Half]) -> float:
     Raises:
         ValueError: there are not two halves.
     """
-    if len(halves) != 2:
-        raise ValueError(f"cross-fitting takes two halves of the calibration set, not {len(halves)}")
+    if len(folds) != 2:
+        raise ValueError(f"cross-fitting takes two halves of the calibration set, not {len(folds)}")
     gain = scale = 0.0
-    for fitted, judge in (halves, halves[::-1]):
-        if fitted.moments.cross is None or judge.moments.cross is None:
+    for fitted, judge in (folds, folds[::-1]):
+        if fitted.moments.cross is None or judge.moments.cross is None or fitted.factor is None:
             raise ValueError("cross-fitting needs paired moments")
         direction = fitted.factor.solve(weight @ fitted.moments.cross)
         gain += inner(weight @ judge.moments.cross, direction)

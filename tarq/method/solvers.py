@@ -1,12 +1,13 @@
 """Solvers: how codes are chosen under a metric.
 
-A solver factorises the metric once for all layers that share it and quantizes them together.
+A solver factorises the metric once for all layers that share it and quantizes them together. A new one is a class here
+or anywhere: pass it to ``tarq.quantize``, or name it in :mod:`tarq.method.registry`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -14,27 +15,57 @@ from torch import Tensor
 
 from tarq.kernels.group_quantize import Factor, Quantized, factorize, group_quantize_layers, round_to_nearest
 from tarq.kernels.scheme import Scheme
+from tarq.method.residuals import Statistics
 
 
 class Solver(Protocol):
-    """Chooses the codes of a weight, computing in a dtype of its own."""
+    """Chooses the codes of a weight. Inherit from it: what is not overridden asks for nothing more than the metric.
 
-    @property
-    def dtype(self) -> torch.dtype: ...
+    Attributes:
+        dtype: of the targets and statistics it computes with.
+        reads_audio: False for one that looks at the weights alone; without a residual no audio is read for it then.
+        output_moments: ask for ``Σ g gᵀ`` of each layer, g the loss's gradient at its output in the full-precision
+            model: one backward pass over the calibration set.
+    """
+
+    dtype: torch.dtype = torch.float32
+    reads_audio: bool = True
+    output_moments: bool = False
 
     def factorize(self, hessian: Tensor) -> Factor:
-        """The damped metric's factor, ``H + δI = L Lᵀ``."""
+        """The damped metric's factor, ``H + δI = L Lᵀ``.
+
+        Args:
+            hessian: [n, n] in the solver's dtype.
+        """
         ...
 
     def quantize(
-        self, weights: Sequence[Tensor], factor: Factor | None, scheme: Scheme, scale_dtype: torch.dtype
+        self,
+        targets: Sequence[Tensor],
+        statistics: Statistics | None,
+        scheme: Scheme,
+        scale_dtype: torch.dtype,
+        outputs: Sequence[Tensor] | None = None,
     ) -> list[Quantized]:
-        """Codes, scales and zero points of [m, n] weights; on a GPU those of one shape are swept at once."""
+        """Codes, scales and zero points of [m, n] targets that share an input.
+
+        Args:
+            targets: V of each layer.
+            statistics: of their input; None where no audio was read.
+            scheme: the lattice.
+            scale_dtype: dtype the scales are stored in.
+            outputs: [m, m] float64 ``Σ g gᵀ`` of each layer, where the solver asks for them.
+
+        Returns:
+            One for each target. Its loss is each row's damped error ``‖(v − v̂) L‖²``, NaN where it was not measured;
+            what the layer's report says comes from it.
+        """
         ...
 
 
 @dataclass(frozen=True)
-class Sweep:
+class Sweep(Solver):
     """The Cholesky-based column sweep: GPTQ's codes without an inverse (kernels.md).
 
     Attributes:
@@ -52,41 +83,56 @@ class Sweep:
         return factorize(hessian.to(self.dtype), self.damp, order=order)
 
     def quantize(
-        self, weights: Sequence[Tensor], factor: Factor | None, scheme: Scheme, scale_dtype: torch.dtype
+        self,
+        targets: Sequence[Tensor],
+        statistics: Statistics | None,
+        scheme: Scheme,
+        scale_dtype: torch.dtype,
+        outputs: Sequence[Tensor] | None = None,
     ) -> list[Quantized]:
-        if factor is None:
+        if statistics is None:
             raise ValueError("the sweep needs the factor of a metric")
-        return group_quantize_layers(
-            [weight.to(self.dtype) for weight in weights], [factor] * len(weights), scheme, scale_dtype=scale_dtype
-        )
+        # On a GPU those of one shape are swept at once.
+        return group_quantize_layers(targets, [statistics.factor] * len(targets), scheme, scale_dtype=scale_dtype)
 
 
 @dataclass(frozen=True)
-class RoundToNearest:
-    """Each weight to its nearest lattice point; the metric matters only to a residual's target."""
+class RoundToNearest(Solver):
+    """Each weight to its nearest lattice point; the metric matters only to a residual's target.
+
+    Attributes:
+        damp: of the metric, for the residual.
+        dtype: in which weights are rounded.
+    """
 
     damp: float = 0.01
     dtype: torch.dtype = torch.float32
+    reads_audio: bool = False
 
     def factorize(self, hessian: Tensor) -> Factor:
         return factorize(hessian.to(self.dtype), self.damp)
 
     def quantize(
-        self, weights: Sequence[Tensor], factor: Factor | None, scheme: Scheme, scale_dtype: torch.dtype
+        self,
+        targets: Sequence[Tensor],
+        statistics: Statistics | None,
+        scheme: Scheme,
+        scale_dtype: torch.dtype,
+        outputs: Sequence[Tensor] | None = None,
     ) -> list[Quantized]:
-        rounded = [round_to_nearest(weight.to(self.dtype), scheme, scale_dtype) for weight in weights]
-        no_metric = [torch.full((len(weight),), float("nan"), dtype=torch.float64) for weight in weights]
-        return [Quantized(*r, loss, scheme.group_size) for r, loss in zip(rounded, no_metric, strict=True)]
+        done = []
+        for target in targets:
+            v = target.to(self.dtype)
+            if statistics is not None:  # an input that is always zero has no say
+                v = v.masked_fill(statistics.factor.dead, 0)
+            no_metric = torch.full((len(v),), float("nan"), dtype=torch.float64, device=v.device)
+            rounded = Quantized(*round_to_nearest(v, scheme, scale_dtype), no_metric, scheme.group_size)
+            if statistics is not None:
+                rounded = replace(rounded, loss=damped_loss(v - rounded.dequantize(v.dtype), statistics.factor))
+            done.append(rounded)
+        return done
 
 
-def make_solver(name: str, *, damp: float = 0.01, act_order: str = "none") -> Solver:
-    """The solver a configuration names: ``sweep`` or ``rtn``.
-
-    Raises:
-        ValueError: the name is unknown.
-    """
-    if name == "sweep":
-        return Sweep(damp, act_order)
-    if name == "rtn":
-        return RoundToNearest(damp)
-    raise ValueError(f"unknown solver {name!r}: choose sweep or rtn")
+def damped_loss(error: Tensor, factor: Factor) -> Tensor:
+    """``‖e L‖²`` of each row of an [m, n] error, float64 [m]."""
+    return ((error if factor.order is None else error[:, factor.order]) @ factor.upper).square().sum(1).double()

@@ -1,4 +1,4 @@
-"""Which token each stretch of audio belongs to, by where a decoder's tokens listen."""
+"""Which token each stretch of audio belongs to, by what a decoder's tokens attend to."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from torch import Tensor, std_mean
 from torch.nn import functional
 
 
-def listening(attention: Tensor, smoothed: int) -> Tensor:
-    """How much each token stands out where it listens; a frame's token is the ``argmax`` over tokens.
+def alignment_scores(attention: Tensor, smoothed: int) -> Tensor:
+    """How much each token's attention stands out; a frame's token is the ``argmax`` over tokens.
 
     A head attends here or there out of habit, so each frame's weights are standardised over the tokens; heads are
     averaged after a median over neighbouring frames. This is how Whisper's own word timing prepares them, whose dynamic

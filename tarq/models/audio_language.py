@@ -15,11 +15,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import GenerationMixin
+from transformers import GenerationMixin, LogitsProcessorList
 
 from tarq.errors import ModelError
-from tarq.models.alignment import listening
-from tarq.models.base import Recognizer, forced_tokens, framed, require
+from tarq.models.alignment import alignment_scores
+from tarq.models.base import Recognizer, require, teacher_forced, with_prompt
+from tarq.models.generation import (
+    FiniteLogits,
+    check_generation,
+    end_tokens,
+    greedy_options,
+    new_tokens,
+    transcripts_of,
+)
 from tarq.models.types import Batch, Example, Features, Positions, Prompted, Stage
 
 #: Longest transcript of a window, where generation_config.json does not say.
@@ -55,8 +63,8 @@ class AudioLanguageModel(Recognizer):
     # What a family says.
 
     @abstractmethod
-    def request(self, waveform: np.ndarray) -> Sequence[int]:
-        """The processor's prompt for transcribing some audio in the recognizer's language, as token ids.
+    def request(self, waveform: np.ndarray, language: str) -> Sequence[int]:
+        """The processor's prompt for transcribing some audio in a language, as token ids.
 
         Raises:
             ModelError: the language is not the model's.
@@ -67,7 +75,7 @@ class AudioLanguageModel(Recognizer):
         """How many rows of the decoder's sequence the audio of each utterance of a batch takes."""
 
     @abstractmethod
-    def hear(self, features: Features) -> Tensor:
+    def encode_audio(self, features: Features) -> Tensor:
         """The projector's output for a batch: [B, n, width], or the audio rows of all utterances on end."""
 
     @abstractmethod
@@ -78,7 +86,7 @@ class AudioLanguageModel(Recognizer):
     def audio_positions(self, examples: Sequence[Example], features: Features) -> tuple[Positions, Positions]:
         """The rows of the tower and of the projector."""
 
-    def heard_tokens(self, examples: Sequence[Example], features: Features) -> list[int]:
+    def valid_audio_tokens(self, examples: Sequence[Example], features: Features) -> list[int]:
         """How many of the audio rows are within the audio, where the model takes windows of one length."""
         return self.audio_tokens(features)
 
@@ -88,28 +96,34 @@ class AudioLanguageModel(Recognizer):
     def max_target_tokens(self) -> int:
         return self.language_model.config.max_position_embeddings
 
-    def prefix(self, audio_tokens: int) -> list[int]:
-        """The prompt around so many audio rows."""
-        if self.language not in self._requests:
-            ids = list(self.request(np.zeros(self.sampling_rate, dtype=np.float32)))
+    def check(self) -> list[str]:
+        size = self.language_model.config.vocab_size
+        return super().check() + check_generation(self.model.generation_config, size)
+
+    def prefix(self, audio_tokens: int, language: str | None = None) -> list[int]:
+        """The prompt around so many audio rows, for a language (the recognizer's own when not given)."""
+        language = language or self.language
+        if language not in self._requests:
+            ids = list(self.request(np.zeros(self.sampling_rate, dtype=np.float32), language))
             if self.audio_token not in ids:
                 raise ModelError(
                     f"the processor's prompt holds no audio token ({self.audio_token}): does it belong to this model?"
                 )
             first = ids.index(self.audio_token)
             last = len(ids) - ids[::-1].index(self.audio_token)
-            self._requests[self.language] = ids[:first], ids[last:]
-        before, after = self._requests[self.language]
+            self._requests[language] = ids[:first], ids[last:]
+        before, after = self._requests[language]
         return [*before, *[self.audio_token] * audio_tokens, *after]
 
     @property
     def end_token(self) -> int:
-        """What follows a transcript."""
-        return self.tokenizer.eos_token_id
+        """What follows a transcript: the tokenizer's end token where it is one of those that end it."""
+        ends, own = end_tokens(self.model, self.tokenizer), self.tokenizer.eos_token_id
+        return own if own in ends else ends[0]
 
-    def prompt(self, text: str, *, frames: int = 0, timestamps: bool = False) -> Prompted:
+    def prompt(self, text: str, *, frames: int = 0, timestamps: bool = False, language: str | None = None) -> Prompted:
         ids, spans = self.tokens(text)
-        return framed(self.prefix(self.tokens_of_frames(frames)), ids, spans, [self.end_token])
+        return with_prompt(self.prefix(self.tokens_of_frames(frames), language), ids, spans, [self.end_token])
 
     @abstractmethod
     def tokens_of_frames(self, frames: int) -> int:
@@ -117,9 +131,9 @@ class AudioLanguageModel(Recognizer):
 
     def collate(self, examples: Sequence[Example]) -> Batch:
         features = self.stack([e.features for e in examples])
-        inputs, targets, rare, decoder = forced_tokens(examples, self.end_token)
+        inputs, targets, rare, decoder = teacher_forced(examples, self.end_token)
         audio = inputs == self.audio_token
-        heard = torch.tensor(self.heard_tokens(examples, features))
+        valid = torch.tensor(self.valid_audio_tokens(examples, features))
         tower, projector = self.audio_positions(examples, features)
         # Only the transcript's rows are ever scored: logits of hundreds of audio rows would fill the memory.
         first = [e.prompted.is_text.index(True) - 1 for e in examples]
@@ -140,7 +154,7 @@ class AudioLanguageModel(Recognizer):
             positions={
                 "encoder": tower,
                 "projector": projector,
-                "decoder": replace(decoder, audio=audio, padding=audio & (audio.cumsum(1) > heard[:, None])),
+                "decoder": replace(decoder, audio=audio, padding=audio & (audio.cumsum(1) > valid[:, None])),
             },
         )
 
@@ -150,36 +164,36 @@ class AudioLanguageModel(Recognizer):
         The tower's frames go with the audio row they are merged into.
         """
         encoder, projector, decoder = (batch.positions[name] for name in ("encoder", "projector", "decoder"))
-        heard = projector.exists & ~projector.padding
+        valid = projector.exists & ~projector.padding
         places = decoder.audio & ~decoder.padding
-        tags = {"projector": torch.zeros_like(heard), "decoder": torch.zeros_like(places)}
-        for b, scores in enumerate(self._listening(batch, places)):
+        tags = {"projector": torch.zeros_like(valid), "decoder": torch.zeros_like(places)}
+        for b, scores in enumerate(self._alignment_scores(batch, places)):
             rare = batch.rare_target[b, batch.targets[b] != -100][scores.argmax(0)]
-            tags["projector"][b, heard[b]] = rare
+            tags["projector"][b, valid[b]] = rare
             tags["decoder"][b, places[b]] = rare
-        merged = encoder.tail.shape[1] // heard.shape[1]
+        merged = encoder.tail.shape[1] // valid.shape[1]
         return tags | {
             "encoder": tags["projector"].repeat_interleave(merged, dim=1) & encoder.exists & ~encoder.padding
         }
 
-    def _listening(self, batch: Batch, places: Tensor) -> list[Tensor]:
-        """What :func:`listening` makes, over all layers, of each utterance's rows at the given [B, T] places."""
+    def _alignment_scores(self, batch: Batch, places: Tensor) -> list[Tensor]:
+        """What :func:`alignment_scores` makes, over all layers, of each utterance's rows at the given [B, T] places."""
         assert batch.scored is not None
-        scored, said = batch.scored, batch.targets != -100
+        scored, is_target = batch.scored, batch.targets != -100
         scores: list[Tensor] = [torch.zeros(())] * len(batch.ids)
 
-        def listen(module: nn.Module, args: tuple, out: tuple[Tensor, Tensor]) -> None:
+        def record(module: nn.Module, args: tuple, out: tuple[Tensor, Tensor]) -> None:
             for b, weights in enumerate(out[1]):  # [heads, T, T]: seen one layer at a time, since all would not fit
-                rows = scored[b, said[b]].to(weights.device)
+                rows = scored[b, is_target[b]].to(weights.device)
                 chosen = weights[:, rows][..., places[b].to(weights.device)]
-                scores[b] = scores[b] + listening(chosen.float().cpu(), ROWS_SMOOTHED)
+                scores[b] = scores[b] + alignment_scores(chosen.float().cpu(), ROWS_SMOOTHED)
 
-        audio = self.encode(batch.features)
+        encoder_output = self.encode(batch.features)
         before = self.language_model.config._attn_implementation
         self.language_model.set_attn_implementation("eager")  # the others do not give their weights
-        handles = [layer.self_attn.register_forward_hook(listen) for layer in self.language_model.layers]
+        handles = [layer.self_attn.register_forward_hook(record) for layer in self.language_model.layers]
         try:
-            self._read(batch, audio)
+            self._read(batch, encoder_output)
         finally:
             for handle in handles:
                 handle.remove()
@@ -191,7 +205,7 @@ class AudioLanguageModel(Recognizer):
             Stage(
                 "encoder",
                 [(f"model.audio_tower.layers.{i}", layer) for i, layer in enumerate(self.tower.layers)],
-                start=lambda batch, _: self.hear(self.on_device(batch.features)),
+                start=lambda batch, _: self.encode_audio(self.on_device(batch.features)),
                 finish=self.to_projector,
             ),
             Stage(
@@ -210,29 +224,34 @@ class AudioLanguageModel(Recognizer):
 
     def encode(self, features: Features) -> list[Tensor]:
         """The audio rows of each utterance of a batch, as the language model reads them."""
-        return self._split(self.hear(self.on_device(features)), self.audio_tokens(features))
+        return self._split(self.encode_audio(self.on_device(features)), self.audio_tokens(features))
 
-    def logits(self, batch: Batch, audio: list[Tensor] | None = None) -> Tensor:
-        hidden = self._read(batch, self.encode(batch.features) if audio is None else audio)
+    def logits(self, batch: Batch, encoder_output: list[Tensor] | None = None) -> Tensor:
+        hidden = self._read(batch, self.encode(batch.features) if encoder_output is None else encoder_output)
         assert batch.scored is not None
         column = batch.scored.to(hidden.device)[..., None].expand(-1, -1, hidden.shape[-1])
         return self.model.lm_head(hidden.gather(1, column))
 
-    def decode(self, audio: list[Tensor]) -> list[str]:
-        prompts = [torch.tensor(self.prefix(len(rows))) for rows in audio]
+    def decode(self, encoder_output: list[Tensor], language: str | None = None) -> list[str]:
+        prompts = [torch.tensor(self.prefix(len(rows), language)) for rows in encoder_output]
+        ends = end_tokens(self.model, self.tokenizer)
         # Padded on the left: what is generated follows the prompt directly.
-        ids = pad_sequence(prompts, batch_first=True, padding_value=self.end_token, padding_side="left")
+        ids = pad_sequence(prompts, batch_first=True, padding_value=self.end_token, padding_side="left").to(self.device)
         mask = pad_sequence([torch.ones_like(p) for p in prompts], batch_first=True, padding_side="left")
-        written = GenerationMixin.generate(
+        generation, prompt = self.model.generation_config, ids.shape[1]
+        written: Any = GenerationMixin.generate(
             self.model,
-            inputs_embeds=self._embedded(ids.to(self.device), audio),
+            input_ids=ids,  # what penalties and bans of repetition go by; computed with are the embeddings
+            inputs_embeds=self._embedded(ids, encoder_output),
             attention_mask=mask.to(self.device),
-            max_new_tokens=self.model.generation_config.max_new_tokens or MAX_NEW_TOKENS,
-            num_beams=1,
-            do_sample=False,
+            logits_processor=LogitsProcessorList([FiniteLogits()]),
+            max_length=None,
+            max_new_tokens=new_tokens(generation, prompt, self.max_target_tokens, default=MAX_NEW_TOKENS),
+            eos_token_id=ends,
             pad_token_id=self.end_token,
+            **greedy_options(generation, self.tokenizer),
         )
-        return [t.strip() for t in self.tokenizer.batch_decode(written, skip_special_tokens=True)]
+        return transcripts_of(self.tokenizer, written[:, prompt:].tolist(), ends)
 
     def _split(self, rows: Tensor, counts: Sequence[int]) -> list[Tensor]:
         """Audio rows by utterance, of a batch with or without a batch dimension."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
@@ -86,6 +86,11 @@ class Recognizer(ABC):
         """What a checkpoint needs beside the model, each with ``save_pretrained(folder)``."""
         return [self.tokenizer, self.feature_extractor] if self.processor is None else [self.processor]
 
+    @cached_property
+    def vocabulary(self) -> dict[str, int]:
+        """The tokenizer's tokens with their ids."""
+        return self.tokenizer.get_vocab()
+
     @property
     def spelling(self) -> dict[str, str] | None:
         """British to American spellings, where the tokenizer brings them."""
@@ -111,6 +116,10 @@ class Recognizer(ABC):
         """
         return True
 
+    def own_language(self) -> str | None:
+        """The language that the checkpoint itself transcribes when it is asked for none, where it says so."""
+        return None
+
     @property
     @abstractmethod
     def max_target_tokens(self) -> int:
@@ -121,13 +130,17 @@ class Recognizer(ABC):
         """The model's audio arguments for one waveform, and the encoder positions within the audio."""
 
     @abstractmethod
-    def prompt(self, text: str, *, frames: int = 0, timestamps: bool = False) -> Prompted:
+    def prompt(self, text: str, *, frames: int = 0, timestamps: bool = False, language: str | None = None) -> Prompted:
         """The token sequence that teacher-forces a transcript.
 
         Args:
             text: the transcript.
             frames: encoder positions within the audio, for families that write its length into the sequence.
             timestamps: with the times at which it begins and ends, for families that have them.
+            language: it is in; the recognizer's own when not given.
+
+        Raises:
+            ModelError: the language is not the model's.
         """
 
     def tokens(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
@@ -144,14 +157,26 @@ class Recognizer(ABC):
         encoded = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
         return list(encoded["input_ids"]), [tuple(span) for span in encoded["offset_mapping"]]
 
-    def check_language(self, *known: str) -> None:
-        """See that the model transcribes the language asked for.
+    def check(self) -> list[str]:
+        """See that tokenizer, feature extractor and generation configuration are the model's, without any audio.
+
+        Returns:
+            Notes on what is done otherwise than the checkpoint asks.
 
         Raises:
-            ModelError: it does not; names those it does.
+            ModelError: one of them does not fit.
         """
-        if self.language not in known:
-            raise ModelError(f"this model has no language {self.language!r}; it knows {', '.join(sorted(known))}")
+        self.check_tokenizer()
+        self.check_features()
+        return []
+
+    @abstractmethod
+    def check_features(self) -> None:
+        """See that the feature extractor makes what the model reads.
+
+        Raises:
+            ModelError: it does not.
+        """
 
     def check_tokenizer(self) -> None:
         """See that the tokenizer is the model's.
@@ -159,16 +184,26 @@ class Recognizer(ABC):
         Raises:
             ModelError: it gives no offsets, or other tokens than the model has.
         """
+        self.tokens("")  # says so where there are no offsets
+        size = self.model.config.get_text_config(decoder=True).vocab_size
+        vocabulary = self.vocabulary
+        # Special tokens may lie beyond: many CTC models were made without their tokenizer's <s> and </s>.
+        special = set(self.tokenizer.all_special_ids)
+        words = {token: i for token, i in vocabulary.items() if i not in special}
+        beyond = sorted((i, token) for token, i in words.items() if i >= size)
         # For a folder without tokenizer files transformers makes up an empty tokenizer instead of failing.
-        ids, _ = self.tokens("speech SPEECH")
-        vocabulary = self.model.config.get_text_config(decoder=True).vocab_size
-        if not ids or max(ids) >= vocabulary:
+        if not words or len(beyond) == len(words):
             raise ModelError(
-                f"the tokenizer does not fit the model ({len(self.tokenizer)} tokens, the model has {vocabulary}): "
+                f"the tokenizer does not fit the model ({len(vocabulary)} tokens, the model has {size}): "
                 "is tokenizer.json missing, or another model's? Pass tokenizer=… or add its files"
             )
+        if beyond:
+            raise ModelError(
+                f"the tokenizer has {len(beyond)} tokens beyond the model's {size}, such as {beyond[0][1]!r} "
+                f"(id {beyond[0][0]}): resize the model (resize_token_embeddings), or pass its own tokenizer"
+            )
 
-    def unfit(self, example: Example) -> str:
+    def reason_to_skip(self, example: Example) -> str:
         """Why the model cannot be taught this example, or an empty string."""
         count, limit = len(example.prompted.ids), self.max_target_tokens
         return f"{count} tokens, the decoder takes {limit}" if count > limit else ""
@@ -197,48 +232,50 @@ class Recognizer(ABC):
 
     @abstractmethod
     def encode(self, features: Features) -> Any:
-        """What the decoder listens to, of stacked features: made once, it serves ``logits`` and ``decode``."""
+        """The encoder's output of stacked features: made once, it serves ``logits`` and ``decode``."""
 
     @abstractmethod
-    def logits(self, batch: Batch, audio: Any = None) -> Tensor:
+    def logits(self, batch: Batch, encoder_output: Any = None) -> Tensor:
         """Teacher-forced logits at the positions of the batch's targets.
 
         Args:
-            batch: what is said.
-            audio: the batch's encoded features, where the caller has them.
+            batch: the examples.
+            encoder_output: of the batch's features, where the caller has it.
 
         Returns:
             [B, T, vocabulary], on the model's device.
         """
 
     @abstractmethod
-    def decode(self, audio: Any) -> list[str]:
-        """Greedy transcripts of encoded features."""
+    def decode(self, encoder_output: Any, language: str | None = None) -> list[str]:
+        """Greedy transcripts of encoded features.
 
-    def decode_forced(self, batch: Batch, audio: Any, logits: Tensor) -> list[str]:
+        Args:
+            encoder_output: what :meth:`encode` gave.
+            language: they are in; the recognizer's own when not given.
+
+        Raises:
+            ModelError: the model computes NaN or infinity, or the language is not its.
+        """
+
+    def decode_forced(
+        self, batch: Batch, encoder_output: Any, logits: Tensor, language: str | None = None
+    ) -> list[str]:
         """:meth:`decode` of a batch that was teacher-forced: the same transcripts, for less where a family can.
 
         Args:
-            batch: what is said.
-            audio: the batch's encoded features.
+            batch: the examples.
+            encoder_output: of the batch's features.
             logits: what :meth:`logits` gave.
+            language: the batch is in; the recognizer's own when not given.
         """
-        return self.decode(audio)
+        return self.decode(encoder_output, language)
 
-    def transcribe(self, waveforms: Sequence[np.ndarray]) -> list[str]:
+    def transcribe(self, waveforms: Sequence[np.ndarray], language: str | None = None) -> list[str]:
         """Greedy transcripts of waveforms no longer than the window."""
         features = [self.audio_inputs(w)[0] for w in waveforms]
         batches = [features] if self.pads else [[each] for each in features]
-        return [text for batch in batches for text in self.decode(self.encode(self.stack(batch)))]
-
-    @contextmanager
-    def speaking(self, language: str) -> Iterator[None]:
-        """Prompts and transcripts in another language for a while."""
-        before, self.language = self.language, language
-        try:
-            yield
-        finally:
-            self.language = before
+        return [text for batch in batches for text in self.decode(self.encode(self.stack(batch)), language)]
 
     def on_device(self, features: Features) -> dict[str, Tensor]:
         """Arguments where the model is, in its dtype where they are real numbers."""
@@ -277,7 +314,7 @@ class Recognizer(ABC):
         return next((reason for end, reason in self.reasons.items() if name.endswith(end)), otherwise)
 
 
-def framed(
+def with_prompt(
     before: Sequence[int], ids: Sequence[int], spans: Sequence[tuple[int, int]], after: Sequence[int]
 ) -> Prompted:
     """A transcript's tokens between those of its prompt and its end, which stand for no characters."""
@@ -288,7 +325,7 @@ def framed(
     )
 
 
-def forced_tokens(examples: Sequence[Example], pad: int) -> tuple[Tensor, Tensor, Tensor, Positions]:
+def teacher_forced(examples: Sequence[Example], pad: int) -> tuple[Tensor, Tensor, Tensor, Positions]:
     """Decoder sequences of examples side by side, padded on the right.
 
     Returns:
@@ -300,14 +337,14 @@ def forced_tokens(examples: Sequence[Example], pad: int) -> tuple[Tensor, Tensor
         return pad_sequence(list(rows), batch_first=True, padding_value=value)
 
     ids = [torch.tensor(e.prompted.ids) for e in examples]
-    said = [torch.tensor(e.prompted.is_text)[1:] for e in examples]
-    for flags in said:
+    is_target = [torch.tensor(e.prompted.is_text)[1:] for e in examples]
+    for flags in is_target:
         flags[-1] = True  # the end token is the model's to predict; the prompt is not
     exists = padded([torch.ones(len(i) - 1, dtype=torch.bool) for i in ids])
     none = torch.zeros_like(exists)
     return (
         padded([i[:-1] for i in ids], pad),
-        padded([i[1:].masked_fill(~s, -100) for i, s in zip(ids, said, strict=True)], -100),
+        padded([i[1:].masked_fill(~t, -100) for i, t in zip(ids, is_target, strict=True)], -100),
         padded([e.rare[1:] for e in examples]),
         Positions(tail=padded([e.tail for e in examples]), exists=exists, padding=none, audio=none),
     )
@@ -327,12 +364,12 @@ def require(model: Any, *paths: str, wanted: str) -> None:
             raise ModelError(f"{type(model).__name__} has no {path}: a {wanted} is needed")
 
 
-def lengthened(waveform: np.ndarray, samples: int) -> np.ndarray:
+def pad_waveform(waveform: np.ndarray, samples: int) -> np.ndarray:
     """A waveform with silence at its end where it is too short for a model's convolutions."""
     return np.pad(waveform, (0, max(samples - len(waveform), 0)))
 
 
-def convolved(length: int, convolutions: Sequence[nn.Conv1d]) -> int:
+def conv_output_length(length: int, convolutions: Sequence[nn.Conv1d]) -> int:
     """Rows that a sequence of unpadded convolutions leaves of so many."""
     for conv in convolutions:
         length = (length - conv.kernel_size[0]) // conv.stride[0] + 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import groupby, pairwise
 from typing import Any, ClassVar
 
@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from tarq.errors import ModelError
-from tarq.models.base import Recognizer, lengthened, require
+from tarq.models.base import Recognizer, pad_waveform, require
+from tarq.models.features import check_fits
+from tarq.models.generation import require_finite
 from tarq.models.types import Batch, Example, Features, Positions, Prompted, Stage
 
 #: Where each model keeps its encoder.
@@ -57,7 +59,23 @@ class CTCRecognizer(Recognizer):
                 "wav2vec2 with a convolutional adapter (add_adapter) is not supported: its frames are merged"
             )
         self.encoder = self.model.get_submodule(self.path)
-        self.blank = config.pad_token_id
+        self.blank = self._blank()
+
+    def _blank(self) -> int:
+        """The blank's id: the padding token of the model, or of the tokenizer where the model names none.
+
+        Raises:
+            ModelError: neither names one that the model has.
+        """
+        vocabulary = self.model.config.vocab_size
+        for padding in (self.model.config.pad_token_id, self.tokenizer.pad_token_id):
+            if padding is not None:
+                break
+        if not isinstance(padding, int) or not 0 <= padding < vocabulary:
+            raise ModelError(
+                f"config.json: pad_token_id is {padding!r}; it must be the CTC blank's id, below {vocabulary}"
+            )
+        return padding
 
     @property
     def pads(self) -> bool:
@@ -65,10 +83,14 @@ class CTCRecognizer(Recognizer):
 
     @property
     def max_target_tokens(self) -> int:
-        return 1 << 30  # bounded by the frames instead, see unfit()
+        return 1 << 30  # bounded by the frames instead, see reason_to_skip()
+
+    def check_features(self) -> None:
+        encoder = getattr(self.model.config, "encoder_config", None)
+        check_fits(self.feature_extractor, bins=encoder.num_mel_bins if encoder is not None else 1)
 
     def audio_inputs(self, waveform: np.ndarray) -> tuple[Features, int]:
-        waveform = lengthened(waveform, round(SHORTEST * self.sampling_rate))
+        waveform = pad_waveform(waveform, round(SHORTEST * self.sampling_rate))
         options = {"return_attention_mask": True} if self.pads else {}
         inputs = self.feature_extractor(waveform, sampling_rate=self.sampling_rate, return_tensors="pt", **options)
         names = [self.model.main_input_name, *(["attention_mask"] if self.pads else [])]
@@ -93,31 +115,50 @@ class CTCRecognizer(Recognizer):
         if getattr(self.tokenizer, "is_fast", False):
             return super().tokens(text)
         vocabulary = getattr(self.tokenizer, "encoder", None)
-        delimiter = getattr(self.tokenizer, "word_delimiter_token", None)
-        if not isinstance(vocabulary, dict) or delimiter not in vocabulary:
+        if not isinstance(vocabulary, dict):
             raise ModelError(
-                f"{type(self.tokenizer).__name__} is neither a fast tokenizer nor one of characters with a word "
-                "delimiter: only those give the character offsets that tagging rare words needs"
+                f"{type(self.tokenizer).__name__} is neither a fast tokenizer nor one of characters: "
+                "only those give the character offsets that tagging rare words needs"
             )
+        delimiter = vocabulary.get(getattr(self.tokenizer, "word_delimiter_token", None))
+        upper = getattr(self.tokenizer, "do_lower_case", False)  # such a tokenizer's own vocabulary is upper case
+        letters = [
+            (letter, i) for i, character in enumerate(text) for letter in (character.upper() if upper else character)
+        ]
+        spelled = "".join(letter for letter, _ in letters)
         ids: list[int] = []
         spans: list[tuple[int, int]] = []
-        for place, character in enumerate(text):
-            pieces = character.upper() if getattr(self.tokenizer, "do_lower_case", False) else character
-            for piece in pieces:
-                token = vocabulary.get(delimiter if piece.isspace() else piece)
-                if token is None or (token == vocabulary[delimiter] and (not ids or ids[-1] == token)):
-                    continue  # what the model has no character for it never writes; nor two delimiters on end
+        start = 0
+        while start < len(spelled):
+            token, end = self._longest_token(spelled, start, vocabulary)
+            if spelled[start].isspace():
+                token = delimiter
+            # What the model has no token for it never writes; nor two delimiters on end.
+            if token is not None and (token != delimiter or (ids and ids[-1] != token)):
                 ids.append(token)
-                spans.append((place, place + 1))
-        if ids and ids[-1] == vocabulary[delimiter]:
+                spans.append((letters[start][1], letters[end - 1][1] + 1))
+            start = end
+        if ids and ids[-1] == delimiter:
             ids, spans = ids[:-1], spans[:-1]
         return ids, spans
 
-    def prompt(self, text: str, *, frames: int = 0, timestamps: bool = False) -> Prompted:
+    def _longest_token(self, text: str, start: int, vocabulary: Mapping[str, int]) -> tuple[int | None, int]:
+        """The longest token of the vocabulary that a text goes on with, None where there is none; where it ends.
+
+        Vocabularies may hold tokens of several characters (digraphs, syllables), which are written as one.
+        """
+        special = set(self.tokenizer.all_special_tokens)
+        longest = max(map(len, vocabulary))
+        for end in range(min(start + longest, len(text)), start, -1):
+            if text[start:end] in vocabulary and text[start:end] not in special:
+                return vocabulary[text[start:end]], end
+        return None, start + 1
+
+    def prompt(self, text: str, *, frames: int = 0, timestamps: bool = False, language: str | None = None) -> Prompted:
         ids, spans = self.tokens(text)
         return Prompted(tuple(ids), tuple(spans), (True,) * len(ids))
 
-    def unfit(self, example: Example) -> str:
+    def reason_to_skip(self, example: Example) -> str:
         ids = example.prompted.ids
         if not ids:
             return "the model has a character for nothing in its transcript"
@@ -129,13 +170,13 @@ class CTCRecognizer(Recognizer):
     def collate(self, examples: Sequence[Example]) -> Batch:
         features = self.stack([e.features for e in examples])
         with torch.no_grad():
-            scores, _ = self.encode(features)
+            scores = require_finite(self.encode(features)[0])
         rows = scores.shape[1]
         targets = torch.full((len(examples), rows), -100)
         rare = torch.zeros(len(examples), rows, dtype=torch.bool)
         for i, example in enumerate(examples):
-            heard = scores[i, : example.frames].float().log_softmax(-1).cpu().numpy()
-            tokens, owners = forced_path(heard, example.prompted.ids, self.blank)
+            valid = scores[i, : example.frames].float().log_softmax(-1).cpu().numpy()
+            tokens, owners = forced_path(valid, example.prompted.ids, self.blank)
             targets[i, : example.frames] = torch.from_numpy(tokens)
             rare[i, : example.frames] = within_rare(owners, example.rare)
         frames = [e.frames for e in examples]
@@ -175,13 +216,13 @@ class CTCRecognizer(Recognizer):
         """Scores [B, T, vocabulary], and how many rows of each utterance are within the audio [B]."""
         return self.model(**self.on_device(features)).logits, self._frames(features)
 
-    def logits(self, batch: Batch, audio: tuple[Tensor, Tensor] | None = None) -> Tensor:
-        return (self.encode(batch.features) if audio is None else audio)[0]
+    def logits(self, batch: Batch, encoder_output: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        return (self.encode(batch.features) if encoder_output is None else encoder_output)[0]
 
-    def decode(self, audio: tuple[Tensor, Tensor]) -> list[str]:
-        scores, frames = audio
+    def decode(self, encoder_output: tuple[Tensor, Tensor], language: str | None = None) -> list[str]:
+        scores, frames = encoder_output
         texts = []
-        for row, count in zip(scores.argmax(-1).tolist(), frames.tolist(), strict=True):
+        for row, count in zip(require_finite(scores).argmax(-1).tolist(), frames.tolist(), strict=True):
             ids = [token for token, _ in groupby(row[:count]) if token != self.blank]
             texts.append(self.tokenizer.decode(ids, group_tokens=False, skip_special_tokens=True).strip())
         return texts
@@ -221,7 +262,7 @@ def forced_path(
     places = np.empty(len(emitted), dtype=np.int64)
     for t in range(len(emitted) - 1, -1, -1):
         places[t] = place
-        place -= came[t, place]
+        place -= int(came[t, place])  # an int8 would carry the place into its own range
     return labels[places], places
 
 

@@ -8,11 +8,19 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationMixin
+from transformers import GenerationMixin, LogitsProcessorList
 from transformers.modeling_outputs import BaseModelOutput
 
-from tarq.models.alignment import listening
-from tarq.models.base import Recognizer, forced_tokens, framed, require
+from tarq.models.alignment import alignment_scores
+from tarq.models.base import Recognizer, require, teacher_forced, with_prompt
+from tarq.models.generation import (
+    FiniteLogits,
+    check_generation,
+    end_tokens,
+    greedy_options,
+    new_tokens,
+    transcripts_of,
+)
 from tarq.models.types import Batch, Example, Features, Positions, Prompted, Stage
 
 #: Frames that a median is taken over where attention is smoothed.
@@ -33,20 +41,34 @@ class EncoderDecoder(Recognizer):
         self.encoder, self.decoder = self.model.model.encoder, self.model.model.decoder
 
     @abstractmethod
-    def prefix(self) -> list[int]:
-        """Prompt ids, before the transcript."""
+    def prefix(self, language: str | None = None) -> list[int]:
+        """Prompt ids, before a transcript in a language (the recognizer's own when not given).
+
+        Raises:
+            ModelError: the language is not the model's.
+        """
 
     @abstractmethod
     def frame_positions(self, frames: Sequence[int], features: Features) -> Positions:
         """The encoder's rows of a batch, given how many are within the audio."""
 
-    def prompt(self, text: str, *, frames: int = 0, timestamps: bool = False) -> Prompted:
+    def check(self) -> list[str]:
+        notes = super().check() + check_generation(self.model.generation_config, self.model.config.vocab_size)
+        prompt = self.prefix(self.own_language() or "en")
+        new_tokens(self.model.generation_config, len(prompt), self.max_target_tokens)
+        return notes
+
+    def prompt(self, text: str, *, frames: int = 0, timestamps: bool = False, language: str | None = None) -> Prompted:
         ids, spans = self.tokens(text)
-        return framed(self.prefix(), ids, spans, [self.model.config.eos_token_id])
+        return with_prompt(self.prefix(language), ids, spans, [self.end_token])
+
+    @property
+    def end_token(self) -> int:
+        """What follows a transcript."""
+        return end_tokens(self.model, self.tokenizer)[0]
 
     def collate(self, examples: Sequence[Example]) -> Batch:
-        pad = self.model.config.pad_token_id
-        inputs, targets, rare, decoder = forced_tokens(examples, pad if pad is not None else 0)
+        inputs, targets, rare, decoder = teacher_forced(examples, self.end_token)
         features = self.stack([e.features for e in examples])
         return Batch(
             ids=tuple(e.id for e in examples),
@@ -61,15 +83,15 @@ class EncoderDecoder(Recognizer):
         )
 
     def frame_tags(self, batch: Batch) -> dict[str, Tensor]:
-        """Frames whose likeliest token, by cross-attention, belongs to a rare word (:func:`listening`).
+        """Frames whose likeliest token, by cross-attention, belongs to a rare word (:func:`alignment_scores`).
 
-        The row that predicts a token is the one that listens to it, so rows go by their targets.
+        The row that predicts a token is the one that attends to its audio, so rows go by their targets.
         """
         before = self.model.config._attn_implementation
         self.model.set_attn_implementation("eager")  # the others do not give their weights
         try:
             attention = self.model(
-                encoder_outputs=self.encoded(self.encode(batch.features)),
+                encoder_outputs=self.model_output(self.encode(batch.features)),
                 decoder_input_ids=batch.input_ids.to(self.device),
                 use_cache=False,
                 output_attentions=True,
@@ -83,11 +105,11 @@ class EncoderDecoder(Recognizer):
         weights = torch.stack([attention[layer][:, head] for layer, head in heads], dim=1).float().cpu()
         rows = batch.positions["encoder"]
         tags = torch.zeros_like(rows.tail)
-        for b, (targets, heard) in enumerate(zip(batch.targets, rows.exists & ~rows.padding, strict=True)):
-            said = (targets != -100).nonzero().flatten()
-            frames = int(heard.sum())
-            owner = listening(weights[b][:, said, :frames], FRAMES_SMOOTHED).argmax(0)
-            tags[b, :frames] = batch.rare_target[b, said][owner]
+        for b, (targets, valid) in enumerate(zip(batch.targets, rows.exists & ~rows.padding, strict=True)):
+            places = (targets != -100).nonzero().flatten()
+            frames = int(valid.sum())
+            token = alignment_scores(weights[b][:, places, :frames], FRAMES_SMOOTHED).argmax(0)
+            tags[b, :frames] = batch.rare_target[b, places][token]
         return {"encoder": tags}
 
     def stages(self) -> list[Stage]:
@@ -112,60 +134,68 @@ class EncoderDecoder(Recognizer):
     def encode(self, features: Features) -> Tensor:
         return self.encoder(**self.on_device(features)).last_hidden_state
 
-    def encoded(self, audio: Tensor) -> Any:
+    def model_output(self, encoder_output: Tensor) -> Any:
         """The encoder's output in the form the model takes it in."""
-        return BaseModelOutput(audio)
+        return BaseModelOutput(encoder_output)
 
-    def logits(self, batch: Batch, audio: Tensor | None = None) -> Tensor:
-        heard = self.encode(batch.features) if audio is None else audio
+    def logits(self, batch: Batch, encoder_output: Tensor | None = None) -> Tensor:
+        states = self.encode(batch.features) if encoder_output is None else encoder_output
         return self.model(
-            encoder_outputs=self.encoded(heard), decoder_input_ids=batch.input_ids.to(self.device), use_cache=False
+            encoder_outputs=self.model_output(states),
+            decoder_input_ids=batch.input_ids.to(self.device),
+            use_cache=False,
         ).logits
 
-    def decode(self, audio: Tensor) -> list[str]:
-        return self._texts(self._generate(audio))
+    def decode(self, encoder_output: Tensor, language: str | None = None) -> list[str]:
+        prompt = self.prefix(language)
+        written = self._generate(encoder_output, prompt)[:, len(prompt) :].tolist()
+        return transcripts_of(self.tokenizer, written, end_tokens(self.model, self.tokenizer))
 
-    def decode_forced(self, batch: Batch, audio: Tensor, logits: Tensor) -> list[str]:
+    def decode_forced(
+        self, batch: Batch, encoder_output: Tensor, logits: Tensor, language: str | None = None
+    ) -> list[str]:
         """Rows whose forced tokens are the ones greedy decoding takes are decoded thereby; the others are decoded."""
         ids, targets = batch.input_ids.to(logits.device), batch.targets.to(logits.device)
 
         def follow(model: Any, prompt: Tensor, logits_processor: Any, stopping_criteria: Any, **_: Any) -> Tensor:
-            agreed = torch.ones(len(ids), dtype=torch.bool, device=ids.device)
+            agreed = (ids[:, : prompt.shape[1]] == prompt).all(1)
             for t in range(prompt.shape[1] - 1, ids.shape[1]):
                 wanted, before = targets[:, t], ids[:, : t + 1]
                 scores = logits_processor(before, logits[:, t].to(torch.float32, copy=True))
-                stops = stopping_criteria(torch.cat([before, wanted[:, None]], dim=1), scores)
+                stops = stopping_criteria(torch.cat([before, wanted.clamp_min(0)[:, None]], dim=1), scores)
                 last = targets[:, t + 1] == -100 if t + 1 < ids.shape[1] else torch.ones_like(agreed)
                 agreed &= (wanted == -100) | (scores.argmax(-1) == wanted) & (stops == last)
                 if not agreed.any():
                     break
             return agreed
 
-        agreed = self._generate(audio, custom_generate=follow)
-        decoded = iter(self.decode(audio[~agreed]) if not agreed.all() else [])
-        followed = self._texts([row[row != -100] for row in targets])
+        agreed = self._generate(encoder_output, self.prefix(language), custom_generate=follow)
+        decoded = iter(self.decode(encoder_output[~agreed], language) if not agreed.all() else [])
+        rows = [row[row != -100].tolist() for row in targets]
+        followed = transcripts_of(self.tokenizer, rows, end_tokens(self.model, self.tokenizer))
         return [text if yes else next(decoded) for text, yes in zip(followed, agreed.tolist(), strict=True)]
 
-    def _generate(self, audio: Tensor, **options: Any) -> Tensor:
+    def _generate(self, encoder_output: Tensor, prompt: Sequence[int], **options: Any) -> Tensor:
         """Greedy tokens, behind the prompt."""
-        prompt = torch.tensor([self.prefix()] * len(audio), device=audio.device)
+        ends = end_tokens(self.model, self.tokenizer)
+        pad = self.model.generation_config.pad_token_id
         # Not the model's own generate(): Whisper's seeks through long audio by the timestamps it finds in the
         # text, and wants the features again for that. What comes here is one window, without timestamps.
         ids: Any = GenerationMixin.generate(
             self.model,
-            encoder_outputs=self.encoded(audio),
-            attention_mask=torch.ones(audio.shape[:2], dtype=torch.long, device=audio.device),
-            decoder_input_ids=prompt,
-            num_beams=1,
-            do_sample=False,
-            **self.limits(audio),
+            encoder_outputs=self.model_output(encoder_output),
+            attention_mask=torch.ones(encoder_output.shape[:2], dtype=torch.long, device=encoder_output.device),
+            decoder_input_ids=torch.tensor([list(prompt)] * len(encoder_output), device=encoder_output.device),
+            logits_processor=LogitsProcessorList([FiniteLogits()]),
+            max_length=None,
+            max_new_tokens=self.most_tokens(encoder_output, len(prompt)),
+            eos_token_id=ends,
+            pad_token_id=ends[0] if pad is None else pad,
+            **greedy_options(self.model.generation_config, self.tokenizer),
             **options,
         )
         return ids
 
-    def _texts(self, ids: Any) -> list[str]:
-        return [t.strip() for t in self.tokenizer.batch_decode(ids, skip_special_tokens=True)]
-
-    def limits(self, audio: Tensor) -> dict[str, Any]:
-        """How long a transcript may get, as arguments of ``generate``; the checkpoint's own limits by default."""
-        return {}
+    def most_tokens(self, encoder_output: Tensor, prompt: int) -> int:
+        """How long a transcript may get behind a prompt of so many tokens."""
+        return new_tokens(self.model.generation_config, prompt, self.max_target_tokens)

@@ -9,8 +9,10 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import Tensor, nn
 
-from tarq.models.base import convolved, lengthened, receptive_field
+from tarq.errors import ModelError
+from tarq.models.base import conv_output_length, pad_waveform, receptive_field
 from tarq.models.encoder_decoder import EncoderDecoder
+from tarq.models.features import check_fits
 from tarq.models.types import Features, Positions
 
 #: Its authors' bound on the length of a transcript, against endless repetition: tokens a second of audio.
@@ -39,25 +41,33 @@ class MoonshineRecognizer(EncoderDecoder):
     def max_target_tokens(self) -> int:
         return self.model.config.max_position_embeddings
 
+    def check_features(self) -> None:
+        check_fits(self.feature_extractor, bins=1)
+
     def audio_inputs(self, waveform: np.ndarray) -> tuple[Features, int]:
-        waveform = lengthened(waveform, receptive_field(self.stem))
+        waveform = pad_waveform(waveform, receptive_field(self.stem))
         values = self.feature_extractor(waveform, sampling_rate=self.sampling_rate, return_tensors="pt").input_values[0]
-        return {"input_values": values}, convolved(len(values), self.stem)
+        return {"input_values": values}, conv_output_length(len(values), self.stem)
 
     def frame_positions(self, frames: Sequence[int], features: Features) -> Positions:
         return Positions.of_frames(frames, max(frames))
 
-    def prefix(self) -> list[int]:
-        self.check_language("en")
-        return [self.model.config.decoder_start_token_id]
+    def prefix(self, language: str | None = None) -> list[int]:
+        language = language or self.language
+        if language != "en":
+            raise ModelError(f"this model has no language {language!r}; it knows en")
+        config, generation = self.model.config, self.model.generation_config
+        for start in (generation.decoder_start_token_id, config.decoder_start_token_id, self.tokenizer.bos_token_id):
+            if start is not None:
+                return [start]
+        raise ModelError("nothing says which token begins a transcript: set decoder_start_token_id in config.json")
 
-    def encoded(self, audio: Tensor) -> Any:
+    def model_output(self, encoder_output: Tensor) -> Any:
         from transformers.models.moonshine.modeling_moonshine import MoonshineEncoderModelOutput
 
-        return MoonshineEncoderModelOutput(last_hidden_state=audio)
+        return MoonshineEncoderModelOutput(last_hidden_state=encoder_output)
 
-    def limits(self, audio: Tensor) -> dict[str, Any]:
+    def most_tokens(self, encoder_output: Tensor, prompt: int) -> int:
         stride = math.prod(conv.stride[0] for conv in self.stem)
-        seconds = audio.shape[1] * stride / self.sampling_rate
-        longest = self.max_target_tokens - len(self.prefix())
-        return {"max_new_tokens": min(max(math.ceil(TOKENS_A_SECOND * seconds), 1), longest)}
+        seconds = encoder_output.shape[1] * stride / self.sampling_rate
+        return min(max(math.ceil(TOKENS_A_SECOND * seconds), 1), super().most_tokens(encoder_output, prompt))

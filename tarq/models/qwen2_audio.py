@@ -12,6 +12,7 @@ from transformers.masking_utils import create_bidirectional_mask
 
 from tarq.errors import ModelError
 from tarq.models.audio_language import AudioLanguageModel
+from tarq.models.features import check_fits
 from tarq.models.types import Example, Features, Positions
 
 #: The base model's transcription task, in the words it was trained with.
@@ -23,11 +24,16 @@ class Qwen2AudioRecognizer(AudioLanguageModel):
 
     model_classes: ClassVar = {"qwen2_audio": "Qwen2AudioForConditionalGeneration"}
 
-    def request(self, waveform: np.ndarray) -> Sequence[int]:
+    def check_features(self) -> None:
+        stride = self.tower.conv1.stride[0] * self.tower.conv2.stride[0]
+        bins, frames = self.model.config.audio_config.num_mel_bins, self.tower.max_source_positions * stride
+        check_fits(self.feature_extractor, bins=bins, frames=frames)
+
+    def request(self, waveform: np.ndarray, language: str) -> Sequence[int]:
         p = self.processor
-        tag, vocabulary = f"<|{self.language}|>", self.tokenizer.get_vocab()
+        tag, vocabulary = f"<|{language}|>", self.tokenizer.get_vocab()
         if tag not in vocabulary and "<|en|>" in vocabulary:  # where no tag is a token they are spelled out
-            raise ModelError(f"the tokenizer has no token {tag}: language {self.language!r} is none of the model's")
+            raise ModelError(f"the tokenizer has no token {tag}: language {language!r} is none of the model's")
         audio = f"{p.audio_bos_token}{p.audio_token}{p.audio_eos_token}"
         text = TASK.format(audio=audio, tag=tag)
         return p(text=text, audio=[waveform], sampling_rate=self.sampling_rate, return_tensors="pt")["input_ids"][
@@ -55,7 +61,7 @@ class Qwen2AudioRecognizer(AudioLanguageModel):
     def audio_tokens(self, features: Features) -> list[int]:
         return self._lengths(features)[1].tolist()
 
-    def hear(self, features: Features) -> Tensor:
+    def encode_audio(self, features: Features) -> Tensor:
         # As Qwen2AudioModel.forward does between its arguments and the language model.
         values = features["input_features"]
         frames, _ = self._lengths(features)

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from tarq.errors import ModelError
 from tarq.models.audio_language import AudioLanguageModel
+from tarq.models.features import check_fits
 from tarq.models.types import Example, Features, Positions
 
 
@@ -31,11 +32,14 @@ class Qwen3ASRRecognizer(AudioLanguageModel):
                 "take the checkpoint whose name ends in -hf (Qwen/Qwen3-ASR-0.6B-hf, Qwen/Qwen3-ASR-1.7B-hf)"
             )
 
-    def request(self, waveform: np.ndarray) -> Sequence[int]:
+    def check_features(self) -> None:
+        check_fits(self.feature_extractor, bins=self.model.config.audio_config.num_mel_bins)
+
+    def request(self, waveform: np.ndarray, language: str) -> Sequence[int]:
         try:
-            made = self.processor.apply_transcription_request(audio=waveform, language=self.language)
+            made = self.processor.apply_transcription_request(audio=waveform, language=language)
         except ValueError as error:
-            raise ModelError(f"Qwen3-ASR's processor made no prompt for language {self.language!r}: {error}") from error
+            raise ModelError(f"Qwen3-ASR's processor made no prompt for language {language!r}: {error}") from error
         return made["input_ids"][0].tolist()
 
     def audio_inputs(self, waveform: np.ndarray) -> tuple[Features, int]:
@@ -64,7 +68,7 @@ class Qwen3ASRRecognizer(AudioLanguageModel):
         lengths = features["input_features_mask"].sum(-1)
         return _get_feat_extract_output_lengths(lengths, self.tower.n_window).tolist()
 
-    def hear(self, features: Features) -> Tensor:
+    def encode_audio(self, features: Features) -> Tensor:
         return self.model.get_audio_features(**features, return_dict=True).pooler_output
 
     def to_projector(self, hidden: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from tarq.models.qwen2_audio import Qwen2AudioRecognizer
 from tarq.models.qwen3_asr import Qwen3ASRRecognizer
 from tarq.models.voxtral import VoxtralRecognizer
 from tarq.models.whisper import WhisperRecognizer
+from tarq.models.wrappers import check_no_adapter, unwrapped
 
 FAMILIES: tuple[type[Recognizer], ...] = (
     WhisperRecognizer,
@@ -57,6 +58,7 @@ def model_class(config: Any, source: Any) -> Any:
     """
     family = family_of(config.model_type, str(source))
     family.check_config(config, source)
+    check_no_adapter(source)
     wanted = family.model_classes[config.model_type]
     held = (getattr(config, "architectures", None) or [wanted])[0]
     if held != wanted:
@@ -70,12 +72,16 @@ def model_class(config: Any, source: Any) -> Any:
 def adapt(
     model: Any, tokenizer: Any, feature_extractor: Any, stored_dtype: torch.dtype, processor: Any = None
 ) -> Recognizer:
-    """The model behind the interface of its family.
+    """The model behind the interface of its family, checked (:meth:`Recognizer.check`) and in evaluation mode.
 
     Raises:
-        ModelError: the family is not supported, parts are missing, or the tokenizer does not fit.
+        ModelError: the family is not supported, parts are missing or do not fit the model, or the model is wrapped in
+            something that quantizing would lose (:func:`tarq.models.wrappers.unwrapped`).
     """
+    model = unwrapped(model)
     family = family_of(getattr(getattr(model, "config", None), "model_type", None), type(model).__name__)
     recognizer = family(model, tokenizer, feature_extractor, stored_dtype, processor)
-    recognizer.check_tokenizer()
+    recognizer.model.eval()
+    recognizer.check()
+    recognizer.language = recognizer.own_language() or recognizer.language
     return recognizer

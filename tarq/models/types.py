@@ -77,12 +77,12 @@ class Positions:
             windows: the model takes windows of one length, so that the rows beyond the audio exist as padding.
             packed: see the class.
         """
-        heard = torch.arange(rows)[None, :] < torch.tensor(list(frames))[:, None]
-        every = torch.ones_like(heard)
+        valid = torch.arange(rows)[None, :] < torch.tensor(list(frames))[:, None]
+        every = torch.ones_like(valid)
         return cls(
             tail=~every,
-            exists=every if windows else heard,
-            padding=~heard if windows else ~every,
+            exists=every if windows else valid,
+            padding=~valid if windows else ~every,
             audio=every,
             packed=packed,
         )

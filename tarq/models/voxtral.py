@@ -11,6 +11,7 @@ from transformers.utils import is_mistral_common_available
 
 from tarq.errors import ModelError
 from tarq.models.audio_language import AudioLanguageModel
+from tarq.models.features import check_fits
 from tarq.models.types import Example, Features, Positions
 
 
@@ -29,17 +30,22 @@ class VoxtralRecognizer(AudioLanguageModel):
         """Tower frames that make one audio row."""
         return self.model.config.audio_config.intermediate_size // self.model.config.audio_config.hidden_size
 
-    def request(self, waveform: np.ndarray) -> Sequence[int]:
+    def check_features(self) -> None:
+        stride = self.tower.conv1.stride[0] * self.tower.conv2.stride[0]
+        bins, frames = self.model.config.audio_config.num_mel_bins, self.tower.max_source_positions * stride
+        check_fits(self.feature_extractor, bins=bins, frames=frames)
+
+    def request(self, waveform: np.ndarray, language: str) -> Sequence[int]:
         try:
             made = self.processor.apply_transcription_request(
                 audio=[waveform],
                 format=["WAV"],
                 sampling_rate=self.sampling_rate,
-                language=self.language,
+                language=language,
                 model_id=self.model.config._name_or_path or "voxtral",
             )
         except ValueError as error:  # pydantic's, for a language that has no two-letter code
-            raise ModelError(f"Voxtral's processor made no prompt for language {self.language!r}: {error}") from error
+            raise ModelError(f"Voxtral's processor made no prompt for language {language!r}: {error}") from error
         return made["input_ids"][0].tolist()
 
     def tokens(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
@@ -61,10 +67,10 @@ class VoxtralRecognizer(AudioLanguageModel):
     def audio_tokens(self, features: Features) -> list[int]:
         return [self.tokens_of_frames(0)] * len(features["input_features"])
 
-    def heard_tokens(self, examples: Sequence[Example], features: Features) -> list[int]:
+    def valid_audio_tokens(self, examples: Sequence[Example], features: Features) -> list[int]:
         return [-(-e.frames // self._merged) for e in examples]
 
-    def hear(self, features: Features) -> Tensor:
+    def encode_audio(self, features: Features) -> Tensor:
         return self.model.get_audio_features(**features, return_dict=True).pooler_output
 
     def to_projector(self, hidden: Tensor) -> Tensor:
@@ -73,7 +79,7 @@ class VoxtralRecognizer(AudioLanguageModel):
     def audio_positions(self, examples: Sequence[Example], features: Features) -> tuple[Positions, Positions]:
         return (
             Positions.of_frames([e.frames for e in examples], self.tower.max_source_positions, windows=True),
-            Positions.of_frames(self.heard_tokens(examples, features), self.tokens_of_frames(0), windows=True),
+            Positions.of_frames(self.valid_audio_tokens(examples, features), self.tokens_of_frames(0), windows=True),
         )
 
 

@@ -8,15 +8,21 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import Tensor, nn
+from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE
 
 from tarq.errors import ModelError
-from tarq.models.base import framed
+from tarq.models.base import with_prompt
 from tarq.models.encoder_decoder import EncoderDecoder
+from tarq.models.features import check_fits
+from tarq.models.generation import new_tokens
 from tarq.models.types import Features, Positions, Prompted
 
 #: Positions that go through the encoder together on a CPU: one window of 30 s, some shorter ones. What they become
 #: within a block stays in the cache then, and they are enough for the products to run at full speed.
 ENCODED_AT_ONCE = 2048
+
+#: Size of the vocabulary of OpenAI's English models; those with one more or above are multilingual.
+ENGLISH_TOKENS = 51864
 
 
 class WhisperRecognizer(EncoderDecoder):
@@ -33,6 +39,12 @@ class WhisperRecognizer(EncoderDecoder):
     def max_target_tokens(self) -> int:
         return self.model.config.max_target_positions
 
+    def check_features(self) -> None:
+        config = self.model.config
+        check_fits(
+            self.feature_extractor, bins=config.num_mel_bins, frames=config.max_source_positions * self.frame_stride
+        )
+
     def audio_inputs(self, waveform: np.ndarray) -> tuple[Features, int]:
         features = self.feature_extractor(waveform, sampling_rate=self.sampling_rate, return_tensors="pt")
         samples_per_position = self.feature_extractor.hop_length * self.frame_stride
@@ -47,37 +59,113 @@ class WhisperRecognizer(EncoderDecoder):
         ids, spans = super().tokens(" " + text)
         return ids, [(max(start - 1, 0), max(end - 1, 0)) for start, end in spans]
 
-    def prefix(self) -> list[int]:
-        """Prompt ids: start, then language and task where the model is multilingual, then no-timestamps."""
-        generation = self.model.generation_config
-        if self.language != "en" and not self._multilingual:
-            raise ModelError(f"this model transcribes English only, not {self.language!r}: leave --language out")
-        start = self.model.config.decoder_start_token_id
-        ids = [start if start is not None else generation.decoder_start_token_id]
-        if self._multilingual:
-            token = f"<|{self.language}|>"
-            if not getattr(generation, "lang_to_id", None) or not getattr(generation, "task_to_id", None):
-                raise ModelError(
-                    "generation_config.json says the model is multilingual but has no lang_to_id and task_to_id: "
-                    "take that file from the original checkpoint"
-                )
-            if token not in generation.lang_to_id:
-                known = ", ".join(sorted(t.strip("<|>") for t in generation.lang_to_id))
-                raise ModelError(f"this model has no language {self.language!r}; it knows {known}")
-            ids += [generation.lang_to_id[token], generation.task_to_id["transcribe"]]
-        no_timestamps = getattr(generation, "no_timestamps_token_id", None)
-        return ids if no_timestamps is None else [*ids, no_timestamps]
+    def own_language(self) -> str | None:
+        """What generation_config.json names as ``language``, or forces as the prompt's second token."""
+        named = getattr(self.model.generation_config, "language", None)
+        if isinstance(named, str):
+            return TO_LANGUAGE_CODE.get(named.lower(), named.strip("<|>"))
+        forced = self._forced_tokens()
+        return next((name for name, token in self._languages().items() if forced[:1] == [token]), None)
 
-    def prompt(self, text: str, *, frames: int = 0, timestamps: bool = False) -> Prompted:
+    def prefix(self, language: str | None = None) -> list[int]:
+        """Prompt ids: start, then language and task where the model is multilingual, then no-timestamps.
+
+        The tokens that a checkpoint forces (``forced_decoder_ids``, of 2022) are taken where they name the language
+        that is asked for. What generation_config.json lacks is taken from the tokenizer.
+        """
+        language = language or self.language
+        generation, tokens = self.model.generation_config, self.vocabulary
+        for start in (
+            generation.decoder_start_token_id,
+            self.model.config.decoder_start_token_id,
+            tokens.get("<|startoftranscript|>"),
+        ):
+            if start is not None:
+                break
+        else:
+            raise ModelError("nothing says which token begins a transcript: set decoder_start_token_id in config.json")
+        no_timestamps = getattr(generation, "no_timestamps_token_id", None)
+        forced = self._forced_tokens()
+        if not self._multilingual:
+            if language != "en":
+                raise ModelError(f"this model transcribes English only, not {language!r}: leave --language out")
+            ids = [start, *(token for token in forced if token is not None)]
+        elif forced[:1] != [None] and forced and language == self.own_language():
+            ids = [start, *(token for token in forced if token is not None)]
+        else:
+            ids = [start, *self._language_and_task(language)]
+            forced = []
+        if no_timestamps is None and not forced:
+            no_timestamps = tokens.get("<|notimestamps|>")
+        return ids if no_timestamps is None or ids[-1] == no_timestamps else [*ids, no_timestamps]
+
+    def _language_and_task(self, language: str) -> list[int]:
+        languages, tasks = self._languages(), self._tasks()
+        task = getattr(self.model.generation_config, "task", None) or "transcribe"
+        if not languages or task not in tasks:
+            raise ModelError(
+                "the model is multilingual, but generation_config.json has no lang_to_id and task_to_id, and the "
+                "tokenizer no tokens <|en|> and <|transcribe|>: take that file from the original checkpoint"
+            )
+        if language not in languages:
+            raise ModelError(f"this model has no language {language!r}; it knows {', '.join(sorted(languages))}")
+        return [languages[language], tasks[task]]
+
+    def _languages(self) -> dict[str, int]:
+        """Language code to its token, by the generation configuration or else the tokenizer."""
+        stated = getattr(self.model.generation_config, "lang_to_id", None)
+        if isinstance(stated, dict) and stated:
+            return {token.strip("<|>"): i for token, i in stated.items()}
+        tokens = self.vocabulary
+        found = {code: tokens[f"<|{code}|>"] for code in LANGUAGES if f"<|{code}|>" in tokens}
+        return {code: i for code, i in found.items() if i < self.model.config.vocab_size}
+
+    def _tasks(self) -> dict[str, int]:
+        stated = getattr(self.model.generation_config, "task_to_id", None)
+        if isinstance(stated, dict) and stated:
+            return stated
+        tokens = self.vocabulary
+        return {task: tokens[f"<|{task}|>"] for task in ("transcribe", "translate") if f"<|{task}|>" in tokens}
+
+    def _forced_tokens(self) -> list[int | None]:
+        """The tokens that follow the start, where the checkpoint forces some; None for one that is left open.
+
+        Raises:
+            ModelError: they are not what transformers reads.
+        """
+        for of in (self.model.generation_config, self.model.config):
+            pairs = getattr(of, "forced_decoder_ids", None)
+            if pairs is None:
+                continue
+            try:
+                places, tokens = zip(*pairs, strict=True) if pairs else ((), ())
+            except (TypeError, ValueError):
+                places, tokens = ("?",), ()
+            size = self.model.config.vocab_size
+            if list(places) != list(range(1, len(places) + 1)) or any(
+                t is not None and not (isinstance(t, int) and 0 <= t < size) for t in tokens
+            ):
+                raise ModelError(
+                    f"forced_decoder_ids must be pairs of 1, 2, … and an id below {size}, not {pairs!r}: "
+                    "mend or remove it"
+                )
+            return list(tokens)
+        return []
+
+    def prompt(self, text: str, *, frames: int = 0, timestamps: bool = False, language: str | None = None) -> Prompted:
         if not timestamps:
-            return super().prompt(text)
+            return super().prompt(text, language=language)
         plain = getattr(self.model.generation_config, "no_timestamps_token_id", None)
         if plain is None or plain + 1 + frames >= self.model.config.vocab_size:
             raise ModelError("this model has no tokens for timestamps: calibrate it without")
         ids, spans = self.tokens(text)
         begin = plain + 1  # <|0.00|>; the next ones are a frame of 20 ms apart
-        end = self.model.config.eos_token_id
-        return framed([*self.prefix()[:-1], begin], ids, spans, [begin + frames, end])
+        before = [token for token in self.prefix(language) if token != plain]
+        return with_prompt([*before, begin], ids, spans, [begin + frames, self.end_token])
+
+    def most_tokens(self, encoder_output: Tensor, prompt: int) -> int:
+        # Whisper's own generate() counts its max_length behind the prompt.
+        return new_tokens(self.model.generation_config, prompt, self.max_target_tokens, of_prompt=False)
 
     def encode(self, features: Features) -> Tensor:
         count = len(next(iter(features.values())))
@@ -87,4 +175,23 @@ class WhisperRecognizer(EncoderDecoder):
 
     @property
     def _multilingual(self) -> bool:
-        return bool(getattr(self.model.generation_config, "is_multilingual", False))
+        """Whether prompts name a language.
+
+        Raises:
+            ModelError: nothing says so.
+        """
+        generation, size = self.model.generation_config, self.model.config.vocab_size
+        stated = getattr(generation, "is_multilingual", None)
+        if stated is not None:
+            return bool(stated)
+        languages = self._languages()
+        if getattr(generation, "lang_to_id", None) or self._forced_tokens()[:1] in [[i] for i in languages.values()]:
+            return True
+        if not languages or size == ENGLISH_TOKENS:
+            return False
+        if size > ENGLISH_TOKENS:
+            return True
+        raise ModelError(
+            "generation_config.json says neither is_multilingual nor lang_to_id, so the prompt is not known: take that "
+            "file from the original checkpoint"
+        )

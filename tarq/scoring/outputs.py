@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field, fields
 from itertools import chain
 
@@ -96,31 +95,28 @@ def run_models(
     forced: list[str] = []
     transcripts: dict[str, dict[str, str]] = {name: {} for name in models} if decode else {}
     notes: list[str] = []
-    with ExitStack() as prompts:
-        for recognizer in models.values():
-            prompts.enter_context(recognizer.speaking(config.language))
-        for piece in _pieces(utterances):
-            others = piece
-            if reference is not None:
-                spoken = [u for u in piece if (u.text or "").strip()]
-                made = make_examples(models[reference], spoken, config, Reporter())
-                notes += made.notes
-                forced += [e.id for e in made.examples]
-                own = []
-                every = list(batched(models[reference], made.examples, config.batch_size))
-                for batch in distributed.dealt(every):
-                    own.append(_force(models, reference, batch, decode))
-                    reporter.advance(len(batch.ids) * len(models))
-                elsewhere = len(made.examples) - sum(len(outputs.ids) for outputs in own)
-                reporter.advance(elsewhere * len(models))
-                batches += distributed.gathered(own)
-                done = {e.id for e in made.examples}
-                others = [u for u in piece if u.id not in done]
-            if others and decode:
-                for name, recognizer in models.items():
-                    waveforms = [u.waveform(recognizer.sampling_rate) for u in others]
-                    texts = transcribe_waveforms(recognizer, waveforms, config.batch_size, reporter)
-                    transcripts[name] |= zip((u.id for u in others), texts, strict=True)
+    for piece in _pieces(utterances):
+        others = piece
+        if reference is not None:
+            spoken = [u for u in piece if (u.text or "").strip()]
+            made = make_examples(models[reference], spoken, config, Reporter())
+            notes += made.notes
+            forced += [e.id for e in made.examples]
+            own = []
+            every = list(batched(models[reference], made.examples, config.batch_size))
+            for batch in distributed.shard(every):
+                own.append(_force(models, reference, batch, config.language, decode))
+                reporter.advance(len(batch.ids) * len(models))
+            elsewhere = len(made.examples) - sum(len(outputs.ids) for outputs in own)
+            reporter.advance(elsewhere * len(models))
+            batches += distributed.all_gather(own)
+            done = {e.id for e in made.examples}
+            others = [u for u in piece if u.id not in done]
+        if others and decode:
+            for name, recognizer in models.items():
+                waveforms = [u.waveform(recognizer.sampling_rate) for u in others]
+                texts = transcribe_waveforms(recognizer, waveforms, config.batch_size, reporter, config.language)
+                transcripts[name] |= zip((u.id for u in others), texts, strict=True)
     for outputs in batches:
         for name, texts in outputs.transcripts.items():
             transcripts[name] |= zip(outputs.ids, texts, strict=True)
@@ -161,7 +157,9 @@ def _pieces(utterances: Sequence[Utterance]) -> Iterator[list[Held]]:
         yield piece
 
 
-def _force(models: Mapping[str, Recognizer], reference: str, batch: Batch, decode: bool) -> _BatchOutputs:
+def _force(
+    models: Mapping[str, Recognizer], reference: str, batch: Batch, language: str, decode: bool
+) -> _BatchOutputs:
     """One batch through every model: divergence from the reference's logits, and transcripts."""
     outputs = _BatchOutputs(batch.ids, {}, {})
     with torch.no_grad():
@@ -174,13 +172,14 @@ def _force(models: Mapping[str, Recognizer], reference: str, batch: Batch, decod
             else:
                 outputs.divergence[name] = divergence(expected, logits, batch.targets, batch.rare_target)
             if decode:
-                outputs.transcripts[name] = models[name].decode_forced(batch, audio, logits)
+                outputs.transcripts[name] = models[name].decode_forced(batch, audio, logits, language)
     return outputs
 
 
 def _check_logits(name: str, batch: Batch, logits: Tensor) -> None:
     """Raises ModelError where a target's logits are not finite; names model and utterance."""
-    wrong = (~logits.isfinite().all(-1)).cpu() & (batch.targets != -100)
+    # −∞ forbids a token; NaN passes no comparison.
+    wrong = (~(logits < torch.inf).all(-1)).cpu() & (batch.targets != -100)
     if wrong.any():
         first = batch.ids[int(wrong.any(-1).nonzero()[0])]
         raise ModelError(

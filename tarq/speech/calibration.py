@@ -93,7 +93,7 @@ def calibration_set(
         raise CalibrationError(f"no calibration utterance is usable: {'; '.join(made.notes)}")
     batches = list(batched(recognizer, made.examples, config.batch_size))
     with torch.no_grad():
-        tags = distributed.gathered([frame_tags(recognizer, batch, config) for batch in distributed.dealt(batches)])
+        tags = distributed.all_gather([frame_tags(recognizer, batch, config) for batch in distributed.shard(batches)])
     batches = [with_tags(batch, rows) for batch, rows in zip(batches, tags, strict=True)]
     frequencies = described(config.frequencies(), config.tail_threshold)
     if "note" in frequencies:
@@ -131,6 +131,11 @@ def make_examples(
     made = Examples()
     own = [_transcribed_by_model(u, config) for u in utterances]
     made.self_transcribed = sum(own)
+    if any(own) and config.transcripts != "self":
+        made.notes.append(
+            f"{sum(own)} of {len(own)} utterances have no transcript: the model's own is taught in its place. "
+            "If they have one that was not found, give a manifest with a text for each"
+        )
     # The model's own transcripts are in its own style already.
     styles = transcript_styles(recognizer, [u.text or "" for u, mine in zip(utterances, own, strict=True) if not mine])
     made.style = " / ".join(dict.fromkeys(styles.values())) or "as written"
@@ -139,10 +144,14 @@ def make_examples(
     starts = range(0, len(utterances), config.batch_size)
     pieces = [utterances[start : start + config.batch_size] for start in starts]
     if any(own):
-        reporter.phase("transcribing", len(distributed.dealt(pieces)))
-    heard = distributed.gathered([_texts(recognizer, p, config, reporter) for p in distributed.dealt(pieces)])
+        reporter.phase("transcribing", len(distributed.shard(pieces)))
+    transcripts = distributed.all_gather(
+        [_transcripts(recognizer, p, config, reporter) for p in distributed.shard(pieces)]
+    )
     reporter.phase("reading audio", len(utterances))
-    for some, texts in zip(pieces, heard, strict=True):
+    languages = {language_of(u, config.language) for u in utterances}
+    configs = {language: replace(config, language=language) for language in languages}
+    for some, texts in zip(pieces, transcripts, strict=True):
         waveforms = [u.waveform(recognizer.sampling_rate) for u in some]
         for utterance, waveform, text in zip(some, waveforms, texts, strict=True):
             if not _transcribed_by_model(utterance, config):
@@ -151,9 +160,9 @@ def make_examples(
                 made.notes.append(f"{utterance.id}: {reason}, left out")
                 continue
             times = config.timestamps == "with" or (config.timestamps == "alternate" and len(made.examples) % 2 == 1)
-            spoken = replace(config, language=language_of(utterance, config.language))
-            example = make_example(recognizer, utterance.id, waveform, text, spoken, timestamps=times)
-            if reason := recognizer.unfit(example):
+            in_language = configs[language_of(utterance, config.language)]
+            example = make_example(recognizer, utterance.id, waveform, text, in_language, timestamps=times)
+            if reason := recognizer.reason_to_skip(example):
                 made.notes.append(f"{utterance.id}: {reason}, left out")
                 continue
             made.examples.append(example)
@@ -167,7 +176,7 @@ def _transcribed_by_model(utterance: Utterance, config: TarqConfig) -> bool:
     return config.transcripts == "self" or utterance.text is None
 
 
-def _texts(
+def _transcripts(
     recognizer: Recognizer, utterances: Sequence[Utterance], config: TarqConfig, reporter: Reporter
 ) -> list[str]:
     """Reference transcripts, or the model's own where there is none or all are to be its own."""
@@ -176,9 +185,8 @@ def _texts(
     for language in sorted({language_of(utterances[i], config.language) for i in mine}):
         these = [i for i in mine if language_of(utterances[i], config.language) == language]
         waveforms = [utterances[i].waveform(recognizer.sampling_rate) for i in these]
-        with recognizer.speaking(language):
-            for i, text in zip(these, recognizer.transcribe(waveforms), strict=True):
-                texts[i] = text
+        for i, text in zip(these, recognizer.transcribe(waveforms, language), strict=True):
+            texts[i] = text
     reporter.advance()
     return texts
 
@@ -196,8 +204,7 @@ def make_example(
 ) -> Example:
     """One utterance with its transcript, in the configuration's language: features, tokens, tags."""
     features, frames = recognizer.audio_inputs(waveform)
-    with recognizer.speaking(config.language):
-        prompted = recognizer.prompt(text, frames=frames, timestamps=timestamps)
+    prompted = recognizer.prompt(text, frames=frames, timestamps=timestamps, language=config.language)
     normalizer = config.text_normalizer(recognizer.spelling)
     spans = rare_spans(text, normalizer, config.tail_threshold, config.frequencies())
     tags = zip(tag_tokens(prompted.offsets, spans), prompted.is_text, strict=True)
@@ -213,7 +220,7 @@ def make_example(
 
 
 def frame_tags(recognizer: Recognizer, batch: Batch, config: TarqConfig) -> dict[str, torch.Tensor]:
-    """The frames in which the model hears rare words, by stage; nothing where the configuration wants no such tags.
+    """The frames that the model itself places rare words on, by stage; none where the configuration wants no such tags.
 
     Raises:
         ModelError: the family cannot place words on frames.
@@ -232,15 +239,15 @@ def with_tags(batch: Batch, tags: Mapping[str, torch.Tensor]) -> Batch:
 
 
 def count_positions(batches: Sequence[Batch]) -> dict[str, dict[str, int]]:
-    """Stage to how many of its rows are heard audio, tokens, in the tail, and padding beyond the audio."""
+    """Stage to how many of its rows are audio, tokens, in the tail, and padding beyond the audio."""
     counts: dict[str, dict[str, int]] = {}
     for batch in batches:
         for stage, rows in batch.positions.items():
-            heard = rows.exists & ~rows.padding
+            valid = rows.exists & ~rows.padding
             kinds = {
-                "audio": heard & rows.audio,
-                "tokens": heard & ~rows.audio,
-                "tail": heard & rows.tail,
+                "audio": valid & rows.audio,
+                "tokens": valid & ~rows.audio,
+                "tail": valid & rows.tail,
                 "padding": rows.exists & rows.padding,
             }
             total = counts.setdefault(stage, dict.fromkeys(kinds, 0))

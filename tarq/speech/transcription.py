@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from tarq import distributed
+from tarq.data.audio import Encoded, read_audio
+from tarq.errors import DataError
 from tarq.models.base import Recognizer
 from tarq.report import Reporter
 
@@ -40,7 +43,11 @@ def windows(waveform: NDArray[np.float32], size: int, sampling_rate: int) -> lis
 
 
 def transcribe_waveforms(
-    recognizer: Recognizer, waveforms: Sequence[NDArray[np.float32]], batch_size: int, reporter: Reporter
+    recognizer: Recognizer,
+    waveforms: Sequence[NDArray[np.float32]],
+    batch_size: int,
+    reporter: Reporter,
+    language: str | None = None,
 ) -> list[str]:
     """Greedy transcripts; audio longer than the model's window is cut at quiet places.
 
@@ -48,6 +55,10 @@ def transcribe_waveforms(
         waveforms: mono, at the recognizer's sampling rate, of any length.
         batch_size: windows decoded at once.
         reporter: hears of each utterance.
+        language: it is in; the recognizer's own when not given.
+
+    Raises:
+        ModelError: the model computes NaN or infinity, or the language is not its.
     """
     size = int(recognizer.window * recognizer.sampling_rate)
     cut = [windows(w, size, recognizer.sampling_rate) for w in waveforms]
@@ -56,10 +67,43 @@ def transcribe_waveforms(
     own: list[list[str]] = []
     shown = 0
     with torch.no_grad():
-        for i, batch in enumerate(distributed.dealt(batches), start=1):
-            own.append(recognizer.transcribe(batch))
-            done = len(waveforms) * i // len(distributed.dealt(batches))
+        for i, batch in enumerate(distributed.shard(batches), start=1):
+            own.append(recognizer.transcribe(batch, language))
+            done = len(waveforms) * i // len(distributed.shard(batches))
             reporter.advance(done - shown)
             shown = done
-    remaining = (text for texts in distributed.gathered(own) for text in texts)
+    remaining = (text for texts in distributed.all_gather(own) for text in texts)
     return [" ".join(filter(None, (next(remaining) for _ in pieces))) for pieces in cut]
+
+
+def transcribe_files(
+    recognizer: Recognizer,
+    paths: Sequence[Path | Encoded],
+    batch_size: int,
+    reporter: Reporter,
+    language: str | None = None,
+) -> Iterator[tuple[Path | Encoded, str | DataError]]:
+    """Each file with its transcript, or with the reason why it cannot be read, in order and as they are done.
+
+    Args:
+        paths: audio of any length, format and rate.
+        batch_size: windows decoded at once; so many files are read before they are transcribed.
+        reporter: hears of each file.
+        language: they are in; the recognizer's own when not given.
+
+    Raises:
+        ModelError: the model computes NaN or infinity, or the language is not its.
+    """
+    for start in range(0, len(paths), batch_size):
+        results: dict[int, str | DataError] = {}
+        waveforms: dict[int, NDArray[np.float32]] = {}
+        for i, path in enumerate(paths[start : start + batch_size], start=start):
+            try:
+                waveforms[i] = read_audio(path, recognizer.sampling_rate)
+            except DataError as error:
+                results[i] = error
+                reporter.advance()
+        texts = transcribe_waveforms(recognizer, list(waveforms.values()), batch_size, reporter, language)
+        results |= dict(zip(waveforms, texts, strict=True))
+        for i in sorted(results):
+            yield paths[i], results[i]

@@ -1,4 +1,4 @@
-"""The demonstration: one model, three methods, one table."""
+"""``tarq demo``: one model, three methods, one table."""
 
 from __future__ import annotations
 
@@ -6,15 +6,33 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
+import typer
 
-from tarq import api
-from tarq.config import PRESETS, TarqConfig
-from tarq.data.utterance import Utterance
-from tarq.report import Reporter
-from tarq.scoring.run import Evaluation
+from tarq.config import CALIBRATION, METHOD, PRESETS, TarqConfig
+from tarq.files import write_json
+from tarq.terminal.console import command, console, progress_console, say
+from tarq.terminal.options import (
+    FIELDS,
+    SPEECH,
+    Device,
+    Dtype,
+    JsonFile,
+    Where,
+    configured,
+    number,
+    parser,
+    where_to_run,
+)
+from tarq.terminal.progress import ScreenReporter
+
+if TYPE_CHECKING:
+    import torch
+
+    from tarq.data.utterance import Utterance
+    from tarq.report import Reporter
+    from tarq.scoring.run import Evaluation
 
 
 @dataclass(frozen=True)
@@ -36,6 +54,8 @@ CALIBRATION_BATCH = 8
 
 def scoring_dtype(device: str | torch.device) -> torch.dtype | None:
     """bfloat16 on a CPU that multiplies it natively (half of the time); otherwise what :func:`tarq.load` chooses."""
+    import torch
+
     native = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     return torch.bfloat16 if torch.device(device).type == "cpu" and native() else None
 
@@ -71,6 +91,8 @@ def demonstrate(
     Raises:
         TarqError: the model or the data are not usable.
     """
+    from tarq import api
+
     dtype = dtype or scoring_dtype(device)
     where: dict[str, Any] = {"device": device, "language": config.language}
     models = {"full precision": api.load_recognizer(model, dtype=dtype, **where)}
@@ -88,3 +110,108 @@ def demonstrate(
         scores = api.evaluate(models, data, reference="full precision", config=config, reporter=reporter)
     sizes = {name: recognizer.linear_bytes() for name, recognizer in models.items()}
     return scores, sizes
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(demo)
+
+
+@configured(
+    "samples",
+    "language",
+    "batch_size",
+    "seed",
+    samples="Calibration utterances. Default: 64, or 24 for a MODEL.",
+    batch_size="Utterances a forward pass takes at once. Default: 64, or 4 for a MODEL.",
+    seed="Of the samples.",
+)
+def demo(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="MODEL",
+            help="Full-precision model: a folder or a hub id; the packaged one if not given.",
+        ),
+    ] = None,
+    *,
+    calibration: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SPEECH",
+            rich_help_panel=CALIBRATION,
+            help=f"Transcribed speech to calibrate on: {SPEECH}; the packaged pool if not given.",
+        ),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SPEECH", help="Other transcribed speech, to score on; the packaged test set if not given."
+        ),
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer utterances: under a minute.")] = False,
+    score: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", parser=number("int", 1, 10**9), help="Utterances scored. Default: 200, or 24 for a MODEL."
+        ),
+    ] = None,
+    where: Where = None,
+    chosen: dict,
+    bits: Annotated[
+        list[int] | None,
+        typer.Option(
+            metavar="N",
+            parser=parser(FIELDS["bits"]),
+            rich_help_panel=METHOD,
+            help="2, 3, 4 or 8 (repeatable). Default: 4 and 3.",
+        ),
+    ] = None,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    json_file: JsonFile = None,
+) -> None:
+    """Quantize with RTN, GPTQ and TARQ, save, reload, transcribe, and print the score table.
+
+    Without arguments: a small recognizer and synthetic speech that come with the package.
+    """
+    size = QUICK if quick else WHOLE if model is None else OWN
+    config = TarqConfig(**{"samples": size.samples, "batch_size": size.batch_size} | chosen)
+    with ScreenReporter(progress_console) as reporter:
+        reporter.phase("starting")
+        from tarq import testbed
+        from tarq.data.corpora.registry import load_utterances
+        from tarq.data.sampling import sample_utterances, select_utterances
+        from tarq.terminal.scores import show_demo
+
+        place = where_to_run(device, dtype)
+        config.frequencies()
+        reporter.phase("loading speech")
+        spoken = testbed.test_set() if data is None else load_utterances(data)
+        scored = sample_utterances(
+            select_utterances(spoken, where or []),
+            score or size.scored,
+            config.seed,
+            max_duration=30,
+            require_text=True,
+        )
+        # The two may come from one corpus; what is scored is never calibrated on.
+        taken = {u.origin for u in scored}
+        pool = testbed.calibration_pool() if calibration is None else load_utterances(calibration)
+        pool = [u for u in pool if u.origin not in taken]
+        scores, sizes = demonstrate(
+            str(testbed.model()) if model is None else model,
+            pool,
+            {"demo": scored},
+            config,
+            reporter,
+            bits=tuple(bits or BITS),
+            **place,
+        )
+        if json_file:
+            write_json(json_file, scores.to_dict() | {"linear_bytes": sizes})
+    (only,) = scores.sets.values()
+    show_demo(console, only, sizes, {u.id: u.text or "" for u in scored})
+    own = ["MODEL" if model is None else model, "OUT"]
+    say("")
+    say(f"next, on your own model: {command('tarq', 'quantize', *own, '--calibration', calibration or 'SPEECH')}")
+    say(f"and then: {command('tarq', 'evaluate', *own, '--data', data or 'SPEECH')}")

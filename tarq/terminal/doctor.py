@@ -1,74 +1,165 @@
-"""What is installed, which backends run, what is missing and how to get it."""
+"""``tarq doctor``: what is installed, which backends run, what is missing and how to get it.
+
+It imports nothing that may be missing without seeing to it: it is there to say so.
+"""
 
 from __future__ import annotations
 
 import importlib
 import platform
 import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
+from types import ModuleType
 
-import torch
+import typer
 
-from tarq.kernels import dispatch
+from tarq.files import write_json
+from tarq.terminal.console import console
+from tarq.terminal.options import JsonFile
 from tarq.version import __version__
 
 OPERATIONS = ("gram", "group_quantize", "w4_linear")
-PACKAGES = ("torch", "transformers", "compressed-tensors", "jiwer", "wordfreq", "soundfile", "soxr")
-#: Packages some do without, and how to get them.
+#: What tarq cannot do without: distribution to the module it brings.
+NEEDED = {
+    "torch": "torch",
+    "transformers": "transformers",
+    "compressed-tensors": "compressed_tensors",
+    "safetensors": "safetensors",
+    "numpy": "numpy",
+    "jiwer": "jiwer",
+    "rapidfuzz": "rapidfuzz",
+    "wordfreq": "wordfreq",
+    "langcodes": "langcodes",
+    "soundfile": "soundfile",
+    "soxr": "soxr",
+}
+#: What some do without: the module, what it is for, how to get it.
 OPTIONAL = {
-    "triton": "only CUDA kernels need it: pip install triton",
-    "datasets": "only corpora of the hub need it: pip install 'tarq[hub]'",
+    "triton": ("triton", "only CUDA kernels need it: pip install triton"),
+    "datasets": ("datasets", "only corpora of the hub need it: pip install 'tarq[hub]'"),
+    "mistral-common": ("mistral_common", "only Voxtral needs it: pip install 'tarq[voxtral]'"),
+    "matplotlib": ("matplotlib", "only tarq bench --plot needs it: pip install matplotlib"),
+    "torchcodec": ("torchcodec", "m4a, mp4 and webm audio need it or ffmpeg: pip install torchcodec"),
 }
 
-Check = tuple[str, bool, str]
+
+@dataclass(frozen=True)
+class Check:
+    """One finding.
+
+    Attributes:
+        name: what was looked at.
+        state: ``ok``; ``slow`` (it works, by a slow way); ``absent`` (some do without); ``missing`` (tarq does not).
+        detail: version, kind, or the mend.
+    """
+
+    name: str
+    state: str
+    detail: str
+
+    @property
+    def ok(self) -> bool:
+        """Whether nothing is to be done."""
+        return self.state == "ok"
 
 
-def checks() -> list[Check]:
-    """(what, whether it is there, detail or the mend), in reading order."""
-    found: list[Check] = [
-        ("tarq", True, f"{__version__}, Python {platform.python_version()}, {platform.machine()}"),
-        *(_package(name) for name in (*PACKAGES, *OPTIONAL)),
-        _extension(),
-        ("instruction set", True, torch.backends.cpu.get_cpu_capability()),
-        ("threads", True, f"{torch.get_num_threads()} (torch.set_num_threads or OMP_NUM_THREADS changes it)"),
-        _gpu(),
-        _compiler(),
-    ]
-    for name in OPERATIONS:
-        importlib.import_module(f"tarq.kernels.{name}")  # declares the operator
-        native = dispatch.has_native(name, "cpu")
-        found.append((f"{name} on the CPU", True, "C++" if native else "PyTorch"))
-        if torch.cuda.is_available():
-            native = dispatch.has_native(name, "cuda")
-            found.append((f"{name} on CUDA", True, "native" if native else "PyTorch"))
-    return found
+def register(app: typer.Typer) -> None:
+    app.command()(doctor)
 
 
-def _package(name: str) -> Check:
+def doctor(json_file: JsonFile = None) -> None:
+    """Show what is installed, which backends run, and what is missing. Exit code 1 if tarq cannot work so."""
+    from tarq.terminal.tables import show_checks
+
+    found = list(checks())
+    if json_file:
+        rows = [{"check": c.name, "ok": c.ok} | asdict(c) for c in found]
+        write_json(json_file, [{k: v for k, v in row.items() if k != "name"} for row in rows])
+    show_checks(console, found)
+    if any(check.state == "missing" for check in found):
+        raise typer.Exit(1)
+
+
+def checks() -> Iterator[Check]:
+    """Findings in reading order."""
+    yield Check("tarq", "ok", f"{__version__}, Python {platform.python_version()}, {platform.machine()}")
+    for name, module in NEEDED.items():
+        yield _package(name, module, "missing", f"tarq needs it: pip install {name}")
+    for name, (module, mend) in OPTIONAL.items():
+        yield _package(name, module, "absent", mend)
+    yield _ffmpeg()
+    yield _compiler()
     try:
-        return (name, True, version(name))
+        torch = importlib.import_module("torch")
+    except Exception:  # said above; without it there are no operators either
+        return
+    yield Check("instruction set", "ok", torch.backends.cpu.get_cpu_capability())
+    threads = f"{torch.get_num_threads()} (torch.set_num_threads or OMP_NUM_THREADS changes it)"
+    yield Check("threads", "ok", threads)
+    yield _gpu(torch)
+    yield from _operators(torch)
+
+
+def _package(name: str, module: str, otherwise: str, mend: str) -> Check:
+    try:
+        importlib.import_module(module)
+        return Check(name, "ok", version(name))
+    except ModuleNotFoundError as error:
+        if error.name == module:
+            return Check(name, otherwise, f"not installed; {mend}")
+        return Check(name, otherwise, f"needs {error.name}, which is not installed: pip install {error.name}")
     except PackageNotFoundError:
-        return (name, False, f"not installed; {OPTIONAL.get(name, f'tarq needs it: pip install {name}')}")
+        return Check(name, "ok", "version unknown")
+    except Exception as error:  # a broken installation raises anything: a missing library, a wrong ABI
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        return Check(name, otherwise, f"installed, but cannot be imported: {reason}")
 
 
-def _extension() -> Check:
-    if dispatch.EXTENSION_ERROR is None:
-        return ("compiled extension", True, "tarq._C")
-    return (
-        "compiled extension",
-        False,
-        f"{dispatch.EXTENSION_ERROR}; build it with: pip install --no-build-isolation -e .",
-    )
-
-
-def _gpu() -> Check:
-    if torch.cuda.is_available():
-        return ("GPU", True, f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}")
-    why = "this torch is a CPU build" if torch.version.cuda is None else "torch sees none; check the driver"
-    return ("GPU", False, f"{why}; everything runs on the CPU")
+def _ffmpeg() -> Check:
+    if not (path := shutil.which("ffmpeg")):
+        return Check("ffmpeg", "absent", "m4a, mp4 and webm audio need it or torchcodec: apt install ffmpeg")
+    try:
+        said = subprocess.run([path, "-version"], capture_output=True, text=True, timeout=10, check=True).stdout
+    except (OSError, subprocess.SubprocessError) as error:
+        return Check("ffmpeg", "absent", f"{path} does not run: {error}")
+    return Check("ffmpeg", "ok", " ".join(said.split()[:3]))
 
 
 def _compiler() -> Check:
     found = [tool for tool in ("g++", "nvcc") if shutil.which(tool)]
     missing = [] if "g++" in found else ["a C++ compiler is needed to build the extension (apt install g++)"]
-    return ("compilers", not missing, ", ".join(found + missing))
+    return Check("compilers", "absent" if missing else "ok", ", ".join(found + missing))
+
+
+def _gpu(torch: ModuleType) -> Check:
+    if torch.cuda.is_available():
+        return Check("GPU", "ok", f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}")
+    why = "this torch is a CPU build" if torch.version.cuda is None else "torch sees none; check the driver"
+    return Check("GPU", "absent", f"{why}; everything runs on the CPU")
+
+
+def _operators(torch: ModuleType) -> Iterator[Check]:
+    """The compiled extension, and for each operation and device whether its own kernel runs or the slow reference."""
+    try:
+        dispatch = importlib.import_module("tarq.kernels.dispatch")
+        for name in OPERATIONS:
+            importlib.import_module(f"tarq.kernels.{name}")  # declares the operator
+    except Exception as error:
+        yield Check("operators", "missing", f"cannot be imported: {error}; reinstall tarq")
+        return
+    if dispatch.EXTENSION_ERROR is None:
+        yield Check("compiled extension", "ok", "tarq._C")
+    else:
+        mend = "build it with: pip install --no-build-isolation -e ."
+        yield Check("compiled extension", "slow", f"{dispatch.EXTENSION_ERROR}; {mend}")
+    for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+        place = "the CPU" if device == "cpu" else "CUDA"
+        for name in OPERATIONS:
+            if dispatch.has_native(name, device):
+                yield Check(f"{name} on {place}", "ok", "its own kernel")
+            else:
+                why = dispatch._reason(name, device).removeprefix(": ") or "there is no kernel for it"
+                yield Check(f"{name} on {place}", "slow", f"the PyTorch reference, many times slower: {why}")

@@ -1,18 +1,16 @@
-"""The walk: block by block, in true order, with paired full-precision and partly quantized activations.
+"""The walk: stage → block → group of Linears that share an input: moments → solve → swap.
 
-At any time it holds the hidden states of the calibration set on both paths (in the decoder also the
-encoder's output, which every block reads, and its moments), the moments of one input, in two halves for cross-fitting,
-and, as far as it fits into ``TarqConfig.activation_memory``, what one block's Linears read in full precision and what
-its finished parts came to. A block is run once as it was, before anything in it changes, and then up to each group of
-Linears as it becomes. Where not all of its inputs are held, its own Linears are put back for a moment and it runs again
-up to the group; what a finished part came to is not held then either, and computed again. Blocks may be lent to another
-device one at a time, with what passes through them; all else stays where it is.
+Blocks are quantized in true order, so what a Linear reads comes from the network with everything before it quantized,
+paired with what it would have read in full precision. At any time the walk holds the hidden states of the calibration
+set on both paths, the moments of one input (and those of the encoder's output, which every decoder block reads), and
+what :mod:`tarq.walk.activations` holds of one block. Blocks may be offloaded to another device one at a time, with what
+passes through them; all else stays where it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import accumulate
 from typing import Any
 
@@ -24,72 +22,38 @@ from tarq.config import TarqConfig
 from tarq.errors import CalibrationError, ModelError
 from tarq.linear import QuantLinear
 from tarq.method.algorithm import Solution, tail_aware_quantize
-from tarq.method.metrics import Metric, make_metric
+from tarq.method.arms import Arms
+from tarq.method.figures import Figures
+from tarq.method.metrics import LayerRows
 from tarq.method.moments import SIDES, Moments
-from tarq.method.solvers import make_solver
+from tarq.method.residuals import Layer
+from tarq.method.solvers import RoundToNearest
 from tarq.models.base import Recognizer
-from tarq.models.types import Batch, Positions, Stage
+from tarq.models.types import Batch, Stage
 from tarq.report import LayerReport, Reporter
-from tarq.walk.blocks import (
-    Group,
-    Path,
-    Room,
-    first_input,
-    groups_of,
-    input_of,
-    lent,
-    linear_of,
-    remembering,
-    swapped,
-    waiting_for_none,
-    watched,
-)
+from tarq.walk.activations import BlockActivations, MemoryBudget, PathPair
+from tarq.walk.gradients import OutputGradients, output_gradients, rare_share
+from tarq.walk.inputs import Group, InputCapture, groups_of, linear_of, offloaded
+from tarq.walk.plan import PlannedLayer, linears_of, plan
+from tarq.walk.rows import RowCache
 
-#: Group sizes tried, largest first, for a layer the configured one does not divide.
-FALLBACK_GROUPS = (64, 32, 16, 8)
-
-
-@dataclass
-class _Pair:
-    """One batch on both paths; the full-precision one is walked only where a residual compares with it.
-
-    Attributes:
-        index: of the batch within the calibration set, of which other processes may hold other batches.
-        turn: utterances of the set before it.
-        ahead: first Linear of each group of the block at hand to what it reads in full precision.
-        behind: finished child of the block at hand to what it came to on the quantized path.
-    """
-
-    index: int
-    turn: int
-    batch: Batch
-    full: Path | None
-    quantized: Path
-    ahead: dict[str, Tensor] = field(default_factory=dict)
-    behind: dict[str, Any] = field(default_factory=dict)
-
-    def look_ahead(self, block: nn.Module, names: Sequence[str], device: torch.device) -> None:
-        """Run a block that is still as it was on the full-precision path and keep what these Linears read."""
-        if self.full is None:
-            return
-        home = self.full.hidden.device
-        with watched(block, names, lambda name, tensor: self.ahead.setdefault(name, tensor.to(home))):
-            self.full.through(block, device)
+#: Makes the codes of the Linears of a group of their moments; none for those that stay.
+Solve = Callable[[Sequence[Layer], Sequence[Moments], PlannedLayer], Mapping[str, Solution]]
 
 
 @dataclass(frozen=True)
-class _Rows:
-    """The rows of one batch's hidden states, batch dimension and all flattened.
+class WalkedBlock:
+    """A block behind which the walk stands, until it goes on.
 
     Attributes:
-        tail: [R] bool, the side each goes to.
-        weight: [R] float.
-        owner: [R] which utterance of the batch each belongs to.
+        stage: its stage.
+        name: in the model.
+        pairs: this process's batches on both paths, behind the block.
     """
 
-    tail: Tensor
-    weight: Tensor
-    owner: Tensor
+    stage: str
+    name: str
+    pairs: Sequence[PathPair]
 
 
 def quantize_model(
@@ -97,88 +61,119 @@ def quantize_model(
     batches: Sequence[Batch],
     config: TarqConfig,
     reporter: Reporter,
-    metric: Metric | None = None,
+    arms: Arms | None = None,
     device: torch.device | None = None,
 ) -> list[LayerReport]:
     """Quantize every Linear of the model's blocks in place and swap it for a :class:`QuantLinear`.
 
     Args:
         recognizer: the model and how to feed it.
-        batches: calibration batches; unused (may be empty) when the configuration needs no statistics.
+        batches: calibration batches; unused (may be empty) when the arms read no audio.
         config: what to do; ``scale_dtype`` must be resolved.
         reporter: hears of each finished layer.
-        metric: takes the place of the one the configuration names (any weight per position, say).
+        arms: take the place of those the configuration names.
         device: where blocks go one at a time to be quantized; where the model is when not given.
 
     Returns:
         One record per Linear, in order of quantization; layers left alone are among them with a reason.
 
     Raises:
-        CalibrationError: activations are NaN or infinite, or a metric cannot be factorised; names the layer.
-        ModelError: a name to ignore matches no layer.
+        CalibrationError: activations are NaN or infinite, no group size divides a layer, or a metric cannot be
+            factorised; names the layer.
+        ModelError: a name to ignore matches no layer, or the model does what the walk cannot follow.
     """
-    walk = _Walk(recognizer, batches, config, reporter, metric, device or recognizer.device)
-    with torch.no_grad():
-        return walk.run()
+    walk = Walk(recognizer, batches, config, reporter, arms, device)
+    for _ in walk.blocks():
+        pass
+    return walk.records
 
 
-class _Walk:
+def gather_moments(
+    recognizer: Recognizer, batches: Sequence[Batch], config: TarqConfig, arms: Arms | None = None
+) -> dict[str, list[Moments]]:
+    """The moments of every input of the full-precision model's Linears, which stays as it is.
+
+    Returns:
+        Names of the Linears that share the input, joined by ``|``, to its moments, fold by fold.
+    """
+    found: dict[str, list[Moments]] = {}
+
+    def keep(layers: Sequence[Layer], parts: Sequence[Moments], planned: PlannedLayer) -> dict[str, Solution]:
+        found["|".join(layer.name for layer in layers)] = list(parts)
+        return {}
+
+    for _ in Walk(recognizer, batches, config, Reporter(), arms, solve=keep).blocks():
+        pass
+    return found
+
+
+class Walk:
+    """One walk over a model; see :func:`quantize_model`.
+
+    Args:
+        solve: takes the place of Algorithm 1.
+
+    Attributes:
+        records: of the Linears so far.
+    """
+
     def __init__(
         self,
         recognizer: Recognizer,
         batches: Sequence[Batch],
         config: TarqConfig,
         reporter: Reporter,
-        metric: Metric | None,
-        device: torch.device,
+        arms: Arms | None = None,
+        device: torch.device | None = None,
+        solve: Solve | None = None,
     ) -> None:
         self.recognizer, self.config, self.reporter = recognizer, config, reporter
-        turns = [0, *accumulate(len(batch.ids) for batch in batches)]
-        self.share = distributed.dealt([(i, turns[i], batch) for i, batch in enumerate(batches)])
-        self.metric = metric or make_metric(
-            config.metric, cost_ratio=config.cost_ratio, max_lambda=config.max_lambda, seed=config.seed
-        )
-        self.solver = make_solver(config.solver, damp=config.damp, act_order=config.act_order)
-        self.scale_dtype = getattr(torch, config.scale_dtype)
-        self.paired = config.corrects_drift
-        self.device = torch.empty(0, device=device).device  # "cuda" becomes "cuda:0", as tensors say it
-        self.before: dict[str, nn.Linear] = {}  # the block's own Linears, kept where it runs again as it was
-        self.reruns = False
-        self.room = Room(0)  # for what is held of the block at hand
-        self.rows: dict[tuple[str, int], _Rows] = {}
+        self.arms = arms or Arms.of(config.to_dict())
+        self.device = torch.empty(0, device=device or recognizer.device).device  # "cuda" becomes "cuda:0"
+        self.solve = solve or self._solve
+        before = [0, *accumulate(len(batch.ids) for batch in batches)]
+        self.batches = batches
+        self.share = distributed.shard([(i, before[i], batch) for i, batch in enumerate(batches)])
+        self.rows = RowCache(self.arms.metric, config.padding_weight, self.arms.residual.folds, self.device)
+        self.gradients = OutputGradients()
+        self.plan: dict[str, PlannedLayer] = {}
         self.records: list[LayerReport] = []
 
-    def run(self) -> list[LayerReport]:
+    @torch.no_grad()
+    def blocks(self) -> Iterator[WalkedBlock]:
+        """Quantize block after block; without audio nothing is yielded."""
+        self.plan = {p.name: p for p in plan(self.recognizer, self.config) if p.group_size is not None}
+        self.reporter.start(len(self.plan))
         stages = self.recognizer.stages()
-        self._check_ignored(stages)
-        self.reporter.start(sum(len(self._targets(name, b)) for s in stages for name, b in s.blocks))
+        if not self.arms.reads_audio:
+            for stage in stages:
+                for name, block in stage.blocks:
+                    self._round_block(stage, name, block)
+            return
+        if self.arms.gradients or self.arms.solver.output_moments:
+            self._run_backward()
         handed: list[tuple[Any, Any]] = [(None, None)] * len(self.share)
         for stage in stages:
-            if not self.config.needs_statistics:
-                for name, block in stage.blocks:
-                    with lent(block, self.device):
-                        self._round_block(stage, name, block)
-                continue
-            handed = self._run_stage(stage, handed)
-        return self.records
+            handed = yield from self._walk_stage(stage, handed)
 
-    def _run_stage(self, stage: Stage, handed: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
+    def _walk_stage(self, stage: Stage, handed: list[tuple[Any, Any]]) -> Iterator[WalkedBlock]:
         """Quantize a stage's blocks; returns what it hands to the next stage, per batch and path."""
-        first = stage.blocks[0][1]
+        capture = InputCapture(stage, self.device)
         pairs = [
-            _Pair(
+            PathPair(
                 index,
-                turn,
-                b,
-                first_input(first, stage, b, full) if self.paired else None,
-                first_input(first, stage, b, quantized),
+                before,
+                batch,
+                capture(batch, full) if self.arms.residual.paired else None,
+                capture(batch, quantized),
             )
-            for (index, turn, b), (full, quantized) in zip(self.share, handed, strict=True)
+            for (index, before, batch), (full, quantized) in zip(self.share, handed, strict=True)
         ]
-        shared: dict[str, list[Moments]] = {}  # of tensors that every block of the stage reads
-        for name, block in stage.blocks:
-            with lent(block, self.device):
-                self._quantize_block(stage, name, block, pairs, shared)
+        shared: dict[tuple[int, str], list[Moments]] = {}  # of tensors that several blocks of the stage read
+        for index, (name, block) in enumerate(stage.blocks):
+            with offloaded(block, self.device):
+                self._quantize_block(stage, index, pairs, shared)
+            yield WalkedBlock(stage.name, name, pairs)
         finished = []
         while pairs:  # one by one, so that the stage's input and output are never both held
             pair = pairs.pop(0)
@@ -187,277 +182,206 @@ class _Walk:
         return finished
 
     def _quantize_block(
-        self,
-        stage: Stage,
-        name: str,
-        block: nn.Module,
-        pairs: list[_Pair],
-        shared: dict[str, list[Moments]],
+        self, stage: Stage, index: int, pairs: list[PathPair], shared: dict[tuple[int, str], list[Moments]]
     ) -> None:
         """Quantize a block group by group, and take both paths through it."""
+        name, block = stage.blocks[index]
         # The first process has a batch even where there are fewer than processes.
-        groups = distributed.from_first(lambda: groups_of(block, pairs[0].quantized.on(self.device)))
-        own = [g.names[0] for g in groups if not g.context and any(self._wanted(f"{name}.{n}") for n in g.names)]
-        self.room = Room(self.config.activation_memory * 1e9)
-        held = self._fitting(block, own, pairs)
-        self.reruns = self.paired and len(held) < len(own)
-        for pair in pairs:
-            start = None if pair.full is None else pair.full.hidden
-            if held or not self.reruns:
-                pair.look_ahead(block, held, self.device)
-            if self.reruns and pair.full is not None and start is not None:
-                pair.full.hidden = start  # the block runs again from there
+        groups = distributed.broadcast(lambda: self._groups(block, index, pairs[0]))
+        own = [g.names[0] for g in groups if not g.place and any(f"{name}.{n}" in self.plan for n in g.names)]
+        budget = MemoryBudget(self.config.activation_memory * 1e9)
+        activations = BlockActivations(block, index, pairs, own, budget, self.device)
         for i, group in enumerate(groups):
-            finished = waiting_for_none(block, [n for later in groups[i:] for n in later.names])
-            self._quantize_group(stage, name, block, group, pairs, shared, finished)
-        self._skip_uncalled(stage, name, block, groups)
-        for pair in pairs:
-            with remembering(block, waiting_for_none(block, []), pair.behind, Room(0), pair.quantized.hidden.device):
-                pair.quantized.through(block, self.device)
-            pair.ahead.clear()
-            pair.behind.clear()
-        if self.reruns:
-            with swapped(block, self.before):
-                for pair in pairs:
-                    pair.look_ahead(block, [], self.device)
-        self.before.clear()
+            chosen = [n for n in group.names if f"{name}.{n}" in self.plan]
+            if not chosen:
+                continue
+            layers = [_layer(f"{name}.{n}", linear_of(block, n)) for n in chosen]
+            parts = shared.get(group.first_reader) if group.first_reader else None
+            if parts is None:
+                waiting = [n for later in groups[i:] for n in later.names]
+                parts = self._moments(stage, activations, group, layers, waiting)
+                if group.first_reader and not self.arms.depends_on_layer:
+                    shared[group.first_reader] = parts
+            positions = {side: sum(part.positions[side] for part in parts) for side in SIDES}
+            solved = self.solve(layers, parts, self.plan[layers[0].name])
+            for n, layer in zip(chosen, layers, strict=True):
+                if layer.name in solved:
+                    linear, solution = linear_of(block, n), solved[layer.name]
+                    activations.replace(n, self._packed(layer.name, linear, solution))
+                    self._record(stage, layer.name, linear, solution, positions)
+        self._skip(stage, name, block)
+        activations.advance()
 
-    def _fitting(self, block: nn.Module, names: Sequence[str], pairs: list[_Pair]) -> list[str]:
-        """Those Linears whose full-precision inputs there is room for, the first ones first."""
-        hidden = [pair.full.hidden for pair in pairs if pair.full]
-        width = {name: linear_of(block, name).in_features for name in names}
-        size = {n: sum(h.shape[:-1].numel() * width[n] * h.element_size() for h in hidden) for n in names}
-        return [name for name in names if self.room.take(size[name])]
-
-    def _full_input(self, block: nn.Module, group: Group, pair: _Pair) -> Tensor | None:
-        """What a group reads on the full-precision path, held or made again."""
-        if pair.full is None:
-            return None
-        name = group.names[0]
-        if name in pair.ahead:
-            return pair.ahead.pop(name).to(self.device)  # dropped as soon as it is used
-        with swapped(block, self.before):
-            return input_of(block, name, pair.full.on(self.device), group.context)
-
-    def _quantize_group(
-        self,
-        stage: Stage,
-        block_name: str,
-        block: nn.Module,
-        group: Group,
-        pairs: list[_Pair],
-        shared: dict[str, list[Moments]],
-        finished: Sequence[str],
-    ) -> None:
-        linears = {n: linear_of(block, n) for n in group.names if self._wanted(f"{block_name}.{n}")}
-        if not linears:
-            return
-        label = f"{block_name}.{'|'.join(linears)}"
-        parts = shared.get(group.context or "")
-        if parts is None:
-            parts = self._moments(stage, label, block, group, pairs, finished)
-            if group.context:
-                shared[group.context] = parts
-        first = next(iter(linears.values()))
-        group_size, note = choose_group_size(first.in_features, self.config.group_size)
-        scheme = self.config.scheme(group_size)
-        own = {n: linears[n].weight for n in distributed.dealt(list(linears))}
-        try:
-            solved: dict[str, Solution] = {}
-            if own:
-                solved = tail_aware_quantize(
-                    own,
-                    parts,
-                    metric=self.metric,
-                    residual=self.config.residual,
-                    solver=self.solver,
-                    scheme=scheme,
-                    scale_dtype=self.scale_dtype,
-                )
-        except (torch.linalg.LinAlgError, ValueError) as error:
-            raise CalibrationError(f"{label}: {error}") from error
-        solutions = distributed.gathered(list(solved.items()), self.device)
-        positions = {side: sum(part.positions[side] for part in parts) for side in SIDES}
-        for name, solution in solutions:
-            self._swap(stage, block_name, block, name, solution, group_size, positions, note)
+    def _groups(self, block: nn.Module, index: int, pair: PathPair) -> list[Group]:
+        """The block's groups of Linears, with the first reader of what several blocks are handed."""
+        groups = groups_of(block, pair.quantized.block(index).on(self.device))
+        return [replace(g, first_reader=pair.quantized.first_reader(index, g.place)) if g.place else g for g in groups]
 
     def _moments(
         self,
         stage: Stage,
-        label: str,
-        block: nn.Module,
+        activations: BlockActivations,
         group: Group,
-        pairs: list[_Pair],
-        finished: Sequence[str],
+        layers: Sequence[Layer],
+        waiting: Sequence[str],
     ) -> list[Moments]:
-        """One pass over the calibration set: the group's inputs on both paths into running moments.
+        """One pass over the calibration set: the group's inputs on both paths into running moments, fold by fold.
 
-        Cross-fitting wants two halves of the set: utterances take turns. Each position goes to one of them, so
-        nothing more is computed.
+        Each position goes to one fold, so nothing more is computed where there are several.
         """
-        name = group.names[0]
-        features = linear_of(block, name).in_features
-        folds = 2 if self.config.residual == "cross-fitted" else 1
-        parts = [Moments(features, paired=self.paired, device=self.device) for _ in range(folds)]
-        reads = stage.reads if group.context else stage.name
-        for pair in pairs:
-            with remembering(block, finished, pair.behind, self.room, pair.quantized.hidden.device):
-                x = input_of(block, name, pair.quantized.on(self.device), group.context)
-            x_full = self._full_input(block, group, pair)
-            of = self._row_weights(reads or stage.name, pair.index, pair.batch)
-            if x.shape[:-1].numel() != len(of.tail):
-                raise CalibrationError(
-                    f"{label}: its input has {x.shape[:-1].numel()} rows for {len(of.tail)} positions"
-                )
-            fold = (pair.turn + of.owner).remainder(folds)
-            rows, rows_full = x.flatten(0, -2), None if x_full is None else x_full.flatten(0, -2)
-            try:
-                for part, moments in enumerate(parts):
-                    moments.update(rows, rows_full, of.tail, of.weight * (fold == part))
-            except ValueError as error:
-                raise CalibrationError(
-                    f"{label}: {error} on utterances {', '.join(pair.batch.ids)}; check the audio and the "
-                    "model's dtype (float16 overflows: load it in float32 or bfloat16)"
-                ) from error
-        distributed.add_up(parts)
-        if any(sum(part.positions.values()) == 0 for part in parts):
+        residual = self.arms.residual
+        features = layers[0].weight.shape[1]
+        parts = [
+            Moments(features, paired=residual.paired, first=residual.first_moments, device=self.device)
+            for _ in range(residual.folds)
+        ]
+        label = "|".join(layer.name for layer in layers)
+        kind = (stage.reads if group.place else None) or stage.name
+        for pair in activations.pairs:
+            x, x_full = activations.read(pair, group, waiting)
+            of = self.rows.of(kind, pair.index, pair.batch, pair.utterances_before)
+            x, x_full = x.flatten(0, -2), None if x_full is None else x_full.flatten(0, -2)
+            if len(x) != len(of.tail):
+                raise CalibrationError(f"{label}: its input has {len(x)} rows for {len(of.tail)} positions")
+            tail, weight = of.tail, of.weight
+            if self.arms.depends_on_layer:
+                names = [layer.name for layer in layers]
+                gradients = self._norms(names, pair.index)
+                tail, weight = self.arms.metric.reassign(LayerRows(names, tail, weight, of.utterance, x, gradients))
+            for fold, moments in enumerate(parts):
+                moments.update(x, x_full, tail, weight * (of.fold == fold))
+        for bad in sorted({update for part in parts for update in part.bad_updates()}):
             raise CalibrationError(
-                f"{label}: the residual {self.config.residual!r} needs at least {folds} calibration utterances"
+                f"{label}: NaN or infinite activations on utterances {', '.join(activations.pairs[bad].batch.ids)}; "
+                "check the audio and the model's dtype (float16 overflows: load it in float32 or bfloat16)"
             )
+        distributed.reduce(count for part in parts for count in part.counts.values())
+        self._check_positions(label, parts)
+        # One Linear is solved by the first process alone; what other blocks read again is needed by all.
+        alone = 0 if len(layers) == 1 and not group.place else None
+        distributed.reduce((total for part in parts for total in part.sums()), to=alone)
         return parts
 
-    def _row_weights(self, positions: str, index: int, batch: Batch) -> _Rows:
-        """Side and weight of each row of a batch; the same for every layer that reads such rows."""
-        key = positions, index
-        if key not in self.rows:
-            self.rows[key] = _assign(
-                self.metric, batch.positions[positions], batch.ids, positions, self.config.padding_weight
+    def _check_positions(self, label: str, parts: Sequence[Moments]) -> None:
+        """See that every fold has seen something that counts."""
+        empty = [sum(part.positions.values()) == 0 for part in parts]
+        if all(empty):
+            raise CalibrationError(
+                f"{label}: the metric {type(self.arms.metric).__name__} gives weight 0 to every position; give some a "
+                "positive one, or leave the layer alone with ignore"
             )
-        rows, device = self.rows[key], self.device
-        return _Rows(rows.tail.to(device), rows.weight.to(device), rows.owner.to(device))
+        if any(empty):
+            raise CalibrationError(
+                f"{label}: the residual {type(self.arms.residual).__name__} needs at least {len(parts)} calibration "
+                "utterances; add some, or take residual='least-squares'"
+            )
 
-    def _swap(
-        self,
-        stage: Stage,
-        block_name: str,
-        block: nn.Module,
-        name: str,
-        solution: Solution,
-        group_size: int,
-        positions: dict[str, int],
-        note: str,
-    ) -> None:
-        """Put the quantized layer in place of the Linear and record it."""
-        linear = linear_of(block, name)
-        if self.reruns:
-            self.before[name] = linear
-        q = solution.quantized
-        scheme = self.config.scheme(group_size)
-        block.set_submodule(
-            name,
-            QuantLinear.from_codes(q.codes, q.scales, None if scheme.symmetric else q.zeros, scheme, linear.bias),
+    def _solve(self, layers: Sequence[Layer], parts: Sequence[Moments], planned: PlannedLayer) -> dict[str, Solution]:
+        """Algorithm 1, each process on its share of the Linears."""
+        assert planned.group_size is not None
+        own = distributed.shard(layers)
+        scheme, outputs = self.config.scheme(planned.group_size), None
+        if self.arms.solver.output_moments:
+            outputs = {layer.name: self.gradients.moments[layer.name].to(self.device) for layer in own}
+        solved: dict[str, Solution] = {}
+        try:
+            if own and any(part.seen for part in parts):
+                solved = tail_aware_quantize(own, parts, self.arms, scheme, self._scale_dtype, outputs)
+            elif own:
+                solved = {layer.name: self._rounded(layer, planned.group_size) for layer in own}
+        except (torch.linalg.LinAlgError, ValueError) as error:
+            raise CalibrationError(
+                f"{'|'.join(layer.name for layer in own)}: {error}; more calibration speech or a larger damp may help, "
+                "or leave the layer alone with ignore"
+            ) from error
+        return dict(distributed.all_gather(list(solved.items()), self.device))
+
+    def _rounded(self, layer: Layer, group_size: int) -> Solution:
+        """Round to nearest where the calibration speech says nothing of a layer: its input is always zero."""
+        (quantized,) = RoundToNearest().quantize(
+            [layer.weight], None, self.config.scheme(group_size), self._scale_dtype
         )
+        columns = Figures(dead_columns=layer.weight.shape[1])
+        return Solution(quantized, columns, notes=["its input is zero on all calibration speech: rounded to nearest"])
+
+    def _round_block(self, stage: Stage, block_name: str, block: nn.Module) -> None:
+        """Without audio: the weights of a block as they stand."""
+        with offloaded(block, self.device):
+            for name, linear in linears_of(block_name, block):
+                if name not in self.plan:
+                    continue
+                scheme = self.config.scheme(self.plan[name].group_size)
+                (quantized,) = self.arms.solver.quantize([linear.weight], None, scheme, self._scale_dtype)
+                solution = Solution(quantized)
+                packed = self._packed(name, linear, solution)
+                block.set_submodule(name.removeprefix(f"{block_name}."), packed)
+                self._record(stage, name, linear, solution, dict.fromkeys(SIDES, 0))
+        self._skip(stage, block_name, block)
+
+    @property
+    def _scale_dtype(self) -> torch.dtype:
+        return getattr(torch, self.config.scale_dtype)
+
+    def _packed(self, name: str, linear: nn.Linear, solution: Solution) -> QuantLinear:
+        """The layer that takes a Linear's place."""
+        q = solution.quantized
+        scheme = self.config.scheme(self.plan[name].group_size)
+        if bool((q.scales >= torch.finfo(q.scales.dtype).max).any()):
+            raise CalibrationError(
+                f"{name}: its weights need scales beyond what {self.config.scale_dtype} holds; set scale_dtype to "
+                "bfloat16 or float32, or leave the layer alone with ignore"
+            )
+        bias = linear.bias
+        if bias is not None and solution.bias is not None:
+            bias = solution.bias.to(bias.dtype)
+        return QuantLinear.from_codes(q.codes, q.scales, None if scheme.symmetric else q.zeros, scheme, bias)
+
+    def _record(
+        self, stage: Stage, name: str, linear: nn.Linear, solution: Solution, positions: dict[str, int]
+    ) -> None:
+        planned = self.plan[name]
         record = LayerReport(
-            name=f"{block_name}.{name}",
+            name=name,
             stage=stage.name,
             shape=tuple(linear.weight.shape),
-            bits=scheme.bits,
-            group_size=group_size,
-            lam=solution.lam,
-            alpha=solution.alpha,
-            loss=solution.loss,
-            shift=solution.shift,
-            damp=solution.damp,
-            damp_retries=solution.retries,
-            dead_columns=solution.dead_columns,
+            bits=self.config.bits,
+            group_size=planned.group_size or 0,
             positions=positions["common"] + positions["tail"],
             tail_positions=positions["tail"],
-            notes=[text for text in (note, solution.note, _degraded(solution)) if text],
+            notes=[text for text in (planned.note, *solution.notes) if text],
+            **asdict(solution.figures),
         )
         self.records.append(record)
         self.reporter.layer(record)
 
-    def _round_block(self, stage: Stage, block_name: str, block: nn.Module) -> None:
-        """Round-to-nearest needs no activations: the weights of a block, as they stand."""
-        for name in self._targets(block_name, block):
-            linear = linear_of(block, name)
-            if not bool(torch.isfinite(linear.weight).all()):
-                raise CalibrationError(f"{block_name}.{name}: its weights hold NaN or infinite values")
-            group_size, note = choose_group_size(linear.in_features, self.config.group_size)
-            (quantized,) = self.solver.quantize([linear.weight], None, self.config.scheme(group_size), self.scale_dtype)
-            self._swap(
-                stage,
-                block_name,
-                block,
-                name,
-                Solution(quantized),
-                group_size,
-                dict.fromkeys(SIDES, 0),
-                note,
-            )
+    def _skip(self, stage: Stage, block_name: str, block: nn.Module) -> None:
+        """Record the Linears still there: ignored by name, or never called on calibration audio."""
+        for name, linear in linears_of(block_name, block):
+            reason = "not called during calibration" if name in self.plan else "ignored by configuration"
+            self.records.append(LayerReport(name, stage.name, tuple(linear.weight.shape), skipped=reason))
 
-    def _wanted(self, name: str) -> bool:
-        return not any(_matches(name, pattern) for pattern in self.config.ignore)
+    def _run_backward(self) -> None:
+        """Gradients at the outputs of all planned Linears, before anything is quantized."""
+        if self.device != self.recognizer.device:
+            raise ModelError("gradients need the whole model on the device: leave offload out")
+        self.reporter.phase("gradients")
+        self.gradients = output_gradients(
+            self.recognizer,
+            [(index, batch) for index, _, batch in self.share],
+            list(self.plan),
+            self.arms.metric,
+            rare_share(self.batches),
+            norms=self.arms.gradients,
+            moments=self.arms.solver.output_moments,
+        )
 
-    def _targets(self, block_name: str, block: nn.Module) -> list[str]:
-        return [n for n, m in block.named_modules() if isinstance(m, nn.Linear) and self._wanted(f"{block_name}.{n}")]
-
-    def _check_ignored(self, stages: Sequence[Stage]) -> None:
-        """A name that matches nothing is a misspelling, and the layer it meant would be quantized."""
-        names = [f"{name}.{inner}" for s in stages for name, block in s.blocks for inner, _ in block.named_modules()]
-        for pattern in self.config.ignore:
-            if not any(_matches(name, pattern) for name in names):
-                raise ModelError(f"ignore: {pattern!r} matches no layer; names look like {names[1]}")
-
-    def _skip_uncalled(self, stage: Stage, block_name: str, block: nn.Module, groups: list[Group]) -> None:
-        """Linears still there after the walk: ignored by name, or never called on calibration audio."""
-        for name, module in block.named_modules():
-            if isinstance(module, nn.Linear):
-                full_name = f"{block_name}.{name}"
-                reason = "not called during calibration" if self._wanted(full_name) else "ignored by configuration"
-                self.records.append(LayerReport(full_name, stage.name, tuple(module.weight.shape), skipped=reason))
+    def _norms(self, names: Sequence[str], index: int) -> Tensor | None:
+        """[R] squared gradient norms over the outputs of several Linears of one input together."""
+        if not self.arms.gradients:
+            return None
+        found = [self.gradients.norms[name, index] for name in names if (name, index) in self.gradients.norms]
+        return torch.stack(found).sum(0).to(self.device) if found else None
 
 
-def _matches(name: str, pattern: str) -> bool:
-    """Whether a pattern of ``ignore`` names a layer or something it lies in."""
-    return name == pattern or name.startswith(f"{pattern}.")
-
-
-def choose_group_size(in_features: int, group_size: int) -> tuple[int, str]:
-    """The configured group size, or the largest smaller one that divides the layer, and a note on it.
-
-    Raises:
-        CalibrationError: the width is not even a multiple of eight.
-    """
-    if in_features % group_size == 0:
-        return group_size, ""
-    for smaller in FALLBACK_GROUPS:
-        if smaller < group_size and in_features % smaller == 0:
-            return smaller, f"group size {smaller}: {group_size} does not divide {in_features} inputs"
-    raise CalibrationError(
-        f"no group size of {group_size}, {', '.join(map(str, FALLBACK_GROUPS))} divides {in_features} inputs; "
-        "leave the layer alone with ignore"
-    )
-
-
-def _degraded(solution: Solution) -> str:
-    if solution.retries:
-        return f"damping raised to {solution.damp:g} after {solution.retries} failed factorisations"
-    return ""
-
-
-def _assign(metric: Metric, positions: Positions, ids: Sequence[str], stage: str, padding_weight: float) -> _Rows:
-    """Side, weight and owner of each row of a batch."""
-    tails, weights = [], []
-    for utterance, tail, exists, padding in zip(ids, positions.tail, positions.exists, positions.padding, strict=True):
-        heard = exists & ~padding
-        side, weight = metric.assign(tail & heard, heard, f"{stage}/{utterance}")
-        weight = torch.ones(len(tail)) if weight is None else weight
-        tails.append(side)
-        weights.append(weight * (heard + padding_weight * (exists & padding)))
-    owner = torch.arange(len(ids)).repeat_interleave(positions.exists.shape[1])
-    rows = _Rows(torch.cat(tails), torch.cat(weights), owner)
-    if not positions.packed:
-        return rows
-    there = positions.exists.flatten()
-    return _Rows(rows.tail[there], rows.weight[there], rows.owner[there])
+def _layer(name: str, linear: nn.Linear) -> Layer:
+    return Layer(name, linear.weight, linear.bias)

@@ -19,6 +19,7 @@ import langcodes
 import wordfreq
 
 from tarq.errors import DataError
+from tarq.words.normalize import bare, in_word
 
 #: wordfreq finds the words in these, a normaliser that splits at white space does not.
 SPACELESS = ("zh", "ja")
@@ -67,7 +68,14 @@ def described(given: Frequencies, threshold: float) -> dict[str, Any]:
 
     Args:
         threshold: a word is rare below this Zipf score.
+
+    Raises:
+        DataError: the threshold is not finite, or wordfreq has no list for the language.
     """
+    if not math.isfinite(threshold):
+        raise DataError(
+            f"the threshold of rare words (tail_threshold) is {threshold}: give a finite Zipf score, such as 3"
+        )
     if isinstance(given, str):
         return {"wordfreq": known_language(given)}
     about: dict[str, Any] = {"file": given.file, "sha256": given.sha256, "words": len(given.scores)}
@@ -147,7 +155,7 @@ def load_frequencies(path: str | Path) -> WordFrequencies:
 def _parsed(name: str, digest: str, text: str) -> WordFrequencies:
     numbers: dict[str, float] = {}
     are_scores, first = False, True
-    for place, line in enumerate(text.splitlines(), 1):
+    for place, line in enumerate(text.split("\n"), 1):
         if not line.strip() or line.startswith("#"):
             continue
         fields = _SEPARATOR.split(line.strip())
@@ -177,6 +185,6 @@ def _parsed(name: str, digest: str, text: str) -> WordFrequencies:
 
 def _key(word: str) -> str:
     """A word as it is looked up: lower case, without the punctuation around it."""
-    characters = unicodedata.normalize("NFC", word).casefold().replace("’", "'")
-    inside = [i for i, character in enumerate(characters) if character.isalnum()]
+    characters = bare(unicodedata.normalize("NFC", word).casefold()).replace("’", "'")
+    inside = [i for i, character in enumerate(characters) if in_word(character)]
     return characters[inside[0] : inside[-1] + 1] if inside else ""

@@ -16,7 +16,7 @@ from functools import lru_cache
 import torch
 
 from tarq.words.frequencies import Frequencies, wordfreq_zipf
-from tarq.words.normalize import Normalizer
+from tarq.words.normalize import Normalizer, in_word
 
 POSITION_MODES = ("input", "target", "either")
 
@@ -133,7 +133,7 @@ def _trimmed(text: str, span: Span) -> Span:
 
 
 def _in_word(character: str) -> bool:
-    return character.isalnum() or character == "%" or unicodedata.category(character) in ("Sc", "Mn", "Mc")
+    return in_word(character) or character == "%" or unicodedata.category(character) == "Sc"
 
 
 def tag_tokens(offsets: Iterable[Sequence[int]], spans: Sequence[Span]) -> list[bool]:

@@ -9,7 +9,8 @@ import pytest
 import soundfile
 
 from tarq.data.audio import audio_duration, read_audio
-from tarq.data.corpora.registry import load_utterances, sample_utterances, select_utterances
+from tarq.data.corpora.registry import load_utterances
+from tarq.data.sampling import sample_utterances, select_utterances
 from tarq.data.utterance import Utterance
 from tarq.errors import DataError, TarqError
 

@@ -17,6 +17,8 @@ from tarq.data.utterance import language_of
 from tarq.errors import DataError
 
 datasets = pytest.importorskip("datasets", reason="the optional `datasets` is not installed: pip install 'tarq[hub]'")
+pyarrow = pytest.importorskip("pyarrow")
+parquet = pytest.importorskip("pyarrow.parquet")
 
 TEXTS = ("it's the ninth of March", "doctor Okonkwo prescribed amoxicillin", "flight 4471 to Ouagadougou")
 
@@ -284,28 +286,147 @@ def test_contextasr_streams_its_archives(tmp_path, monkeypatch):
 
 
 def test_files_of_a_repository_that_is_an_audiofolder(tmp_path, monkeypatch):
-    folder = tmp_path / "own" / "test"
+    folder = tmp_path / "me" / "own" / "test"
     folder.mkdir(parents=True)
+    monkeypatch.setattr(hub, "LOCATION", f"{tmp_path}/")
     for n, spoken in enumerate(TEXTS):
         (folder / f"{n}.flac").write_bytes(encoded(n)[0])
         with (folder / "metadata.jsonl").open("a") as file:
             file.write(json.dumps({"file_name": f"{n}.flac", "transcription": spoken, "speaker": "a"}) + "\n")
     load = datasets.load_dataset
     monkeypatch.setattr(
-        datasets, "load_dataset", lambda *_, **o: load(str(tmp_path / "own"), split=o["split"], streaming=True)
+        datasets, "load_dataset", lambda *_, **o: load(str(tmp_path / "me" / "own"), split=o["split"], streaming=True)
     )
     utterances = load_utterances("hub:me/own:test")
     assert [(u.id, u.text, u.speaker) for u in utterances] == [(f"{n:06}", t, "a") for n, t in enumerate(TEXTS)]
     assert utterances[2].waveform().shape == (16000,)
 
 
-def test_a_row_that_names_a_remote_file():
+def test_a_row_names_files_of_its_own_repository():
     import fsspec
 
-    with fsspec.open("memory://far/away.flac", "wb") as file:
+    with fsspec.open("memory://far/set/away.flac", "wb") as file:
         file.write(encoded(0)[0])
-    audio = hub._encoded({"path": "memory://far/away.flac", "bytes": None}, "set 0")
-    assert audio == Encoded("set 0.flac", encoded(0)[0])
+    with fsspec.open("memory://far/other/away.flac", "wb") as file:
+        file.write(encoded(0)[0])
+    own = {"path": "memory://far/set/away.flac", "bytes": None}
+    assert hub._encoded(own, "set", "0", "memory://far/set") == Encoded("set 0.flac", encoded(0)[0])
+    for location in ("memory://far/other", "memory://far/se", "hf://datasets/far/set", None):
+        with pytest.raises(DataError, match=r"set: row '0' names memory://far/set/away\.flac, outside the data set"):
+            hub._encoded(own, "set", "0", location)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "https://example.com/a.wav",
+        "http://169.254.169.254/latest",
+        "file:///etc/passwd",
+        "hf://datasets/me/own/../../other/set/a.wav",
+        "hf://datasets/me/own-other/a.wav",
+        "hf://datasets/me/own@main/../../../x/a.wav",
+        "zip://a.wav::https://example.com/a.zip",
+        "simplecache::hf://datasets/me/own@main/a.wav",
+        "/etc/passwd",
+        "../a.wav",
+        "a.wav",
+    ],
+)
+def test_a_row_of_the_hub_names_nothing_else(path, tmp_path, monkeypatch):
+    """A row of a strange data set is not trusted: no path of this machine, no address elsewhere."""
+    monkeypatch.chdir(tmp_path)
+    soundfile.write(tmp_path / "a.wav", np.zeros(100), 16000)
+    with pytest.raises(DataError, match="outside the data set; nothing but a data set's own files is opened"):
+        hub._encoded({"path": path, "bytes": None}, "hub:me/own", "0", "hf://datasets/me/own")
+    # What comes with its bytes is named by the path, and nothing is opened.
+    audio = hub._encoded({"path": path, "bytes": b"x"}, "hub:me/own", "0", "hf://datasets/me/own")
+    assert isinstance(audio, Encoded)
+
+
+def test_rows_of_a_folder_name_files_in_it(tmp_path):
+    """End to end: a table of Parquet that names a file elsewhere on the disk."""
+    secret = tmp_path / "secret.wav"
+    soundfile.write(secret, encoded(0)[1], 16000)
+    rows = [
+        {"id": n, "text": "one", "audio": {"bytes": None, "path": path}}
+        for n, path in (("own", "own.wav"), ("outer", str(secret)), ("up", "../secret.wav"), ("link", "link.wav"))
+    ]
+    folder = tmp_path / "set"
+    folder.mkdir()
+    audio = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
+    schema = pyarrow.schema([("id", pyarrow.string()), ("text", pyarrow.string()), ("audio", audio)])
+    parquet.write_table(pyarrow.Table.from_pylist(rows, schema), folder / "test.parquet")
+    soundfile.write(folder / "own.wav", encoded(0)[1], 16000)
+    (folder / "link.wav").symlink_to(secret)
+    intake = Intake(max_bad=3)
+    (own,) = load_utterances(folder, intake)
+    assert own.audio == folder / "own.wav"
+    assert list(intake.bad) == ["outer", "up", "link"]
+    assert all("outside the data set" in reason for reason in intake.bad.values())
+
+
+def test_links_of_the_hubs_cache_are_its_own(tmp_path):
+    blob = tmp_path / "datasets--me--own" / "blobs" / "0"
+    blob.parent.mkdir(parents=True)
+    soundfile.write(blob, encoded(0)[1], 16000, format="WAV")
+    snapshot = tmp_path / "datasets--me--own" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    (snapshot / "a.wav").symlink_to("../../blobs/0")
+    assert hub._encoded({"path": "a.wav"}, "set", "0", snapshot) == snapshot / "a.wav"
+
+
+def test_what_save_to_disk_wrote(tmp_path):
+    made = librispeech()
+    made.save_to_disk(tmp_path / "one")
+    datasets.DatasetDict({"train": made, "test": made}).save_to_disk(tmp_path / "two")
+    heard(load_utterances(tmp_path / "one"))
+    heard(load_utterances(f"{tmp_path / 'two'}:test"))
+    assert len(load_utterances(f"{tmp_path / 'two'}:test[:2]")) == 2
+    for source, message in (
+        (tmp_path / "two", "several splits; name one of them, as SOURCE:SPLIT: test, train"),
+        (f"{tmp_path / 'two'}:dev", "no split 'dev'; it has train, test"),
+        (f"{tmp_path / 'one'}:dev", "no split 'dev'; it has no parts"),
+        (f"{tmp_path / 'one'}:[:0]", "asks for no rows"),
+    ):
+        with pytest.raises(DataError, match=message):
+            load_utterances(source)
+    state = json.loads((tmp_path / "one" / "state.json").read_text())
+    state["_data_files"][0]["filename"] = "../two/test/data-00000-of-00001.arrow"
+    (tmp_path / "one" / "state.json").write_text(json.dumps(state))
+    with pytest.raises(DataError, match=r"state\.json: it names data files in other folders"):
+        load_utterances(tmp_path / "one")
+    (tmp_path / "one" / "state.json").write_text("{")
+    with pytest.raises(DataError, match=r"one: cannot be read .*write it anew$"):  # and nothing of the network
+        load_utterances(tmp_path / "one")
+
+
+def test_a_data_set_object(tmp_path):
+    heard(load_utterances(librispeech()))
+    heard(load_utterances(librispeech().to_iterable_dataset()))
+    with pytest.raises(DataError, match="several splits"):
+        load_utterances(datasets.DatasetDict({"train": librispeech(), "test": librispeech()}))
+    path = tmp_path / "own.wav"
+    soundfile.write(path, encoded(0)[1], 16000)
+    rows = [{"text": "one", "audio": {"bytes": None, "path": str(path)}}]
+    assert load_utterances(table({"text": text}, *rows))[0].audio == path  # one's own object may name any file
+
+
+def test_which_columns_are_read_is_told(tmp_path):
+    features = {"segment": text, "sentence": text, "lang": text, "client_id": text, "mood": text}
+    rows = [{"segment": "x", "sentence": t, "lang": "de", "client_id": "a", "mood": ""} for t in TEXTS]
+    intake = Intake()
+    load_utterances(repository(tmp_path / "own", {"default/test": table(features, *rows)}), intake)
+    (note,) = intake.notes()
+    assert "columns guessed by their names: audio from 'audio', text from 'sentence', speaker from 'client_id'" in note
+    assert "language from 'lang'" in note
+    assert note.endswith("not read: segment, mood")
+    intake = Intake()
+    load_utterances(repository(tmp_path / "mute", {"default/test": table({"words": text}, {"words": "a"})}), intake)
+    assert any("no column of transcripts; looked for text, sentence" in note for note in intake.notes())
+    assert "no transcript was found for 1 of 1 utterances" in intake.notes()
+    intake = Intake()
+    load_utterances(repository(tmp_path / "libri", {"default/test": librispeech()}), intake)
+    assert intake.notes() == [f"{tmp_path / 'libri'}: read as librispeech, by its columns id, text, chapter_id"]
 
 
 def test_a_set_whose_ids_number_sentences(tmp_path):

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tarq.method.metrics import Control, PositionWeights, RareBAL, make_metric, rebalance
+from tarq.method.metrics import CommonControl, PositionWeights, RandomControl, RareBAL, rebalance
 from tarq.method.moments import Moments
 
 
@@ -85,7 +85,7 @@ def test_controls_draw_as_many_positions_as_the_tail_has():
     tail = torch.zeros(100, dtype=torch.bool)
     tail[::10] = True
     exists = torch.arange(100) < 80
-    random, common = Control(RareBAL(), "random"), Control(RareBAL(), "common")
+    random, common = RandomControl(), CommonControl()
     for control in (random, common):
         side, weight = control.assign(tail, exists, "decoder/a")
         assert weight is None
@@ -94,7 +94,7 @@ def test_controls_draw_as_many_positions_as_the_tail_has():
         assert torch.equal(side, control.assign(tail, exists, "decoder/a")[0])
         assert not torch.equal(side, control.assign(tail, exists, "decoder/b")[0])
     assert not (common.assign(tail, exists, "decoder/a")[0] & tail).any()
-    other_seed = Control(RareBAL(), "random", seed=1)
+    other_seed = RandomControl(seed=1)
     assert not torch.equal(other_seed.assign(tail, exists, "x")[0], random.assign(tail, exists, "x")[0])
 
 
@@ -111,6 +111,31 @@ def test_any_weight_per_position():
         PositionWeights(lambda key: torch.tensor([-1.0, 0, 0])).assign(tail, exists, "decoder/a")
 
 
-def test_unknown_metric():
-    with pytest.raises(ValueError, match="rarebal"):
-        make_metric("rare")
+@pytest.mark.parametrize("paired", [True, False])
+def test_centred_moments_are_those_about_the_weighted_mean(paired):
+    generator = torch.Generator().manual_seed(3)
+    x, xf = (torch.randn(60, 5, generator=generator) + offset for offset in (2.0, 2.5))
+    tail, weight = torch.rand(60, generator=generator) < 0.3, torch.rand(60, generator=generator)
+    weight[::9] = 0
+    x[::9] = float("nan")  # rows that do not count, whatever they hold
+    parts = [Moments(5, paired=paired, first=True) for _ in range(2)]
+    for part, rows in zip(parts, (slice(0, 25), slice(25, 60)), strict=True):
+        part.update(x[rows], xf[rows] if paired else None, tail[rows], weight[rows])
+    lam = 3.0
+    got = rebalance(parts, lam, centred=True)
+    kept = weight > 0
+    d = (weight * torch.where(tail, lam, 1.0))[kept].double()[:, None]
+    x, xf = x[kept].double(), (xf if paired else x)[kept].double()
+    mean, mean_full = (d * x).sum(0) / d.sum(), (d * xf).sum(0) / d.sum()
+    torch.testing.assert_close(got.mean, mean)
+    torch.testing.assert_close(got.mean_full, mean_full)
+    centred = x - mean
+    torch.testing.assert_close(got.hessian, centred.T @ (d * centred), rtol=1e-4, atol=1e-5)
+    if paired:
+        drift = xf - x - (mean_full - mean)
+        torch.testing.assert_close(got.cross, drift.T @ (d * centred), rtol=1e-4, atol=1e-5)
+
+
+def test_centred_moments_need_first_ones():
+    with pytest.raises(ValueError, match="first"):
+        rebalance([moments_of(9, 3)], 1.0, centred=True)

@@ -25,7 +25,7 @@ from tarq.linear import QuantLinear
 from tarq.method.moments import Moments
 from tarq.report import Report, Reporter
 from tarq.speech.calibration import calibration_set, make_examples
-from tarq.walk.walk import _Walk
+from tarq.walk.walk import gather_moments
 
 #: What tokenizers are trained on: common words, so that rare ones fall into several pieces.
 TEXT = [
@@ -194,7 +194,7 @@ def audio_language_frame_tags() -> Callable[[Path, Path, int], None]:
                 scores.append(score)
             return scores
 
-        recognizer._listening = listened
+        recognizer._alignment_scores = listened
         placed = recognizer.frame_tags(together)
         for b in together.rare_target.any(1).nonzero().flatten().tolist():
             count = int((together.positions["decoder"].audio & ~together.positions["decoder"].padding)[b].sum())
@@ -214,20 +214,7 @@ def moments(source: Path, manifest: Path, batch_size: int) -> dict[str, list[Mom
     recognizer = tarq.load_recognizer(source)
     config = replace(CONFIG, batch_size=batch_size, residual="none", scale_dtype="float32")
     batches = calibration_set(recognizer, load_utterances(manifest), config, Reporter())[0]
-    kept: dict[str, list[Moments]] = {}
-
-    class Watching(_Walk):
-        def _moments(self, stage, label, *rest):
-            kept[label] = super()._moments(stage, label, *rest)
-            return kept[label]
-
-        def _swap(self, *args):  # the walk goes on at full precision, so that rounding cannot differ
-            pass
-
-    with torch.no_grad():
-        Watching(recognizer, batches, config, Reporter(), None, recognizer.device).run()
-    assert kept
-    return kept
+    return gather_moments(recognizer, batches, config)
 
 
 def tone(seconds: float, pitch: float = 200.0) -> np.ndarray:

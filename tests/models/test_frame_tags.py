@@ -6,9 +6,10 @@ import pytest
 import torch
 
 import tarq
-from tarq.data.corpora.registry import load_utterances, select_utterances
+from tarq.data.corpora.registry import load_utterances
+from tarq.data.sampling import select_utterances
 from tarq.errors import ModelError
-from tarq.models.alignment import listening
+from tarq.models.alignment import alignment_scores
 from tarq.report import Reporter
 from tarq.speech.calibration import calibration_set, make_examples
 from tarq.words.normalize import get_normalizer
@@ -54,7 +55,7 @@ def test_each_frame_takes_the_token_that_stands_out_there():
     first = torch.tensor([[0.8, 0.2, 0.0, 0.0], [0.1, 0.7, 0.1, 0.1], [0.0, 0.0, 0.1, 0.9]])
     habit = torch.tensor([[0.9, 0.1, 0.0, 0.0], [0.9, 0.1, 0.0, 0.0], [0.9, 0.0, 0.0, 0.1]])
     long = torch.stack([first, habit]).repeat_interleave(8, dim=-1)
-    assert listening(long, 7).argmax(0).tolist()[4::8] in ([0, 1, 1, 2], [0, 1, 2, 2])
+    assert alignment_scores(long, 7).argmax(0).tolist()[4::8] in ([0, 1, 1, 2], [0, 1, 2, 2])
 
 
 def test_tags_reach_the_statistics_and_the_report(model_folder, manifest):

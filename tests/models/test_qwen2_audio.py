@@ -88,5 +88,5 @@ def test_logits_and_generation_are_the_models_own(recognizer, manifest):
 
 
 def test_a_language_without_a_token_is_refused(recognizer):
-    with recognizer.speaking("xx"), pytest.raises(ModelError, match=r"no token <\|xx\|>: language 'xx'"):
-        recognizer.prompt("house", frames=3)
+    with pytest.raises(ModelError, match=r"no token <\|xx\|>: language 'xx'"):
+        recognizer.prompt("house", frames=3, language="xx")

@@ -138,11 +138,10 @@ def test_logits_and_generation_are_the_models_own(recognizer, manifest):
 
 
 def test_languages(recognizer):
-    with recognizer.speaking("de"):
-        text = recognizer.tokenizer.decode(list(recognizer.prompt("haus", frames=3).ids))
+    text = recognizer.tokenizer.decode(list(recognizer.prompt("haus", frames=3, language="de").ids))
     assert "language German<asr_text>haus" in text
-    with recognizer.speaking("xx"), pytest.raises(ModelError, match="no prompt for language 'xx'"):
-        recognizer.prompt("haus", frames=3)
+    with pytest.raises(ModelError, match="no prompt for language 'xx'"):
+        recognizer.prompt("haus", frames=3, language="xx")
 
 
 def test_the_other_layout_is_refused(folder, tmp_path):

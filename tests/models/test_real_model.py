@@ -3,7 +3,8 @@
 import pytest
 
 import tarq
-from tarq.data.corpora.registry import load_utterances, select_utterances
+from tarq.data.corpora.registry import load_utterances
+from tarq.data.sampling import select_utterances
 from tarq.linear import QuantLinear
 from tarq.scoring.words import score_words
 from tarq.words.normalize import get_normalizer

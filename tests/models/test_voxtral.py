@@ -188,5 +188,5 @@ def test_without_mistral_common_it_is_said(folder, monkeypatch):
 
 
 def test_a_language_that_is_none_is_refused(recognizer):
-    with recognizer.speaking("klingon"), pytest.raises(ModelError, match="no prompt for language 'klingon'"):
-        recognizer.prompt("house", frames=3)
+    with pytest.raises(ModelError, match="no prompt for language 'klingon'"):
+        recognizer.prompt("house", frames=3, language="klingon")

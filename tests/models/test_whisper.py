@@ -84,10 +84,10 @@ def test_batches_do_not_change_the_statistics(folder, manifest, same_statistics)
 
 def test_transcribes_in_the_language_asked(folder, manifest, monkeypatch):
     heard = []
-    monkeypatch.setattr(
-        api, "transcribe_waveforms", lambda recognizer, *_: heard.append(recognizer.prefix()[1]) or [""]
-    )
     audio = manifest.parent / "u0.wav"
+    monkeypatch.setattr(
+        api, "transcribe_files", lambda recognizer, *_: heard.append(recognizer.prefix()[1]) or iter([(audio, "")])
+    )
     german = tarq.load_recognizer(folder, language="de")
     tarq.transcribe(german, [audio])
     tarq.transcribe(german, [audio], language="en")
@@ -142,9 +142,9 @@ def test_a_set_is_scored_language_by_language(recognizer, german_and_english, mo
     prompted = []
     prefix = type(recognizer).prefix
 
-    def spy(self):
-        prompted.append(self.language)
-        return prefix(self)
+    def spy(self, language=None):
+        prompted.append(language)
+        return prefix(self, language)
 
     monkeypatch.setattr(type(recognizer), "prefix", spy)
     sets = tarq.evaluate({"m": recognizer}, {"s": german_and_english}, resamples=20).sets
@@ -154,8 +154,7 @@ def test_a_set_is_scored_language_by_language(recognizer, german_and_english, mo
     assert set(prompted) == {"de", "en"}
     assert recognizer.language == "en"
     spoken = load_utterances(german_and_english)
-    with recognizer.speaking("de"):
-        expected = recognizer.transcribe([u.waveform() for u in spoken[:2]])
+    expected = recognizer.transcribe([u.waveform() for u in spoken[:2]], "de")
     assert list(sets["s (de)"].models["m"].hypotheses.values()) == expected
     with pytest.raises(DataError, match="is in de, en: score each language"):
         evaluate_models({"m": recognizer}, {"s": spoken}, reference=None, config=CONFIG, reporter=Reporter())

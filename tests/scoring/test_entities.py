@@ -78,7 +78,7 @@ def evaluation(model_folder, manifest):
         recognizer = models[name] = tarq.load_recognizer(model_folder)
         texts = iter([u.text for u in utterances])
 
-        def transcribe(waveforms, changes=changes, texts=texts):
+        def transcribe(waveforms, language, changes=changes, texts=texts):
             said = [next(texts) for _ in waveforms]
             for word, instead in changes.items():
                 said = [text.replace(word, instead) for text in said]

@@ -101,7 +101,7 @@ def test_nothing_usable(recognizer, tmp_path):
 def test_missing_transcripts_are_made_by_the_model(recognizer, tmp_path, monkeypatch):
     asked = []
 
-    def transcribe(waveforms):
+    def transcribe(waveforms, language):
         asked.extend(len(w) for w in waveforms)
         return ["by the river" for _ in waveforms]
 
@@ -124,7 +124,7 @@ def test_capitals_are_lowered(recognizer, tmp_path):
 
 def test_a_pool_of_corpora_with_and_without_capitals(recognizer, tmp_path, monkeypatch):
     """Each transcript by its own kind; the model's own are left as they are, and so is an abbreviation."""
-    monkeypatch.setattr(recognizer, "transcribe", lambda waveforms: ["By The RIVER" for _ in waveforms])
+    monkeypatch.setattr(recognizer, "transcribe", lambda waveforms, language: ["By The RIVER" for _ in waveforms])
     texts = ("THE OKONKWO HOUSE", "Daniel Okonkwo", None, "She sells", "By the river")
     made = make_examples(recognizer, manifest_of(tmp_path, *((t, 1.0) for t in texts)), CONFIG, Reporter())
     assert made.texts == ["the okonkwo house", "Daniel Okonkwo", "By The RIVER", "She sells", "By the river"]

@@ -35,7 +35,7 @@ def test_windows_are_decoded_in_batches_and_joined():
     class Recognizer:
         window, sampling_rate, sizes = 1.0, 1000, []
 
-        def transcribe(self, waveforms):
+        def transcribe(self, waveforms, language=None):
             self.sizes.append(len(waveforms))
             return [str(int(w[0])) if len(w) else "" for w in waveforms]
 

@@ -76,18 +76,18 @@ def test_errors_of_another_process(tmp_path, in_two):
         "import sys\n"
         "from tarq import distributed\n"
         "from tarq.errors import DataError\n"
-        "with distributed.joined() as first:\n"
+        "with distributed.process_group() as first:\n"
         "    for error in DataError('no audio'), KeyError('broken'):\n"
         "        try:\n"
-        "            with distributed.together():\n"
+        "            with distributed.raise_everywhere():\n"
         "                if not first:\n"
         "                    raise error\n"
-        "                distributed.gathered([1])\n"
+        "                distributed.all_gather([1])\n"
         "        except Exception as caught:\n"
         "            if first:\n"
         "                sys.stdout.write(f'{type(caught).__name__} {caught}\\n')\n"
-        "    items = distributed.gathered([10 * i for i in distributed.dealt(range(5))])\n"
-        "    rank = distributed.from_first(lambda: distributed.rank())\n"
+        "    items = distributed.all_gather([10 * i for i in distributed.shard(range(5))])\n"
+        "    rank = distributed.broadcast(lambda: distributed.rank())\n"
         "    sys.stdout.write(f'{items} {rank}\\n')\n"  # one write: a print's pieces would mix with the other process's
     )
     done = in_two(program)

@@ -21,9 +21,10 @@ SOLVE = """
 import sys, torch
 from tarq.kernels.scheme import Scheme
 from tarq.method.algorithm import tail_aware_quantize
-from tarq.method.metrics import make_metric
-from tarq.method.solvers import make_solver
+from tarq.method.arms import Arms
 from tarq.method.moments import Moments
+from tarq.method.registry import make_metric, make_residual, make_solver
+from tarq.method.residuals import Layer
 from tarq.report import peak_memory
 
 torch.set_num_threads(1)
@@ -34,10 +35,9 @@ def solve(n, rows=64):
     for half in halves:
         x = torch.randn(rows, n)
         half.update(x, x + 0.1 * torch.randn(rows, n), torch.arange(rows) % 8 == 0, torch.ones(rows))
-    tail_aware_quantize(
-        {"layer": torch.randn(rows, n)}, halves, metric=make_metric("rarebal"), residual="cross-fitted",
-        solver=make_solver("sweep"), scheme=Scheme(4, 128, True, "absmax"), scale_dtype=torch.float16,
-    )
+    arms = Arms(make_metric("rarebal"), make_residual("cross-fitted"), make_solver("sweep"))
+    layers = [Layer("layer", torch.randn(rows, n))]
+    tail_aware_quantize(layers, halves, arms, Scheme(4, 128, True, "absmax"), torch.float16)
 
 
 n = int(sys.argv[1])

@@ -10,15 +10,16 @@ from torch import nn
 
 import tarq
 from tarq.data.corpora.registry import load_utterances
-from tarq.errors import CalibrationError, ModelError
+from tarq.errors import CalibrationError
 from tarq.linear import QuantLinear
-from tarq.method.metrics import PositionWeights, RareBAL
+from tarq.method.arms import Arms
+from tarq.method.metrics import Plain, PositionWeights, RareBAL
 from tarq.method.moments import Moments
-from tarq.report import Reporter, peak_memory
+from tarq.method.residuals import LeastSquares
+from tarq.report import Reporter
 from tarq.speech.calibration import calibration_set
-from tarq.walk import walk as sequential
-from tarq.walk.blocks import Path, Room, first_input, groups_of, input_of, remembering
-from tarq.walk.walk import choose_group_size, quantize_model
+from tarq.walk import inputs, walk
+from tarq.walk.walk import gather_moments, quantize_model
 
 CONFIG = tarq.TarqConfig(group_size=32, scale_dtype="float16", batch_size=3)
 
@@ -33,35 +34,19 @@ def batches(recognizer, manifest):
     return calibration_set(recognizer, load_utterances(manifest), CONFIG, Reporter())[0]
 
 
-def test_blocks_are_watched_in_true_order(recognizer, batches):
-    stages = recognizer.stages()
-    encoder, decoder = stages
-    path = first_input(encoder.blocks[0][1], encoder, batches[0], None)
-    assert [g.names for g in groups_of(encoder.blocks[0][1], path)] == [
-        ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-        ("self_attn.out_proj",),
-        ("fc1",),
-        ("fc2",),
-    ]
-    audio = recognizer.encoder(**batches[0].features).last_hidden_state
-    groups = groups_of(decoder.blocks[0][1], first_input(decoder.blocks[0][1], decoder, batches[0], audio))
-    assert [g.names for g in groups] == [
-        ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
-        ("self_attn.out_proj",),
-        ("encoder_attn.q_proj",),
-        ("encoder_attn.k_proj", "encoder_attn.v_proj"),
-        ("encoder_attn.out_proj",),
-        ("fc1",),
-        ("fc2",),
-    ]
-    assert [g.context is not None for g in groups] == [False, False, False, True, False, False, False]
+def arms(**given):
+    """Those of the configuration, some replaced."""
+    return Arms.of(CONFIG.to_dict(), **given)
+
+
+def packed(recognizer):
+    return {n: m.weight_packed for n, m in recognizer.model.named_modules() if isinstance(m, QuantLinear)}
 
 
 def test_every_linear_of_the_blocks_is_swapped_and_the_rest_left(recognizer, batches):
     records = quantize_model(recognizer, batches, CONFIG, Reporter())
-    packed = {n for n, m in recognizer.model.named_modules() if isinstance(m, QuantLinear)}
-    assert packed == {r.name for r in records}
-    assert len(packed) == 2 * 6 + 2 * 10
+    assert packed(recognizer).keys() == {r.name for r in records}
+    assert len(records) == 2 * 6 + 2 * 10
     assert [n for n, m in recognizer.model.named_modules() if isinstance(m, nn.Linear)] == ["proj_out"]
     assert recognizer.left_out() == {"proj_out": "the output head, tied to the token embedding"}
     decoder = [r for r in records if r.stage == "decoder" and "encoder_attn.k" not in r.name]
@@ -69,39 +54,39 @@ def test_every_linear_of_the_blocks_is_swapped_and_the_rest_left(recognizer, bat
     assert all(r.lam == 1 for r in records if r.stage == "encoder")
 
 
-def test_statistics_are_those_of_the_partly_quantized_network(recognizer, batches, monkeypatch):
+class Recorder(LeastSquares):
+    """Least squares that keeps the moments each Linear was solved under."""
+
+    def __init__(self):
+        self.seen = []
+
+    def target(self, weight, statistics, quantize):
+        self.seen.append(statistics.moments)
+        return super().target(weight, statistics, quantize)
+
+
+def test_statistics_are_those_of_the_partly_quantized_network(recognizer, batches):
     """Moments of a late layer, recomputed from whole forward passes of both networks."""
-    full = tarq.load_recognizer(recognizer.model.config._name_or_path)
-    seen = {}
-    original = Moments.update
-
-    def spy(self, x, x_full, tail, weight):
-        seen.setdefault(self, []).append((x, x_full, tail, weight))
-        return original(self, x, x_full, tail, weight)
-
-    monkeypatch.setattr(Moments, "update", spy)
-    quantize_model(recognizer, batches, CONFIG, Reporter())
-    last, _ = list(seen.values())[-2:]  # fc2 of the last decoder block: everything before it is quantized
+    full, residual = tarq.load_recognizer(recognizer.model.config._name_or_path), Recorder()
+    quantize_model(recognizer, batches, CONFIG, Reporter(), arms(metric=Plain(), residual=residual))
+    last = residual.seen[-1]  # fc2 of the last decoder block: everything before it is quantized
 
     def inputs(r):
         caught = []
-        block = r.decoder.layers[-1].fc2
-        handle = block.register_forward_pre_hook(lambda m, a: caught.append(a[0]))
+        handle = r.decoder.layers[-1].fc2.register_forward_pre_hook(lambda m, a: caught.append(a[0]))
         with torch.no_grad():
             for batch in batches:
                 r.logits(batch)
         handle.remove()
-        return caught
+        rows = [x[batch.positions["decoder"].exists] for x, batch in zip(caught, batches, strict=True)]
+        return torch.cat(rows).double()
 
-    counted = 0
-    for (x, x_full, _, weight), now, before in zip(last, inputs(recognizer), inputs(full), strict=True):
-        rows = weight > 0
-        counted += int(rows.sum())
-        torch.testing.assert_close(x[rows], now.flatten(0, 1)[rows], rtol=1e-3, atol=1e-4)
-        torch.testing.assert_close(x_full[rows], before.flatten(0, 1)[rows], rtol=1e-3, atol=1e-4)
-        assert not torch.allclose(x[rows], x_full[rows], atol=1e-3)
-    every = sum(int(b.positions["decoder"].exists.sum()) for b in batches)
-    assert 0.3 * every < counted < 0.7 * every  # one half; the other went elsewhere
+    x, x_full = inputs(recognizer), inputs(full)
+    close = {"rtol": 1e-3, "atol": 1e-3 * float((x.T @ x).abs().max())}
+    torch.testing.assert_close(last.hessian.double(), x.T @ x, **close)
+    cross = (x_full - x).T @ x
+    torch.testing.assert_close(last.cross.double(), cross, rtol=1e-3, atol=1e-3 * float(cross.abs().max()))
+    assert float(cross.norm()) > 1e-3 * float((x.T @ x).norm())
 
 
 def test_a_finished_part_of_a_block_runs_once_a_batch(model_folder, batches, monkeypatch):
@@ -128,73 +113,39 @@ def test_a_finished_part_of_a_block_runs_once_a_batch(model_folder, batches, mon
     assert runs(0) > 1.5 * runs(4)
 
 
-class Writes(nn.Module):
-    """A block that writes into what a part of it returned."""
-
-    def __init__(self):
-        super().__init__()
-        self.first, self.last = nn.Linear(16, 16), nn.Linear(16, 16)
-
-    def forward(self, hidden):
-        out = self.first(hidden)
-        out += hidden
-        return self.last(out)
-
-
-@pytest.mark.parametrize("free", [1e9, 0])
-def test_a_block_may_write_into_what_its_parts_returned(free):
-    torch.manual_seed(0)
-    block, path, known = Writes(), Path(torch.randn(2, 3, 16), (), {}), {}
-    cpu = torch.device("cpu")
-    with torch.no_grad():
-        expected = input_of(block, "last", path, None)
-        for _ in range(3):
-            with remembering(block, ["first"], known, Room(free), cpu):
-                assert torch.equal(input_of(block, "last", path, None), expected)
-    assert bool(known) == bool(free)
-
-
 def test_cross_attention_statistics_are_gathered_once_for_all_decoder_blocks(recognizer, batches, monkeypatch):
-    fed = set()
-    original = Moments.update
+    made = []
+    original = Moments.__init__
 
-    def spy(self, *args):
-        fed.add(self)
-        return original(self, *args)
+    def counted(self, *args, **kwargs):
+        made.append(self)
+        original(self, *args, **kwargs)
 
-    monkeypatch.setattr(Moments, "update", spy)
+    monkeypatch.setattr(Moments, "__init__", counted)
     quantize_model(recognizer, batches, CONFIG, Reporter())
     # own inputs of each block, and the encoder's output once; two halves of each
-    assert len(fed) == 2 * (2 * 4 + 2 * 6 + 1)
+    assert len(made) == 2 * (2 * 4 + 2 * 6 + 1)
 
 
 @pytest.mark.parametrize("size", [1, 4])
-def test_batching_and_padding_do_not_change_the_statistics(model_folder, manifest, monkeypatch, size):
-    """First layers of encoder and decoder: the same moments whatever the batch."""
+def test_batching_and_padding_do_not_change_the_statistics(model_folder, manifest, size):
+    """The same moments whatever the batch, in every fold."""
 
     def moments(batch_size):
-        kept = []
-        original = Moments.update
-
-        def spy(self, *args):
-            if self not in kept:
-                kept.append(self)
-            return original(self, *args)
-
         recognizer = tarq.load_recognizer(model_folder)
         config = dataclasses.replace(CONFIG, batch_size=batch_size)
         batches = calibration_set(recognizer, load_utterances(manifest), config, Reporter())[0]
-        with monkeypatch.context() as patch:
-            patch.setattr(Moments, "update", spy)
-            quantize_model(recognizer, batches, config, Reporter())
-        return kept
+        return gather_moments(recognizer, batches, config)
 
     ours, expected = moments(size), moments(8)
-    for index in (0, 1, 16, 17):  # q/k/v of the first encoder and of the first decoder block, two halves each
-        assert ours[index].positions == expected[index].positions
-        for side in ("common", "tail"):
-            difference = (ours[index].hessian[side] - expected[index].hessian[side]).norm()
-            assert difference <= 1e-5 * expected[index].hessian[side].norm()
+    assert ours.keys() == expected.keys()
+    for label, parts in ours.items():
+        assert len(parts) == 2
+        for one, eight in zip(parts, expected[label], strict=True):
+            assert one.positions == eight.positions
+            for side in ("common", "tail"):
+                difference = (one.hessian[side] - eight.hessian[side]).norm()
+                assert difference <= 1e-5 * eight.hessian[side].norm()
 
 
 def test_padding_frames_count_with_their_weight(recognizer, batches, manifest):
@@ -212,7 +163,7 @@ def test_the_same_seed_gives_the_same_codes(model_folder, manifest):
     def codes(**options):
         recognizer = tarq.load_recognizer(model_folder)
         tarq.quantize(recognizer, manifest, dataclasses.replace(CONFIG, **options))
-        return {n: m.weight_packed for n, m in recognizer.model.named_modules() if isinstance(m, QuantLinear)}
+        return packed(recognizer)
 
     first, second = codes(metric="random"), codes(metric="random")
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -233,18 +184,6 @@ def test_ignored_layers_stay_and_are_recorded(recognizer, batches):
     assert len(skipped) == 6 + 1
     assert set(skipped.values()) == {"ignored by configuration"}
     assert isinstance(recognizer.decoder.layers[1].fc2, nn.Linear)
-
-
-def test_a_name_to_ignore_that_matches_nothing_is_refused(recognizer, batches):
-    with pytest.raises(ModelError, match=r"'encoder\.layers\.0' matches no layer; names look like model\.encoder"):
-        quantize_model(recognizer, batches, dataclasses.replace(CONFIG, ignore=("encoder.layers.0",)), Reporter())
-
-
-def test_rtn_refuses_weights_that_are_no_numbers(recognizer):
-    recognizer.decoder.layers[1].fc1.weight.data[3, 5] = float("nan")
-    config = tarq.TarqConfig.preset("rtn", group_size=32, scale_dtype="float16")
-    with pytest.raises(CalibrationError, match=r"model\.decoder\.layers\.1\.fc1: its weights hold NaN"):
-        quantize_model(recognizer, [], config, Reporter())
 
 
 def test_rtn_reads_no_audio(recognizer):
@@ -270,8 +209,7 @@ def test_non_finite_activations_name_the_layer(recognizer, batches, bad):
 def test_a_weight_per_position_takes_the_place_of_the_metric(model_folder, batches):
     def codes(metric):
         recognizer = tarq.load_recognizer(model_folder)
-        records = quantize_model(recognizer, batches, CONFIG, Reporter(), metric)
-        return records, {n: m.weight_packed for n, m in recognizer.model.named_modules() if isinstance(m, QuantLinear)}
+        return quantize_model(recognizer, batches, CONFIG, Reporter(), arms(metric=metric)), packed(recognizer)
 
     records, weighted = codes(
         PositionWeights(lambda key: torch.linspace(0, 1, 100) if "encoder" in key else _none(key))
@@ -283,21 +221,6 @@ def test_a_weight_per_position_takes_the_place_of_the_metric(model_folder, batch
 
 def _none(key):
     raise KeyError(key)
-
-
-@pytest.mark.parametrize(
-    ("inputs", "asked", "got"),
-    [(384, 128, 128), (288, 128, 32), (320, 128, 64), (416, 128, 32), (96, 32, 32)],
-)
-def test_group_size_divides_the_layer(inputs, asked, got):
-    size, note = choose_group_size(inputs, asked)
-    assert size == got
-    assert bool(note) == (size != asked)
-
-
-def test_no_group_size_divides():
-    with pytest.raises(CalibrationError, match="12 inputs"):
-        choose_group_size(12, 128)
 
 
 def test_progress_is_reported(recognizer, batches):
@@ -315,66 +238,38 @@ def test_progress_is_reported(recognizer, batches):
     assert listener.total == listener.seen == 32
 
 
-def test_a_bound_on_activations_holds_and_changes_no_code(model_folder, batches, monkeypatch):
-    """Everything held, the first two groups of a block, nothing: the same codes; what is held fits the bound."""
-    most, drawn = 0, 0
-    original = sequential._Pair.look_ahead
+@pytest.mark.parametrize("share", [0.3, 0])
+def test_a_bound_on_activations_changes_no_code(model_folder, batches, share):
+    """A part of a block's inputs held, nothing held: the codes of everything held."""
 
-    def spy(self, *args):
-        nonlocal drawn, most
-        original(self, *args)
-        drawn += sum(t.nbytes for t in self.ahead.values()) if args[1] else 0
-        most = max(most, drawn)
-
-    monkeypatch.setattr(sequential._Pair, "look_ahead", spy)
-
-    def codes(budget):
-        nonlocal drawn, most
+    def codes(gigabytes):
         recognizer = tarq.load_recognizer(model_folder)
-        encoder = sum(b.positions["encoder"].exists.numel() for b in batches) * 4 * 128  # bytes of one narrow input
-        config = dataclasses.replace(CONFIG, activation_memory=budget * encoder / 1e9)
-        most = drawn = 0
-        # what is held of a block is given up before the next one
-        done = sequential._Walk._quantize_block
+        quantize_model(recognizer, batches, dataclasses.replace(CONFIG, activation_memory=gigabytes), Reporter())
+        return packed(recognizer)
 
-        def block(*args):
-            nonlocal drawn
-            drawn = 0
-            done(*args)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(sequential._Walk, "_quantize_block", block)
-            quantize_model(recognizer, batches, config, Reporter())
-        layers = {n: m.weight_packed for n, m in recognizer.model.named_modules() if isinstance(m, QuantLinear)}
-        return layers, most / encoder
-
-    everything, held = codes(100)
-    assert held == 5  # widths 128, 128, 128 and 256
-    for budget in (2.5, 0):
-        layers, held = codes(budget)
-        assert held == int(budget)
-        assert all(torch.equal(layers[name], everything[name]) for name in everything)
+    rows = sum(b.positions["encoder"].exists.numel() for b in batches)
+    everything, some = codes(4), codes(share * rows * 4 * 5 * 128 / 1e9)  # widths 128, 128, 128 and 256
+    assert all(torch.equal(some[name], everything[name]) for name in everything)
 
 
-def test_blocks_are_lent_one_at_a_time(recognizer, batches, monkeypatch):
-    """A model that stays in RAM: whatever runs in a block's moments runs while it, and it alone, is on the device."""
-    lent, together, alone = [], [], []
-    original = sequential.lent
+def test_blocks_are_offloaded_one_at_a_time(recognizer, batches, monkeypatch):
+    """A model that stays in RAM: whatever runs in a block runs while it, and it alone, is on the device."""
+    there, together, alone = [], [], []
 
     @contextmanager
     def spy(block, device):
-        lent.append(block)
-        together.append(len(lent))
-        with original(block, device):
-            yield
-        lent.pop()
+        there.append(block)
+        together.append(len(there))
+        yield
+        there.pop()
 
-    monkeypatch.setattr(sequential, "lent", spy)
+    for module in (inputs, walk):
+        monkeypatch.setattr(module, "offloaded", spy)
     blocks = [block for stage in recognizer.stages() for _, block in stage.blocks]
-    for block in blocks:  # after the hook that stops a stage's start at its first block
-        block.fc1.register_forward_pre_hook(lambda module, args, block=block: alone.append(lent == [block]))
-    quantize_model(recognizer, batches, CONFIG, Reporter(), device=torch.device("cpu"))
-    assert together == [1] * len(blocks)
+    for block in blocks:
+        block.fc1.register_forward_pre_hook(lambda module, args, block=block: alone.append(there == [block]))
+    quantize_model(recognizer, batches, CONFIG, Reporter())
+    assert set(together) == {1}
     assert len(alone) > len(blocks)
     assert all(alone)
 
@@ -393,10 +288,3 @@ def test_an_offloaded_model_is_quantized_on_the_gpu(model_folder, manifest):
         if isinstance(module, QuantLinear):
             apart = (module.dequantize(torch.float32) - packed[name].dequantize(torch.float32).cpu()).norm()
             assert apart < 0.05 * module.dequantize(torch.float32).norm()
-
-
-def test_peak_memory_is_in_the_report(model_folder, manifest):
-    held = tarq.load_recognizer(model_folder)
-    before = peak_memory(torch.device("cpu"))["ram_peak_bytes"]
-    report = tarq.quantize(held, manifest, CONFIG)
-    assert report.memory["ram_peak_bytes"] >= before > 10e6

@@ -12,11 +12,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tarq.data.corpora.layout import choose_part, header, is_there, known, read_table
+from tarq.data.corpora.layout import choose_part, header, is_there, known, number, read_table
 from tarq.data.hub import HubColumns
 from tarq.data.intake import Intake
 from tarq.data.utterance import Utterance
-from tarq.errors import DataError
 
 COLUMNS = ("client_id", "path", "sentence")
 DURATIONS = ("clip", "duration[ms]")
@@ -88,10 +87,5 @@ def _durations(path: Path) -> dict[str, float]:
         return {}
     durations = {}
     for where, row in read_table(path, "\t", DURATIONS):
-        try:
-            durations[row["clip"]] = int(row["duration[ms]"]) / 1000
-        except ValueError as error:
-            raise DataError(
-                f"{where}: duration {row['duration[ms]']!r} is no number; extract the archive anew"
-            ) from error
+        durations[row["clip"]] = number(row["duration[ms]"], "duration[ms]", where) / 1000
     return durations

@@ -75,7 +75,7 @@ def load_gigaspeech(source: Path, part: str | None, intake: Intake) -> list[Utte
         subset = choose_part(source, "GigaSpeech has several subsets", {name: name for name in subsets}, part)
         chosen = [(audio, segment) for audio, segment in segments if f"{{{subset}}}" in segment["subsets"]]
         return _utterances(path, chosen, intake)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
         raise DataError(f"{path}: not GigaSpeech's metadata ({error!r}); download it anew") from error
 
 
@@ -90,7 +90,9 @@ def _utterances(path: Path, segments: list[tuple[dict[str, Any], dict[str, Any]]
         file, name = path.parent / audio["path"], audio["aid"]
         if name not in there:
             there[name] = is_there(file, str(path), name, intake)
-        if there[name]:
+        if not there[name]:
+            continue
+        try:
             utterances.append(
                 Utterance(
                     id=segment["sid"],
@@ -102,4 +104,6 @@ def _utterances(path: Path, segments: list[tuple[dict[str, Any], dict[str, Any]]
                     end=float(segment["end_time"]),
                 )
             )
+        except DataError as error:
+            intake.broken(segment["sid"], DataError(f"{path}: {error}"))
     return utterances

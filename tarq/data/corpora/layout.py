@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
@@ -38,10 +39,12 @@ def read_text(path: Path) -> str:
     """A UTF-8 file, without a byte-order mark.
 
     Raises:
-        DataError: the file is not UTF-8.
+        DataError: the file cannot be read, or is not UTF-8.
     """
     try:
         return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); see to its place and permissions") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path}: not UTF-8 text ({error}); convert it, or extract the archive anew") from error
 
@@ -51,7 +54,7 @@ def header(path: Path, delimiter: str) -> list[str]:
     try:
         with path.open(encoding="utf-8-sig") as file:
             return file.readline().rstrip("\r\n").split(delimiter)
-    except UnicodeDecodeError:
+    except (OSError, UnicodeDecodeError):
         return []
 
 
@@ -93,15 +96,34 @@ def is_there(audio: Path, where: str, name: str, intake: Intake) -> bool:
     Raises:
         DataError: it is one broken file too many.
     """
-    if audio.is_file():
-        return True
-    intake.broken(name, DataError(f"{where}: audio file {audio} does not exist; correct the path or extract it anew"))
+    try:
+        if audio.is_file():
+            return True
+        what = "is a folder" if audio.is_dir() else "is no regular file" if audio.exists() else "does not exist"
+    except OSError as error:  # a name no file can have
+        what = f"cannot be looked for ({error.strerror})"
+    intake.broken(name, DataError(f"{where}: audio file {audio} {what}; correct the path or extract it anew"))
     return False
 
 
 def first_file(candidates: Sequence[Path]) -> Path:
     """The first that exists, else the first."""
     return next((path for path in candidates if path.is_file()), candidates[0])
+
+
+def number(text: str, what: str, where: str) -> float:
+    """Seconds in a corpus's own table.
+
+    Raises:
+        DataError: it is no finite number that is not negative.
+    """
+    try:
+        found = float(text)
+    except ValueError:
+        found = math.nan
+    if not (math.isfinite(found) and found >= 0):
+        raise DataError(f"{where}: {what} is {text!r}; it needs to be a number of seconds: extract the corpus anew")
+    return found
 
 
 def known(value: str | None, *unknown: str) -> str | None:

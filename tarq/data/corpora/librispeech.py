@@ -1,13 +1,13 @@
 """LibriSpeech, in its own folder layout: ``<subset>/<speaker>/<chapter>/*.trans.txt`` with FLAC files.
 
-Transcripts are in capitals without punctuation, and taken as written.
+Files converted to another format are taken too. Transcripts are in capitals without punctuation, and taken as written.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from tarq.data.corpora.layout import choose_part, is_there, read_text
+from tarq.data.corpora.layout import choose_part, first_file, is_there, read_text
 from tarq.data.hub import HubColumns
 from tarq.data.intake import Intake
 from tarq.data.utterance import Utterance
@@ -36,9 +36,11 @@ def load_librispeech(source: Path, part: str | None, intake: Intake) -> list[Utt
         choose_part(source, "", {}, part)
     utterances = []
     for path in sorted(source.glob("*/*/*.trans.txt")):
-        for number, line in enumerate(read_text(path).splitlines(), 1):
+        for number, line in enumerate(read_text(path).split("\n"), 1):
             name, _, text = line.strip().partition(" ")
-            audio = path.parent / f"{name}.flac"
+            audio = first_file(
+                [path.parent / f"{name}{suffix}" for suffix in (".flac", ".wav", ".ogg", ".opus", ".mp3")]
+            )
             if name and is_there(audio, f"{path}:{number}", name, intake):
                 utterances.append(Utterance(id=name, audio=audio, text=text.strip(), speaker=name.split("-")[0]))
     return utterances

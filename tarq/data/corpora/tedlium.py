@@ -17,7 +17,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from tarq.data.corpora.layout import choose_part, first_file, is_there, read_text
+from tarq.data.corpora.layout import choose_part, first_file, is_there, number, read_text
 from tarq.data.hub import HubColumns
 from tarq.data.intake import Intake
 from tarq.data.utterance import Utterance
@@ -67,19 +67,30 @@ def load_tedlium(source: Path, part: str | None, intake: Intake) -> list[Utteran
     return utterances
 
 
+def _segment(start: str, end: str, where: str) -> tuple[float, float]:
+    seconds = number(start, "the start", where), number(end, "the end", where)
+    if seconds[1] <= seconds[0]:
+        raise DataError(f"{where}: the segment ends at {end}, not after its start at {start}; extract the archive anew")
+    return seconds
+
+
 def _talk(split: Path, path: Path, intake: Intake) -> list[Utterance]:
     utterances = []
     there: dict[str, Path | None] = {}  # a missing talk is one broken file, however many segments it has
-    for number, line in enumerate(read_text(path).splitlines(), 1):
+    for place, line in enumerate(read_text(path).split("\n"), 1):
         if not line.strip() or line.startswith(";;"):
             continue
-        where = f"{path}:{number}"
+        where = f"{path}:{place}"
         fields = line.split(maxsplit=6)
         try:
             talk, _, speaker, start, end, label = fields[:6]
-            seconds = (float(start), float(end))
+            seconds = _segment(start, end, f"{where}: not an STM line")
         except ValueError as error:
-            raise DataError(f"{where}: not an STM line ({error}); extract the archive anew") from error
+            intake.broken(where, DataError(f"{where}: not an STM line ({error}); extract the archive anew"))
+            continue
+        except DataError as error:
+            intake.broken(where, error)
+            continue
         text = transcript(fields[6] if len(fields) > 6 else "")
         if text is None:
             intake.left_out[_LEFT_OUT] += 1

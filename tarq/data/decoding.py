@@ -1,0 +1,306 @@
+"""Opening and decoding audio: what libsndfile reads as it stands, what it reads in parts, what other programs read."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import stat
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from io import BytesIO
+from pathlib import Path, PurePath
+
+import numpy as np
+import soundfile
+import soxr
+from numpy.typing import NDArray
+
+from tarq.data import containers, ffmpeg, mp3
+from tarq.errors import DataError
+
+#: Seconds by which a segment may end after its file, and a file before what its header says.
+TOLERANCE = 0.1
+#: What a broken header may say and no recording is.
+RATES = (1000, 1_000_000)
+CHANNELS = 64
+#: No codec takes fewer bytes for a second of sound, not even of silence.
+LEAST_BYTES_PER_SECOND = 4
+#: Samples, of all channels together, that are decoded at a time: nothing is allocated for what a header claims.
+_BLOCK = 1 << 24
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """An audio file held in memory, as a row of a data set on the hub has it.
+
+    Attributes:
+        name: what messages call it.
+        data: the file's bytes.
+    """
+
+    name: str
+    data: bytes = field(repr=False)
+
+    def __str__(self) -> str:
+        return self.name
+
+
+Audio = str | Path | Encoded
+
+
+Key = tuple[str, int, int] | None
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A file that is decoded as a whole, or a segment: mono, float32 [samples], at its own rate in Hz."""
+
+    samples: NDArray[np.float32]
+    rate: int
+    notes: tuple[str, ...]
+
+    @property
+    def seconds(self) -> float:
+        return len(self.samples) / self.rate
+
+
+@dataclass(frozen=True)
+class AsItStands:
+    """A file that libsndfile reads as it stands, of ``size`` bytes; ``notes`` on its layout."""
+
+    file: soundfile.SoundFile
+    size: int
+    notes: tuple[str, ...]
+
+    @property
+    def seconds(self) -> float:
+        """By its header."""
+        return self.file.frames / self.file.samplerate
+
+
+@contextmanager
+def opened(audio: Audio) -> Iterator[AsItStands | Whole]:
+    """The file, opened once: as libsndfile reads it, or decoded where that cannot be done piece by piece.
+
+    Raises:
+        DataError: see ``read_audio``; also what libsndfile raises within the block.
+    """
+    if isinstance(audio, Encoded):
+        with _examined(audio, audio.data, BytesIO(audio.data)) as found:
+            yield found
+        return
+    try:
+        descriptor = os.open(audio, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    except FileNotFoundError as error:
+        raise DataError(f"{audio}: there is no such audio file; correct the path") from error
+    except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
+        raise DataError(f"{audio}: cannot be opened ({getattr(error, 'strerror', None) or error})") from error
+    try:
+        about = os.fstat(descriptor)
+        if not stat.S_ISREG(about.st_mode):
+            what = "a folder" if stat.S_ISDIR(about.st_mode) else "a pipe, socket or device"
+            raise DataError(f"{audio}: {what}, no audio file; give a file (save what a pipe delivers to one first)")
+        if about.st_size == 0:
+            raise DataError(f"{audio}: the file is empty (0 bytes): get it anew")
+        with mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) as data, _examined(audio, data, descriptor) as found:
+            yield found
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _examined(audio: Audio, data: containers.Buffer, source: BytesIO | int) -> Iterator[AsItStands | Whole]:
+    if (what := containers.not_audio(data)) is not None:
+        raise DataError(f"{audio}: not readable as audio: {what}")
+    found = mp3.layout(data) if mp3.is_mp3(data) else containers.layout(data)
+    if found.damage:
+        raise DataError(f"{audio}: {found.damage}; get it anew, or convert what there is to WAV, FLAC or Ogg")
+    if found.parts:
+        yield _whole_of_parts(audio, key_of(audio), found, data)
+        return
+    file = _soundfile(source)
+    if file is None:
+        if _is_shortened(data):
+            raise DataError(
+                f"{audio}: SPHERE audio compressed with shorten, which libsndfile does not read; convert it: "
+                "sph2pipe -f wav"
+            )
+        yield _whole_foreign(audio, key_of(audio))
+        return
+    with file:
+        _check_header(audio, file, len(data), found)
+        try:
+            yield AsItStands(file, len(data), found.notes)
+        except (soundfile.SoundFileError, OSError) as error:
+            raise DataError(f"{audio}: not readable as audio ({error}); convert it to WAV, FLAC or Ogg") from error
+
+
+def _soundfile(source: BytesIO | int) -> soundfile.SoundFile | None:
+    """None where libsndfile does not know the format."""
+    try:
+        return soundfile.SoundFile(source, closefd=False)
+    # TypeError: soundfile's answer to a headerless file (.raw), whose rate nobody can know.
+    except (soundfile.SoundFileError, OSError, TypeError):
+        return None
+
+
+def _check_header(audio: Audio, file: soundfile.SoundFile, size: int, found: containers.Layout) -> None:
+    """Refuse what no recording is, and what holds less than it states."""
+    if not RATES[0] <= file.samplerate <= RATES[1]:
+        raise DataError(
+            f"{audio}: its header states {file.samplerate} Hz, which no recording has; it is damaged: get it anew"
+        )
+    if file.channels > CHANNELS:
+        raise DataError(
+            f"{audio}: its header states {file.channels} channels, and up to {CHANNELS} are read; get it anew, or take "
+            "one channel of it"
+        )
+    seconds = file.frames / file.samplerate
+    if seconds > size / LEAST_BYTES_PER_SECOND + 1:
+        raise DataError(
+            f"{audio}: its header states {seconds:.3g} s of audio, which its {size} bytes cannot hold; it is damaged: "
+            "get it anew"
+        )
+    if found.held and found.held < found.stated:
+        stated = seconds * found.stated / found.held
+        # MP3's own count is in frames, and libsndfile believes it.
+        held, stated = (seconds * found.held / found.stated, seconds) if file.format == "MP3" else (seconds, stated)
+        if stated - held > TOLERANCE:
+            raise cut_short(audio, held, stated)
+
+
+def _is_shortened(data: containers.Buffer) -> bool:
+    """Whether a NIST SPHERE header names shorten compression (``sample_coding … embedded-shorten``)."""
+    head = bytes(data[:1024])
+    return head.startswith(b"NIST_1A") and b"shorten" in head
+
+
+def _whole_of_parts(audio: Audio, key: Key, found: containers.Layout, data: containers.Buffer) -> Whole:
+    """Parts decoded one after the other; the last file's result is kept for its other segments."""
+    if key is not None and _LAST.get(key) is not None:
+        return _LAST[key]
+    pieces: list[NDArray[np.float32]] = []
+    notes: list[str] = list(found.notes)
+    rate = 0
+    for part in found.parts:
+        encoded = part.of(data)
+        file = _soundfile(BytesIO(encoded))
+        if file is None:
+            raise DataError(f"{audio}: not readable as audio from byte {part.start} on; convert it to WAV, FLAC or Ogg")
+        with file:
+            _check_header(audio, file, len(encoded), containers.Layout())
+            mono, more = to_mono(audio, read_frames(audio, file, file.frames))
+            if len(mono) < file.frames - TOLERANCE * file.samplerate:
+                raise cut_short(audio, len(mono) / file.samplerate, file.frames / file.samplerate)
+            rate = rate or file.samplerate
+            pieces.append(mono if file.samplerate == rate else soxr.resample(mono, file.samplerate, rate))
+        notes += [note for note in more if note not in notes]
+    return _kept(key, Whole(np.concatenate(pieces), rate, tuple(notes)))
+
+
+def _whole_foreign(audio: Audio, key: Key) -> Whole:
+    """What libsndfile does not read, decoded by another program."""
+    if key is not None and _LAST.get(key) is not None:
+        return _LAST[key]
+    if not ffmpeg.available():
+        raise DataError(f"{audio}: not readable as audio (libsndfile does not know its format); {ffmpeg.mend()}")
+    try:
+        if isinstance(audio, Encoded):
+            with tempfile.TemporaryDirectory(prefix="tarq-audio-") as folder:
+                path = Path(folder) / f"audio{PurePath(audio.name).suffix[:8]}"
+                path.write_bytes(audio.data)
+                decoded = ffmpeg.decode(path)
+        else:
+            decoded = ffmpeg.decode(Path(audio))
+    except ffmpeg.ForeignError as error:
+        raise DataError(
+            f"{audio}: not readable as audio ({error}); get it anew, or convert it to WAV, FLAC or Ogg"
+        ) from error
+    seconds = len(decoded.samples) / decoded.rate
+    # Frames of AAC are up to 0.05 s long, and its encoders add one or two ahead.
+    if decoded.stated is not None and decoded.stated - seconds > TOLERANCE + 0.05:
+        raise cut_short(audio, seconds, decoded.stated)
+    mono, notes = to_mono(audio, decoded.samples)
+    return _kept(key, Whole(mono, decoded.rate, (f"decoded by {decoded.decoder}", *notes)))
+
+
+#: The last file that was decoded as a whole: a talk's segments follow one another.
+_LAST: dict[Key, Whole] = {}
+
+
+def _kept(key: Key, whole: Whole) -> Whole:
+    if key is not None:
+        _LAST.clear()
+        _LAST[key] = whole
+    return whole
+
+
+def read_frames(audio: Audio, file: soundfile.SoundFile, frames: int) -> NDArray[np.float32]:
+    """Float32 [samples, channels]: up to so many frames, fewer where the file ends before."""
+    blocks: list[NDArray[np.float32]] = []
+    block, begin = max(_BLOCK // file.channels, 1), file.tell()
+    while frames > 0:
+        asked = min(frames, block)
+        try:
+            blocks.append(file.read(asked, dtype="float32", always_2d=True))
+        except soundfile.LibsndfileError as error:
+            held = (begin + sum(map(len, blocks)) + _decodable(file, begin + sum(map(len, blocks)))) / file.samplerate
+            raise cut_short(audio, held, file.frames / file.samplerate) from error
+        frames -= asked
+        if len(blocks[-1]) < asked:
+            break
+    return np.concatenate(blocks) if blocks else np.zeros((0, file.channels), np.float32)
+
+
+def _decodable(file: soundfile.SoundFile, start: int) -> int:
+    """About how many frames from ``start`` on can be decoded, in a file that cannot be to its end."""
+    count = 0
+    try:
+        file.seek(start)
+        while len(file.read(4096)) == 4096:
+            count += 4096
+    except soundfile.LibsndfileError:
+        pass
+    return count
+
+
+def to_mono(audio: Audio, samples: NDArray[np.float32]) -> tuple[NDArray[np.float32], tuple[str, ...]]:
+    """The mean of the channels, or the loudest where the mean cancels them; and a note where it does.
+
+    Args:
+        samples: float32 [samples, channels].
+    """
+    if not np.isfinite(samples).all():
+        raise DataError(f"{audio}: the audio holds samples that are not finite; encode it anew or remove it")
+    channels = samples.shape[1]
+    mono = samples.mean(axis=1, dtype=np.float32)
+    if channels == 1 or not len(mono):
+        return mono, ()
+    power = samples.var(axis=0, dtype=np.float64)
+    # Channels that have nothing to do with each other leave Σ power / channels²; a tenth of it is cancellation.
+    if power.sum() / channels**2 > 10 * max(float(mono.var(dtype=np.float64)), 1e-14):
+        loudest = int((power >= 0.99 * power.max()).argmax())  # the first of equals
+        return np.ascontiguousarray(samples[:, loudest]), (
+            f"its {channels} channels are in opposite phase and cancel each other: only channel {loudest + 1} is taken",
+        )
+    return mono, ()
+
+
+def cut_short(audio: Audio, held: float, stated: float) -> DataError:
+    return DataError(
+        f"{audio}: the audio ends after {held:.2f} of the {stated:.2f} s that its header states: it is cut short or "
+        "damaged; get it anew"
+    )
+
+
+def key_of(audio: Audio) -> Key:
+    """A file as it is now; None where it is in memory or cannot be asked."""
+    if isinstance(audio, Encoded):
+        return None
+    try:
+        about = os.stat(audio)
+    except (OSError, ValueError):
+        return None
+    return str(audio), about.st_mtime_ns, about.st_size

@@ -1,0 +1,118 @@
+"""Audio that libsndfile does not read (AAC, M4A, MP4, WebM, WMA …), through ffmpeg or torchcodec where there is one.
+
+ffmpeg opens files of known containers only, from the disk alone: a playlist that names other files or addresses is not
+followed.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+import soundfile
+from numpy.typing import NDArray
+
+#: Seconds after which ffmpeg is stopped.
+TIMEOUT = 900
+_CONTAINERS = (
+    "aac,ac3,aiff,amr,amrnb,amrwb,ape,asf,au,avi,caf,eac3,flac,flv,gsm,matroska,"  # and not those
+    "mov,mp3,mpeg,mpegts,ogg,rm,tta,voc,w64,wav,wv"  # that name other files: concat, dash, hls …
+)
+_DURATION = re.compile(r"^\s*Duration: (\d+):(\d+):(\d+(?:\.\d+)?)", re.M)
+
+
+class ForeignError(Exception):
+    """A decoder refused a file; says why."""
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """What a decoder gave.
+
+    Attributes:
+        samples: float32 [samples, channels].
+        rate: in Hz.
+        stated: seconds by the file's header; None where it says nothing reliable.
+        decoder: its name.
+    """
+
+    samples: NDArray[np.float32]
+    rate: int
+    stated: float | None
+    decoder: str
+
+
+def mend() -> str:
+    """What to do where no decoder is installed."""
+    return "install ffmpeg (or `pip install torchcodec`), or convert it to WAV, FLAC or Ogg"
+
+
+def available() -> bool:
+    """Whether there is a decoder for what libsndfile does not read."""
+    return shutil.which("ffmpeg") is not None or find_spec("torchcodec") is not None
+
+
+def decode(path: Path) -> Foreign:
+    """All of a file's first audio stream.
+
+    Raises:
+        ForeignError: there is no decoder, or it refuses the file.
+    """
+    binary = shutil.which("ffmpeg")
+    if binary is not None:
+        return _by_ffmpeg(binary, path)
+    if find_spec("torchcodec") is not None:
+        return _by_torchcodec(path)
+    raise ForeignError("neither ffmpeg nor torchcodec is installed")
+
+
+def _by_ffmpeg(binary: str, path: Path) -> Foreign:
+    with tempfile.TemporaryDirectory(prefix="tarq-audio-") as folder:
+        made = Path(folder) / "decoded.wav"
+        command = [binary, "-nostdin", "-hide_banner", "-v", "info", "-protocol_whitelist", "file,pipe"]
+        command += ["-format_whitelist", _CONTAINERS, "-i", f"file:{path.absolute()}"]
+        command += ["-map", "0:a:0", "-c:a", "pcm_f32le", "-rf64", "auto", "-f", "wav", f"file:{made}"]
+        try:
+            done = subprocess.run(command, capture_output=True, timeout=TIMEOUT, check=False)
+        except subprocess.TimeoutExpired as error:
+            raise ForeignError(f"ffmpeg was stopped after {TIMEOUT} s") from error
+        except OSError as error:
+            raise ForeignError(f"ffmpeg cannot be run ({error})") from error
+        told = done.stderr.decode("utf-8", "replace")
+        if done.returncode:
+            if "matches no streams" in told:
+                raise ForeignError("there is no audio stream in it")
+            reasons = [line.strip() for line in told.splitlines() if line.strip()]
+            raise ForeignError(
+                f"ffmpeg: {reasons[-1].replace(f'file:{path.absolute()}: ', '') if reasons else 'failed'}"
+            )
+        try:
+            samples, rate = soundfile.read(made, dtype="float32", always_2d=True)
+        except soundfile.SoundFileError as error:
+            raise ForeignError("ffmpeg found no samples in it") from error
+    match = _DURATION.search(told)
+    # Of a stream without a header (ADTS, MP3) ffmpeg only guesses.
+    reliable = match is not None and "Estimating duration from bitrate" not in told
+    hours, minutes, seconds = map(float, match.groups()) if match and reliable else (0.0, 0.0, 0.0)
+    stated = hours * 3600 + minutes * 60 + seconds
+    return Foreign(samples, rate, stated or None, "ffmpeg")
+
+
+def _by_torchcodec(path: Path) -> Foreign:
+    try:
+        from torchcodec.decoders import AudioDecoder
+
+        decoder = AudioDecoder(str(path))
+        decoded = decoder.get_all_samples()
+        stated = decoder.metadata.duration_seconds_from_header
+    # What it raises depends on the version and on the FFmpeg libraries it finds.
+    except (RuntimeError, ValueError, ImportError, OSError) as error:
+        raise ForeignError(f"torchcodec: {' '.join(str(error).split())[:200]}") from error
+    samples = np.ascontiguousarray(decoded.data.numpy().T, dtype=np.float32)
+    return Foreign(samples, int(decoded.sample_rate), stated, "torchcodec")

@@ -1,0 +1,152 @@
+"""Corpora by their names, loaded before any model is, so that what is wrong with them is told at once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tarq.config import TarqConfig
+from tarq.data.corpora.registry import load_utterances
+from tarq.data.intake import Intake
+from tarq.data.manifest import write_manifest
+from tarq.data.pools import Pool, Rarity, draw_pool, given_pool
+from tarq.data.sampling import select_utterances
+from tarq.data.utterance import Utterance
+from tarq.report import Reporter
+from tarq.words.frequencies import described
+
+
+class Speech(list[Utterance]):
+    """A corpus's utterances, with where they came from and what was left out of them."""
+
+    def __init__(self, utterances: Iterable[Utterance], source: str, intake: Intake) -> None:
+        super().__init__(utterances)
+        self.source, self.intake = source, intake
+
+
+def load_speech(
+    sources: Sequence[str],
+    where: Sequence[str] = (),
+    *,
+    max_bad: int = 0,
+    apart: bool = False,
+    reporter: Reporter | None = None,
+) -> dict[str, Speech]:
+    """The utterances of corpora, by short names that tell them apart.
+
+    Args:
+        sources: as ``tarq.data.corpora.registry.load_utterances`` takes them.
+        where: ``KEY=VALUE`` conditions that utterances must meet.
+        max_bad: broken audio files that may be left out of all corpora together, or of each if they stand ``apart``.
+        apart: each corpus counts what it leaves out for itself.
+        reporter: hears of progress.
+
+    Raises:
+        DataError: a corpus is not usable.
+    """
+    shared = Intake(max_bad)
+    speech = {}
+    for label, source in labelled(sources).items():
+        if reporter is not None:
+            reporter.phase(f"loading {source}")
+        intake = Intake(max_bad) if apart else shared
+        speech[label] = Speech(select_utterances(load_utterances(source, intake), where), source, intake)
+    return speech
+
+
+def labelled(sources: Sequence[str]) -> dict[str, str]:
+    """Short name to source: the last part of each path, with as many parts before it as tell them apart."""
+    unique = list(dict.fromkeys(sources))
+    parts = {s: [p for p in s.removesuffix("manifest.jsonl").split("/") if p] or [s] for s in unique}
+    deepest = max(map(len, parts.values()), default=0)
+    labels: list[str] = []
+    for depth in range(1, deepest + 1):
+        labels = ["/".join(parts[s][-depth:]) for s in unique]
+        if len(set(labels)) == len(unique):
+            break
+    else:
+        labels = unique
+    return dict(zip(labels, unique, strict=True))
+
+
+@dataclass(frozen=True)
+class DrawnPool:
+    """A calibration pool and how it was drawn.
+
+    Attributes:
+        pool: its utterances, where each is from, and how many of its words are rare.
+        asked: utterances asked for; there may be fewer that qualify.
+        settings: what it was drawn by, for a report.
+        word_frequencies: which decided what is rare.
+        notes: everything left out.
+    """
+
+    pool: Pool
+    asked: int
+    settings: dict[str, Any]
+    word_frequencies: dict[str, Any]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def utterances(self) -> list[Utterance]:
+        """What was drawn, ready to be calibrated on."""
+        return self.pool.utterances
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: figures, ids, settings."""
+        return self.pool.summary() | {"ids": [u.id for u in self.utterances]} | self.settings
+
+    def write_manifest(self, path: str | Path) -> None:
+        """Write it as a JSONL manifest that every command and function takes as a corpus.
+
+        Raises:
+            DataError: the file cannot be written.
+        """
+        extra = [
+            {"source": source, "rho": rho if words else None}
+            for source, rho, words in zip(self.pool.sources, self.pool.rho, self.pool.words, strict=True)
+        ]
+        write_manifest(Path(path), self.utterances, extra)
+
+
+def draw(
+    speech: Mapping[str, Sequence[Utterance]],
+    config: TarqConfig,
+    *,
+    max_duration: float | None = 30.0,
+    reporter: Reporter | None = None,
+) -> DrawnPool:
+    """Draw a calibration pool, or take a given one by its ids; see :func:`tarq.pool`.
+
+    Raises:
+        DataError: see ``tarq.data.pools.draw_pool`` and ``given_pool``.
+    """
+    reporter = reporter or Reporter()
+    intake = next((s.intake for s in speech.values() if isinstance(s, Speech)), Intake(config.max_bad))
+    rarity = Rarity(config)
+    frequencies = described(config.frequencies(), config.tail_threshold)
+    reporter.phase("drawing the pool")
+    if config.ids is None:
+        asked = config.samples
+        pool = draw_pool(speech, config.pool, asked, config.seed, rarity, max_duration=max_duration, intake=intake)
+    else:
+        pool = given_pool(speech, Path(config.ids), rarity, max_duration=max_duration, intake=intake)
+        asked = pool.candidates
+    notes = intake.notes()
+    if len(pool.utterances) < asked:
+        notes.append(f"{len(pool.utterances)} of the {asked} asked qualify")
+    if "note" in frequencies:
+        notes.append(frequencies["note"])
+    settings = {
+        "ids_from": config.ids,
+        "sources_given": {label: getattr(s, "source", "utterances") for label, s in speech.items()},
+        "max_duration": max_duration,
+        "normalizer": config.text_normalizer().name,
+        "tail_threshold": config.tail_threshold,
+        "seed": config.seed,
+        "word_frequencies": frequencies,
+        **intake.to_dict(),
+    }
+    return DrawnPool(pool, asked, settings, frequencies, notes)

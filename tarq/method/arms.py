@@ -1,0 +1,62 @@
+"""The three arms of one run, and what they ask of the walk together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tarq.method.metrics import Metric
+from tarq.method.registry import make_metric, make_residual, make_solver
+from tarq.method.residuals import Residual
+from tarq.method.solvers import Solver
+
+
+@dataclass(frozen=True)
+class Arms:
+    """What decides how a layer is quantized.
+
+    Attributes:
+        metric: which positions count how much.
+        residual: where the codes aim.
+        solver: how they are chosen.
+    """
+
+    metric: Metric
+    residual: Residual
+    solver: Solver
+
+    @classmethod
+    def of(
+        cls,
+        options: Mapping[str, Any],
+        metric: Metric | None = None,
+        residual: Residual | None = None,
+        solver: Solver | None = None,
+    ) -> Arms:
+        """Those a configuration names (``TarqConfig.to_dict()``), each unless it is given.
+
+        Raises:
+            ValueError: a name is unknown.
+        """
+        settings = {name: value for name, value in options.items() if name not in ("metric", "residual", "solver")}
+        return cls(
+            make_metric(options["metric"], **settings) if metric is None else metric,
+            make_residual(options["residual"], **settings) if residual is None else residual,
+            make_solver(options["solver"], **settings) if solver is None else solver,
+        )
+
+    @property
+    def reads_audio(self) -> bool:
+        """Whether calibration speech is needed at all."""
+        return self.solver.reads_audio or self.residual.paired
+
+    @property
+    def depends_on_layer(self) -> bool:
+        """Whether a position's weight differs from layer to layer."""
+        return bool(getattr(self.metric, "activations", False)) or self.gradients
+
+    @property
+    def gradients(self) -> bool:
+        """Whether the metric asks for the gradients at the layers' outputs."""
+        return bool(getattr(self.metric, "gradients", False))  # a metric need not inherit from Metric

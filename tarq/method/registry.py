@@ -1,0 +1,68 @@
+"""The arms a configuration can name: one line each. Light to import, since options and checks read the names.
+
+An arm is a dataclass; those of its fields that a configuration has too are set from it (``damp``, ``cost_ratio``, …).
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tarq.method.metrics import Metric
+    from tarq.method.residuals import Residual
+    from tarq.method.solvers import Solver
+
+#: Name to the module below ``tarq.method`` and the class in it.
+METRICS = {
+    "rarebal": "metrics:RareBAL",
+    "plain": "metrics:Plain",
+    "random": "metrics:RandomControl",
+    "common": "metrics:CommonControl",
+}
+RESIDUALS = {
+    "cross-fitted": "residuals:CrossFitted",
+    "least-squares": "residuals:LeastSquares",
+    "paper": "residuals:PaperResidual",
+    "none": "residuals:NoResidual",
+}
+SOLVERS = {
+    "sweep": "solvers:Sweep",
+    "rtn": "solvers:RoundToNearest",
+}
+
+
+def make_metric(name: str, **options: Any) -> Metric:
+    """The metric of a name.
+
+    Args:
+        name: one of :data:`METRICS`.
+        options: of a configuration; the arm takes those it has.
+
+    Raises:
+        ValueError: the name is unknown.
+    """
+    return _make("metric", METRICS, name, options)
+
+
+def make_residual(name: str | float, **options: Any) -> Residual:
+    """The residual of a name, or that of a fixed α; see :func:`make_metric`."""
+    if isinstance(name, str):
+        return _make("residual", RESIDUALS, name, options)
+    from tarq.method.residuals import FixedAlpha, NoResidual
+
+    return FixedAlpha(float(name)) if name else NoResidual()
+
+
+def make_solver(name: str, **options: Any) -> Solver:
+    """The solver of a name; see :func:`make_metric`."""
+    return _make("solver", SOLVERS, name, options)
+
+
+def _make(kind: str, known: dict[str, str], name: str, options: dict[str, Any]) -> Any:
+    if name not in known:
+        raise ValueError(f"unknown {kind} {name!r}: choose {', '.join(known)}")
+    module, _, arm = known[name].partition(":")
+    made = getattr(import_module(f"tarq.method.{module}"), arm)
+    return made(**{f.name: options[f.name] for f in fields(made) if f.name in options})

@@ -1,0 +1,149 @@
+"""A field of a configuration that says what it is for and which values it takes, and refuses all others by name."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import sys
+from dataclasses import dataclass, field, fields
+from numbers import Integral, Real
+from typing import Any, get_args
+
+from tarq.errors import ConfigError
+
+#: The smallest positive float: the lower end of a number that may not be 0.
+POSITIVE = 5e-324
+
+
+@dataclass(frozen=True)
+class Option:
+    """What a field of the configuration says of itself beside its name and default.
+
+    Attributes:
+        help: one or two sentences, for the command line.
+        panel: under which heading the command line lists it.
+        kind: ``int``, ``float``, ``bool``, ``str``, ``choice``, ``path``, ``language``, ``names`` (a tuple of
+            strings) or ``residual`` (a choice or a float).
+        choices: values of a ``choice``, an ``int`` or the names of a ``residual``; empty for any.
+        low: smallest number.
+        high: largest number.
+        optional: None is a value too.
+    """
+
+    help: str
+    panel: str
+    kind: str
+    choices: tuple[Any, ...] = ()
+    low: float = -math.inf
+    high: float = math.inf
+    optional: bool = False
+
+    def check(self, value: Any) -> Any:
+        """The value in the field's own type.
+
+        Raises:
+            ConfigError: it is none the field takes; says which are, and what was given, without the field's name.
+        """
+        if value is None and self.optional:
+            return None
+        checked = _CHECKS[self.kind](self, value)
+        if checked is None:
+            raise ConfigError(f"must be {self.wanted()}, not {value!r}")
+        return checked
+
+    def wanted(self) -> str:
+        """The values the field takes, in words."""
+        if self.kind in ("choice", "int") and self.choices:
+            return _either(self.choices)
+        if self.kind == "residual":
+            return _either((*self.choices, f"a number {self._range()}"))
+        kinds = {"int": "a whole number", "float": "a number", "bool": "true or false", "path": "the path of a file"}
+        kinds |= {"language": "a language code such as en or pt-BR", "names": "a list of layer names", "str": "a text"}
+        return f"{kinds[self.kind]} {self._range()}".strip() + (", or nothing" if self.optional else "")
+
+    def _range(self) -> str:
+        if self.kind not in ("int", "float", "residual") or self.low == -math.inf:
+            return ""
+        above = "above 0" if self.low == POSITIVE else f"of at least {_plain(self.low)}"
+        return above if self.high == math.inf else f"{above} and at most {_plain(self.high)}"
+
+
+def _plain(number: float) -> str:
+    return str(number) if isinstance(number, int) else f"{number:g}"
+
+
+def _either(choices: tuple[Any, ...]) -> str:
+    *first, last = map(str, choices)
+    return f"{', '.join(first)} or {last}" if first else last
+
+
+def _int(option: Option, value: Any) -> int | None:
+    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    fits = whole and option.low <= value <= option.high and (not option.choices or value in option.choices)
+    return int(value) if fits else None
+
+
+def _float(option: Option, value: Any) -> float | None:
+    # NaN passes no comparison; infinities and the largest whole numbers are beyond every float.
+    real = isinstance(value, Real) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    return float(value) if real and option.low <= value <= option.high else None
+
+
+def _choice(option: Option, value: Any) -> str | None:
+    return value if isinstance(value, str) and value in option.choices else None
+
+
+def _path(option: Option, value: Any) -> str | None:
+    text = os.fspath(value) if isinstance(value, str | os.PathLike) else ""
+    return text if isinstance(text, str) and text.strip() and "\0" not in text else None
+
+
+def _language(option: Option, value: Any) -> str | None:
+    shape = r"[A-Za-z]{2,3}([-_][A-Za-z0-9]{2,8})*"
+    return value if isinstance(value, str) and re.fullmatch(shape, value) else None
+
+
+def _names(option: Option, value: Any) -> tuple[str, ...] | None:
+    # A text on its own would be taken for the list of its characters.
+    if isinstance(value, str) or not isinstance(value, list | tuple):
+        return None
+    return tuple(value) if all(isinstance(name, str) and name.strip() for name in value) else None
+
+
+#: Kind of option to its check: the value in the field's type, or None where it is not one of the field's.
+_CHECKS: dict[str, Any] = {
+    "int": _int,
+    "float": _float,
+    "bool": lambda option, value: value if isinstance(value, bool) else None,
+    "str": lambda option, value: value if isinstance(value, str) and value.strip() else None,
+    "choice": _choice,
+    "path": _path,
+    "language": _language,
+    "names": _names,
+    "residual": lambda option, value: _choice(option, value) if isinstance(value, str) else _float(option, value),
+}
+
+
+def option(default: Any, panel: str, help: str, kind: Any, **limits: Any) -> Any:
+    """A field of the configuration; ``kind`` is an :class:`Option`'s, or a ``Literal`` whose values are the choices."""
+    if not isinstance(kind, str):
+        kind, limits["choices"] = "choice", get_args(kind)
+    return field(default=default, metadata={"option": Option(help, panel, kind, **limits)})
+
+
+@dataclass(frozen=True)
+class Checked:
+    """Fields that are checked as they are set."""
+
+    def __post_init__(self) -> None:
+        for name, known in options(type(self)).items():
+            try:
+                object.__setattr__(self, name, known.check(getattr(self, name)))
+            except ConfigError as error:
+                raise ConfigError(f"{name} {error}") from None
+
+
+def options(config: type | Checked) -> dict[str, Option]:
+    """Field name to what it says of itself, in order."""
+    return {f.name: f.metadata["option"] for f in fields(config) if "option" in f.metadata}  # type: ignore[arg-type]

@@ -1,0 +1,102 @@
+"""``tarq evaluate``."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from tarq.config import CALIBRATION, TarqConfig
+from tarq.files import write_json
+from tarq.terminal.console import console, progress_console
+from tarq.terminal.options import SPEECH, Device, Dtype, Int8, JsonFile, Where, configured, number, where_to_run
+from tarq.terminal.progress import ScreenReporter
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(evaluate)
+
+
+@configured(
+    "normalizer",
+    "tail_threshold",
+    "language",
+    "word_frequencies",
+    "max_bad",
+    "seed",
+    "batch_size",
+    seed="Of the sample and the bootstrap.",
+)
+def evaluate(
+    models: Annotated[list[str], typer.Argument(metavar="MODEL", help="Models to score: folders or hub ids.")],
+    *,
+    data: Annotated[
+        list[str],
+        typer.Option(metavar="SPEECH", rich_help_panel=CALIBRATION, help=f"Transcribed speech: {SPEECH} (repeatable)."),
+    ],
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            metavar="MODEL",
+            help="Full-precision model damage is measured against. Default: the only unpacked MODEL.",
+        ),
+    ] = None,
+    samples: Annotated[
+        int | None, typer.Option(metavar="N", parser=number("int", 1, 10**9), help="Score a random sample of each set.")
+    ] = None,
+    where: Where = None,
+    chosen: dict,
+    decode: Annotated[bool, typer.Option(help="Transcribe too; without, teacher-forced figures only.")] = True,
+    resamples: Annotated[
+        int,
+        typer.Option(
+            metavar="N", parser=number("int", 1, 10**7), show_default=False, help="Of the bootstrap. Default: 10000."
+        ),
+    ] = 10_000,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    int8: Int8 = False,
+    json_file: JsonFile = None,
+) -> None:
+    """Score models: WER, rare-WER, KL and ΔNLL, with paired intervals and the rare words lost."""
+    config = TarqConfig(**chosen)
+    with ScreenReporter(progress_console) as reporter:
+        reporter.phase("starting")
+        from tarq import api, distributed
+        from tarq.data.speech import labelled, load_speech
+        from tarq.linear import use_int8_activations
+        from tarq.terminal.scores import show_evaluation
+
+        with distributed.process_group() as first:
+            console.quiet = reporter.console.quiet = not first
+            config.frequencies()
+            place = where_to_run(device, dtype)
+            sets = load_speech(data, where or [], max_bad=config.max_bad, apart=True, reporter=reporter)
+            sources = labelled([*models, *([reference] if reference else [])])
+            recognizers = {}
+            for label, source in sources.items():
+                reporter.phase(f"loading {source}")
+                recognizers[label] = api.load_recognizer(source, **place, language=config.language)
+            if int8 and not sum(use_int8_activations(recognizer.model) for recognizer in recognizers.values()):
+                raise typer.BadParameter(
+                    "none of the models has layers of 4 bits or fewer", param_hint="--int8-activations"
+                )
+            plain = [label for label, recognizer in recognizers.items() if not recognizer.is_quantized]
+            base = next((label for label, source in sources.items() if source == reference), None)
+            base = base or (plain[0] if len(plain) == 1 else None)
+            if base is None:
+                reporter.note("no reference model (name it with --reference): word scores only, no KL or ΔNLL")
+            result = api.evaluate(
+                recognizers,
+                sets,
+                reference=base,
+                config=config,
+                samples=samples,
+                resamples=resamples,
+                decode=decode,
+                reporter=reporter,
+            )
+            if first and json_file:
+                write_json(json_file, result.to_dict())
+    if first:
+        show_evaluation(console, result, {label: r.linear_bytes() for label, r in recognizers.items()})

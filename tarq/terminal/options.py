@@ -1,0 +1,183 @@
+"""Options of the command line: those that are fields of the configuration are made from it, others stand here once."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tarq.config import CALIBRATION, PRESETS, RESOURCES, TarqConfig
+from tarq.errors import ConfigError, OutputError
+from tarq.files import check_file
+from tarq.option import Option, options
+
+FIELDS = options(TarqConfig)
+#: What stands for a value in the help, by kind of field.
+METAVARS = {"int": "N", "float": "X", "path": "FILE", "language": "CODE", "names": "LAYER"}
+OUTPUT = "Output"
+
+
+def writable(path: Path | None) -> Path | None:
+    """Refuse a file that could not be written now, not after the work is done."""
+    if path is not None:
+        try:
+            check_file(path)
+        except OutputError as error:
+            raise typer.BadParameter(str(error)) from error
+    return path
+
+
+JsonFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--json",
+        metavar="FILE",
+        callback=writable,
+        rich_help_panel=OUTPUT,
+        help="Also write the figures to this file.",
+    ),
+]
+Overwrite = Annotated[bool, typer.Option("--overwrite", rich_help_panel=OUTPUT, help="Replace an existing OUT.")]
+Device = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        rich_help_panel=RESOURCES,
+        show_default=False,
+        help="auto, cpu, cuda or cuda:1. Default: auto.",
+    ),
+]
+Dtype = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME",
+        rich_help_panel=RESOURCES,
+        show_default=False,
+        help="Of the computation: auto (float32 on a CPU, else as stored), float32, bfloat16, float16. Default: auto.",
+    ),
+]
+Int8 = Annotated[
+    bool,
+    typer.Option(
+        "--int8-activations",
+        rich_help_panel=RESOURCES,
+        help="Round inputs of layers of 4 bits or fewer to 8 bits: faster on a CPU.",
+    ),
+]
+Where = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="KEY=VALUE",
+        rich_help_panel=CALIBRATION,
+        help="What a corpus must say of an utterance for it to be used (repeatable).",
+    ),
+]
+SPEECH = "a corpus's file or folder, PATH:PART or hub:NAME:PART"
+
+
+def configured(*names: str, **helps: str) -> Callable[[Callable], Callable]:
+    """Put options of these configuration fields where a command has the parameter ``chosen``.
+
+    The command is called with ``chosen``, the fields that were given, in their own types: what is not given is not
+    there, so that a preset or the default has its way.
+
+    Args:
+        names: fields of :class:`TarqConfig`.
+        helps: field to help text, where a command means something more special than the field says.
+    """
+
+    def decorate(function: Callable) -> Callable:
+        signature = inspect.signature(function, eval_str=True)
+        parameters: list[inspect.Parameter] = []
+        for parameter in signature.parameters.values():
+            made = [_parameter(name, helps.get(name)) for name in names] if parameter.name == "chosen" else [parameter]
+            parameters += [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in made]
+
+        def command(**given: Any) -> Any:
+            chosen = {name: given.pop(name) for name in names}
+            chosen = {name: FIELDS[name].check(value) for name, value in chosen.items() if value not in (None, [])}
+            return function(**given, chosen=chosen)
+
+        command.__name__, command.__doc__, command.__module__ = (
+            function.__name__,
+            function.__doc__,
+            function.__module__,
+        )
+        command.__annotations__ = {p.name: p.annotation for p in parameters}
+        command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        return command
+
+    return decorate
+
+
+def _parameter(name: str, help: str | None) -> inspect.Parameter:
+    field = FIELDS[name]
+    text = help or field.help
+    text = text if "Default: " in text else f"{text} {_default(name)}".strip()
+    settings: dict[str, Any] = {"help": text, "rich_help_panel": field.panel, "show_default": False}
+    kind: Any = str | None
+    declarations = [f"--{name.replace('_', '-')}"]
+    if field.kind == "bool":
+        kind, declarations = bool | None, [" /--asymmetric"]  # it can only be switched off
+    elif field.kind == "names":
+        kind, settings["metavar"] = list[str] | None, METAVARS["names"]
+    else:
+        settings |= {"metavar": METAVARS.get(field.kind, "NAME"), "parser": parser(field)}
+    annotation = Annotated[kind, typer.Option(*declarations, **settings)]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def _default(name: str) -> str:
+    if any(name in preset for method, preset in PRESETS.items() if method != "tarq-paper"):
+        return "Default: the method's."
+    default = TarqConfig.__dataclass_fields__[name].default
+    shown = f"{default:g}" if isinstance(default, float) else default
+    return "" if default is True or default in (None, ()) else f"Default: {shown}."
+
+
+def parser(field: Option) -> Callable[[Any], Any]:
+    """From the text of an option to the field's value; a wrong one is refused with what is wanted."""
+
+    def parse(text: Any) -> Any:
+        value: Any = text
+        if isinstance(text, str) and field.kind in ("int", "float", "residual"):
+            try:
+                value = int(text) if field.kind == "int" else float(text)
+            except ValueError:
+                value = text
+        try:
+            return field.check(value)
+        except ConfigError as error:
+            raise typer.BadParameter(str(error)) from error
+
+    return parse
+
+
+def number(kind: str, low: float, high: float) -> Callable[[Any], Any]:
+    """The parser of an option that is a number between two others (NaN never is) and no field of the configuration."""
+    return parser(Option("", "", kind, low=low, high=high))
+
+
+def where_to_run(device: str, dtype: str) -> dict[str, Any]:
+    """Device and dtype as the API takes them; what is not there is refused before any work."""
+    if dtype not in ("auto", "float32", "bfloat16", "float16"):
+        raise typer.BadParameter(f"must be auto, float32, bfloat16 or float16, not {dtype!r}", param_hint="--dtype")
+    import torch
+
+    from tarq.distributed import local_device
+
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = local_device(device)
+    try:
+        kind = torch.device(device).type
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise typer.BadParameter(f"{device!r} cannot be used: {reason}", param_hint="--device") from error
+    if kind == "meta":
+        raise typer.BadParameter("'meta' computes nothing; name cpu or cuda", param_hint="--device")
+    return {"device": device, "dtype": None if dtype == "auto" else getattr(torch, dtype)}

@@ -1,0 +1,117 @@
+"""``tarq quantize``."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tarq.config import CALIBRATION, METHOD, PRESETS, RESOURCES, TarqConfig
+from tarq.files import write_json
+from tarq.option import options
+from tarq.terminal.console import command, console, progress_console, say
+from tarq.terminal.options import SPEECH, Device, Dtype, JsonFile, Overwrite, configured, where_to_run
+from tarq.terminal.progress import ScreenReporter
+
+Preset = StrEnum("Preset", {name.replace("-", "_"): name for name in PRESETS})
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(quantize)
+
+
+@configured(*options(TarqConfig))
+def quantize(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Full-precision model: a folder or a hub id.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write the checkpoint to.")],
+    *,
+    calibration: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SPEECH", rich_help_panel=CALIBRATION, help=f"Transcribed speech: {SPEECH} (repeatable)."),
+    ] = None,
+    method: Annotated[
+        Preset,
+        typer.Option(
+            metavar="NAME",
+            rich_help_panel=METHOD,
+            show_default=False,
+            help=f"Preset: {', '.join(PRESETS)}; other options override its parts. Default: tarq.",
+        ),
+    ] = Preset.tarq,
+    chosen: dict,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    offload: Annotated[
+        bool,
+        typer.Option(
+            "--offload",
+            rich_help_panel=RESOURCES,
+            help="Keep the model in RAM; blocks go to the device one at a time.",
+        ),
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option(
+            "--dry-run",
+            help="Show each layer's group size or why it is left, sizes, time and memory; read no audio and no "
+            "weights, write nothing. Exit code 1 if something does not fit.",
+        ),
+    ] = False,
+    overwrite: Overwrite = False,
+    json_file: JsonFile = None,
+) -> None:
+    """Quantize a model and write a compressed-tensors checkpoint."""
+    config = TarqConfig.preset(method.value, **chosen)
+    if dry_run:
+        _dry_run(model, config, device, dtype, json_file)
+        return
+    with ScreenReporter(progress_console) as reporter:
+        reporter.phase("starting")
+        from tarq import api, distributed
+        from tarq.checkpoint.compressed_tensors import check_writable
+        from tarq.data.speech import load_speech
+        from tarq.terminal.tables import show_report
+
+        with distributed.process_group() as first:
+            console.quiet = reporter.console.quiet = not first
+            # Whatever can be told is told before a model is loaded or downloaded.
+            check_writable(out, overwrite)
+            where = where_to_run(device, dtype)
+            speech: Any = load_speech(calibration or [], max_bad=config.max_bad, reporter=reporter)
+            if config.needs_statistics:
+                api.check_calibration(speech, config)
+            if len(speech) == 1:
+                (speech,) = speech.values()
+            reporter.phase(f"loading {model}")
+            recognizer = api.load_recognizer(model, **where, language=config.language, offload=offload)
+            lent_to = where["device"] if offload else None
+            report = api.quantize(recognizer, speech or None, config, offload=lent_to, reporter=reporter)
+            reporter.phase(f"writing {out}")
+            api.save(recognizer, out, report, overwrite=overwrite)
+            if first and json_file:
+                write_json(json_file, asdict(report))
+    if first:
+        show_report(console, report, layers=False)
+        say(f"written to {out}")
+        next_command = command("tarq", "evaluate", model, out, "--reference", model, "--data", "DATA")
+        say(f"next: {next_command}")
+
+
+def _dry_run(model: str, config: TarqConfig, device: str, dtype: str, json_file: Path | None) -> None:
+    with ScreenReporter(progress_console) as reporter:
+        reporter.phase("starting")
+        from tarq import api
+        from tarq.planning import memory_there
+        from tarq.terminal.tables import show_plan
+
+        where = where_to_run(device, dtype)
+        reporter.phase(f"planning {model}")
+        plan = api.plan(model, config, device=where["device"])
+        if json_file:
+            write_json(json_file, plan.to_dict())
+    show_plan(console, plan, memory_there())
+    if plan.problems:
+        raise typer.Exit(1)

@@ -1,0 +1,171 @@
+"""Score tables: what models scored, how they differ, which rare words they lost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+
+from rich.console import Console
+from rich.markup import escape
+
+from tarq.scoring.bootstrap import Difference, Interval
+from tarq.scoring.run import DIVERGENCES, ENTITY_RATES, WORD_RATES, Evaluation, SetScores
+from tarq.scoring.words import ChangedWord
+from tarq.terminal.tables import frequencies_text, grouped, megabytes, note, table
+
+TITLES = {
+    "wer": "WER %",
+    "rare_wer": "rare WER %",
+    "rare_miss_rate": "rare missed %",
+    "common_wer": "common WER %",
+    "ne_wer": "entity WER %",
+    "ne_fnr": "entities missed %",
+    "kl_rare": "KL rare",
+    "kl_common": "KL common",
+    "delta_nll_rare": "ΔNLL rare",
+    "delta_nll_common": "ΔNLL common",
+}
+#: Figures whose differences are shown: KL, which asks whether full precision's opinion is kept, never without ΔNLL,
+#: which asks whether the true word still is.
+COMPARED = (("wer", "rare_wer", *ENTITY_RATES), ("kl_rare", "delta_nll_rare", "kl_common", "delta_nll_common"))
+#: Characters of a cell with a value above its interval, and of a line's name.
+CELL, NAME = 20, 20
+
+
+def _number(figure: str, value: float, sign: str = "") -> str:
+    """Rates as percentages with two decimals, nats with four."""
+    return f"{100 * value:{sign}.2f}" if figure in (*WORD_RATES, *ENTITY_RATES) else f"{value:{sign}.4f}"
+
+
+def _cell(figure: str, known: Interval | Difference | None, flips: bool = False) -> str:
+    """A value over its interval; those of a difference carry a sign, and are bold where clear of 0."""
+    if known is None or math.isnan(known.value):  # nothing to divide by
+        return "–"
+    sign = "+" if isinstance(known, Difference) else ""
+    value, low, high = (_number(figure, v, sign) for v in (known.value, known.low, known.high))
+    if isinstance(known, Difference):
+        value = f"[bold]{value}[/]" if known.clear_of_zero else value
+        value += f" ({known.sign_flips:.1%})" if flips else ""
+    return f"{value}\n[dim]\\[{low}, {high}][/]"
+
+
+def show_evaluation(console: Console, evaluation: Evaluation, sizes: Mapping[str, int], examples: int = 3) -> None:
+    """Score tables, one a set: values, paired differences, rare words lost and regained."""
+    for label, scores in evaluation.sets.items():
+        show_set(console, label, scores, sizes)
+        show_words(console, scores, examples)
+    normalizers = dict.fromkeys(scores.normalizer for scores in evaluation.sets.values())
+    frequencies = dict.fromkeys(frequencies_text(scores.word_frequencies) for scores in evaluation.sets.values())
+    console.print(
+        f"[dim]S, D, I: words substituted, deleted, inserted. Rare: Zipf < {evaluation.thresholds[0]:g}; normalizer "
+        f"{', '.join(normalizers)}; word frequencies {escape(', '.join(frequencies))}. KL and ΔNLL: nats a position. "
+        f"\\[…]: 95 % paired bootstrap over utterances, {evaluation.resamples} resamples; (…): share of them on the "
+        "other side of 0; bold differences are clear of 0.[/]"
+    )
+
+
+def show_set(console: Console, label: str, scores: SetScores, sizes: Mapping[str, int]) -> None:
+    """One set: a column a model, then a row a pair of models; as many columns side by side as fit."""
+    title = f"{label}: {scores.utterances} utterances, {scores.words} words, {scores.rare_words} rare"
+    title += f", {scores.entities} entities" if scores.entities else ""
+    figures = [
+        f for f in (*WORD_RATES, *ENTITY_RATES, *DIVERGENCES) if any(f in m.figures for m in scores.models.values())
+    ]
+    for names in _pieces(list(scores.models), console.width):
+        rows = table("", *map(escape, names), title=title)
+        rows.add_row("Linear weights", *(megabytes(sizes[name]) if name in sizes else "–" for name in names))
+        rows.add_row("S / D / I", *(_counts(scores.models[name].counts.get("all")) for name in names))
+        for figure in figures:
+            cells = [_cell(figure, scores.models[name].figures.get(figure)) for name in names]
+            rows.add_row(TITLES.get(figure, figure), *cells)
+        console.print(rows)
+    for group in COMPARED if scores.differences else ():
+        show_differences(
+            console, f"{label}: paired differences", scores.differences, [f for f in group if f in figures]
+        )
+    for text in grouped(scores.notes):
+        note(console, text)
+
+
+def show_differences(
+    console: Console, title: str, differences: Mapping[str, Mapping[str, Difference]], figures: Sequence[str]
+) -> None:
+    """A row a pair of models that has any of the figures."""
+    known = {pair: found for pair, found in differences.items() if any(f in found for f in figures)}
+    for some in _pieces(figures, console.width) if known else ():
+        rows = table("", *(TITLES.get(f, f) for f in some), title=title)
+        for pair, found in known.items():
+            rows.add_row(escape(pair), *(_cell(f, found.get(f), flips=True) for f in some))
+        console.print(rows)
+
+
+def _counts(counts: Mapping[str, int] | None) -> str:
+    keys = ("substitutions", "deletions", "insertions")
+    return " / ".join(str(counts[key]) for key in keys) if counts else "–"
+
+
+def _pieces(columns: Sequence[str], width: int) -> list[list[str]]:
+    """Columns in pieces that fit beside the names of the lines."""
+    fitting = max(1, (width - NAME) // CELL)
+    return [list(columns[start : start + fitting]) for start in range(0, len(columns), fitting)]
+
+
+def show_words(console: Console, scores: SetScores, examples: int) -> None:
+    """Rare words lost and regained against full precision, with a few transcripts side by side."""
+    for name, model in scores.models.items():
+        if not model.lost and not model.regained:
+            continue
+        lost, regained = ", ".join(w.word for w in model.lost), ", ".join(w.word for w in model.regained)
+        console.print(f"[bold]{escape(name)}[/] lost {len(model.lost)}: {escape(lost) or '–'}", highlight=False)
+        console.print(f"  regained {len(model.regained)}: {escape(regained) or '–'}", highlight=False)
+        for word in model.lost[:examples]:
+            console.print(f"  [dim]{escape(word.id)}[/] {escape(word.word)}", highlight=False)
+            console.print(f"    full  {escape(word.full_precision)}", highlight=False)
+            console.print(f"    quant {escape(word.quantized)}", highlight=False)
+
+
+def show_demo(console: Console, scores: SetScores, sizes: Mapping[str, int], spoken: Mapping[str, str]) -> None:
+    """One table, a row a model; then three transcripts side by side.
+
+    Args:
+        scores: of the demonstration's test set.
+        sizes: bytes of each model's Linear weights.
+        spoken: utterance id to what was said.
+    """
+    title = f"{scores.utterances} utterances, {scores.words} words, {scores.rare_words} of them rare"
+    rows = table("", "weights", "WER %", "rare WER %", "rare words\nlost, regained", title=title)
+    for name, model in scores.models.items():
+        changed = f"{len(model.lost)}, {len(model.regained)}" if "kl_rare" in model.figures else "–"
+        cells = [_cell(figure, model.figures.get(figure)) for figure in ("wer", "rare_wer")]
+        rows.add_row(escape(name), megabytes(sizes[name]), *cells, changed)
+    console.print(rows)
+    full = next(iter(scores.models))
+    shown = {
+        f"{other} − {base}": scores.differences[f"{other} − {base}"]
+        for base, other in combinations(scores.models, 2)
+        if base == full or base.split()[-1] == other.split()[-1]  # damage; methods of one width
+    }
+    show_differences(console, "paired differences", shown, ("wer", "rare_wer"))
+    show_differences(console, "paired differences, nats a rare position", shown, ("kl_rare", "delta_nll_rare"))
+    for word in _examples(scores):
+        console.print(f"\n[bold]{escape(word.word)}[/]  [dim]{escape(word.id)}[/]", highlight=False)
+        console.print(f"  {'said':14} {escape(spoken[word.id])}", highlight=False)
+        for name, model in scores.models.items():
+            console.print(f"  {escape(name):14} {escape(model.hypotheses[word.id])}", highlight=False)
+    for text in grouped(scores.notes):
+        note(console, text)
+
+
+def _examples(scores: SetScores, count: int = 3) -> list[ChangedWord]:
+    """Rare words lost, taken in turn from each model's list, each utterance once."""
+    lists = [iter(model.lost) for model in scores.models.values() if model.lost]
+    chosen: dict[str, ChangedWord] = {}
+    while lists and len(chosen) < count:
+        for words in list(lists):
+            word = next((w for w in words if w.id not in chosen), None)
+            if word is None:
+                lists.remove(words)
+            elif len(chosen) < count:
+                chosen[word.id] = word
+    return list(chosen.values())

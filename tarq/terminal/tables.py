@@ -1,0 +1,270 @@
+"""Tables of what was quantized, drawn, planned and checked. No logic of its own."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from tarq.data.speech import DrawnPool
+    from tarq.planning import Plan
+    from tarq.report import LayerReport, Report
+    from tarq.walk.plan import PlannedLayer
+
+#: From this width on there is room for what matters less.
+WIDE = 110
+
+
+def megabytes(count: float) -> str:
+    return f"{count / 1e6:.2f} MB"
+
+
+def gigabytes(count: float) -> str:
+    return f"{count / 1e9:.1f} GB"
+
+
+def table(first: str, *headings: str, title: str = "") -> Table:
+    """Figures on the right, what they are of on the left; narrow enough for a terminal of 80 columns."""
+    made = Table(title=title, title_justify="left", header_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    made.add_column(first, overflow="fold")
+    for heading in headings:
+        made.add_column(heading, justify="right", no_wrap=True)
+    return made
+
+
+def note(console: Console, text: str) -> None:
+    console.print(f"[yellow]note[/] {escape(text)}", highlight=False)
+
+
+def show_layers(console: Console, report: Report) -> None:
+    """A row a layer, a table a stage; what its layers' names share is said once."""
+    notes = list(dict.fromkeys(text for layer in report.layers for text in _notes(layer)))
+    more = console.width >= WIDE
+    for stage in dict.fromkeys(layer.stage for layer in report.layers):
+        layers = [layer for layer in report.layers if layer.stage == stage]
+        prefix = shared_prefix([layer.name for layer in layers])
+        rows = table(
+            "layer",
+            "out×in",
+            "bits",
+            "group",
+            "λ",
+            "α",
+            "loss",
+            *(("shift", "damp") if more else ()),
+            "notes",
+            title=f"{stage}: {prefix}…" if prefix else stage,
+        )
+        for r in layers:
+            rows.add_row(
+                escape(r.name.removeprefix(prefix)),
+                "×".join(map(str, r.shape)),
+                str(r.bits or "–"),
+                str(r.group_size or "–"),
+                f"{r.lam:.2f}",
+                f"{r.alpha:.2f}",
+                _scientific(r.loss),
+                *((_scientific(r.shift), "–" if r.damp is None else f"{r.damp:g}") if more else ()),
+                " ".join(str(notes.index(text) + 1) for text in _notes(r)),
+            )
+        console.print(rows)
+    for number, text in enumerate(notes, 1):
+        console.print(f"{number}: {text}", markup=False, highlight=False)
+
+
+def _notes(layer: LayerReport) -> list[str]:
+    return [text for text in (layer.skipped, *layer.notes) if text]
+
+
+def _scientific(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1e}"
+
+
+def shared_prefix(names: Sequence[str]) -> str:
+    """What all dotted names begin with, up to and with a dot."""
+    parts = [name.split(".")[:-1] for name in names]
+    shared = []
+    for column in zip(*parts, strict=False):
+        if len(set(column)) > 1:
+            break
+        shared.append(column[0])
+    return "".join(f"{part}." for part in shared)
+
+
+def show_report(console: Console, report: Report, layers: bool) -> None:
+    """A quantization report: totals, after one row a layer if asked."""
+    if layers:
+        show_layers(console, report)
+    quantized = [r for r in report.layers if not r.skipped]
+    before, after = report.sizes["linear_bytes_before"], report.sizes["linear_bytes_after"]
+    console.print(
+        f"{len(quantized)} layers quantized, {len(report.layers) - len(quantized)} skipped, "
+        f"{len(report.left_out)} outside the blocks left alone; Linear weights {megabytes(before)} → "
+        f"{megabytes(after)} ({after / before:.1%} of before)"
+    )
+    if report.calibration:
+        _show_calibration(console, report.calibration)
+    for names, reason in _alike(report.left_out.items()):
+        shown = ", ".join(names) if len(names) < 4 else f"{len(names)} layers such as {names[0]}"
+        console.print(f"left in full precision: {escape(shown)} ({escape(reason)})")
+    for text, count in Counter(t for r in report.layers for t in _notes(r)).items():
+        note(console, f"{count} layers: {text}")
+    for text in grouped(report.notes):
+        note(console, text)
+    shared = f" in {report.processes} processes" if report.processes > 1 else ""
+    peaks = {"RAM": "ram_peak_bytes", "GPU memory": "device_peak_bytes"}
+    peak = "".join(f", peak {report.memory[k] / 1e9:.2f} GB {name}" for name, k in peaks.items() if k in report.memory)
+    console.print(f"walk: {report.seconds:.1f} s{shared}{peak}")
+
+
+def _show_calibration(console: Console, c: Mapping[str, Any]) -> None:
+    tail = ", ".join(
+        f"{n['tail']} of {n['audio'] + n['tokens']} ({name})" for name, n in c["positions"].items() if n["tail"]
+    )
+    console.print(
+        f"calibrated on {c['utterances']} utterances, {c['seconds'] / 60:.1f} min; rare words "
+        f"{c['rare_word_share']:.1%}; tail positions {tail or 'none'}; "
+        f"transcripts taught {c['transcript_style']}, {c['self_transcribed']} made by the model"
+    )
+    if "pool" in c:
+        rho = c["pool"]["rho"]
+        spread = "" if rho is None else f", ρ of an utterance {rho['mean']:.1%} [{rho['min']:.1%}, {rho['max']:.1%}]"
+        text = f"{c['pool']['kind']} pool of {c['pool']['candidates']} utterances{spread}"
+        console.print(f"{text}; word frequencies {frequencies_text(c['word_frequencies'])}", markup=False)
+
+
+def _alike(reasons: Iterable[tuple[str, str]]) -> list[tuple[list[str], str]]:
+    """Names of the same reason together."""
+    alike: dict[str, list[str]] = {}
+    for name, reason in reasons:
+        alike.setdefault(reason, []).append(name)
+    return [(names, reason) for reason, names in alike.items()]
+
+
+def show_plan(console: Console, plan: Plan, memory_there: float | None = None) -> None:
+    """A table a stage, a row a kind of layer (* is its block's number); totals, what it takes, what does not fit."""
+    said = {layer.name: layer.reason or layer.note for layer in plan.layers}
+    reasons = list(dict.fromkeys(filter(None, said.values())))
+    for stage in dict.fromkeys(layer.stage for layer in plan.layers):
+        layers = [layer for layer in plan.layers if layer.stage == stage]
+        prefix = shared_prefix([layer.name for layer in layers]) if stage else ""
+        title = f"{stage}: {prefix}…" if stage else "outside the blocks"
+        rows = table("layer", "×", "out×in", "group", "MB before", "after", "notes", title=title)
+        kinds: dict[tuple, list[PlannedLayer]] = {}
+        for layer in layers:
+            name = re.sub(r"(?<=\.)\d+(?=\.)", "*", f".{layer.name.removeprefix(prefix)}")[1:]
+            kinds.setdefault((name, layer.shape, layer.group_size, said[layer.name]), []).append(layer)
+        for (name, shape, group, reason), alike in kinds.items():
+            rows.add_row(
+                escape(name),
+                str(len(alike)),
+                "×".join(map(str, shape)),
+                str(group or "–"),
+                f"{sum(layer.bytes_before for layer in alike) / 1e6:.2f}",
+                f"{sum(layer.bytes_after for layer in alike) / 1e6:.2f}",
+                str(reasons.index(reason) + 1) if reason else "",
+            )
+        console.print(rows)
+    for number, reason in enumerate(reasons, 1):
+        console.print(f"{number}: {reason}", markup=False, highlight=False)
+    packed = sum(layer.group_size is not None for layer in plan.layers)
+    share = plan.bytes_after / plan.bytes_before
+    console.print(
+        f"{packed} layers packed, {len(plan.layers) - packed} left; Linear weights of the blocks "
+        f"{megabytes(plan.bytes_before)} → {megabytes(plan.bytes_after)} ({share:.1%} of before)"
+    )
+    for part in plan.parts:
+        console.print(part, markup=False, highlight=False)
+    e = plan.estimate
+    speech = f" on {e.utterances} utterances of {e.utterance_seconds:g} s" if e.utterances else ""
+    there = "" if memory_there is None else f" (this machine has {gigabytes(memory_there)})"
+    console.print(
+        f"takes about {_minutes(e.seconds)}{speech} and {gigabytes(e.ram_bytes)} of RAM{there}; reckoned from the "
+        "shapes and the speed of one matrix product now, to within a factor of about two"
+    )
+    for problem in plan.problems:
+        console.print(f"[red]does not fit[/] {escape(problem)}", highlight=False)
+
+
+def _minutes(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
+
+
+def grouped(notes: Sequence[str]) -> list[str]:
+    """Notes, with what is said of more than three utterances (``id: what``) said once."""
+    said: dict[str, list[str]] = {}
+    for text in notes:
+        name, colon, what = text.partition(": ")
+        said.setdefault(what if colon else text, []).append(name if colon else "")
+    lines = []
+    for what, names in said.items():
+        if len(names) > 3:
+            lines.append(f"{len(names)} utterances such as {names[0]}: {what}")
+        else:
+            lines += [f"{name}: {what}" if name else what for name in names]
+    return lines
+
+
+def frequencies_text(described: Mapping[str, Any]) -> str:
+    """Which word frequencies were used, in a few words."""
+    if "wordfreq" in described:
+        return f"wordfreq {described['wordfreq']}"
+    return f"{described['file']} (sha256 {described['sha256'][:12]}…)"
+
+
+def show_pool(console: Console, drawn: DrawnPool) -> None:
+    """A calibration pool: a row a source, and one for all."""
+    pool = drawn.pool
+    rows = table(
+        "source",
+        "utterances",
+        "minutes",
+        "words",
+        "rare",
+        "ρ mean",
+        "ρ min",
+        "ρ max",
+        title=f"{pool.kind} pool, of {pool.candidates} utterances",
+    )
+    sources = list(dict.fromkeys(pool.sources))
+    for source in (*sources, *([None] if len(sources) > 1 else [])):
+        figures = pool.summary(source)
+        rho = figures["rho"]
+        rows.add_row(
+            "all" if source is None else escape(source),
+            str(figures["utterances"]),
+            f"{figures['seconds'] / 60:.2f}",
+            str(figures["words"]),
+            str(figures["rare_words"]),
+            *("–" if rho is None else f"{rho[name]:.1%}" for name in ("mean", "min", "max")),
+        )
+    console.print(rows)
+    settings = drawn.settings
+    console.print(
+        f"[dim]ρ is an utterance's share of rare words; rare is Zipf < {settings['tail_threshold']:g}; normalizer "
+        f"{escape(settings['normalizer'])}; word frequencies {escape(frequencies_text(drawn.word_frequencies))}[/]"
+    )
+    for text in grouped(drawn.notes):
+        note(console, text)
+
+
+#: How the doctor shows a finding.
+MARKS = {"ok": "[green]ok[/]", "slow": "[yellow]slow[/]", "absent": "[yellow]–[/]", "missing": "[red]missing[/]"}
+
+
+def show_checks(console: Console, checks: Sequence[Any]) -> None:
+    """The doctor's findings: what, how it is, and what to do."""
+    rows = Table(header_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    rows.add_column("check", no_wrap=True)
+    rows.add_column("", no_wrap=True)
+    rows.add_column("detail", overflow="fold")
+    for check in checks:
+        rows.add_row(escape(check.name), MARKS[check.state], escape(check.detail))
+    console.print(rows)

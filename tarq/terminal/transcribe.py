@@ -1,0 +1,97 @@
+"""``tarq transcribe``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from tarq.config import TarqConfig
+from tarq.errors import DataError
+from tarq.files import write_json
+from tarq.terminal.console import progress_console, say, say_error
+from tarq.terminal.options import Device, Dtype, Int8, JsonFile, configured, where_to_run
+from tarq.terminal.progress import ScreenReporter
+
+if TYPE_CHECKING:
+    from tarq.data.audio import Audio
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(transcribe)
+
+
+@configured("language", "batch_size")
+def transcribe(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="Model: a folder or a hub id.")],
+    audio: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="AUDIO",
+            help="Audio files of any length, rate and format; folders of such, with all below; - for standard input.",
+        ),
+    ],
+    *,
+    chosen: dict,
+    device: Device = "auto",
+    dtype: Dtype = "auto",
+    int8: Int8 = False,
+    json_file: JsonFile = None,
+) -> None:
+    """Transcribe audio, each file as it is done. One that cannot be read is told, with exit code 1 at the end."""
+    config = TarqConfig(**chosen)
+    results: list[dict[str, str]] = []
+    with ScreenReporter(progress_console) as reporter:
+        reporter.phase("starting")
+        from tarq import api
+
+        where = where_to_run(device, dtype)
+        names, files = zip(*_files(audio), strict=True)
+        reporter.phase(f"loading {model}")
+        recognizer = api.load_recognizer(model, **where, language=chosen.get("language"), int8_activations=int8)
+        heard = api.iter_transcripts(recognizer, files, batch_size=config.batch_size, reporter=reporter)
+        for name, (_, text) in zip(names, heard, strict=True):
+            if isinstance(text, DataError):
+                results.append({"audio": name, "error": str(text)})
+                say_error("DataError", str(text))
+                continue
+            results.append({"audio": name, "text": text})
+            if json_file is None:  # otherwise the file comes first, whatever becomes of the terminal
+                say(f"{name}\t{text}" if len(files) > 1 else text)
+        if json_file:
+            write_json(json_file, results)
+    if json_file:
+        for result in results:
+            if "text" in result:
+                say(f"{result['audio']}\t{result['text']}" if len(files) > 1 else result["text"])
+    failed = sum("error" in result for result in results)
+    if failed:
+        if len(files) > 1:
+            say_error("transcribe", f"{failed} of {len(files)} files could not be read")
+        raise typer.Exit(1)
+
+
+def _files(given: list[str]) -> Iterator[tuple[str, Audio]]:
+    """Name and place of each audio file: files as they are, those of folders in order, standard input.
+
+    Raises:
+        DataError: a folder holds no audio.
+    """
+    from tarq.data.audio import SUFFIXES, Encoded
+
+    for name in given:
+        path = Path(name).expanduser()
+        if name == "-":
+            yield "-", Encoded("standard input", sys.stdin.buffer.read())
+        elif path.is_dir():
+            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+            if not found:
+                raise DataError(
+                    f"{path}: no audio in this folder; it is found by its names' ends: {' '.join(SUFFIXES)}"
+                )
+            yield from ((str(file), file) for file in found)
+        else:
+            yield name, path

@@ -1,0 +1,136 @@
+"""Gradients of the loss at the outputs of Linears, in the full-precision model: one backward pass a batch.
+
+The loss is the teacher-forced cross-entropy of the true tokens, summed, each with the weight the metric gives it. No
+parameter gets a gradient: the graph begins at the first Linear's output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tarq import distributed
+from tarq.errors import CalibrationError
+from tarq.method.metrics import Metric
+from tarq.models.base import Recognizer
+from tarq.models.types import Batch
+
+
+@dataclass
+class OutputGradients:
+    """What a backward pass over the calibration set says of each Linear's output.
+
+    Attributes:
+        norms: (layer, batch index) to [R] float32 squared norms, one a row; of this process's batches, on the CPU.
+        moments: layer to [m, m] float64 ``Σ g gᵀ`` over the whole set, on the model's device.
+    """
+
+    norms: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+    moments: dict[str, Tensor] = field(default_factory=dict)
+
+
+def output_gradients(
+    recognizer: Recognizer,
+    batches: Sequence[tuple[int, Batch]],
+    names: Sequence[str],
+    metric: Metric,
+    rare_share: float,
+    *,
+    norms: bool,
+    moments: bool,
+) -> OutputGradients:
+    """Run the loss backward through the model on every batch.
+
+    Args:
+        recognizer: of the full-precision model, all of it on one device.
+        batches: this process's, with their indices in the calibration set.
+        names: of Linears; one that a pass does not reach is left out.
+        metric: its ``target_weight`` says how much each target counts.
+        rare_share: share of rare targets in the whole calibration set.
+        norms: give squared norms row by row.
+        moments: give second moments.
+
+    Raises:
+        CalibrationError: gradients are NaN or infinite.
+    """
+    found = OutputGradients()
+    linears = {name: recognizer.model.get_submodule(name) for name in names}
+    if moments:
+        found.moments = {name: _zeros(linear) for name, linear in linears.items()}
+    with _frozen(recognizer.model):
+        for index, batch in batches:
+            seen = _backward(recognizer, batch, linears, metric.target_weight(batch.rare_target, rare_share), found)
+            for name, pieces in seen.items():
+                rows = torch.cat(pieces).cpu()
+                if not bool(rows.isfinite().all()):
+                    ids = ", ".join(batch.ids)
+                    raise CalibrationError(f"{name}: NaN or infinite gradients on utterances {ids}; load it in float32")
+                if norms:
+                    found.norms[name, index] = rows
+    distributed.reduce(found.moments.values())
+    return found
+
+
+def _backward(
+    recognizer: Recognizer, batch: Batch, linears: Mapping[str, nn.Module], weight: Tensor, found: OutputGradients
+) -> dict[str, list[Tensor]]:
+    """Squared norms of each Linear's rows on one batch, call by call: a model may run a batch in several pieces."""
+    seen: dict[str, list[Tensor]] = {}
+
+    def watch(name: str) -> Callable:
+        def hook(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
+            calls = seen.setdefault(name, [])
+            call = len(calls)
+            calls.append(torch.zeros(output.shape[:-1].numel(), device=output.device))  # it may reach no target
+
+            def take(gradient: Tensor) -> None:
+                g = gradient.detach().flatten(0, -2).float()
+                calls[call] = g.square().sum(1)
+                if name in found.moments:
+                    found.moments[name] += g.mT @ g
+
+            output = output + anchor  # so that there is a graph, whatever is in front
+            output.register_hook(take)  # sees the gradient of this value, even if the model writes into it
+            return output
+
+        return hook
+
+    with torch.enable_grad(), ExitStack() as stack:
+        anchor = torch.zeros((), device=recognizer.device, dtype=recognizer.dtype, requires_grad=True)
+        for name, linear in linears.items():
+            stack.callback(linear.register_forward_hook(watch(name)).remove)
+        logits = recognizer.logits(batch)
+        losses = F.cross_entropy(
+            logits.float().flatten(0, 1), batch.targets.to(logits.device).flatten(), reduction="none"
+        )
+        (losses * weight.to(logits.device).flatten()).sum().backward()
+    return seen
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """While open, no parameter asks for a gradient."""
+    asking = [p for p in model.parameters() if p.requires_grad]
+    for parameter in asking:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in asking:
+            parameter.requires_grad_(True)
+
+
+def rare_share(batches: Sequence[Batch]) -> float:
+    """Share of rare ones among the targets of a calibration set."""
+    every = sum(int((batch.targets != -100).sum()) for batch in batches)
+    return sum(int(batch.rare_target.sum()) for batch in batches) / max(every, 1)
+
+
+def _zeros(linear: nn.Module) -> Tensor:
+    weight: Tensor = linear.weight  # type: ignore[assignment]
+    return torch.zeros(len(weight), len(weight), dtype=torch.float64, device=weight.device)

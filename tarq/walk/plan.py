@@ -1,0 +1,164 @@
+"""What a run will do to each Linear, from shapes and weights alone: known before any audio is read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from tarq.config import Lattice
+from tarq.errors import CalibrationError, ModelError
+from tarq.linear import QuantLinear
+from tarq.models.base import Recognizer
+from tarq.models.types import Stage
+
+#: Group sizes tried, largest first, for a layer the configured one does not divide.
+FALLBACK_GROUPS = (64, 32, 16, 8)
+
+
+@dataclass(frozen=True)
+class PlannedLayer:
+    """One matrix of the model.
+
+    Attributes:
+        name: qualified name in the model.
+        stage: encoder, projector, decoder; empty outside the blocks.
+        shape: of its weight, (out, in) features for a Linear.
+        group_size: inputs that will share a scale; None where it stays in full precision.
+        reason: why it stays, or empty.
+        note: what is degraded (another group size than the configured one), or empty.
+        fits: False where the walk would have to stop at it.
+        bytes_before: of its weight, in the dtype the checkpoint is stored in.
+        bytes_after: of codes, scales and zero points; ``bytes_before`` where it stays.
+    """
+
+    name: str
+    stage: str
+    shape: tuple[int, ...]
+    group_size: int | None
+    reason: str
+    note: str
+    bytes_before: int
+    bytes_after: int
+    fits: bool = True
+
+
+def plan(recognizer: Recognizer, config: Lattice) -> list[PlannedLayer]:
+    """What a run will do to every matrix of the model. Reads no audio and no weights.
+
+    A layer that the model never calls on the calibration speech stays as well, which only the walk finds out.
+
+    Args:
+        recognizer: of a full-precision model.
+        config: of the run.
+
+    Returns:
+        The blocks' Linears in the model's order, then what lies outside the blocks.
+
+    Raises:
+        ModelError: a name to ignore matches no layer.
+    """
+    config = config.with_scale_dtype(recognizer.stored_dtype)
+    stages = recognizer.stages()
+    check_ignored(stages, config.ignore)
+    layers = []
+    for stage in stages:
+        for block_name, block in stage.blocks:
+            for name, linear in linears_of(block_name, block):
+                shape = tuple(linear.weight.shape)
+                before = linear.weight.numel() * recognizer.stored_dtype.itemsize
+                if ignored(name, config.ignore):
+                    reason = "ignored by configuration"
+                    layers.append(PlannedLayer(name, stage.name, shape, None, reason, "", before, before))
+                    continue
+                try:
+                    group_size, note = choose_group_size(linear.in_features, config.group_size)
+                except CalibrationError as error:
+                    layers.append(PlannedLayer(name, stage.name, shape, None, str(error), "", before, before, False))
+                    continue
+                after = packed_bytes(linear, config, group_size)
+                layers.append(PlannedLayer(name, stage.name, shape, group_size, "", note, before, after))
+    for name, reason in recognizer.left_out().items():
+        weight = recognizer.model.get_submodule(name).weight
+        stored = weight.numel() * recognizer.stored_dtype.itemsize
+        layers.append(PlannedLayer(name, "", tuple(weight.shape), None, reason, "", stored, stored))
+    return layers
+
+
+def check_fits(layers: Sequence[PlannedLayer]) -> None:
+    """See that the walk will not have to stop at a layer.
+
+    Raises:
+        CalibrationError: it will; names the layers and the mend.
+    """
+    stuck = [f"{layer.name} ({layer.reason})" for layer in layers if not layer.fits]
+    if stuck:
+        raise CalibrationError(
+            f"{', '.join(stuck)}; set group_size to a divisor, or leave the layers alone with ignore"
+        )
+
+
+def check_weights(recognizer: Recognizer, config: Lattice) -> None:
+    """See that the weights that will be quantized are numbers.
+
+    Raises:
+        CalibrationError: some are NaN or infinite; names the layers.
+    """
+    sound = {
+        name: torch.isfinite(linear.weight).all()
+        for stage in recognizer.stages()
+        for block_name, block in stage.blocks
+        for name, linear in linears_of(block_name, block)
+        if not ignored(name, config.ignore)
+    }
+    bad = [name for name, finite in sound.items() if not bool(finite)]
+    if bad:
+        raise CalibrationError(
+            f"{', '.join(bad)}: its weights hold NaN or infinite values; load another copy of the checkpoint, in the "
+            "dtype it was stored in, or leave the layer alone with ignore"
+        )
+
+
+def choose_group_size(in_features: int, group_size: int) -> tuple[int, str]:
+    """The configured group size, or the largest smaller one that divides the layer, and a note on it.
+
+    Raises:
+        CalibrationError: the width is not even a multiple of eight.
+    """
+    if in_features % group_size == 0:
+        return group_size, ""
+    for smaller in FALLBACK_GROUPS:
+        if smaller < group_size and in_features % smaller == 0:
+            return smaller, f"group size {smaller}: {group_size} does not divide {in_features} inputs"
+    raise CalibrationError(f"no group size up to {group_size} divides {in_features} inputs")
+
+
+def packed_bytes(linear: nn.Linear, config: Lattice, group_size: int) -> int:
+    """What a Linear's weight will take in the checkpoint."""
+    scheme, scale_dtype = config.scheme(group_size), getattr(torch, config.scale_dtype)
+    shape = linear.in_features, linear.out_features
+    return QuantLinear(*shape, scheme, bias=False, scale_dtype=scale_dtype, device="meta").packed_bytes()
+
+
+def linears_of(block_name: str, block: nn.Module) -> list[tuple[str, nn.Linear]]:
+    """The Linears of a block by their names in the model."""
+    return [(f"{block_name}.{name}", m) for name, m in block.named_modules() if isinstance(m, nn.Linear)]
+
+
+def ignored(name: str, patterns: Sequence[str]) -> bool:
+    """Whether a pattern names the layer or something it lies in."""
+    return any(name == pattern or name.startswith(f"{pattern}.") for pattern in patterns)
+
+
+def check_ignored(stages: Sequence[Stage], patterns: Sequence[str]) -> None:
+    """See that every pattern matches: one that does not is a misspelling, and what it meant would be quantized.
+
+    Raises:
+        ModelError: one matches no layer.
+    """
+    names = [f"{name}.{inner}" for s in stages for name, block in s.blocks for inner, _ in block.named_modules()]
+    for pattern in patterns:
+        if not any(ignored(name, [pattern]) for name in names):
+            raise ModelError(f"ignore: {pattern!r} matches no layer; names look like {names[1]}")

@@ -1,0 +1,77 @@
+"""The rows of a batch's hidden states: on which side each goes, with what weight, and into which fold."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from tarq.method.metrics import Metric
+from tarq.models.types import Batch, Positions
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of one batch's hidden states, batch dimension and all flattened.
+
+    Attributes:
+        tail: [R] bool, the side each goes to.
+        weight: [R] float.
+        utterance: [R] which utterance of the batch each belongs to.
+        fold: [R] which part of the calibration set.
+    """
+
+    tail: Tensor
+    weight: Tensor
+    utterance: Tensor
+    fold: Tensor
+
+
+class RowCache:
+    """Rows of each batch and kind of positions, made once: they are the same for every layer that reads such rows.
+
+    Args:
+        metric: gives side and weight.
+        padding_weight: of rows beyond the end of the audio.
+        folds: how many parts the calibration set is split into; utterances take turns.
+        device: where rows are wanted.
+    """
+
+    def __init__(self, metric: Metric, padding_weight: float, folds: int, device: torch.device) -> None:
+        self.metric, self.padding_weight, self.folds, self.device = metric, padding_weight, folds, device
+        self._rows: dict[tuple[str, int], Rows] = {}
+
+    def of(self, positions: str, index: int, batch: Batch, utterances_before: int) -> Rows:
+        """The rows of a batch.
+
+        Args:
+            positions: key of :attr:`Batch.positions`.
+            index: of the batch within the calibration set.
+            batch: itself.
+            utterances_before: how many utterances of the set come before it.
+        """
+        key = positions, index
+        if key not in self._rows:
+            made = assign(self.metric, batch.positions[positions], batch.ids, positions, self.padding_weight)
+            fold = (utterances_before + made.utterance).remainder(self.folds)
+            self._rows[key] = Rows(*(t.to(self.device) for t in (made.tail, made.weight, made.utterance, fold)))
+        return self._rows[key]
+
+
+def assign(metric: Metric, positions: Positions, ids: Sequence[str], stage: str, padding_weight: float) -> Rows:
+    """Side, weight and utterance of each row of a batch; all in fold 0."""
+    tails, weights = [], []
+    for utterance, tail, exists, padding in zip(ids, positions.tail, positions.exists, positions.padding, strict=True):
+        heard = exists & ~padding
+        side, weight = metric.assign(tail & heard, heard, f"{stage}/{utterance}")
+        weight = torch.ones(len(tail)) if weight is None else weight
+        tails.append(side)
+        weights.append(weight * (heard + padding_weight * (exists & padding)))
+    utterance_of = torch.arange(len(ids)).repeat_interleave(positions.exists.shape[1])
+    rows = Rows(torch.cat(tails), torch.cat(weights), utterance_of, torch.zeros_like(utterance_of))
+    if not positions.packed:
+        return rows
+    there = positions.exists.flatten()
+    return Rows(*(getattr(rows, f.name)[there] for f in fields(rows)))
