@@ -104,11 +104,11 @@ def _model_tables(results: dict[str, Any], model: str, arms: Sequence[str], pair
     positions = results["models"][model]["positions"]
     settings, damage = results["settings"], draws["delta_nll_rare"]
     lines = [
-        f"**{model}**, W4G128; {len(damage)} draws of {settings['samples']} calibration utterances; scored on "
+        f"**{model}**, W4G128; {_draws(damage)} of {settings['samples']} calibration utterances; scored on "
         f"{len(results['models'][model]['ids'])} utterances of {len(settings['speakers'])} speakers: "
         f"{sum(positions['rare'])} rare targets, {sum(positions['common'])} common ones"
         + "".join(
-            f", {sum(_denominators(results['models'][model], figure))} {what} in {len(draws[figure])} draws"
+            f", {sum(_denominators(results['models'][model], figure))} {what} in {_draws(draws[figure])}"
             for figure, what in (("rare_wer", "rare words"), ("wer", "words"))
             if figure in shown
         )
@@ -156,6 +156,10 @@ def _text(figure: str, known: Interval | Difference) -> str:
     value, low, high = (f"{factor * x:{sign}.{decimals}f}" for x in (known.value, known.low, known.high))
     text = f"{value} [{low}, {high}]".replace("-", "−")
     return f"**{text}**" if paired and known.clear_of_zero else text
+
+
+def _draws(draws: Sequence[int]) -> str:
+    return f"{len(draws)} draw{'s' if len(draws) != 1 else ''}"
 
 
 def _row(cells: Sequence[str]) -> str:

@@ -101,7 +101,7 @@ def test_a_stopped_study_goes_on_and_its_table_is_the_mean_over_draws(study, spe
     assert "4 utterances of 2 speakers" in out
     # A draw that only one arm has is not compared.
     del cells["tiny-whisper/gptq/1"]
-    assert "; 1 draws of 3 " in headline.markdown(both, list(headline.ARMS), headline.PAIRS)
+    assert "; 1 draw of 3 " in headline.markdown(both, list(headline.ARMS), headline.PAIRS)
 
 
 def test_a_cell_is_what_evaluate_measures(study, speech, model_folder, headline):
