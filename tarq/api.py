@@ -12,19 +12,23 @@ import torch
 from transformers import AutoFeatureExtractor, AutoProcessor, AutoTokenizer, PreTrainedModel
 
 from tarq import distributed
-from tarq.checkpoint import compressed_tensors as checkpoint
+from tarq.checkpoint import load as loading
+from tarq.checkpoint import save as saving
+from tarq.checkpoint.checks import check_model, check_preprocessor
+from tarq.checkpoint.compressed_tensors import quantization_config
+from tarq.checkpoint.source import first_line, located
 from tarq.config import TarqConfig
 from tarq.data.audio import read_audio
 from tarq.data.corpora.registry import first_usable, load_utterances, sample_utterances
 from tarq.data.intake import Intake
 from tarq.data.utterance import Utterance
-from tarq.errors import ModelError
+from tarq.errors import ModelError, TarqError
 from tarq.linear import use_int8_activations
 from tarq.method.metrics import Metric
 from tarq.models.base import Recognizer
 from tarq.models.registry import adapt, family_of, model_class
 from tarq.models.types import Batch
-from tarq.report import FILE_NAME, Report, Reporter, peak_memory
+from tarq.report import Report, Reporter, peak_memory
 from tarq.scoring.run import Evaluation, by_language, evaluate_models
 from tarq.speech.calibration import calibration_set
 from tarq.speech.transcription import transcribe_waveforms
@@ -49,7 +53,7 @@ def load(
         ModelError: there is no usable model.
         CheckpointError: the checkpoint is damaged or of another format.
     """
-    return checkpoint.load_model(source, model_class, dtype=dtype, device=device)[0]
+    return loading.load_model(source, model_class, dtype=dtype, device=device)[0]
 
 
 def load_recognizer(
@@ -77,7 +81,7 @@ def load_recognizer(
         CheckpointError: the checkpoint is damaged.
     """
     if offload and dtype is None:
-        dtype = checkpoint.computing_dtype(source, device)
+        dtype = loading.computing_dtype(source, device)
     recognizer = as_recognizer(source, language=language, dtype=dtype, device="cpu" if offload else device)
     if int8_activations and use_int8_activations(recognizer.model) == 0:
         raise ModelError(f"{source}: no layers of 4 bits or fewer, whose inputs int8_activations rounds; leave it off")
@@ -114,8 +118,9 @@ def as_recognizer(
     else:
         if isinstance(model, str | Path):
             source: str | Path = model
-            loaded, stored_dtype = checkpoint.load_model(source, model_class, dtype=dtype, device=device)
+            loaded, stored_dtype = loading.load_model(source, model_class, dtype=dtype, device=device)
         else:
+            check_model(model)
             source, loaded, stored_dtype = model.config._name_or_path, model, model.dtype
         family = family_of(loaded.config.model_type, type(loaded).__name__)
         if family.needs_processor:
@@ -126,7 +131,13 @@ def as_recognizer(
             tokenizer = _part(source, "tokenizer", tokenizer, AutoTokenizer)
             feature_extractor = _part(source, "feature_extractor", feature_extractor, AutoFeatureExtractor)
             processor = None
-        recognizer = adapt(loaded, tokenizer, feature_extractor, stored_dtype, processor)
+        try:
+            recognizer = adapt(loaded, tokenizer, feature_extractor, stored_dtype, processor)
+        except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
+            raise ModelError(
+                f"{source}: the model's files do not fit together ({type(error).__name__}: {first_line(error)}); "
+                "take config.json, generation_config.json and the tokenizer from the original model"
+            ) from error
     if language is not None:
         recognizer.language = language
     return recognizer
@@ -134,10 +145,17 @@ def as_recognizer(
 
 def _part(source: str | Path, name: str, given: Any, auto: Any) -> Any:
     """The tokenizer, feature extractor or processor given, or the one that lies beside the model."""
+    if given is not None:
+        return given
     try:
-        return given if given is not None else auto.from_pretrained(source)
+        folder = located(source)
+        check_preprocessor(folder)
+        return auto.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except TarqError:
+        raise
     except Exception as error:  # transformers raises OSError, ValueError, TypeError … for a missing file
-        raise ModelError(f"{source}: no {name} there ({error}); pass {name}=… or add its files") from error
+        reason = first_line(error)
+        raise ModelError(f"{source}: no usable {name} there ({reason}); pass {name}=… or add its files") from error
 
 
 @distributed.together()
@@ -213,7 +231,7 @@ def quantize(
     before = recognizer.linear_bytes()
     began = time.monotonic()
     layers = quantize_model(recognizer, batches, config, reporter, metric, device)
-    recognizer.model.config.quantization_config = checkpoint.quantization_config(recognizer.model)
+    recognizer.model.config.quantization_config = quantization_config(recognizer.model)
     peaks = distributed.gathered([peak_memory(device)])
     return Report(
         model=str(recognizer.model.config._name_or_path),
@@ -251,33 +269,21 @@ def save(
         tokenizer: saved along; found where the model was loaded from when not given.
         feature_extractor: likewise.
         processor: likewise; see :func:`as_recognizer`.
-        overwrite: replace an existing folder.
+        overwrite: replace an existing checkpoint; a folder that holds anything else is left alone.
 
     Raises:
-        CheckpointError: the folder exists, or writing failed; nothing is left behind.
+        CheckpointError: the folder may not be written, the model holds numbers that are not finite, or writing
+            failed; nothing is left behind.
         ModelError: the tokenizer or feature extractor is not found.
     """
     # Without tokenizer and feature extractor nobody could transcribe with what is written.
     if not isinstance(model, Recognizer):
         model = as_recognizer(model, tokenizer, feature_extractor, processor=processor)
-    extras = model.parts
-    if report is not None:
-        extras.append(_ReportFile(report))
     with distributed.together():
         if distributed.rank() == 0:
-            checkpoint.save(model.model, path, extras=extras, overwrite=overwrite)
-
-
-class _ReportFile:
-    """A report as one of a checkpoint's parts."""
-
-    def __init__(self, report: Report) -> None:
-        self.report = report
-
-    def save_pretrained(self, folder: Path) -> None:
-        weights = sum(f.stat().st_size for f in folder.glob("*.safetensors"))
-        self.report.sizes["checkpoint_bytes"] = weights
-        (folder / FILE_NAME).write_text(self.report.to_json())
+            saving.save(
+                model.model, path, parts=model.parts, tokenizer=model.tokenizer, report=report, overwrite=overwrite
+            )
 
 
 def transcribe(

@@ -156,7 +156,7 @@ def quantize(
 ) -> None:
     """Quantize a model and write a compressed-tensors checkpoint."""
     from tarq import api, distributed
-    from tarq.checkpoint.compressed_tensors import check_writable
+    from tarq.checkpoint.folder import check_writable
     from tarq.config import TarqConfig
     from tarq.terminal.screen import show_report
 
@@ -197,7 +197,7 @@ def quantize(
     )
     speech = calibration[0] if calibration and len(calibration) == 1 else _labelled(calibration or []) or None
     with distributed.joined() as first, _screen(first) as reporter:
-        check_writable(out, overwrite)
+        check_writable(out, overwrite, model)
         reporter.phase(f"loading {model}")
         where = _where(device, dtype)
         recognizer = api.load_recognizer(model, **where, language=language, offload=offload)
