@@ -118,9 +118,10 @@ class Method(Checked):
         max_lambda: cap on λ, none by default.
         residual: correction for the drift of the layers already quantized: ``cross-fitted`` (weighted
             cross-moment, α judged on utterances it was not fitted on), ``least-squares`` (the same direction,
-            α that minimises the error on the calibration set itself), ``paper`` (its α), ``none``, or a float
-            used as a fixed α.
-        solver: ``sweep`` (Cholesky-based, GPTQ's codes) or ``rtn`` (round to nearest).
+            α that minimises the error on the calibration set itself), ``cross-fitted-bias`` (about the mean of the
+            inputs, which the layers' biases absorb), ``paper`` (its α), ``none``, or a float used as a fixed α.
+        solver: ``sweep`` (Cholesky-based, GPTQ's codes), ``refined`` (the sweep, then scales refitted and codes
+            descended under the metric) or ``rtn`` (round to nearest).
         damp: δ = damp · mean(diag H) is added to the metric's diagonal.
         act_order: ``none``, or ``static``: scales first, then columns by falling diag(H).
         tail_positions: a position is tagged by its ``input`` token, its ``target`` token, or ``either``.
@@ -144,8 +145,8 @@ class Method(Checked):
     residual: str | float = option(
         "cross-fitted",
         METHOD,
-        "Correction for the layers quantized before: cross-fitted, least-squares, paper, none, or a number (a fixed "
-        "α).",
+        "Correction for the layers quantized before: cross-fitted, cross-fitted-bias, least-squares, paper, none, or "
+        "a number (a fixed α).",
         "residual",
         choices=tuple(RESIDUALS),
         low=0,
@@ -154,7 +155,7 @@ class Method(Checked):
     solver: str = option(
         "sweep",
         METHOD,
-        "How codes are chosen: sweep (GPTQ's) or rtn (nearest).",
+        "How codes are chosen: sweep (GPTQ's), refined (then refined under the metric) or rtn (nearest).",
         "choice",
         choices=tuple(SOLVERS),
     )

@@ -41,6 +41,8 @@ from tarq.scoring.outputs import Held
 from tarq.scoring.words import score_words
 from tarq.speech.calibration import batched, make_examples
 
+#: Better rounding: scales by least squares on the weights, then refitted and codes descended under the metric.
+REFINED = {"solver": "refined", "scale_rule": "mse"}
 #: Arm → preset and fields. The paper's as it can be read: RareBAL at c = 1, its own α, min–max scales, padding whole.
 ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "rtn": ("rtn", {}),
@@ -52,9 +54,27 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "tarq, c 1": ("tarq", {"cost_ratio": 1.0}),
     "tarq": ("tarq", {}),
+    "bias": ("gptq", {"residual": "cross-fitted-bias"}),
+    "refined": ("gptq", {"residual": "cross-fitted", **REFINED}),
+    "bias, refined": ("gptq", {"residual": "cross-fitted-bias", **REFINED}),
+    "bias, refined, c ¼": ("tarq", {"residual": "cross-fitted-bias", **REFINED}),
+    "bias, refined, c 1": ("tarq", {"residual": "cross-fitted-bias", "cost_ratio": 1.0, **REFINED}),
+    "bias, refined, random": (
+        "tarq",
+        {"residual": "cross-fitted-bias", "cost_ratio": 1.0, "metric": "random", **REFINED},
+    ),
 }
 #: Pairs beside those with GPTQ: what the tail's weights add, an arm against the same residual with a plain metric.
-PAIRS = [("tarq", "gptq, cross-fitted"), ("tarq, c 1", "gptq, cross-fitted")]
+PAIRS = [
+    ("tarq", "gptq, cross-fitted"),
+    ("tarq, c 1", "gptq, cross-fitted"),
+    ("bias", "gptq, cross-fitted"),
+    ("refined", "gptq, cross-fitted"),
+    ("bias, refined", "gptq, cross-fitted"),
+    ("bias, refined, c ¼", "bias, refined"),
+    ("bias, refined, c 1", "bias, refined"),
+    ("bias, refined, c 1", "bias, refined, random"),
+]
 KINDS = ("rare", "common")
 
 

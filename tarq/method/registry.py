@@ -23,12 +23,14 @@ METRICS = {
 }
 RESIDUALS = {
     "cross-fitted": "residuals:CrossFitted",
+    "cross-fitted-bias": "absorb:CrossFittedBias",
     "least-squares": "residuals:LeastSquares",
     "paper": "residuals:PaperResidual",
     "none": "residuals:NoResidual",
 }
 SOLVERS = {
     "sweep": "solvers:Sweep",
+    "refined": "refine:RefinedSweep",
     "rtn": "solvers:RoundToNearest",
 }
 

@@ -28,11 +28,13 @@ class Layer:
         name: in the model.
         weight: [m, n] W.
         bias: [m], which stays in full precision; None where it has none.
+        shift_free: whether adding one vector to all its outputs changes nothing (keys of softmax attention).
     """
 
     name: str
     weight: Tensor
     bias: Tensor | None = None
+    shift_free: bool = False
 
 
 @dataclass(frozen=True)

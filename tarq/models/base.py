@@ -39,6 +39,9 @@ class Recognizer(ABC):
     frames_only: ClassVar[bool] = False
     #: Whether transcripts may be taught with times around them.
     has_timestamps: ClassVar[bool] = False
+    #: Ends of the names of Linears whose outputs one vector may be added to without any effect: keys that softmax
+    #: attention compares with queries as they are, without rotary or relative positions.
+    shift_free: ClassVar[tuple[str, ...]] = ()
     #: Why layers outside the blocks stay in full precision: the end of a name to the reason.
     reasons: ClassVar[Mapping[str, str]] = {}
 

@@ -28,6 +28,7 @@ class MoonshineRecognizer(EncoderDecoder):
 
     model_classes: ClassVar = {"moonshine": "MoonshineForConditionalGeneration"}
     decoder_norm = "norm"
+    shift_free = (".encoder_attn.k_proj",)  # those of self-attention are rotated
 
     def __init__(self, model: nn.Module, *parts: Any) -> None:
         super().__init__(model, *parts)

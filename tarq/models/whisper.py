@@ -30,6 +30,7 @@ class WhisperRecognizer(EncoderDecoder):
 
     model_classes: ClassVar = {"whisper": "WhisperForConditionalGeneration"}
     has_timestamps = True
+    shift_free = (".k_proj",)
 
     def __init__(self, model: nn.Module, *parts: Any) -> None:
         super().__init__(model, *parts)

@@ -195,7 +195,7 @@ class Walk:
             chosen = [n for n in group.names if f"{name}.{n}" in self.plan]
             if not chosen:
                 continue
-            layers = [_layer(f"{name}.{n}", linear_of(block, n)) for n in chosen]
+            layers = [self._layer(f"{name}.{n}", linear_of(block, n)) for n in chosen]
             parts = shared.get(group.first_reader) if group.first_reader else None
             if parts is None:
                 waiting = [n for later in groups[i:] for n in later.names]
@@ -382,6 +382,5 @@ class Walk:
         found = [self.gradients.norms[name, index] for name in names if (name, index) in self.gradients.norms]
         return torch.stack(found).sum(0).to(self.device) if found else None
 
-
-def _layer(name: str, linear: nn.Linear) -> Layer:
-    return Layer(name, linear.weight, linear.bias)
+    def _layer(self, name: str, linear: nn.Linear) -> Layer:
+        return Layer(name, linear.weight, linear.bias, name.endswith(self.recognizer.shift_free))
