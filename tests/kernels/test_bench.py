@@ -99,6 +99,7 @@ def test_contestants_of_w4_linear_compute_the_same(small, device):
 
 @pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
 @pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.slow
 def test_the_fused_sweep_is_the_textbook_sweep_with_scales_fixed_beforehand(device):
     from tarq.bench.fused_sweep import fused_sweep
 
