@@ -9,9 +9,14 @@ import torch
 from torch import Tensor
 
 from .. import dispatch, triton_runtime
+from . import op  # noqa: F401 (declares the operators)
 from .backends import Backend, Config, register
 from .triton import layout
 from .weight import PackedWeight
+
+_product = torch.ops.tarq.w4_linear.default
+_product_int8 = torch.ops.tarq.w4_linear_int8.default
+_product_k_blocks = torch.ops.tarq.w4_linear_k_blocks.default
 
 
 def takes_int8(group_size: int, in_features: int) -> bool:
@@ -38,10 +43,10 @@ class Cpp(Backend):
         return weight.widened(4)
 
     def run(self, x: Tensor, weight: PackedWeight) -> Tensor:
-        return torch.ops.tarq.w4_linear.default(x, *weight[:6])
+        return _product(x, *weight[:6])
 
     def run_int8(self, x: Tensor, weight: PackedWeight) -> Tensor:
-        return torch.ops.tarq.w4_linear_int8.default(x, *weight[:6])
+        return _product_int8(x, *weight[:6])
 
 
 class Triton(Backend):
@@ -73,7 +78,7 @@ class Triton(Backend):
 
     def run(self, x: Tensor, weight: PackedWeight) -> Tensor:
         if torch.compiler.is_compiling() or type(x) is not Tensor or not x.is_cuda:
-            return torch.ops.tarq.w4_linear_k_blocks.default(x, *weight[:6])  # which can be traced
+            return _product_k_blocks(x, *weight[:6])  # which can be traced
         return _launcher()(x, weight)  # past the dispatcher, which takes as long as a small kernel
 
 

@@ -40,6 +40,7 @@ def test_spills_are_read_from_the_report():
 @pytest.mark.skipif(compiler() is None, reason="nvcc is not installed")
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.name)
+@pytest.mark.slow
 def test_compiles_without_spills(source, architecture, tmp_path):
     nvcc = compiler()
     assert nvcc

@@ -114,6 +114,7 @@ def test_values_near_the_limit_of_float16(isa: str):
     weighted=st.booleans(),
     seed=st.integers(0, 2**31),
 )
+@pytest.mark.slow
 def test_any_shape(count_threads: int, rows: int, n: int, k: int, dtype: torch.dtype, weighted: bool, seed: int):
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(rows, n, generator=generator).to(dtype)

@@ -133,6 +133,7 @@ def test_backends_agree_on_loss_and_scales(scale_dtype, ordered):
     count_threads=st.integers(1, 3),
     seed=st.integers(0, 5),
 )
+@pytest.mark.slow
 def test_native_on_any_shape(m, n, group, bits, symmetric, rule, ordered, dtype, count_threads, seed):
     h, w = hessian(n, dtype, seed=seed), weights(m, n, dtype, seed=seed)
     scheme = Scheme(bits, group, symmetric, rule)

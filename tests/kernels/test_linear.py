@@ -226,6 +226,7 @@ def test_compiles_without_a_graph_break(bits: int):
     assert x.grad.abs().sum() > 0
 
 
+@pytest.mark.slow
 def test_compiles_with_inductor():
     torch._dynamo.reset()
     layer = make()

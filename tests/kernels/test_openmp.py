@@ -40,6 +40,7 @@ def test_threads_sleep_where_nothing_is_chosen_and_it_costs_no_import_of_torch()
     assert settings() == ("True", "0")
 
 
+@pytest.mark.slow
 def test_the_users_choice_stands():
     assert settings(GOMP_SPINCOUNT="77") == ("False", "77")
     returned, spins = settings(OMP_WAIT_POLICY="active")
@@ -47,6 +48,7 @@ def test_the_users_choice_stands():
     assert int(spins) > 10**6
 
 
+@pytest.mark.slow
 def test_after_torch_it_is_too_late_and_said():
     returned, spins = settings(before="import torch")
     assert returned == "False"

@@ -111,17 +111,20 @@ def test_what_does_not_fit_is_found(trait):
     assert misfits("sm_80", [fits, fits | trait]) == [fits | trait]
 
 
+@pytest.mark.slow
 def test_every_kernel_fits_registers_and_shared_memory(built, architecture):
     assert built[architecture]
     assert not misfits(architecture, built[architecture])
 
 
+@pytest.mark.slow
 def test_gram_uses_the_tensor_cores(built, architecture):
     dots = {kernel["name"]: kernel["dots"] for kernel in built[architecture] if kernel["name"].startswith("gram_")}
     assert {f"gram_{dtype}_128{kind}" for dtype in ("bf16", "fp16") for kind in ("", "_routed", "_pair")} <= set(dots)
     assert set(map(tuple, dots.values())) == {(DOT[architecture],)}
 
 
+@pytest.mark.slow
 def test_w4_linear_uses_the_tensor_cores(built, architecture):
     """wgmma and tcgen05 for tiles of 64 rows and 16 tokens and more, mma.sync for those that they do not take."""
     dots = {kernel["name"]: kernel["dots"] for kernel in built[architecture] if kernel["name"].startswith("gem")}

@@ -218,6 +218,7 @@ def test_every_row_count_path(isa: str, dtype: torch.dtype, count: int):
     count_threads=1,
     seed=0,
 )
+@pytest.mark.slow
 def test_any_shape(rows, columns, group, count, symmetric, scale, dtype, isa, count_threads, seed):
     torch.manual_seed(seed)
     layer = make_layer(rows, columns, group, symmetric=symmetric, scale=scale)
@@ -442,6 +443,7 @@ def test_newer_instructions_stay_in_their_files():
 
 @native
 @pytest.mark.skipif(sys.platform != "linux", reason="forks a process with another environment")
+@pytest.mark.slow
 def test_isa_can_be_forced_from_outside():
     code = (
         "import torch; from tarq.kernels.w4_linear import PackedWeight, w4_linear, pack;"

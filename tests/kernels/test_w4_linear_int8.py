@@ -64,6 +64,7 @@ def test_kernels_against_float64(isa: str, columns: int, symmetric: bool):
     symmetric=st.booleans(),
     seed=st.integers(0, 2**31),
 )
+@pytest.mark.slow
 def test_any_shape(count_threads: int, rows: int, columns: int, count: int, group: int, symmetric: bool, seed: int):
     torch.manual_seed(seed)
     layer, x = make_layer(rows, columns, group, symmetric=symmetric), torch.randn(count, columns)

@@ -188,9 +188,16 @@ def test_prepacked_order():
 # ---- the kernels -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("name", PLANS)
+def test_every_kernel_once(name: str):
+    """Ragged rows, tokens, K and last group; four groups in a K block; zero points and a bias."""
+    check(PLANS[name], 3, 21, 200, 32, symmetric=False)
+
+
 @pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize("group", [32, 64, 128])
 @pytest.mark.parametrize("name", [name for name in PLANS if name != "dense"])
+@pytest.mark.slow
 def test_one_hot_inputs_read_the_weight(name: str, group: int, dtype: torch.dtype):
     """Every code meets every zero point, and each input its own code: exact, since scales are powers of two."""
     columns = 272
@@ -207,6 +214,7 @@ def test_one_hot_inputs_read_the_weight(name: str, group: int, dtype: torch.dtyp
 
 @pytest.mark.parametrize("n", [1, 3, 127, 128, 129, 384])
 @pytest.mark.parametrize("k", [1, 3, 8, 24, 127, 128, 129, 288, 384])
+@pytest.mark.slow
 def test_shapes(n: int, k: int):
     """Ragged rows, blocks and groups; each shape with other tokens, groups, dtypes and kernels, in turn."""
     turn = n + k
@@ -217,6 +225,7 @@ def test_shapes(n: int, k: int):
 
 @pytest.mark.parametrize("m", [0, 1, 3, 8, 16, 17, 65])
 @pytest.mark.parametrize("name", PLANS)
+@pytest.mark.slow
 def test_tokens(name: str, m: int):
     check(PLANS[name], m, 24, 200, 64, symmetric=False)
 
@@ -224,6 +233,7 @@ def test_tokens(name: str, m: int):
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("group", [32, 64, 128, 256, 40, 200, 1024])
 @pytest.mark.parametrize("name", ["gemv 8", "split", "dense"])
+@pytest.mark.slow
 def test_groups(name: str, group: int, symmetric: bool):
     """Groups of parts of a block, of several blocks, of all of K, and those that fit no block."""
     for k in (200, 520):
@@ -231,11 +241,13 @@ def test_groups(name: str, group: int, symmetric: bool):
 
 
 @pytest.mark.parametrize("m", [1, 5, 16, 40, 64, 100, 300])
+@pytest.mark.slow
 def test_chosen_plan(m: int):
     check(None, m, 72, 300, 128, symmetric=False)
 
 
 @pytest.mark.parametrize("name", ["gemv 8", "gemm 64", "dense"])
+@pytest.mark.slow
 def test_strides(name: str):
     layer = make_layer(10, 96, 32, symmetric=False)
     bias = torch.randn(20, device=DEVICE).half()[::2]
@@ -267,6 +279,7 @@ def test_layer_as_on_disk():
 
 @pytest.mark.filterwarnings("ignore:overflow encountered:RuntimeWarning")
 @pytest.mark.parametrize("name", [name for name in PLANS if name != "dense"])
+@pytest.mark.slow
 def test_values_near_the_limits_of_float16(name: str):
     """Sums far beyond float16 inside a group cancel without overflow; results beyond it are infinite."""
     codes = torch.full((16, 256), 15, dtype=torch.uint8)
@@ -307,6 +320,7 @@ def test_dense_weights_are_rounded_once(scale: torch.dtype, dtype: torch.dtype):
 
 
 @pytest.mark.parametrize("name", PLANS)
+@pytest.mark.slow
 def test_tensors_that_are_not_aligned(name: str):
     """Every stored tensor and x an element into its storage, K and the stride of x no multiple of a vector."""
 
@@ -351,6 +365,7 @@ def test_activations_that_do_not_fit_are_named(prepacked: bool):
     symmetric=st.booleans(),
     bias=st.booleans(),
 )
+@pytest.mark.slow
 def test_any_shape(name, m, n, k, group, dtype, symmetric, bias):
     check(PLANS[name], m, n, k, group, dtype=dtype, symmetric=symmetric, bias=bias)
 
@@ -459,6 +474,7 @@ def seen(kernel, arguments: dict) -> set:
 
 
 @pytest.mark.parametrize("capability", CAPABILITIES)
+@pytest.mark.slow
 def test_every_launch_is_one_that_was_compiled(
     monkeypatch: pytest.MonkeyPatch, record_launches, benchmark_script, capability: tuple[int, int]
 ):
