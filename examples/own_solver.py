@@ -1,4 +1,4 @@
-"""A solver of one's own: the sweep's codes, then each one moved to wherever the layer's loss is least, column by column.
+"""A solver of one's own: the sweep's codes, each then moved to where the layer's loss is least, column by column.
 
 Run it: ``python examples/own_solver.py``
 """
@@ -31,7 +31,7 @@ class Descent(Sweep):
 
 
 if __name__ == "__main__":
-    speech, config = tarq.testbed.calibration_pool(), tarq.TarqConfig(samples=8)
+    speech, config = tarq.testbed.calibration_pool(), tarq.TarqConfig(samples=4)
     for solver in (None, Descent()):
         report = tarq.quantize(tarq.load_recognizer(tarq.testbed.model()), speech, config, solver=solver)
         loss = sum(layer.loss for layer in report.layers) / len(report.layers)
