@@ -35,4 +35,4 @@ if __name__ == "__main__":
     for solver in (None, Descent()):
         report = tarq.quantize(tarq.load_recognizer(tarq.testbed.model()), speech, config, solver=solver)
         loss = sum(layer.loss for layer in report.layers) / len(report.layers)
-        print(f"{type(solver).__name__ if solver else config.solver}: mean relative layer loss {loss:.4f}")
+        print(f"{type(solver).__name__ if solver else config.solver}: mean layer loss {100 * loss:.4f} % of the output")

@@ -22,7 +22,7 @@ def test_an_example_runs(name, arms, capsys):
     assert len(path.read_text().splitlines()) < 40
     runpy.run_path(str(path), run_name="__main__")
     lines = capsys.readouterr().out.splitlines()
-    figures = dict(re.fullmatch(r"([\w-]+): .* (\d\.\d+)", line).groups() for line in lines)
+    figures = dict(re.fullmatch(r"([\w-]+): .*?(\d+\.\d+).*", line).groups() for line in lines)
     default, own = (float(figures[arm]) for arm in arms)
     assert default != own
     if name == "own_solver":
