@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from tarq.method.metrics import Metric
 from tarq.method.registry import make_metric, make_residual, make_solver
 from tarq.method.residuals import Residual
@@ -49,7 +52,12 @@ class Arms:
     @property
     def reads_audio(self) -> bool:
         """Whether calibration speech is needed at all."""
-        return self.solver.reads_audio or self.residual.paired
+        return self.solver.reads_audio or self.paired
+
+    @property
+    def paired(self) -> bool:
+        """Whether the full-precision network is walked beside the quantized one."""
+        return self.residual.paired or self.solver.paired
 
     @property
     def depends_on_layer(self) -> bool:
@@ -60,3 +68,8 @@ class Arms:
     def gradients(self) -> bool:
         """Whether the metric asks for the gradients at the layers' outputs."""
         return bool(getattr(self.metric, "gradients", False))  # a metric need not inherit from Metric
+
+    def target_weight(self, rare: Tensor, share: float) -> Tensor:
+        """:meth:`Metric.target_weight`, ones where the metric has none."""
+        own = getattr(self.metric, "target_weight", None)
+        return torch.ones(rare.shape) if own is None else own(rare, share)

@@ -23,12 +23,14 @@ class Solver(Protocol):
 
     Attributes:
         dtype: of the targets and statistics it computes with.
+        paired: ask for H_Δ beside H, whatever the residual: the full-precision network is walked, too.
         reads_audio: False for one that looks at the weights alone; without a residual no audio is read for it then.
         output_moments: ask for ``Σ g gᵀ`` of each layer, g the loss's gradient at its output in the full-precision
             model: one backward pass over the calibration set.
     """
 
     dtype: torch.dtype = torch.float32
+    paired: bool = False
     reads_audio: bool = True
     output_moments: bool = False
 

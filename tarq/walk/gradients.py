@@ -16,7 +16,6 @@ from torch.nn import functional as F
 
 from tarq import distributed
 from tarq.errors import CalibrationError
-from tarq.method.metrics import Metric
 from tarq.models.base import Recognizer
 from tarq.models.types import Batch
 
@@ -38,7 +37,7 @@ def output_gradients(
     recognizer: Recognizer,
     batches: Sequence[tuple[int, Batch]],
     names: Sequence[str],
-    metric: Metric,
+    target_weight: Callable[[Tensor, float], Tensor],
     rare_share: float,
     *,
     norms: bool,
@@ -50,7 +49,7 @@ def output_gradients(
         recognizer: of the full-precision model, all of it on one device.
         batches: this process's, with their indices in the calibration set.
         names: of Linears; one that a pass does not reach is left out.
-        metric: its ``target_weight`` says how much each target counts.
+        target_weight: how much each target counts, :meth:`tarq.method.metrics.Metric.target_weight`.
         rare_share: share of rare targets in the whole calibration set.
         norms: give squared norms row by row.
         moments: give second moments.
@@ -64,7 +63,7 @@ def output_gradients(
         found.moments = {name: _zeros(linear) for name, linear in linears.items()}
     with _frozen(recognizer.model):
         for index, batch in batches:
-            seen = _backward(recognizer, batch, linears, metric.target_weight(batch.rare_target, rare_share), found)
+            seen = _backward(recognizer, batch, linears, target_weight(batch.rare_target, rare_share), found)
             for name, pieces in seen.items():
                 rows = torch.cat(pieces).cpu()
                 if not bool(rows.isfinite().all()):

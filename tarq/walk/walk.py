@@ -164,7 +164,7 @@ class Walk:
                 index,
                 before,
                 batch,
-                capture(batch, full) if self.arms.residual.paired else None,
+                capture(batch, full) if self.arms.paired else None,
                 capture(batch, quantized),
             )
             for (index, before, batch), (full, quantized) in zip(self.share, handed, strict=True)
@@ -232,7 +232,7 @@ class Walk:
         residual = self.arms.residual
         features = layers[0].weight.shape[1]
         parts = [
-            Moments(features, paired=residual.paired, first=residual.first_moments, device=self.device)
+            Moments(features, paired=self.arms.paired, first=residual.first_moments, device=self.device)
             for _ in range(residual.folds)
         ]
         label = "|".join(layer.name for layer in layers)
@@ -348,7 +348,7 @@ class Walk:
             group_size=planned.group_size or 0,
             positions=positions["common"] + positions["tail"],
             tail_positions=positions["tail"],
-            notes=[text for text in (planned.note, *solution.notes) if text],
+            notes=[text for text in (planned.note, *solution.notes, _small_scales(solution)) if text],
             **asdict(solution.figures),
         )
         self.records.append(record)
@@ -369,7 +369,7 @@ class Walk:
             self.recognizer,
             [(index, batch) for index, _, batch in self.share],
             list(self.plan),
-            self.arms.metric,
+            self.arms.target_weight,
             rare_share(self.batches),
             norms=self.arms.gradients,
             moments=self.arms.solver.output_moments,
@@ -384,3 +384,11 @@ class Walk:
 
     def _layer(self, name: str, linear: nn.Linear) -> Layer:
         return Layer(name, linear.weight, linear.bias, name.endswith(self.recognizer.shift_free))
+
+
+def _small_scales(solution: Solution) -> str:
+    """A note on groups whose scale would be smaller than what its dtype holds, and so is the smallest that it does."""
+    scales = solution.quantized.scales
+    count = int((scales <= torch.finfo(scales.dtype).tiny).sum())
+    dtype = str(scales.dtype).removeprefix("torch.")
+    return f"{count} of {scales.numel()} scales are too small for {dtype}: set scale_dtype to bfloat16" if count else ""

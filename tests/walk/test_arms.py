@@ -209,6 +209,32 @@ def test_scales_that_the_checkpoint_cannot_hold_are_refused(recognizer, batches)
         run(recognizer, batches, config)
 
 
+@pytest.mark.parametrize(("scale_dtype", "noted"), [("float16", True), ("bfloat16", False)])
+def test_scales_too_small_for_the_checkpoint_are_noted(recognizer, scale_dtype, noted):
+    recognizer.decoder.layers[1].fc2.weight.data[:3] *= 1e-6
+    config = tarq.TarqConfig.preset("rtn", group_size=32, scale_dtype=scale_dtype)
+    notes = {r.name: r.notes for r in quantize_model(recognizer, [], config, Reporter())}
+    assert (notes[FC2] == ["24 of 1024 scales are too small for float16: set scale_dtype to bfloat16"]) == noted
+    assert not any(texts for name, texts in notes.items() if name != FC2)
+
+
+def test_a_solver_may_ask_for_the_cross_moment(recognizer, batches):
+    """GPTAQ's kind: the target is the weight itself, and the solver reads H_Δ."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Asks(Sweep):
+        paired: bool = True
+
+        def quantize(self, targets, statistics, scheme, scale_dtype, outputs=None):
+            drifts.append(float(statistics.moments.cross.norm()))
+            return super().quantize(targets, statistics, scheme, scale_dtype)
+
+    drifts = []
+    run(recognizer, batches, dataclasses.replace(CONFIG, residual="none"), solver=Asks())
+    assert drifts.count(0) == 2  # nothing quantized is in front of the encoder's first layers, and of the decoder's
+    assert drifts[0] == 0
+
+
 def test_gathering_moments_changes_no_weight(recognizer, batches):
     before = {name: tensor.clone() for name, tensor in recognizer.model.state_dict().items()}
     moments = gather_moments(recognizer, batches, dataclasses.replace(CONFIG, residual="none"))
