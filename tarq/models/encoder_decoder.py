@@ -149,7 +149,9 @@ class EncoderDecoder(Recognizer):
         """Rows whose forced tokens are the ones greedy decoding takes are decoded thereby; the others are decoded."""
         ids, targets = batch.input_ids.to(logits.device), batch.targets.to(logits.device)
 
-        def follow(model: Any, prompt: Tensor, logits_processor: Any, stopping_criteria: Any, **_: Any) -> Tensor:
+        def follow(
+            model: Any, prompt: Tensor, logits_processor: Any, stopping_criteria: Any, tokenizer: Any = None, **_: Any
+        ) -> Tensor:
             agreed = (ids[:, : prompt.shape[1]] == prompt).all(1)
             for t in range(prompt.shape[1] - 1, ids.shape[1]):
                 wanted, before = targets[:, t], ids[:, : t + 1]

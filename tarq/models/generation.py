@@ -94,24 +94,25 @@ HONOURED: dict[str, tuple[Callable[[Any, int], bool], str]] = {
 
 #: Fields of other searches, of what is returned, of speed and memory: greedy search comes to the same transcript
 #: without them.
-NEUTRAL = frozenset(
+NEUTRAL = frozenset({
     # beams and samples
-    "num_beams num_beam_groups num_return_sequences diversity_penalty early_stopping length_penalty renormalize_logits "
-    "do_sample temperature top_k top_p min_p top_h typical_p epsilon_cutoff eta_cutoff "
+    "num_beams", "num_beam_groups", "num_return_sequences", "diversity_penalty", "early_stopping", "length_penalty",
+    "renormalize_logits",
+    "do_sample", "temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff",
     # of an encoder's input ids: audio is none
-    "encoder_repetition_penalty encoder_no_repeat_ngram_size "
+    "encoder_repetition_penalty", "encoder_no_repeat_ngram_size",
     # NaN is an error here (FiniteLogits), not a zero
-    "remove_invalid_values "
+    "remove_invalid_values",
     # assisted, contrastive and other searches
-    "use_mtp penalty_alpha dola_layers prompt_lookup_num_tokens max_matching_ngram_size is_assistant "
-    "num_assistant_tokens num_assistant_tokens_schedule assistant_confidence_threshold assistant_early_exit "
-    "assistant_lookbehind target_lookbehind assistant_ensemble_weight speculation_type "
+    "use_mtp", "penalty_alpha", "dola_layers", "prompt_lookup_num_tokens", "max_matching_ngram_size", "is_assistant",
+    "num_assistant_tokens", "num_assistant_tokens_schedule", "assistant_confidence_threshold", "assistant_early_exit",
+    "assistant_lookbehind", "target_lookbehind", "assistant_ensemble_weight", "speculation_type",
     # what is returned
-    "output_attentions output_hidden_states output_scores output_logits return_dict_in_generate "
+    "output_attentions", "output_hidden_states", "output_scores", "output_logits", "return_dict_in_generate",
     # speed and memory
-    "use_cache cache_implementation cache_config max_cache_len compile_config disable_compile "
-    "continuous_batching_config low_memory prefill_chunk_size".split()
-)
+    "use_cache", "cache_implementation", "cache_config", "max_cache_len", "compile_config", "disable_compile",
+    "continuous_batching_config", "low_memory", "prefill_chunk_size",
+})  # fmt: skip
 
 #: Fields that change transcripts and are not carried out, with the reason.
 REFUSED = {
@@ -174,6 +175,8 @@ def generate(model: Any, tokenizer: Any, *, most: int, ends: Sequence[int], pad:
     """
     before = model.generation_config
     fields = {name: getattr(before, name, None) for name in HONOURED}
+    if "decoder_input_ids" in inputs and fields["decoder_start_token_id"] is None:
+        fields["decoder_start_token_id"] = int(inputs["decoder_input_ids"][0, 0])
     fields |= {"max_length": None, "max_new_tokens": most, "eos_token_id": list(ends), "pad_token_id": pad}
     if fields["stop_strings"] is not None:
         inputs["tokenizer"] = tokenizer
