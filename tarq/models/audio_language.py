@@ -15,19 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from transformers import GenerationMixin, LogitsProcessorList
 
 from tarq.errors import ModelError
 from tarq.models.alignment import alignment_scores
 from tarq.models.base import Recognizer, require, teacher_forced, with_prompt
-from tarq.models.generation import (
-    FiniteLogits,
-    check_generation,
-    end_tokens,
-    greedy_options,
-    new_tokens,
-    transcripts_of,
-)
+from tarq.models.generation import check_generation, end_tokens, generate, new_tokens, transcripts_of
 from tarq.models.types import Batch, Example, Features, Positions, Prompted, Stage
 
 #: Longest transcript of a window, where generation_config.json does not say.
@@ -239,17 +231,15 @@ class AudioLanguageModel(Recognizer):
         ids = pad_sequence(prompts, batch_first=True, padding_value=self.end_token, padding_side="left").to(self.device)
         mask = pad_sequence([torch.ones_like(p) for p in prompts], batch_first=True, padding_side="left")
         generation, prompt = self.model.generation_config, ids.shape[1]
-        written: Any = GenerationMixin.generate(
+        written = generate(
             self.model,
+            self.tokenizer,
+            most=new_tokens(generation, prompt, self.max_target_tokens, default=MAX_NEW_TOKENS),
+            ends=ends,
+            pad=self.end_token,
             input_ids=ids,  # what penalties and bans of repetition go by; computed with are the embeddings
             inputs_embeds=self._embedded(ids, encoder_output),
             attention_mask=mask.to(self.device),
-            logits_processor=LogitsProcessorList([FiniteLogits()]),
-            max_length=None,
-            max_new_tokens=new_tokens(generation, prompt, self.max_target_tokens, default=MAX_NEW_TOKENS),
-            eos_token_id=ends,
-            pad_token_id=self.end_token,
-            **greedy_options(generation, self.tokenizer),
         )
         return transcripts_of(self.tokenizer, written[:, prompt:].tolist(), ends)
 

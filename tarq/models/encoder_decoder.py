@@ -8,19 +8,11 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from transformers import GenerationMixin, LogitsProcessorList
 from transformers.modeling_outputs import BaseModelOutput
 
 from tarq.models.alignment import alignment_scores
 from tarq.models.base import Recognizer, require, teacher_forced, with_prompt
-from tarq.models.generation import (
-    FiniteLogits,
-    check_generation,
-    end_tokens,
-    greedy_options,
-    new_tokens,
-    transcripts_of,
-)
+from tarq.models.generation import check_generation, end_tokens, generate, new_tokens, transcripts_of
 from tarq.models.types import Batch, Example, Features, Positions, Prompted, Stage
 
 #: Frames that a median is taken over where attention is smoothed.
@@ -157,7 +149,9 @@ class EncoderDecoder(Recognizer):
         """Rows whose forced tokens are the ones greedy decoding takes are decoded thereby; the others are decoded."""
         ids, targets = batch.input_ids.to(logits.device), batch.targets.to(logits.device)
 
-        def follow(model: Any, prompt: Tensor, logits_processor: Any, stopping_criteria: Any, **_: Any) -> Tensor:
+        def follow(
+            model: Any, prompt: Tensor, logits_processor: Any, stopping_criteria: Any, tokenizer: Any = None, **_: Any
+        ) -> Tensor:
             agreed = (ids[:, : prompt.shape[1]] == prompt).all(1)
             for t in range(prompt.shape[1] - 1, ids.shape[1]):
                 wanted, before = targets[:, t], ids[:, : t + 1]
@@ -179,22 +173,17 @@ class EncoderDecoder(Recognizer):
         """Greedy tokens, behind the prompt."""
         ends = end_tokens(self.model, self.tokenizer)
         pad = self.model.generation_config.pad_token_id
-        # Not the model's own generate(): Whisper's seeks through long audio by the timestamps it finds in the
-        # text, and wants the features again for that. What comes here is one window, without timestamps.
-        ids: Any = GenerationMixin.generate(
+        return generate(
             self.model,
+            self.tokenizer,
+            most=self.most_tokens(encoder_output, len(prompt)),
+            ends=ends,
+            pad=ends[0] if pad is None else pad,
             encoder_outputs=self.model_output(encoder_output),
             attention_mask=torch.ones(encoder_output.shape[:2], dtype=torch.long, device=encoder_output.device),
             decoder_input_ids=torch.tensor([list(prompt)] * len(encoder_output), device=encoder_output.device),
-            logits_processor=LogitsProcessorList([FiniteLogits()]),
-            max_length=None,
-            max_new_tokens=self.most_tokens(encoder_output, len(prompt)),
-            eos_token_id=ends,
-            pad_token_id=ends[0] if pad is None else pad,
-            **greedy_options(self.model.generation_config, self.tokenizer),
             **options,
         )
-        return ids
 
     def most_tokens(self, encoder_output: Tensor, prompt: int) -> int:
         """How long a transcript may get behind a prompt of so many tokens."""

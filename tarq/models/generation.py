@@ -2,7 +2,7 @@
 
 ``generate`` reads the file whenever it is called. Fields that change which token is taken, or where a transcript ends,
 are honoured as transformers does (:data:`HONOURED`, checked before any audio is read). Fields of other ways to search,
-of what is returned and of how fast it goes are set to what greedy search needs (:data:`NEUTRAL`). What cannot be
+of what is returned and of how fast it goes are set aside (:data:`NEUTRAL`). What cannot be
 carried out is refused (:data:`REFUSED`).
 """
 
@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, LogitsProcessor
+from transformers import GenerationConfig, GenerationMixin, LogitsProcessor, LogitsProcessorList
 
 from tarq.errors import ModelError
 
@@ -92,62 +92,27 @@ HONOURED: dict[str, tuple[Callable[[Any, int], bool], str]] = {
     "watermarking_config": (_anything, ""),
 }
 
-#: Fields of other searches, of what is returned and of speed: greedy search comes to the same transcript without them.
-NEUTRAL: dict[str, Any] = {
-    # beams and samples: tarq decodes greedily
-    "num_beams": 1,
-    "num_beam_groups": None,
-    "num_return_sequences": 1,
-    "diversity_penalty": None,
-    "early_stopping": False,
-    "length_penalty": 1.0,
-    "renormalize_logits": False,
-    "do_sample": False,
-    "temperature": None,
-    "top_k": None,
-    "top_p": None,
-    "min_p": None,
-    "top_h": None,
-    "typical_p": None,
-    "epsilon_cutoff": None,
-    "eta_cutoff": None,
+#: Fields of other searches, of what is returned, of speed and memory: greedy search comes to the same transcript
+#: without them.
+NEUTRAL = frozenset({
+    # beams and samples
+    "num_beams", "num_beam_groups", "num_return_sequences", "diversity_penalty", "early_stopping", "length_penalty",
+    "renormalize_logits",
+    "do_sample", "temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff",
     # of an encoder's input ids: audio is none
-    "encoder_repetition_penalty": None,
-    "encoder_no_repeat_ngram_size": None,
+    "encoder_repetition_penalty", "encoder_no_repeat_ngram_size",
     # NaN is an error here (FiniteLogits), not a zero
-    "remove_invalid_values": False,
+    "remove_invalid_values",
     # assisted, contrastive and other searches
-    "use_mtp": None,
-    "penalty_alpha": None,
-    "dola_layers": None,
-    "prompt_lookup_num_tokens": None,
-    "max_matching_ngram_size": None,
-    "is_assistant": False,
-    "num_assistant_tokens": None,
-    "num_assistant_tokens_schedule": None,
-    "assistant_confidence_threshold": None,
-    "assistant_early_exit": None,
-    "assistant_lookbehind": None,
-    "target_lookbehind": None,
-    "assistant_ensemble_weight": None,
-    "speculation_type": None,
+    "use_mtp", "penalty_alpha", "dola_layers", "prompt_lookup_num_tokens", "max_matching_ngram_size", "is_assistant",
+    "num_assistant_tokens", "num_assistant_tokens_schedule", "assistant_confidence_threshold", "assistant_early_exit",
+    "assistant_lookbehind", "target_lookbehind", "assistant_ensemble_weight", "speculation_type",
     # what is returned
-    "output_attentions": False,
-    "output_hidden_states": False,
-    "output_scores": False,
-    "output_logits": False,
-    "return_dict_in_generate": False,
+    "output_attentions", "output_hidden_states", "output_scores", "output_logits", "return_dict_in_generate",
     # speed and memory
-    "use_cache": True,
-    "cache_implementation": None,
-    "cache_config": None,
-    "max_cache_len": None,
-    "compile_config": None,
-    "disable_compile": True,
-    "continuous_batching_config": None,
-    "low_memory": None,
-    "prefill_chunk_size": None,
-}
+    "use_cache", "cache_implementation", "cache_config", "max_cache_len", "compile_config", "disable_compile",
+    "continuous_batching_config", "low_memory", "prefill_chunk_size",
+})  # fmt: skip
 
 #: Fields that change transcripts and are not carried out, with the reason.
 REFUSED = {
@@ -191,12 +156,36 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:60] + " …"
 
 
-def greedy_options(generation: GenerationConfig, tokenizer: Any) -> dict[str, Any]:
-    """Arguments that make ``generate`` search greedily whatever the generation configuration asks for."""
-    options = {name: value for name, value in NEUTRAL.items() if hasattr(generation, name)}
-    if generation.stop_strings is not None:
-        options["tokenizer"] = tokenizer
-    return options
+def generate(model: Any, tokenizer: Any, *, most: int, ends: Sequence[int], pad: int, **inputs: Any) -> Any:
+    """``generate`` as a greedy search by the fields that decide a transcript, and by no others.
+
+    Not the model's own: Whisper's seeks through long audio by the timestamps it finds in the text, and wants the
+    features again for that. What comes here is one window, without timestamps.
+
+    Args:
+        model: the model, whose generation configuration is read.
+        tokenizer: for ``stop_strings``.
+        most: tokens that may follow the prompt.
+        ends: tokens that end a transcript.
+        pad: token that fills shorter rows.
+        inputs: of the model.
+
+    Raises:
+        ModelError: the model computes NaN or infinity.
+    """
+    before = model.generation_config
+    fields = {name: getattr(before, name, None) for name in HONOURED}
+    if "decoder_input_ids" in inputs and fields["decoder_start_token_id"] is None:
+        fields["decoder_start_token_id"] = int(inputs["decoder_input_ids"][0, 0])
+    fields |= {"max_length": None, "max_new_tokens": most, "eos_token_id": list(ends), "pad_token_id": pad}
+    if fields["stop_strings"] is not None:
+        inputs["tokenizer"] = tokenizer
+    # Arguments would not do: they are joined with the model's own configuration, which is checked as a whole.
+    model.generation_config = GenerationConfig(**{name: value for name, value in fields.items() if value is not None})
+    try:
+        return GenerationMixin.generate(model, logits_processor=LogitsProcessorList([FiniteLogits()]), **inputs)
+    finally:
+        model.generation_config = before
 
 
 def end_tokens(model: Any, tokenizer: Any) -> list[int]:

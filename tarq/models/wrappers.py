@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,9 @@ def _check_plain(model: nn.Module) -> None:
             raise ModelError(f"{name} is on the meta device, without values: load the model with its weights")
         if type(tensor).__name__ == "DTensor" or type(tensor.data).__name__ == "DTensor":
             raise ModelError(f"{name} is sharded (DTensor): load the model whole; tarq shares the work itself")
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and tensor.numel() and not all(map(math.isfinite, tensor.aminmax())):
+            raise ModelError(f"{name} holds NaN or infinity: the checkpoint is damaged, take it from its source again")
 
 
 def check_no_adapter(source: str | Path) -> None:

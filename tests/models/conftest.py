@@ -14,9 +14,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
-from transformers import CompressedTensorsConfig, PreTrainedTokenizerFast
+from transformers import CompressedTensorsConfig
 
 import tarq
 from tarq.checkpoint.compressed_tensors import names_layer
@@ -27,37 +26,7 @@ from tarq.report import Report, Reporter
 from tarq.speech.calibration import calibration_set, make_examples
 from tarq.walk.walk import gather_moments
 
-#: What tokenizers are trained on: common words, so that rare ones fall into several pieces.
-TEXT = [
-    "the committee met in the old town on the ninth of March",
-    "she sells the house by the river and it was a very good day for all of us",
-    "they will come back next year at half past six",
-]
-
 CONFIG = tarq.TarqConfig(group_size=32, batch_size=4, samples=4)
-
-
-def byte_level_tokenizer(special: list[str], **roles: str) -> PreTrainedTokenizerFast:
-    """A byte-level BPE with special tokens at its first ids."""
-    bpe = Tokenizer(models.BPE())
-    bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bpe.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    bpe.train_from_iterator(
-        TEXT, trainers.BpeTrainer(vocab_size=400, special_tokens=special, initial_alphabet=alphabet)
-    )
-    return PreTrainedTokenizerFast(tokenizer_object=bpe, **roles)
-
-
-def lively(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Random weights large enough that what a model computes depends on what it hears."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, nn.Linear | nn.Embedding | nn.Conv1d | nn.Conv2d) and "weight" in module._parameters:
-                fan_in = module.weight[0].numel()
-                module.weight.copy_(torch.randn(module.weight.shape, generator=generator) / fan_in**0.5)
-    return model
 
 
 @pytest.fixture(scope="session")

@@ -9,19 +9,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
-    HubertConfig,
-    HubertForCTC,
-    ParakeetCTCConfig,
-    ParakeetEncoderConfig,
-    ParakeetFeatureExtractor,
-    ParakeetForCTC,
-    ParakeetTokenizer,
     Wav2Vec2Config,
-    Wav2Vec2CTCTokenizer,
-    Wav2Vec2FeatureExtractor,
-    Wav2Vec2ForCTC,
     Wav2Vec2ForPreTraining,
 )
 
@@ -32,60 +21,16 @@ from tarq.models.ctc import forced_path, within_rare
 from tarq.report import Reporter
 from tarq.speech.calibration import calibration_set, make_examples, transcript_styles
 
-from .conftest import CONFIG, TEXT, lively, tone
-
-STEM = {"conv_dim": (32, 32, 32), "conv_kernel": (20, 8, 4), "conv_stride": (10, 8, 4)}
-SIZE = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96}
-
-
-def character_tokenizer(path):
-    letters = ["<pad>", "<s>", "</s>", "<unk>", "|", *"ABCDEFGHIJKLMNOPQRSTUVWXYZ'"]
-    path.mkdir(parents=True, exist_ok=True)
-    (path / "vocab.json").write_text(json.dumps({c: i for i, c in enumerate(letters)}))
-    return Wav2Vec2CTCTokenizer(path / "vocab.json")
-
-
-def make_wav2vec2(path, config_class, model_class, norm):
-    """``layer``: the large models, padded and masked; ``group``: the base ones, never padded."""
-    tokenizer = character_tokenizer(path)
-    config = config_class(
-        vocab_size=len(tokenizer), pad_token_id=0, feat_extract_norm=norm, do_stable_layer_norm=norm == "layer",
-        num_conv_pos_embeddings=8, num_conv_pos_embedding_groups=4, **STEM, **SIZE,
-    )  # fmt: skip
-    lively(model_class(config)).save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    Wav2Vec2FeatureExtractor(return_attention_mask=norm == "layer").save_pretrained(path)
-    return path
-
-
-def make_parakeet(path):
-    pieces = Tokenizer(models.BPE(unk_token="<unk>"))
-    pieces.pre_tokenizer, pieces.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
-    pieces.train_from_iterator(TEXT, trainers.BpeTrainer(vocab_size=90, special_tokens=["<unk>"]))
-    tokenizer = ParakeetTokenizer(tokenizer_object=pieces, unk_token="<unk>", pad_token="<pad>")
-    encoder = ParakeetEncoderConfig(
-        conv_kernel_size=5,
-        subsampling_factor=4,
-        subsampling_conv_channels=16,
-        num_mel_bins=80,
-        max_position_embeddings=500,
-        **SIZE,
-    )
-    config = ParakeetCTCConfig(
-        vocab_size=len(tokenizer), pad_token_id=tokenizer.pad_token_id, encoder_config=encoder.to_dict()
-    )
-    lively(ParakeetForCTC(config)).save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    ParakeetFeatureExtractor(feature_size=80, hop_length=80).save_pretrained(path)
-    return path
+from .conftest import CONFIG, tone
+from .families import SIZE, STEM, make_hubert, make_parakeet, make_wav2vec2
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("models")
     return {
-        "wav2vec2": make_wav2vec2(root / "wav2vec2", Wav2Vec2Config, Wav2Vec2ForCTC, "layer"),
-        "hubert": make_wav2vec2(root / "hubert", HubertConfig, HubertForCTC, "group"),
+        "wav2vec2": make_wav2vec2(root / "wav2vec2"),
+        "hubert": make_hubert(root / "hubert"),
         "parakeet": make_parakeet(root / "parakeet"),
     }
 

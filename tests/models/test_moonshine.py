@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import MoonshineConfig, MoonshineForConditionalGeneration, Wav2Vec2FeatureExtractor
 
 import tarq
 from tarq.data.corpora.registry import load_utterances
@@ -12,22 +11,13 @@ from tarq.errors import ModelError
 from tarq.report import Reporter
 from tarq.speech.calibration import calibration_set
 
-from .conftest import CONFIG, byte_level_tokenizer, lively, tone
+from .conftest import CONFIG, tone
+from .families import make_moonshine
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Moonshine tiny's width, 288, with one layer each and its head dimension of 36."""
-    path = tmp_path_factory.mktemp("model") / "moonshine"
-    tokenizer = byte_level_tokenizer(["<unk>", "<s>", "</s>"], bos_token="<s>", eos_token="</s>", pad_token="</s>")
-    config = MoonshineConfig(
-        vocab_size=len(tokenizer), hidden_size=288, intermediate_size=384, encoder_num_hidden_layers=1,
-        decoder_num_hidden_layers=1, max_position_embeddings=194, pad_head_dim_to_multiple_of=8,
-    )  # fmt: skip
-    lively(MoonshineForConditionalGeneration(config)).half().save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    Wav2Vec2FeatureExtractor(do_normalize=False, return_attention_mask=True).save_pretrained(path)
-    return path
+    return make_moonshine(tmp_path_factory.mktemp("model") / "moonshine")
 
 
 def test_round_trip(folder, manifest, tmp_path, round_trip):

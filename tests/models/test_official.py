@@ -1,7 +1,7 @@
 """The whole job on OpenAI's own Whisper: transcripts are transformers' own, and a quantized one comes back as saved.
 
-``TARQ_MODELS=FOLDER`` names the folder that holds ``whisper-tiny.en`` and ``whisper-base``; else they are made from
-the assets beside the repository, once, under ``build/models``.
+``TARQ_MODELS=FOLDER`` names the folder that holds ``whisper-tiny.en`` and ``whisper-base``; otherwise they are made
+from the assets beside the repository, once, under ``build/models``.
 """
 
 import os
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers.modeling_outputs import BaseModelOutput
 
 import tarq
 from tarq.data.corpora.registry import load_utterances
@@ -46,28 +47,37 @@ def speech(assets):
     return sample_utterances(load_utterances(assets / "speech" / "librispeech_dev"), 50, 0)
 
 
-def generated(recognizer, utterances, **options):
-    """What transformers' own ``generate`` transcribes, eight utterances at a time."""
-    texts = []
-    for start in range(0, len(utterances), 8):
-        waves = [u.waveform() for u in utterances[start : start + 8]]
-        features = recognizer.feature_extractor(waves, sampling_rate=16000, return_tensors="pt").input_features
-        with torch.no_grad():
-            ids = recognizer.model.generate(features, **options)
-        texts += recognizer.tokenizer.batch_decode(ids, skip_special_tokens=True)
-    return [text.strip() for text in texts]
+def generated(recognizer, features, **options):
+    """What transformers' own ``generate`` transcribes."""
+    with torch.no_grad():
+        ids = recognizer.model.generate(
+            features, **options, **PROMPTS[Path(recognizer.model.config._name_or_path).name]
+        )
+    return [text.strip() for text in recognizer.tokenizer.batch_decode(ids, skip_special_tokens=True)]
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3000)
 def test_transcripts_are_transformers_own(folder, speech):
+    """Fifty utterances, each encoded once for both; the first five also from the audio on."""
     recognizer = tarq.load_recognizer(folder)
-    ours = tarq.transcribe(recognizer, [u.audio for u in speech], batch_size=8)
-    assert ours == generated(recognizer, speech, **PROMPTS[folder.name])
-    scores = score_words([u.text for u in speech], ours, normalizer=get_normalizer("english"))
-    assert scores.wer < 0.10
+    ours, theirs = [], []
+    for utterance in speech:
+        wave = [utterance.waveform()]
+        features = recognizer.feature_extractor(wave, sampling_rate=16000, return_tensors="pt").input_features
+        with torch.no_grad():
+            encoded = recognizer.encode(recognizer.stack([recognizer.audio_inputs(wave[0])[0]]))
+            ours += recognizer.decode(encoded)
+        theirs += generated(recognizer, features, encoder_outputs=BaseModelOutput(encoded))
+    assert ours == theirs
+    first = [u.waveform() for u in speech[:5]]
+    features = recognizer.feature_extractor(first, sampling_rate=16000, return_tensors="pt").input_features
+    assert tarq.transcribe(recognizer, [u.audio for u in speech[:5]], batch_size=2) == generated(recognizer, features)
+    assert score_words([u.text for u in speech], ours, normalizer=get_normalizer("english")).wer < 0.10
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3000)
 @pytest.mark.parametrize("method", ["rtn", "gptq", "tarq"])
 def test_quantize_save_load_evaluate_transcribe(folder, speech, method, tmp_path):
     recognizer = tarq.load_recognizer(folder)

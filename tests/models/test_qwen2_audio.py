@@ -2,14 +2,6 @@
 
 import pytest
 import torch
-from transformers import (
-    Qwen2AudioConfig,
-    Qwen2AudioEncoderConfig,
-    Qwen2AudioForConditionalGeneration,
-    Qwen2AudioProcessor,
-    Qwen2Config,
-    WhisperFeatureExtractor,
-)
 
 import tarq
 from tarq.data.corpora.registry import load_utterances
@@ -17,32 +9,13 @@ from tarq.errors import ModelError
 from tarq.report import Reporter
 from tarq.speech.calibration import make_examples
 
-from .conftest import CONFIG, byte_level_tokenizer, lively
-
-SPECIAL = ["<|endoftext|>", "<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>", "<|en|>"]
+from .conftest import CONFIG
+from .families import make_qwen2_audio
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """One layer each, windows of 2 s."""
-    path = tmp_path_factory.mktemp("model") / "qwen2-audio"
-    tokenizer = byte_level_tokenizer(SPECIAL, eos_token="<|endoftext|>", pad_token="<|endoftext|>")
-    config = Qwen2AudioConfig(
-        audio_config=Qwen2AudioEncoderConfig(
-            d_model=64, encoder_layers=1, encoder_attention_heads=4, encoder_ffn_dim=96, num_mel_bins=128,
-            max_source_positions=100,
-        ).to_dict(),
-        text_config=Qwen2Config(
-            vocab_size=len(tokenizer), hidden_size=64, intermediate_size=96, num_hidden_layers=1,
-            num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=512,
-        ).to_dict(),
-        audio_token_index=1,
-    )  # fmt: skip
-    model = lively(Qwen2AudioForConditionalGeneration(config))
-    model.generation_config.max_new_tokens, model.generation_config.eos_token_id = 12, 0
-    model.save_pretrained(path)
-    Qwen2AudioProcessor(WhisperFeatureExtractor(feature_size=128, chunk_length=2), tokenizer).save_pretrained(path)
-    return path
+    return make_qwen2_audio(tmp_path_factory.mktemp("model") / "qwen2_audio")
 
 
 @pytest.fixture(scope="module")

@@ -2,14 +2,6 @@
 
 import pytest
 import torch
-from transformers import (
-    Qwen3ASRConfig,
-    Qwen3ASREncoderConfig,
-    Qwen3ASRFeatureExtractor,
-    Qwen3ASRForConditionalGeneration,
-    Qwen3ASRProcessor,
-    Qwen3Config,
-)
 
 import tarq
 from tarq.data.corpora.registry import load_utterances
@@ -17,53 +9,13 @@ from tarq.errors import ModelError
 from tarq.report import Reporter
 from tarq.speech.calibration import make_examples
 
-from .conftest import CONFIG, byte_level_tokenizer, lively, tone
-
-SPECIAL = [
-    "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|audio_start|>", "<|audio_end|>", "<|audio_pad|>", "<asr_text>",
-]  # fmt: skip
-
-#: The turns of Qwen3-ASR's prompt: system (may be empty), audio, and what the assistant is made to begin with.
-TEMPLATE = (
-    "{%- if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\\n<|im_end|>\\n' }}{%- endif %}"
-    "{%- for m in messages %}{{ '<|im_start|>' + m['role'] + '\\n' }}"
-    "{%- for c in m['content'] %}"
-    "{%- if c['type'] == 'audio' %}{{ '<|audio_start|><|audio_pad|><|audio_end|>' }}"
-    "{%- else %}{{ c['text'] }}{%- endif %}"
-    "{%- endfor %}{{ '<|im_end|>\\n' }}{%- endfor %}"
-    "{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{%- endif %}"
-)
+from .conftest import CONFIG, tone
+from .families import make_qwen3_asr
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """One layer each, grouped queries, chunks of 1 s and windows of 2 s."""
-    path = tmp_path_factory.mktemp("model") / "qwen3-asr"
-    tokenizer = byte_level_tokenizer(
-        SPECIAL, eos_token="<|im_end|>", pad_token="<|endoftext|>",
-        extra_special_tokens={
-            "audio_token": "<|audio_pad|>", "audio_bos_token": "<|audio_start|>", "audio_eos_token": "<|audio_end|>",
-        },
-    )  # fmt: skip
-    ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL}
-    config = Qwen3ASRConfig(
-        audio_config=Qwen3ASREncoderConfig(
-            d_model=64, encoder_layers=1, encoder_attention_heads=4, encoder_ffn_dim=96, downsample_hidden_size=16,
-            output_dim=64, n_window_infer=200,
-        ).to_dict(),
-        text_config=Qwen3Config(
-            vocab_size=len(tokenizer), hidden_size=64, intermediate_size=96, num_hidden_layers=1,
-            num_attention_heads=4, num_key_value_heads=2, head_dim=16, max_position_embeddings=512,
-            tie_word_embeddings=True,
-        ).to_dict(),
-        audio_token_id=ids["<|audio_pad|>"], pad_token_id=ids["<|endoftext|>"],
-        eos_token_id=[ids["<|endoftext|>"], ids["<|im_end|>"]],
-    )  # fmt: skip
-    model = lively(Qwen3ASRForConditionalGeneration(config))
-    model.generation_config.max_new_tokens = 12
-    model.save_pretrained(path)
-    Qwen3ASRProcessor(Qwen3ASRFeatureExtractor(), tokenizer, chat_template=TEMPLATE).save_pretrained(path)
-    return path
+    return make_qwen3_asr(tmp_path_factory.mktemp("model") / "qwen3_asr")
 
 
 @pytest.fixture(scope="module")

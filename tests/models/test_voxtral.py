@@ -1,18 +1,9 @@
 """Voxtral: its own tokenizer and transcription prompt, windows whose padding the decoder reads too."""
 
-import base64
 import json
 
 import pytest
 import torch
-from transformers import (
-    LlamaConfig,
-    VoxtralConfig,
-    VoxtralEncoderConfig,
-    VoxtralForConditionalGeneration,
-    VoxtralProcessor,
-    WhisperFeatureExtractor,
-)
 
 import tarq
 from tarq.data.corpora.registry import load_utterances
@@ -21,71 +12,15 @@ from tarq.models.voxtral import byte_spans
 from tarq.report import Reporter
 from tarq.speech.calibration import calibration_set, make_examples
 
-from .conftest import CONFIG, lively
+from .conftest import CONFIG
+from .families import make_voxtral
 
 pytest.importorskip("mistral_common", reason="Voxtral's tokenizer needs mistral-common")
-
-#: Control tokens with the ids Voxtral's tekken.json gives them.
-CONTROL = {
-    0: "<unk>", 1: "<s>", 2: "</s>", 3: "[INST]", 4: "[/INST]", 5: "[AVAILABLE_TOOLS]", 6: "[/AVAILABLE_TOOLS]",
-    7: "[TOOL_RESULTS]", 8: "[/TOOL_RESULTS]", 9: "[TOOL_CALLS]", 11: "<pad>", 13: "[PREFIX]", 14: "[MIDDLE]",
-    15: "[SUFFIX]", 16: "[SYSTEM_PROMPT]", 17: "[/SYSTEM_PROMPT]", 18: "[TOOL_CONTENT]", 24: "[AUDIO]",
-    25: "[BEGIN_AUDIO]", 32: "[ARGS]", 33: "[CALL_ID]", 34: "[TRANSCRIBE]",
-}  # fmt: skip
-
-
-def write_tekken(path):
-    """All bytes and some pairs of letters, behind forty control tokens."""
-    pieces = [bytes([i]) for i in range(256)] + [b"th", b"he", b"the", b" the", b"in", b" h", b"ou", b" r"]
-    special = [{"rank": i, "token_str": CONTROL.get(i, f"<SPECIAL_{i}>"), "is_control": True} for i in range(40)]
-    tekken = {
-        "config": {
-            "pattern": r"[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+",
-            "num_vocab_tokens": len(pieces),
-            "default_vocab_size": len(pieces) + len(special),
-            "default_num_special_tokens": len(special),
-            "version": "v11",
-        },
-        "vocab": [
-            {"rank": i, "token_bytes": base64.b64encode(p).decode(), "token_str": p.decode(errors="replace")}
-            for i, p in enumerate(pieces)
-        ],
-        "special_tokens": special,
-        "audio": {
-            "sampling_rate": 16000,
-            "frame_rate": 12.5,
-            "audio_encoding_config": {"num_mel_bins": 128, "hop_length": 160, "window_size": 400},
-            "chunk_length_s": 30.0,
-        },
-    }
-    path.mkdir(parents=True, exist_ok=True)
-    (path / "tekken.json").write_text(json.dumps(tekken))
-    return tekken["config"]["default_vocab_size"]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """One layer each; grouped queries; frames of 30 s, as the processor makes them."""
-    path = tmp_path_factory.mktemp("model") / "voxtral"
-    vocabulary = write_tekken(path)
-    config = VoxtralConfig(
-        audio_config=VoxtralEncoderConfig(
-            hidden_size=32, intermediate_size=128, num_hidden_layers=1, num_attention_heads=2, num_mel_bins=128
-        ).to_dict(),
-        text_config=LlamaConfig(
-            vocab_size=vocabulary, hidden_size=64, intermediate_size=96, num_hidden_layers=1, num_attention_heads=4,
-            num_key_value_heads=2, head_dim=16, max_position_embeddings=1024, bos_token_id=1, eos_token_id=2,
-            pad_token_id=11,
-        ).to_dict(),
-        audio_token_id=24,
-    )  # fmt: skip
-    model = lively(VoxtralForConditionalGeneration(config))
-    model.generation_config.eos_token_id, model.generation_config.max_new_tokens = 2, 12
-    model.save_pretrained(path)
-    WhisperFeatureExtractor(feature_size=128).save_pretrained(path)
-    (path / "processor_config.json").write_text(json.dumps({"processor_class": "VoxtralProcessor"}))
-    assert isinstance(VoxtralProcessor.from_pretrained(path), VoxtralProcessor)
-    return path
+    return make_voxtral(tmp_path_factory.mktemp("model") / "voxtral")
 
 
 @pytest.fixture(scope="module")

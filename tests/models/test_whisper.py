@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
 from typer.testing import CliRunner
 
 import tarq
@@ -17,40 +16,8 @@ from tarq.scoring.run import evaluate_models
 from tarq.speech.calibration import calibration_set, make_examples
 from tarq.terminal.cli import app
 
-from .conftest import CONFIG, byte_level_tokenizer, lively
-
-LANGUAGES = ["<|en|>", "<|de|>"]
-TASKS = ["<|transcribe|>", "<|translate|>"]
-START = ["<|endoftext|>", "<|startoftranscript|>"]
-TIMES = [f"<|{i * 0.02:.2f}|>" for i in range(101)]  # a window of 2 s
-
-
-def make(path, *, mel=80, encoder=2, decoder=2, multilingual=True, times=True):
-    """Special tokens in the order of the hub's: languages, tasks, no-timestamps, then every time."""
-    special = [*START, *(LANGUAGES + TASKS if multilingual else []), "<|notimestamps|>"]
-    tokenizer = byte_level_tokenizer(special, eos_token=START[0], bos_token=START[0], pad_token=START[0])
-    plain = tokenizer.convert_tokens_to_ids("<|notimestamps|>")
-    if times:  # at the end of the vocabulary, after no-timestamps as in the hub's
-        tokenizer.add_special_tokens({"extra_special_tokens": ["<|plain|>", *TIMES]})
-        plain = tokenizer.convert_tokens_to_ids("<|plain|>")
-    config = WhisperConfig(
-        vocab_size=len(tokenizer), d_model=64, encoder_layers=encoder, decoder_layers=decoder,
-        encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=96, decoder_ffn_dim=96,
-        max_source_positions=100, max_target_positions=64, num_mel_bins=mel, decoder_start_token_id=1,
-        bos_token_id=0, eos_token_id=0, pad_token_id=0, suppress_tokens=None, begin_suppress_tokens=None,
-    )  # fmt: skip
-    model = lively(WhisperForConditionalGeneration(config))
-    generation = model.generation_config
-    generation._from_model_config = False
-    generation.no_timestamps_token_id, generation.is_multilingual, generation.max_length = plain, multilingual, 40
-    if multilingual:
-        generation.lang_to_id = {t: tokenizer.convert_tokens_to_ids(t) for t in LANGUAGES}
-        generation.task_to_id = {t.strip("<|>"): tokenizer.convert_tokens_to_ids(t) for t in TASKS}
-    model.save_pretrained(path)
-    tokenizer.save_pretrained(path)
-    WhisperFeatureExtractor(feature_size=mel, chunk_length=2).save_pretrained(path)
-    return path
-
+from .conftest import CONFIG
+from .families import make_whisper
 
 VARIANTS = {
     "large-v3": {"mel": 128},
@@ -63,14 +30,14 @@ VARIANTS = {
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_round_trip(variant, manifest, tmp_path, round_trip):
     options = {"encoder": 2, "decoder": 2} | VARIANTS[variant]
-    report = round_trip(make(tmp_path / "model", **options), manifest, tmp_path / "out")
+    report = round_trip(make_whisper(tmp_path / "model", **options), manifest, tmp_path / "out")
     assert len(report.layers) == 6 * options["encoder"] + 10 * options["decoder"]
     assert report.left_out == {"proj_out": "the output head, tied to the token embedding"}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return make(tmp_path_factory.mktemp("model") / "whisper", encoder=1, decoder=1)
+    return make_whisper(tmp_path_factory.mktemp("model") / "whisper", encoder=1, decoder=1)
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +86,7 @@ def test_calibration_with_and_without_times(recognizer, manifest, mode, with_tim
 
 
 def test_models_without_times_say_so(tmp_path, manifest):
-    recognizer = tarq.load_recognizer(make(tmp_path / "m", encoder=1, decoder=1, times=False))
+    recognizer = tarq.load_recognizer(make_whisper(tmp_path / "m", encoder=1, decoder=1, times=False))
     recognizer.model.generation_config.no_timestamps_token_id = recognizer.model.config.vocab_size - 1
     with pytest.raises(ModelError, match="no tokens for timestamps"):
         tarq.quantize(recognizer, manifest, replace(CONFIG, timestamps="with"))

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import tarq
+from tarq.errors import DataError
 from tarq.report import Reporter
 from tarq.speech.transcription import transcribe_waveforms, windows
 
@@ -64,3 +65,49 @@ def test_files_of_any_length_and_rate(model_folder, tmp_path):
     texts = tarq.transcribe(model_folder, [tmp_path / "long.flac", tmp_path / "short.ogg"])
     assert len(texts) == 2
     assert all(isinstance(t, str) for t in texts)
+
+
+def test_a_broken_file_does_not_void_the_others(model_folder, tmp_path):
+    """Each file comes as it is done, in order, with its transcript or with why it cannot be read."""
+    import soundfile
+
+    good = np.random.default_rng(0).uniform(-0.1, 0.1, 8000)
+    names = ["a.wav", "broken.wav", "b.wav", "missing.wav", "c.wav"]
+    for name in ("a.wav", "b.wav", "c.wav"):
+        soundfile.write(tmp_path / name, good, 16000)
+    (tmp_path / "broken.wav").write_bytes(b"no audio at all")
+    paths = [tmp_path / name for name in names]
+
+    class Listener(Reporter):
+        done = 0
+
+        def advance(self, steps=1):
+            self.done += steps
+
+    listener = Listener()
+    results = list(tarq.iter_transcripts(model_folder, paths, batch_size=2, reporter=listener))
+    assert [path for path, _ in results] == paths
+    assert listener.done == 5
+    whole = [text for path, text in results if not isinstance(text, DataError)]
+    assert whole == tarq.transcribe(model_folder, [p for p in paths if p.name in ("a.wav", "b.wav", "c.wav")])
+    for path, error in (results[1], results[3]):
+        assert isinstance(error, DataError)
+        assert path.name in str(error)
+    with pytest.raises(DataError, match=r"broken\.wav"):
+        tarq.transcribe(model_folder, paths)
+
+
+def test_transcripts_come_as_they_are_done(model_folder, tmp_path, monkeypatch):
+    import soundfile
+
+    from tarq.speech import transcription
+
+    read = []
+    original = transcription.read_audio
+    monkeypatch.setattr(transcription, "read_audio", lambda path, rate: read.append(path) or original(path, rate))
+    paths = [tmp_path / f"{i}.wav" for i in range(5)]
+    for path in paths:
+        soundfile.write(path, np.zeros(1600), 16000)
+    results = tarq.iter_transcripts(model_folder, paths, batch_size=2)
+    assert next(results)[0] == paths[0]
+    assert read == paths[:2]
