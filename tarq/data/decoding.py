@@ -53,6 +53,16 @@ Audio = str | Path | Encoded
 Key = tuple[str, int, int] | None
 
 
+class _Bytes(BytesIO):
+    """Bytes in which a seek before the start, as a damaged header asks for, fails as it does in a file: unsaid."""
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        try:
+            return super().seek(offset, whence)
+        except ValueError:
+            return -1
+
+
 @dataclass(frozen=True)
 class Whole:
     """A file that is decoded as a whole, or a segment: mono, float32 [samples], at its own rate in Hz."""
@@ -88,7 +98,7 @@ def opened(audio: Audio) -> Iterator[AsItStands | Whole]:
         DataError: see ``read_audio``; also what libsndfile raises within the block.
     """
     if isinstance(audio, Encoded):
-        with _examined(audio, audio.data, BytesIO(audio.data)) as found:
+        with _examined(audio, audio.data, _Bytes(audio.data)) as found:
             yield found
         return
     try:
@@ -186,7 +196,7 @@ def _whole_of_parts(audio: Audio, key: Key, found: containers.Layout, data: cont
     rate = 0
     for part in found.parts:
         encoded = part.of(data)
-        file = _soundfile(BytesIO(encoded))
+        file = _soundfile(_Bytes(encoded))
         if file is None:
             raise DataError(f"{audio}: not readable as audio from byte {part.start} on; convert it to WAV, FLAC or Ogg")
         with file:

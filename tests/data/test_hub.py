@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from tarq.data import hub
+from tarq.data import hub, rowfiles
 from tarq.data.audio import Encoded
 from tarq.data.corpora.registry import load_utterances
 from tarq.data.intake import Intake
@@ -310,10 +310,10 @@ def test_a_row_names_files_of_its_own_repository():
     with fsspec.open("memory://far/other/away.flac", "wb") as file:
         file.write(encoded(0)[0])
     own = {"path": "memory://far/set/away.flac", "bytes": None}
-    assert hub._encoded(own, "set", "0", "memory://far/set") == Encoded("set 0.flac", encoded(0)[0])
+    assert rowfiles.encoded(own, "set", "0", "memory://far/set") == Encoded("set 0.flac", encoded(0)[0])
     for location in ("memory://far/other", "memory://far/se", "hf://datasets/far/set", None):
         with pytest.raises(DataError, match=r"set: row '0' names memory://far/set/away\.flac, outside the data set"):
-            hub._encoded(own, "set", "0", location)
+            rowfiles.encoded(own, "set", "0", location)
 
 
 @pytest.mark.parametrize(
@@ -337,9 +337,9 @@ def test_a_row_of_the_hub_names_nothing_else(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     soundfile.write(tmp_path / "a.wav", np.zeros(100), 16000)
     with pytest.raises(DataError, match="outside the data set; nothing but a data set's own files is opened"):
-        hub._encoded({"path": path, "bytes": None}, "hub:me/own", "0", "hf://datasets/me/own")
+        rowfiles.encoded({"path": path, "bytes": None}, "hub:me/own", "0", "hf://datasets/me/own")
     # What comes with its bytes is named by the path, and nothing is opened.
-    audio = hub._encoded({"path": path, "bytes": b"x"}, "hub:me/own", "0", "hf://datasets/me/own")
+    audio = rowfiles.encoded({"path": path, "bytes": b"x"}, "hub:me/own", "0", "hf://datasets/me/own")
     assert isinstance(audio, Encoded)
 
 
@@ -372,7 +372,7 @@ def test_links_of_the_hubs_cache_are_its_own(tmp_path):
     snapshot = tmp_path / "datasets--me--own" / "snapshots" / "abc"
     snapshot.mkdir(parents=True)
     (snapshot / "a.wav").symlink_to("../../blobs/0")
-    assert hub._encoded({"path": "a.wav"}, "set", "0", snapshot) == snapshot / "a.wav"
+    assert rowfiles.encoded({"path": "a.wav"}, "set", "0", snapshot) == snapshot / "a.wav"
 
 
 def test_what_save_to_disk_wrote(tmp_path):
