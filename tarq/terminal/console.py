@@ -105,8 +105,8 @@ progress_console = Console(stderr=True)
 
 
 def say(text: str) -> None:
-    """A line of plain text as it is: not wrapped, no markup, so that it can be copied."""
-    console.print(text, markup=False, highlight=False, soft_wrap=True)
+    """A line of plain text on standard output as it is: not wrapped, tabs kept, so that it can be copied or piped."""
+    print(text, flush=True)
 
 
 def say_error(kind: str, text: str) -> None:

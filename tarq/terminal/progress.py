@@ -20,7 +20,7 @@ from tarq.terminal.console import progress_console
 #: Seconds between lines where there is no terminal.
 INTERVAL = 20.0
 #: Characters a phase's name may take, so that bar, count and time stay on a terminal of 80.
-PHASE_WIDTH = 26
+PHASE_WIDTH = 34
 
 
 class _Count(ProgressColumn):
@@ -58,6 +58,8 @@ class ScreenReporter(Reporter):
             TextColumn("{task.fields[detail]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
             console=self.console,
             transient=True,
+            # Results that go elsewhere than to the screen stay apart from it.
+            redirect_stdout=bool(sys.stdout and sys.stdout.isatty()),
             expand=True,
             disable=not self.live,
         )

@@ -117,12 +117,17 @@ def show_demo(console: Console, scores: SetScores, sizes: Mapping[str, int], spo
     title = f"{scores.utterances} utterances, {scores.words} words, {scores.rare_words} of them rare"
     words, rare = _named("wer", "rare_wer"), _named("delta_nll_rare", "kl_rare")
     rows = table("", "weights", *(figure.title for figure in words), "rare words\nlost, regained", title=title)
+    full = next(iter(scores.models))
     for name, model in scores.models.items():
-        changed = f"{len(model.lost)}, {len(model.regained)}" if "kl_rare" in model.figures else "–"
+        changed = "–" if name == full else f"{len(model.lost)}, {len(model.regained)}"
         cells = [_cell(figure, model.figures.get(figure.name)) for figure in words]
         rows.add_row(escape(name), megabytes(sizes[name]), *cells, changed)
     console.print(rows)
-    full = next(iter(scores.models))
+    forced = [name for name in scores.models if name != full]
+    rows = table("", *(figure.title for figure in rare), title="against full precision, nats a rare position")
+    for name in forced:
+        rows.add_row(escape(name), *(_cell(figure, scores.models[name].figures.get(figure.name)) for figure in rare))
+    console.print(rows)
     shown = {
         f"{other} − {base}": scores.differences[f"{other} − {base}"]
         for base, other in combinations(scores.models, 2)

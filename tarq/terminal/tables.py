@@ -32,7 +32,8 @@ def gigabytes(count: float) -> str:
 
 def table(first: str, *headings: str, title: str = "") -> Table:
     """Figures on the right, what they are of on the left; narrow enough for a terminal of 80 columns."""
-    made = Table(title=title, title_justify="left", header_style="bold", box=SIMPLE_HEAD, pad_edge=False)
+    made = Table(title=title, title_justify="left", header_style="bold", box=SIMPLE_HEAD)
+    made.padding = (0, 1, 0, 0)
     made.add_column(first, overflow="fold")
     for heading in headings:
         made.add_column(heading, justify="right", no_wrap=True)
@@ -53,8 +54,7 @@ def show_layers(console: Console, report: Report) -> None:
         rows = table(
             "layer",
             "out×in",
-            "bits",
-            "group",
+            "bits/\ngroup",
             "λ",
             "α",
             "loss",
@@ -66,8 +66,7 @@ def show_layers(console: Console, report: Report) -> None:
             rows.add_row(
                 escape(r.name.removeprefix(prefix)),
                 "×".join(map(str, r.shape)),
-                str(r.bits or "–"),
-                str(r.group_size or "–"),
+                f"{r.bits}/{r.group_size}" if r.bits else "–",
                 f"{r.lam:.2f}",
                 f"{r.alpha:.2f}",
                 _scientific(r.loss),
