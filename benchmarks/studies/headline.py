@@ -32,7 +32,8 @@ from torch import nn
 from transformers.utils import logging
 
 import tarq
-from tarq.data.corpora.registry import load_utterances, sample_utterances
+from tarq.data.corpora.registry import load_utterances
+from tarq.data.sampling import sample_utterances
 from tarq.data.utterance import Utterance
 from tarq.models.base import Recognizer
 from tarq.report import Reporter
@@ -41,15 +42,12 @@ from tarq.scoring.outputs import Held
 from tarq.scoring.words import score_words
 from tarq.speech.calibration import batched, make_examples
 
-#: Arm → preset and fields. The paper's as it can be read: RareBAL at c = 1, its own α, min–max scales, padding whole.
+#: Arm → preset and fields.
 ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "rtn": ("rtn", {}),
     "gptq": ("gptq", {}),
     "gptq, cross-fitted": ("gptq", {"residual": "cross-fitted"}),
-    "tarq, as in the paper": (
-        "tarq",
-        {"cost_ratio": 1.0, "residual": "paper", "scale_rule": "minmax", "padding_weight": 1.0, "frame_tags": "none"},
-    ),
+    "tarq-paper": ("tarq-paper", {}),
     "tarq, c 1": ("tarq", {"cost_ratio": 1.0}),
     "tarq": ("tarq", {}),
 }
