@@ -14,7 +14,10 @@ import torch
 from transformers import AutoFeatureExtractor, AutoProcessor, AutoTokenizer, FeatureExtractionMixin, PreTrainedModel
 
 from tarq import distributed
-from tarq.checkpoint import compressed_tensors as checkpoint
+from tarq.checkpoint import load as loading
+from tarq.checkpoint import save as saving
+from tarq.checkpoint.compressed_tensors import quantization_config
+from tarq.checkpoint.source import first_line, located
 from tarq.config import TarqConfig
 from tarq.data.audio import Audio, Encoded
 from tarq.data.corpora.registry import load_utterances
@@ -24,7 +27,7 @@ from tarq.data.pools import read_ids
 from tarq.data.sampling import first_usable, sample_utterances
 from tarq.data.speech import DrawnPool, Speech, draw
 from tarq.data.utterance import Utterance
-from tarq.errors import DataError, ModelError
+from tarq.errors import DataError, ModelError, TarqError
 from tarq.linear import use_int8_activations
 from tarq.method.arms import Arms
 from tarq.method.metrics import Metric
@@ -63,7 +66,7 @@ def load(
         ModelError: there is no usable model.
         CheckpointError: the checkpoint is damaged or of another format.
     """
-    return checkpoint.load_model(source, model_class, dtype=dtype, device=device)[0]
+    return loading.load_model(source, model_class, dtype=dtype, device=device)[0]
 
 
 def load_recognizer(
@@ -91,7 +94,7 @@ def load_recognizer(
         CheckpointError: the checkpoint is damaged.
     """
     if offload and dtype is None:
-        dtype = checkpoint.computing_dtype(source, device)
+        dtype = loading.computing_dtype(source, device)
     recognizer = as_recognizer(source, language=language, dtype=dtype, device="cpu" if offload else device)
     if int8_activations and use_int8_activations(recognizer.model) == 0:
         raise ModelError(f"{source}: no layers of 4 bits or fewer, whose inputs int8_activations rounds; leave it off")
@@ -129,7 +132,7 @@ def as_recognizer(
     else:
         if isinstance(model, str | Path):
             source: str | Path = model
-            loaded, stored_dtype = checkpoint.load_model(source, model_class, dtype=dtype, device=device)
+            loaded, stored_dtype = loading.load_model(source, model_class, dtype=dtype, device=device)
         else:
             loaded = unwrapped(model)
             source, stored_dtype = loaded.config._name_or_path, loaded.dtype
@@ -142,7 +145,13 @@ def as_recognizer(
             tokenizer = _part(source, "tokenizer", tokenizer, AutoTokenizer)
             feature_extractor = _part(source, "feature_extractor", feature_extractor, AutoFeatureExtractor)
             processor = None
-        recognizer = adapt(loaded, tokenizer, feature_extractor, stored_dtype, processor)
+        try:
+            recognizer = adapt(loaded, tokenizer, feature_extractor, stored_dtype, processor)
+        except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
+            raise ModelError(
+                f"{source}: the model's files do not fit together ({type(error).__name__}: {first_line(error)}); "
+                "take config.json, generation_config.json and the tokenizer from the original model"
+            ) from error
     if language is not None:
         own = recognizer.own_language()
         if language == "en" and own not in (None, "en"):  # the default everywhere, so perhaps nobody asked for it
@@ -159,13 +168,15 @@ def _part(source: str | Path, name: str, given: Any, auto: Any) -> Any:
     if given is not None:
         return given
     try:
+        folder = located(source)
         if auto is not AutoTokenizer:
-            check_settings(FeatureExtractionMixin.get_feature_extractor_dict(source)[0], source)
-        return auto.from_pretrained(source)
-    except ModelError:
+            check_settings(FeatureExtractionMixin.get_feature_extractor_dict(folder)[0], source)
+        return auto.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except TarqError:
         raise
     except Exception as error:  # transformers raises OSError, ValueError, TypeError … for a missing file
-        raise ModelError(f"{source}: no {name} there ({error}); pass {name}=… or add its files") from error
+        reason = first_line(error)
+        raise ModelError(f"{source}: no usable {name} there ({reason}); pass {name}=… or add its files") from error
 
 
 @distributed.raise_everywhere()
@@ -255,7 +266,7 @@ def quantize(
     before = recognizer.linear_bytes()
     began = time.monotonic()
     layers = quantize_model(recognizer, batches, config, reporter, arms, device)
-    recognizer.model.config.quantization_config = checkpoint.quantization_config(recognizer.model)
+    recognizer.model.config.quantization_config = quantization_config(recognizer.model)
     peaks = distributed.all_gather([peak_memory(device)])
     return Report(
         model=str(recognizer.model.config._name_or_path),
@@ -293,33 +304,21 @@ def save(
         tokenizer: saved along; found where the model was loaded from when not given.
         feature_extractor: likewise.
         processor: likewise; see :func:`as_recognizer`.
-        overwrite: replace an existing folder.
+        overwrite: replace an existing checkpoint; a folder that holds anything else is left alone.
 
     Raises:
-        CheckpointError: the folder exists, or writing failed; nothing is left behind.
+        CheckpointError: the folder may not be written, the model holds numbers that are not finite, or writing
+            failed; nothing is left behind.
         ModelError: the tokenizer or feature extractor is not found.
     """
     # Without tokenizer and feature extractor nobody could transcribe with what is written.
     if not isinstance(model, Recognizer):
         model = as_recognizer(model, tokenizer, feature_extractor, processor=processor)
-    extras = model.parts
-    if report is not None:
-        extras.append(_ReportFile(report))
     with distributed.raise_everywhere():
         if distributed.rank() == 0:
-            checkpoint.save(model.model, path, extras=extras, overwrite=overwrite)
-
-
-class _ReportFile:
-    """A report as one of a checkpoint's parts."""
-
-    def __init__(self, report: Report) -> None:
-        self.report = report
-
-    def save_pretrained(self, folder: Path) -> None:
-        weights = sum(f.stat().st_size for f in folder.glob("*.safetensors"))
-        self.report.sizes["checkpoint_bytes"] = weights
-        (folder / FILE_NAME).write_text(self.report.to_json())
+            saving.save(
+                model.model, path, parts=model.parts, tokenizer=model.tokenizer, report=report, overwrite=overwrite
+            )
 
 
 def transcribe(

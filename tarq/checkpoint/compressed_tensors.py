@@ -1,133 +1,42 @@
-"""Checkpoints: compressed-tensors ``pack-quantized`` out, and in again without expanding it (formats.md)."""
+"""The format: compressed-tensors ``pack-quantized``, its configuration and how it is loaded packed (formats.md)."""
 
 from __future__ import annotations
 
-import json
-import os
+import math
 import re
-import shutil
-import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.quantizers.auto import register_quantization_config, register_quantizer
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
-from tarq.errors import CheckpointError, ModelError
+from tarq.errors import CheckpointError
 from tarq.kernels.scheme import Scheme
 from tarq.linear import QuantLinear
 
 FORMAT = "pack-quantized"
-#: Tensors that only training reads and that published checkpoints lack (SpecAugment's, in wav2vec 2.0 and HuBERT).
-TRAINING_ONLY = ("masked_spec_embed",)
 #: The format's version this package writes.
 FORMAT_VERSION = "0.20.0"
+#: A pattern of ``targets`` or ``ignore`` may repeat so often, and only characters: others can take forever to match.
+_MOST_REPEATS = 3
 
 
-def save(model: PreTrainedModel, path: str | Path, *, extras: list[Any], overwrite: bool) -> None:
-    """Write a compressed-tensors checkpoint, which transformers loads as it is.
-
-    Everything is written into a temporary folder beside ``path`` which is renamed at the end, so a crash, a
-    full disk or an interrupt leaves no half checkpoint and an overwritten one is intact until then.
-
-    Args:
-        model: with :class:`QuantLinear` layers. Whatever is not quantized is stored in their scales' dtype,
-            since the format knows one dtype a model.
-        path: folder to write.
-        extras: whatever else belongs into the folder, each with ``save_pretrained(folder)``.
-        overwrite: replace an existing folder.
-
-    Raises:
-        CheckpointError: the folder exists, the model holds no quantized layer, or writing failed.
-    """
-    path = Path(path)
-    check_writable(path, overwrite)
-    quantization = quantization_config(model)
-    dtype = next(m.weight_scale.dtype for m in model.modules() if isinstance(m, QuantLinear))
-    cast_once: dict[int, torch.Tensor] = {}
-
-    def stored(tensor: torch.Tensor) -> torch.Tensor:
-        # Tied weights share storage, and must still share it once cast, or they are written twice.
-        if not tensor.is_floating_point() or tensor.dtype == dtype:
-            return tensor
-        return cast_once.setdefault(tensor.data_ptr(), tensor.to(dtype))
-
-    state = {name: stored(tensor) for name, tensor in model.state_dict().items()}
-    with replacing(path) as folder:
-        model.save_pretrained(folder, state_dict=state)
-        config_file = folder / "config.json"
-        config = json.loads(config_file.read_text())
-        config |= {"dtype": str(dtype).removeprefix("torch."), "quantization_config": quantization}
-        config_file.write_text(json.dumps(config, indent=2) + "\n")
-        for extra in extras:
-            extra.save_pretrained(folder)
-
-
-def check_writable(path: Path, overwrite: bool) -> None:
-    """Refuse an existing path early, before any work is done.
-
-    Raises:
-        CheckpointError: ``path`` exists and ``overwrite`` is off, or is no folder.
-    """
-    if path.exists() and not overwrite:
-        raise CheckpointError(f"{path} exists already: choose another folder or pass --overwrite")
-    if path.exists() and not path.is_dir():
-        raise CheckpointError(f"{path} is a file, not a folder: choose another path")
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary folder that becomes ``path`` when the block ends well, and vanishes when it does not.
-
-    Raises:
-        CheckpointError: the operating system refused to write (full disk, no permission).
-    """
-    path = path.resolve()  # a link is followed: what it points to is replaced
-    scratch = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent))
-        new, old = scratch / "new", scratch / "old"
-        new.mkdir()
-        yield new
-        _make_readable(new)
-        if path.exists():
-            path.rename(old)
-        try:
-            new.rename(path)
-        except BaseException:
-            if old.exists():
-                old.rename(path)
-            raise
-    except (OSError, SafetensorError) as error:  # safetensors has its own error for a full disk
-        reason = getattr(error, "strerror", None) or error
-        raise CheckpointError(f"could not write {path}: {reason}; what was there before is unchanged") from error
-    finally:
-        if scratch is not None:
-            shutil.rmtree(scratch, ignore_errors=True)
-
-
-def _make_readable(folder: Path) -> None:
-    """Undo the private modes of mkdtemp and safetensors: a checkpoint is an ordinary folder of ordinary files."""
-    umask = os.umask(0)
-    os.umask(umask)
-    folder.chmod(0o777 & ~umask)
-    for file in folder.rglob("*"):
-        file.chmod((0o777 if file.is_dir() else 0o666) & ~umask)
-
-
-def quantization_config(model: nn.Module) -> dict[str, Any]:
+def quantization_config(model: nn.Module, group_size: int | None = None) -> dict[str, Any]:
     """The ``quantization_config`` entry of config.json for a model with :class:`QuantLinear` layers.
 
-    Layers are grouped by scheme; the commonest one targets ``Linear``, the others name their layers.
+    Layers are grouped by scheme; the commonest one targets ``Linear``, the others name their layers. Where all have
+    one scheme, ``dequantize`` tells transformers to expand them as it loads them: otherwise it does so in the first
+    call of the whole model, and ``generate`` of an encoder-decoder, which calls the encoder alone first, fails. Other
+    readers of the format ignore the entry.
+
+    Args:
+        model: with packed layers.
+        group_size: all layers' as they are stored (:func:`common_group_size`); each its own when not given.
 
     Raises:
         CheckpointError: no layer is quantized.
@@ -138,7 +47,7 @@ def quantization_config(model: nn.Module) -> dict[str, Any]:
         if isinstance(module, QuantLinear):
             # How a scale was chosen is no property of the checkpoint.
             s = module.scheme
-            schemes.setdefault(Scheme(s.bits, s.group_size, s.symmetric), []).append(named(name))
+            schemes.setdefault(Scheme(s.bits, group_size or s.group_size, s.symmetric), []).append(named(name))
     if not schemes:
         raise CheckpointError("the model holds no quantized layer: run tarq.quantize first")
     ordered = sorted(schemes.items(), key=lambda item: len(item[1]))
@@ -148,6 +57,8 @@ def quantization_config(model: nn.Module) -> dict[str, Any]:
         "quant_method": "compressed-tensors",
         "format": FORMAT,
         "quantization_status": "compressed",
+        # transformers from 5.23 expands every layer by the first group's scheme, whatever the layer's own is.
+        **({} if special else {"dequantize": True}),
         "config_groups": {
             f"group_{i}": {
                 "targets": targets,
@@ -169,6 +80,52 @@ def quantization_config(model: nn.Module) -> dict[str, Any]:
         "kv_cache_scheme": None,
         "version": FORMAT_VERSION,
     }
+
+
+def common_group_size(model: nn.Module) -> int | None:
+    """The group size in which every layer's scales can be written down, so that the checkpoint has one scheme.
+
+    None where that is not needed (all have one size) or no help (bits or symmetry differ).
+    """
+    schemes = [m.scheme for m in model.modules() if isinstance(m, QuantLinear)]
+    sizes = {s.group_size for s in schemes}
+    kinds = {(s.bits, s.symmetric) for s in schemes}
+    return math.gcd(*sizes) if len(sizes) > 1 and len(kinds) == 1 else None
+
+
+def repeat_groups(state: dict[str, torch.Tensor], model: nn.Module, group_size: int) -> None:
+    """Write a state dict's scales and zero points in smaller groups: each is repeated, the weights are the same."""
+    for name, layer in model.named_modules():
+        if isinstance(layer, QuantLinear) and layer.scheme.group_size != group_size:
+            groups = -(-layer.in_features // group_size)
+            for part in ("weight_scale", "weight_zero_point"):
+                if (key := f"{name}.{part}") in state:  # zero points are packed along the other dimension
+                    repeated = state[key].repeat_interleave(layer.scheme.group_size // group_size, dim=1)
+                    state[key] = repeated[:, :groups].contiguous()
+
+
+def merge_groups(model: nn.Module) -> None:
+    """Undo :func:`repeat_groups`: give each layer the largest groups its scales and zero points allow."""
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, QuantLinear) and (times := _repeats(layer)) > 1:
+            layer.unprepack()
+            size, zeros = layer.scheme.group_size * times, layer.weight_zero_point
+            scheme = Scheme(layer.scheme.bits, size, layer.scheme.symmetric)
+            merged = QuantLinear(layer.in_features, layer.out_features, scheme, bias=False, device="meta")
+            merged.weight_packed, merged.weight_shape = layer.weight_packed, layer.weight_shape
+            merged.weight_scale = layer.weight_scale[:, ::times].contiguous()
+            merged.weight_zero_point = None if zeros is None else zeros[:, ::times].contiguous()
+            merged.bias = layer.bias
+            merged.prepack()
+            model.set_submodule(name, merged)
+
+
+def _repeats(layer: QuantLinear) -> int:
+    borders = torch.zeros(layer.weight_scale.shape[1] - 1, dtype=torch.bool, device=layer.weight_scale.device)
+    for part in (layer.weight_scale, layer.weight_zero_point):
+        if part is not None:
+            borders |= (part[:, 1:] != part[:, :-1]).any(0)
+    return math.gcd(len(borders) + 1, *(borders.nonzero().flatten() + 1).tolist())
 
 
 def _named(model: nn.Module) -> Callable[[str], str]:
@@ -195,29 +152,99 @@ def names_layer(pattern: str, name: str) -> bool:
     return re.match(pattern[3:], name) is not None if pattern.startswith("re:") else pattern == name
 
 
+def check_config(config: Any) -> list[tuple[list[str], Scheme]]:
+    """The targets and schemes of a ``quantization_config``, every field of it looked at.
+
+    Raises:
+        CheckpointError: it is not what tarq loads, or a field has no meaning; names the field.
+    """
+    if not isinstance(config, dict):
+        raise CheckpointError(f"quantization_config must be an object, not {config!r}")
+    if config.get("quant_method") != "compressed-tensors" or config.get("format") != FORMAT:
+        raise CheckpointError(
+            f"this checkpoint is {config.get('quant_method')!r} in format {config.get('format')!r}; "
+            f"tarq loads compressed-tensors {FORMAT!r}"
+        )
+    if config.get("quantization_status", "compressed") != "compressed":
+        raise CheckpointError(f"quantization_status is {config['quantization_status']!r}: nothing is packed here")
+    if config.get("kv_cache_scheme") is not None:
+        raise CheckpointError("kv_cache_scheme: quantized key-value caches are not supported")
+    groups = config.get("config_groups")
+    if not isinstance(groups, dict) or not groups:
+        raise CheckpointError(f"quantization_config is not usable: config_groups is {groups!r}")
+    _check_patterns("ignore", config.get("ignore") or [])
+    return [_group(key, group) for key, group in groups.items()]
+
+
+def _group(key: str, group: Any) -> tuple[list[str], Scheme]:
+    weights = group.get("weights") if isinstance(group, dict) else None
+    if not isinstance(weights, dict):
+        raise CheckpointError(f"quantization_config is not usable: {key} has no weights")
+    _check_patterns(f"{key}.targets", group.get("targets"))
+    other = group.get("input_activations") or group.get("output_activations")
+    if weights.get("type") != "int" or weights.get("strategy") != "group" or other or weights.get("dynamic"):
+        raise CheckpointError(f"{key}: only integer weights in groups are supported, not {weights}")
+    if group.get("format") not in (None, FORMAT) or weights.get("actorder") not in (None, "static", "weight"):
+        raise CheckpointError(f"{key}: format {group.get('format')!r}, actorder {weights.get('actorder')!r}")
+    bits, size, symmetric = (weights.get(field) for field in ("num_bits", "group_size", "symmetric"))
+    if type(bits) is not int or type(size) is not int or type(symmetric) is not bool:
+        raise CheckpointError(
+            f"quantization_config is not usable: {key} has num_bits {bits!r}, group_size {size!r}, "
+            f"symmetric {symmetric!r}; they must be two whole numbers and true or false"
+        )
+    try:
+        return group["targets"], Scheme(bits, size, symmetric)
+    except ValueError as error:
+        raise CheckpointError(f"quantization_config is not usable: {key}: {error}") from error
+
+
+def _check_patterns(field: str, patterns: Any) -> None:
+    if not isinstance(patterns, list) or not all(isinstance(p, str) for p in patterns):
+        raise CheckpointError(f"quantization_config is not usable: {field} must be a list of names, not {patterns!r}")
+    for pattern in patterns:
+        if pattern.startswith("re:"):
+            # What is escaped, and what brackets hold, are characters.
+            bare = re.sub(r"\[\^?\]?[^\]]*\]", "x", re.sub(r"\\.", "x", pattern[3:], flags=re.DOTALL))
+            if re.search(r"\)[*+{]", bare) or len(re.findall(r"[*+{]", bare)) > _MOST_REPEATS:
+                raise CheckpointError(
+                    f"quantization_config is not usable: {field}: {pattern!r} repeats a group, or more than "
+                    f"{_MOST_REPEATS} times, and could take forever to match: name the layers instead"
+                )
+            try:
+                re.compile(pattern[3:])
+            except (re.error, RecursionError, OverflowError) as error:
+                raise CheckpointError(f"quantization_config is not usable: {field}: {pattern!r}: {error}") from error
+
+
 def layer_schemes(config: dict[str, Any], model: nn.Module) -> dict[str, Scheme]:
     """Which Linear layers of a model a ``quantization_config`` packs, and how.
 
     Raises:
         CheckpointError: the configuration asks for something other than weight-only integer groups.
     """
-    if config.get("quant_method") != "compressed-tensors" or config.get("format") != FORMAT:
-        raise CheckpointError(
-            f"this checkpoint is {config.get('quant_method')!r} in format {config.get('format')!r}; "
-            f"tarq loads compressed-tensors {FORMAT!r}"
-        )
     schemes: dict[str, Scheme] = {}
     linears = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    for key, group in config["config_groups"].items():
-        weights = group["weights"]
-        if weights.get("type") != "int" or weights.get("strategy") != "group" or group.get("input_activations"):
-            raise CheckpointError(f"{key}: only integer weights in groups are supported, not {weights}")
-        scheme = Scheme(weights["num_bits"], weights["group_size"], weights["symmetric"])
-        named = [name for name in linears if any(names_layer(target, name) for target in group["targets"])]
-        rest = [name for name in linears if "Linear" in group["targets"]]
+    for targets, scheme in check_config(config):
+        named = [name for name in linears if any(names_layer(target, name) for target in targets)]
+        rest = [name for name in linears if "Linear" in targets]
         schemes |= dict.fromkeys(rest, scheme) | schemes | dict.fromkeys(named, scheme)
     ignored = config.get("ignore") or []
     return {n: scheme for n, scheme in schemes.items() if not any(names_layer(pattern, n) for pattern in ignored)}
+
+
+def make_packed(model: nn.Module, config: dict[str, Any], scale_dtype: torch.dtype) -> None:
+    """Put an empty :class:`QuantLinear` in the place of every layer a ``quantization_config`` packs."""
+    for name, scheme in layer_schemes(config, model).items():
+        linear = cast(nn.Linear, model.get_submodule(name))
+        packed = QuantLinear(
+            linear.in_features,
+            linear.out_features,
+            scheme,
+            bias=linear.bias is not None,
+            scale_dtype=scale_dtype,
+            device="meta",
+        )
+        model.set_submodule(name, packed)
 
 
 @register_quantization_config("tarq-packed")
@@ -235,17 +262,7 @@ class _PackedLoader(HfQuantizer):
 
     def _process_model_before_weight_loading(self, model: nn.Module, **kwargs: Any) -> nn.Module:
         config: Any = self.quantization_config
-        for name, scheme in layer_schemes(config.stored, model).items():
-            linear = cast(nn.Linear, model.get_submodule(name))
-            packed = QuantLinear(
-                linear.in_features,
-                linear.out_features,
-                scheme,
-                bias=linear.bias is not None,
-                scale_dtype=config.scale_dtype,
-                device="meta",
-            )
-            model.set_submodule(name, packed)
+        make_packed(model, config.stored, config.scale_dtype)
         return model
 
     def is_serializable(self, *_: Any, **__: Any) -> bool:
@@ -254,113 +271,3 @@ class _PackedLoader(HfQuantizer):
     @property
     def is_trainable(self) -> bool:
         return False
-
-
-def _config(source: str | Path) -> Any:
-    try:
-        return AutoConfig.from_pretrained(source)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{source}: no model there that transformers can read: {_first_line(error)}") from error
-
-
-def _stored_dtype(config: Any) -> torch.dtype:
-    return config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32
-
-
-def computing_dtype(source: Any, device: str | torch.device) -> torch.dtype:
-    """The dtype a model computes in on a device when none is asked: float32 on a CPU, elsewhere as stored.
-
-    Args:
-        source: folder or hub id, or the configuration read from there.
-        device: where it computes.
-
-    Raises:
-        ModelError: there is no model.
-    """
-    if torch.device(device).type == "cpu":
-        return torch.float32
-    return _stored_dtype(_config(source) if isinstance(source, str | Path) else source)
-
-
-def load_model(
-    source: str | Path,
-    model_class: Callable[[Any, Any], Any],
-    *,
-    dtype: torch.dtype | None = None,
-    device: str | torch.device = "cpu",
-):
-    """A full-precision or packed model from a local folder or the hub; packed weights stay packed.
-
-    Args:
-        source: folder or hub id.
-        model_class: from the configuration and the source to the transformers class.
-        dtype: of the computation; on a CPU float32, elsewhere the stored dtype, when not given.
-        device: where the model goes.
-
-    Returns:
-        (model, dtype it was stored in).
-
-    Raises:
-        ModelError: not a model, or of no class that is supported.
-        CheckpointError: a packed checkpoint is damaged or of another format.
-    """
-    config = _config(source)
-    loaded_as = model_class(config, source)
-    stored_dtype = _stored_dtype(config)
-    dtype = dtype or computing_dtype(config, device)
-    stored = getattr(config, "quantization_config", None)
-    if stored is not None:
-        stored = stored if isinstance(stored, dict) else stored.to_dict()
-        _check_packed(source, stored)
-        config.quantization_config = {
-            "quant_method": "tarq-packed",
-            "stored": stored,
-            "scale_dtype": stored_dtype,
-        }
-    try:
-        # from_pretrained casts every float tensor, scales too: a packed checkpoint is loaded in the dtype it is
-        # stored in and cast afterwards, which leaves the scales of QuantLinear as they are.
-        first = dtype if stored is None else stored_dtype
-        model, info = loaded_as.from_pretrained(source, config=config, dtype=first, output_loading_info=True)
-    except CheckpointError:
-        raise
-    except Exception as error:  # whatever safetensors, transformers or the file system make of a damaged file
-        raise CheckpointError(f"{source}: could not load the weights: {_first_line(error)}") from error
-    info["missing_keys"] = {k for k in info["missing_keys"] if not k.endswith(TRAINING_ONLY)}
-    problems = {k: sorted(map(str, v))[:3] for k, v in info.items() if v and k != "unexpected_keys"}
-    if stored is not None and info.get("unexpected_keys"):
-        problems["unexpected_keys"] = sorted(info["unexpected_keys"])[:3]
-    if problems:
-        raise CheckpointError(f"{source}: the weights do not fit config.json: {problems}")
-    if stored is not None:
-        # From here on it is an ordinary model whose Linears happen to be packed.
-        model.config.quantization_config = stored
-        for attribute in ("hf_quantizer", "quantization_method"):
-            if hasattr(model, attribute):
-                delattr(model, attribute)
-        model.is_quantized = False
-    model = model.to(device=device)
-    if first != dtype:  # otherwise what the model keeps in float32 stays so
-        _cast(model, dtype)
-    return model.eval(), stored_dtype
-
-
-def _cast(model: nn.Module, dtype: torch.dtype) -> None:
-    """Compute in the dtype; what is not stored (rotary frequencies, positions) stays exact, as in transformers."""
-    stored = model.state_dict().keys()
-    computed = {name: b for name, b in model.named_buffers(remove_duplicate=False) if name not in stored}
-    model.to(dtype=dtype)
-    for name, buffer in computed.items():
-        module, _, attribute = name.rpartition(".")
-        setattr(model.get_submodule(module), attribute, buffer)
-
-
-def _check_packed(source: str | Path, stored: dict[str, Any]) -> None:
-    try:
-        layer_schemes(stored, nn.Module())
-    except (KeyError, ValueError) as error:
-        raise CheckpointError(f"{source}: quantization_config in config.json is not usable: {error}") from error
-
-
-def _first_line(error: Exception) -> str:
-    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -133,7 +133,11 @@ def _riff(data: Buffer) -> Layout:
     if bytes(data[end : end + 4]) == b"RIFF" and bytes(data[end + 8 : end + 12]) == b"WAVE":
         return _joined(data, _starts(data, re.compile(rb"RIFF.{4}WAVE", re.S)), "WAV")
     trailing = len(data) - end
-    if trailing > 8 and size and not re.fullmatch(rb"[\x20-\x7e]{4}", data[end : end + 4]) and any(data[end:]):
+    if (
+        trailing > max(size // 10, 4096)
+        and not re.fullmatch(rb"[\x20-\x7e]{4}", data[end : end + 4])
+        and any(data[end:])
+    ):
         return Layout(held=size + trailing, stated=size, damage=f"{trailing} bytes more follow than its header says")
     return Layout(held=rest, stated=size)
 

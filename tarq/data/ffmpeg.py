@@ -24,6 +24,13 @@ _CONTAINERS = (
     "aac,ac3,aiff,amr,amrnb,amrwb,ape,asf,au,avi,caf,eac3,flac,flv,gsm,matroska,"  # and not those
     "mov,mp3,mpeg,mpegts,ogg,rm,tta,voc,w64,wav,wv"  # that name other files: concat, dash, hls …
 )
+#: How files begin that torchcodec, which has no such list, is given: MP4 and its kin, Matroska, ASF, ADTS, AC-3, AMR,
+#: AVI, CAF, WavPack, FLV.
+_BEGINNINGS = re.compile(
+    rb".{4}(?:ftyp|moov|mdat|wide|free|skip)|\x1aE\xdf\xa3|0&\xb2u|\xff[\xf0\xf1\xf8\xf9]|"
+    rb"\x0bw|#!AMR|RIFF....AVI |caff|wvpk|FLV",
+    re.S,
+)
 _DURATION = re.compile(r"^\s*Duration: (\d+):(\d+):(\d+(?:\.\d+)?)", re.M)
 
 
@@ -105,10 +112,13 @@ def _by_ffmpeg(binary: str, path: Path) -> Foreign:
 
 
 def _by_torchcodec(path: Path) -> Foreign:
+    data = path.read_bytes()
+    if not _BEGINNINGS.match(data):
+        raise ForeignError("it begins like no audio that torchcodec is given")
     try:
         from torchcodec.decoders import AudioDecoder
 
-        decoder = AudioDecoder(str(path))
+        decoder = AudioDecoder(data)
         decoded = decoder.get_all_samples()
         stated = decoder.metadata.duration_seconds_from_header
     # What it raises depends on the version and on the FFmpeg libraries it finds.

@@ -23,6 +23,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
 
+from tarq.data.audio import SUFFIXES as AUDIO_SUFFIXES
 from tarq.data.audio import Encoded
 from tarq.data.corpora.layout import choose_part, read_text
 from tarq.data.fields import NUMBERS, SPELLINGS, fields_of, utterance_of
@@ -76,6 +77,8 @@ def _tables(source: Path) -> dict[str, Path]:
     if splits:
         return {path.parent.name: path for path in reversed(splits)}
     tables = [path for path in sorted(source.glob("*.*")) if path.suffix.lower() in SUFFIXES and _names_audio(path)]
+    # What lies beside an audio file of its name tells of that file alone.
+    tables = [path for path in tables if not any(path.with_suffix(ending).is_file() for ending in AUDIO_SUFFIXES)]
     stems = [path.stem for path in tables]
     return {path.stem if stems.count(path.stem) == 1 else path.name: path for path in tables}
 

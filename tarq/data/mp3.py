@@ -50,7 +50,8 @@ def layout(data: Buffer) -> Layout:
     runs: list[list[_Frame]] = []  # each begins where a counting frame does, or where the one before is complete
     for frame in _frames(data):
         head = runs[-1][0] if runs else None
-        complete = head is not None and head.counted and len(runs[-1]) - 1 >= head.counted + 1
+        # A few frames more than counted are an encoder's; more are another file.
+        complete = head is not None and head.counted and len(runs[-1]) - 1 >= head.counted + 3
         if head is None or frame.counted is not None or complete:
             runs.append([])
         runs[-1].append(frame)

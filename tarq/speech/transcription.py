@@ -98,11 +98,14 @@ def transcribe_files(
         results: dict[int, str | DataError] = {}
         waveforms: dict[int, NDArray[np.float32]] = {}
         for i, path in enumerate(paths[start : start + batch_size], start=start):
+            notes: list[str] = []
             try:
-                waveforms[i] = read_audio(path, recognizer.sampling_rate)
+                waveforms[i] = read_audio(path, recognizer.sampling_rate, notes=notes)
             except DataError as error:
                 results[i] = error
                 reporter.advance()
+            for note in notes:
+                reporter.note(f"{path.name}: {note}")
         texts = transcribe_waveforms(recognizer, list(waveforms.values()), batch_size, reporter, language)
         results |= dict(zip(waveforms, texts, strict=True))
         for i in sorted(results):

@@ -157,9 +157,24 @@ def _operators(torch: ModuleType) -> Iterator[Check]:
         yield Check("compiled extension", "slow", f"{dispatch.EXTENSION_ERROR}; {mend}")
     for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
         place = "the CPU" if device == "cpu" else "CUDA"
-        for name in OPERATIONS:
+        for name in OPERATIONS[:2]:
             if dispatch.has_native(name, device):
                 yield Check(f"{name} on {place}", "ok", "its own kernel")
             else:
-                why = dispatch._reason(name, device).removeprefix(": ") or "there is no kernel for it"
-                yield Check(f"{name} on {place}", "slow", f"the PyTorch reference, many times slower: {why}")
+                why = dispatch.reason(name, device).removeprefix(": ") or "there is no kernel for it"
+                yield Check(f"{name} on {place}", "slow", f"the PyTorch reference: {why}")
+        yield _w4_linear(device, place)
+
+
+def _w4_linear(device: str, place: str) -> Check:
+    """The backend that layers of 4 bits in groups of 128 get, and what keeps the others from it."""
+    backends = importlib.import_module("tarq.kernels.w4_linear.backends")
+    triton_runtime = importlib.import_module("tarq.kernels.triton_runtime")
+    torch = importlib.import_module("torch")
+    capability = triton_runtime.chip(torch.device(device))[0] if device == "cuda" else None
+    layers = backends.Config(device, 4, 128, 1024, 1024, capability=capability)
+    found = backends.survey(layers)
+    chosen, _, drawback = next(entry for entry in found if entry[1])
+    others = [f"{name} {why}" for name, able, why in found if not able]
+    detail = "; ".join([f"{chosen}, {drawback}" if drawback else chosen, *others])
+    return Check(f"w4_linear on {place}", "slow" if drawback else "ok", detail)

@@ -71,14 +71,14 @@ def quantize(
     with ScreenReporter(progress_console) as reporter:
         reporter.phase("starting")
         from tarq import api, distributed
-        from tarq.checkpoint.compressed_tensors import check_writable
+        from tarq.checkpoint.folder import check_writable
         from tarq.data.speech import load_speech
         from tarq.terminal.tables import show_report
 
         with distributed.process_group() as first:
             console.quiet = reporter.console.quiet = not first
             # Whatever can be told is told before a model is loaded or downloaded.
-            check_writable(out, overwrite)
+            check_writable(out, overwrite, model)
             where = where_to_run(device, dtype)
             speech: Any = load_speech(calibration or [], max_bad=config.max_bad, reporter=reporter)
             if config.needs_statistics:

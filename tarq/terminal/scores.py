@@ -5,45 +5,28 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from itertools import combinations
+from typing import TypeVar
 
 from rich.console import Console
 from rich.markup import escape
 
 from tarq.scoring.bootstrap import Difference, Interval
-from tarq.scoring.run import DIVERGENCES, ENTITY_RATES, WORD_RATES, Evaluation, SetScores
+from tarq.scoring.figures import FIGURES, Figure
+from tarq.scoring.run import Evaluation, SetScores
 from tarq.scoring.words import ChangedWord
 from tarq.terminal.tables import frequencies_text, grouped, megabytes, note, table
 
-TITLES = {
-    "wer": "WER %",
-    "rare_wer": "rare WER %",
-    "rare_miss_rate": "rare missed %",
-    "common_wer": "common WER %",
-    "ne_wer": "entity WER %",
-    "ne_fnr": "entities missed %",
-    "kl_rare": "KL rare",
-    "kl_common": "KL common",
-    "delta_nll_rare": "ΔNLL rare",
-    "delta_nll_common": "ΔNLL common",
-}
-#: Figures whose differences are shown: KL, which asks whether full precision's opinion is kept, never without ΔNLL,
-#: which asks whether the true word still is.
-COMPARED = (("wer", "rare_wer", *ENTITY_RATES), ("kl_rare", "delta_nll_rare", "kl_common", "delta_nll_common"))
+T = TypeVar("T")
 #: Characters of a cell with a value above its interval, and of a line's name.
 CELL, NAME = 20, 20
 
 
-def _number(figure: str, value: float, sign: str = "") -> str:
-    """Rates as percentages with two decimals, nats with four."""
-    return f"{100 * value:{sign}.2f}" if figure in (*WORD_RATES, *ENTITY_RATES) else f"{value:{sign}.4f}"
-
-
-def _cell(figure: str, known: Interval | Difference | None, flips: bool = False) -> str:
+def _cell(figure: Figure, known: Interval | Difference | None, flips: bool = False) -> str:
     """A value over its interval; those of a difference carry a sign, and are bold where clear of 0."""
     if known is None or math.isnan(known.value):  # nothing to divide by
         return "–"
     sign = "+" if isinstance(known, Difference) else ""
-    value, low, high = (_number(figure, v, sign) for v in (known.value, known.low, known.high))
+    value, low, high = (figure.text(v, sign) for v in (known.value, known.low, known.high))
     if isinstance(known, Difference):
         value = f"[bold]{value}[/]" if known.clear_of_zero else value
         value += f" ({known.sign_flips:.1%})" if flips else ""
@@ -69,34 +52,32 @@ def show_set(console: Console, label: str, scores: SetScores, sizes: Mapping[str
     """One set: a column a model, then a row a pair of models; as many columns side by side as fit."""
     title = f"{label}: {scores.utterances} utterances, {scores.words} words, {scores.rare_words} rare"
     title += f", {scores.entities} entities" if scores.entities else ""
-    figures = [
-        f for f in (*WORD_RATES, *ENTITY_RATES, *DIVERGENCES) if any(f in m.figures for m in scores.models.values())
-    ]
+    figures = [f for f in FIGURES if any(f.name in m.figures for m in scores.models.values())]
     for names in _pieces(list(scores.models), console.width):
         rows = table("", *map(escape, names), title=title)
         rows.add_row("Linear weights", *(megabytes(sizes[name]) if name in sizes else "–" for name in names))
         rows.add_row("S / D / I", *(_counts(scores.models[name].counts.get("all")) for name in names))
         for figure in figures:
-            cells = [_cell(figure, scores.models[name].figures.get(figure)) for name in names]
-            rows.add_row(TITLES.get(figure, figure), *cells)
+            if figure.shown:
+                cells = [_cell(figure, scores.models[name].figures.get(figure.name)) for name in names]
+                rows.add_row(figure.title, *cells)
         console.print(rows)
-    for group in COMPARED if scores.differences else ():
-        show_differences(
-            console, f"{label}: paired differences", scores.differences, [f for f in group if f in figures]
-        )
+    for unit in ("%", "nats") if scores.differences else ():
+        compared = [figure for figure in figures if figure.compared and figure.unit == unit]
+        show_differences(console, f"{label}: paired differences", scores.differences, compared)
     for text in grouped(scores.notes):
         note(console, text)
 
 
 def show_differences(
-    console: Console, title: str, differences: Mapping[str, Mapping[str, Difference]], figures: Sequence[str]
+    console: Console, title: str, differences: Mapping[str, Mapping[str, Difference]], figures: Sequence[Figure]
 ) -> None:
     """A row a pair of models that has any of the figures."""
-    known = {pair: found for pair, found in differences.items() if any(f in found for f in figures)}
+    known = {pair: found for pair, found in differences.items() if any(f.name in found for f in figures)}
     for some in _pieces(figures, console.width) if known else ():
-        rows = table("", *(TITLES.get(f, f) for f in some), title=title)
+        rows = table("", *(f.title for f in some), title=title)
         for pair, found in known.items():
-            rows.add_row(escape(pair), *(_cell(f, found.get(f), flips=True) for f in some))
+            rows.add_row(escape(pair), *(_cell(f, found.get(f.name), flips=True) for f in some))
         console.print(rows)
 
 
@@ -105,7 +86,7 @@ def _counts(counts: Mapping[str, int] | None) -> str:
     return " / ".join(str(counts[key]) for key in keys) if counts else "–"
 
 
-def _pieces(columns: Sequence[str], width: int) -> list[list[str]]:
+def _pieces(columns: Sequence[T], width: int) -> list[list[T]]:
     """Columns in pieces that fit beside the names of the lines."""
     fitting = max(1, (width - NAME) // CELL)
     return [list(columns[start : start + fitting]) for start in range(0, len(columns), fitting)]
@@ -134,10 +115,11 @@ def show_demo(console: Console, scores: SetScores, sizes: Mapping[str, int], spo
         spoken: utterance id to what was said.
     """
     title = f"{scores.utterances} utterances, {scores.words} words, {scores.rare_words} of them rare"
-    rows = table("", "weights", "WER %", "rare WER %", "rare words\nlost, regained", title=title)
+    words, rare = _named("wer", "rare_wer"), _named("delta_nll_rare", "kl_rare")
+    rows = table("", "weights", *(figure.title for figure in words), "rare words\nlost, regained", title=title)
     for name, model in scores.models.items():
         changed = f"{len(model.lost)}, {len(model.regained)}" if "kl_rare" in model.figures else "–"
-        cells = [_cell(figure, model.figures.get(figure)) for figure in ("wer", "rare_wer")]
+        cells = [_cell(figure, model.figures.get(figure.name)) for figure in words]
         rows.add_row(escape(name), megabytes(sizes[name]), *cells, changed)
     console.print(rows)
     full = next(iter(scores.models))
@@ -146,8 +128,8 @@ def show_demo(console: Console, scores: SetScores, sizes: Mapping[str, int], spo
         for base, other in combinations(scores.models, 2)
         if base == full or base.split()[-1] == other.split()[-1]  # damage; methods of one width
     }
-    show_differences(console, "paired differences", shown, ("wer", "rare_wer"))
-    show_differences(console, "paired differences, nats a rare position", shown, ("kl_rare", "delta_nll_rare"))
+    show_differences(console, "paired differences", shown, words)
+    show_differences(console, "paired differences, nats a rare position", shown, rare)
     for word in _examples(scores):
         console.print(f"\n[bold]{escape(word.word)}[/]  [dim]{escape(word.id)}[/]", highlight=False)
         console.print(f"  {'said':14} {escape(spoken[word.id])}", highlight=False)
@@ -155,6 +137,10 @@ def show_demo(console: Console, scores: SetScores, sizes: Mapping[str, int], spo
             console.print(f"  {escape(name):14} {escape(model.hypotheses[word.id])}", highlight=False)
     for text in grouped(scores.notes):
         note(console, text)
+
+
+def _named(*names: str) -> list[Figure]:
+    return [figure for figure in FIGURES if figure.name in names]
 
 
 def _examples(scores: SetScores, count: int = 3) -> list[ChangedWord]:

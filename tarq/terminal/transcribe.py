@@ -80,17 +80,18 @@ def _files(given: list[str]) -> Iterator[tuple[str, Audio]]:
     Raises:
         DataError: a folder holds no audio.
     """
-    from tarq.data.audio import SUFFIXES, Encoded
+    from tarq.data.audio import FOREIGN_SUFFIXES, SUFFIXES, Encoded
 
+    suffixes = (*SUFFIXES, *FOREIGN_SUFFIXES)
     for name in given:
         path = Path(name).expanduser()
         if name == "-":
             yield "-", Encoded("standard input", sys.stdin.buffer.read())
         elif path.is_dir():
-            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+            found = sorted(p for p in path.rglob("*") if p.suffix.lower() in suffixes and p.is_file())
             if not found:
                 raise DataError(
-                    f"{path}: no audio in this folder; it is found by its names' ends: {' '.join(SUFFIXES)}"
+                    f"{path}: no audio in this folder; it is found by its names' ends: {' '.join(suffixes)}"
                 )
             yield from ((str(file), file) for file in found)
         else:

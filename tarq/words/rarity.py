@@ -63,15 +63,6 @@ def rare_counts(
     return len(words), sum(is_rare(word, threshold, language) for word in words)
 
 
-def rare_share(
-    texts: Iterable[str], normalizer: Normalizer, threshold: float = 3.0, language: Frequencies = "en"
-) -> float:
-    """ρ: share of the texts' normalised words, pooled, that are rare (paper §5); 0.0 without any word."""
-    counts = [rare_counts(text, normalizer, threshold, language) for text in texts]
-    words, rare = (sum(column) for column in zip(*counts, strict=True)) if counts else (0, 0)
-    return rare / words if words else 0.0
-
-
 def rare_spans(text: str, normalizer: Normalizer, threshold: float = 3.0, language: Frequencies = "en") -> list[Span]:
     """Where the rare words of a transcript stand in its original text.
 

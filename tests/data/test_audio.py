@@ -191,6 +191,12 @@ def test_more_than_a_header_states_is_refused(tmp_path):
         read_audio(path)
 
 
+def test_a_little_after_the_audio_is_nothing(tmp_path):
+    path = write(tmp_path / "a.wav")
+    path.write_bytes(path.read_bytes() + b"\x01\x02" * 50)
+    assert len(read_audio(path)) == SECONDS * RATE
+
+
 def test_ogg_with_missing_pages_is_refused(tmp_path):
     path = write(tmp_path / "a.ogg", speech(20))
     data = path.read_bytes()
@@ -388,6 +394,28 @@ def test_ffmpeg_follows_no_playlist(tmp_path):
         (tmp_path / name).write_text(content)
         with pytest.raises(DataError, match=rf"{name}: not readable as audio"):
             read_audio(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["a.m4a", "a.webm"])
+def test_other_formats_by_torchcodec(tmp_path, monkeypatch, name):
+    path = foreign(tmp_path, name)
+    try:
+        import torchcodec  # noqa: F401
+    except (ImportError, OSError, RuntimeError) as error:
+        pytest.skip(f"torchcodec is not installed, or does not fit this torch: {str(error)[:80]}")
+    monkeypatch.setattr(ffmpeg.shutil, "which", lambda _: None)
+    samples, notes = read(path)
+    assert "decoded by torchcodec" in notes
+    assert len(samples) / RATE == pytest.approx(SECONDS, abs=0.15)
+    assert np.std(samples) == pytest.approx(np.std(speech()), rel=0.2)
+
+
+def test_torchcodec_is_given_no_playlist(tmp_path, monkeypatch):
+    monkeypatch.setattr(ffmpeg.shutil, "which", lambda _: None)
+    monkeypatch.setattr(ffmpeg, "find_spec", lambda _: True)
+    (tmp_path / "a.m4a").write_text("#EXTM3U\n#EXTINF:4,\nhttps://example.com/a.aac\n")
+    with pytest.raises(DataError, match=r"a\.m4a: .*begins like no audio that torchcodec is given"):
+        read_audio(tmp_path / "a.m4a")
 
 
 def test_without_a_decoder_the_mend_is_named(tmp_path, monkeypatch):

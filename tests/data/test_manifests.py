@@ -241,6 +241,13 @@ def test_a_table_in_a_folder_is_its_transcripts(tmp_path):
     assert heard(f"{tmp_path}:test")[0][0].text == "two"
 
 
+def test_notes_on_one_file_are_no_table(tmp_path):
+    tone(tmp_path / "a.wav")
+    (tmp_path / "a.txt").write_text("one")
+    lines(tmp_path / "a.json", {"path": "a.wav", "text": "not this"})
+    assert [(u.id, u.text) for u in load_utterances(tmp_path)] == [("a", "one")]
+
+
 def test_a_folder_without_transcripts_says_where_they_were_looked_for(tmp_path):
     tone(tmp_path / "a.wav")
     tone(tmp_path / "b.m4a")

@@ -13,7 +13,7 @@ from tarq.models.alignment import alignment_scores
 from tarq.report import Reporter
 from tarq.speech.calibration import calibration_set, make_examples
 from tarq.words.normalize import get_normalizer
-from tarq.words.rarity import rare_share
+from tarq.words.rarity import rare_counts
 
 from .conftest import CONFIG
 
@@ -97,7 +97,7 @@ def test_silencing_tagged_frames_hurts_rare_words_most(assets):
     stretches of the same number and lengths silent."""
     recognizer = tarq.load_recognizer(assets / "whisper-tiny-relearned")
     pool = select_utterances(load_utterances(assets / "speech" / "librispeech_train"), ["in_training=false"])
-    pool = [u for u in pool if rare_share([u.text or ""], get_normalizer("english")) > 0 and 4 < u.seconds() < 15][:10]
+    pool = [u for u in pool if rare_counts(u.text or "", get_normalizer("english"))[1] and 4 < u.seconds() < 15][:10]
     made = make_examples(recognizer, pool, CONFIG, Reporter())
     losses = {"heard": 0.0, "tagged": 0.0, "elsewhere": 0.0}
     with torch.no_grad():

@@ -8,7 +8,7 @@ from tarq.data.sampling import select_utterances
 from tarq.linear import QuantLinear
 from tarq.scoring.words import score_words
 from tarq.words.normalize import get_normalizer
-from tarq.words.rarity import rare_share
+from tarq.words.rarity import rare_counts
 
 pytestmark = pytest.mark.assets
 
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.assets
 def speech(assets):
     pool = load_utterances(assets / "speech" / "librispeech_train")
     unseen = select_utterances(pool, ["in_training=false"])
-    with_rare_words = [u for u in unseen if rare_share([u.text or ""], get_normalizer("english")) > 0]
+    with_rare_words = [u for u in unseen if rare_counts(u.text or "", get_normalizer("english"))[1]]
     return sorted(with_rare_words, key=lambda u: u.seconds())[:4]
 
 

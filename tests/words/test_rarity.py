@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from tarq.errors import DataError
 from tarq.words.frequencies import described, frequencies, load_frequencies
 from tarq.words.normalize import Normalizer, get_normalizer
-from tarq.words.rarity import is_rare, position_tags, rare_share, rare_spans, tag_tokens, zipf
+from tarq.words.rarity import is_rare, position_tags, rare_counts, rare_spans, tag_tokens, zipf
 
 ASSETS = Path(__file__).parents[3] / "shared" / "assets"
 ENGLISH = get_normalizer("english")
@@ -84,11 +84,10 @@ def test_unknown_language():
         is_rare("word", 3.0, "xx")
 
 
-def test_rare_share_pools_words():
-    # northanger; 3500 → 2 rare of 2 + 4 words.
-    assert rare_share(["NORTHANGER ABBEY", "it cost £3,500 then"], ENGLISH) == pytest.approx(2 / 6)
-    assert rare_share([], ENGLISH) == 0.0
-    assert rare_share(["um", ""], ENGLISH) == 0.0
+def test_rare_words_are_counted():
+    assert rare_counts("NORTHANGER ABBEY", ENGLISH) == (2, 1)
+    assert rare_counts("it cost £3,500 then", ENGLISH) == (4, 1)
+    assert rare_counts("um", ENGLISH) == (0, 0)
 
 
 # --- spans ---

@@ -55,24 +55,32 @@ def load_contextasr(source: Path, part: str | None, intake: Intake) -> list[Utte
     path = choose_part(source, "a folder of ContextASR-Bench sets", _sets(source), part)
     utterances = []
     set_language = path.stem.rpartition("_")[2]
-    for where, row in json_lines(path):
-        missing = [key for key in COLUMNS if row.get(key) is None]
-        if missing:
-            raise DataError(f"{where}: no {', '.join(missing)}; download the file anew")
-        utterance = Utterance(
-            id=value(row, "uniq_id", str, where),
-            audio=path.parent / value(row, "audio", str, where),
-            text=value(row, "text", str, where),
-            duration=seconds(row, "duration", where),
-            entities=strings(row, "entity_list", where),
-            extra={
-                "domain_label": row.get("domain_label"),
-                "language": LANGUAGES.get(row.get("language") or set_language),
-            },
-        )
+    for where, row in json_lines(path, intake):
+        try:
+            utterance = _utterance(row, path.parent, set_language, where)
+        except DataError as error:
+            intake.broken(where, error)
+            continue
         if is_there(path.parent / row["audio"], where, utterance.id, intake):
             utterances.append(utterance)
     return utterances
+
+
+def _utterance(row: dict[str, Any], folder: Path, set_language: str, where: str) -> Utterance:
+    missing = [key for key in COLUMNS if row.get(key) is None]
+    if missing:
+        raise DataError(f"{where}: no {', '.join(missing)}; download the file anew")
+    return Utterance(
+        id=value(row, "uniq_id", str, where),
+        audio=folder / value(row, "audio", str, where),
+        text=value(row, "text", str, where),
+        duration=seconds(row, "duration", where),
+        entities=strings(row, "entity_list", where),
+        extra={
+            "domain_label": row.get("domain_label"),
+            "language": LANGUAGES.get(value(row, "language", str, where) or set_language),
+        },
+    )
 
 
 def hub_rows(location: str, part: str | None) -> Iterator[dict[str, Any]]:

@@ -1,0 +1,143 @@
+"""What a model must be to be loaded or saved: finite, whole, of the dtypes and token ids it can use."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tarq.checkpoint.folder import CHECKSUMS
+from tarq.errors import CheckpointError, ModelError
+from tarq.linear import QuantLinear
+
+#: What the last part of a tensor's name says of its dtype, as safetensors calls it; other tensors are real numbers.
+_DTYPES = {"weight_packed": ("I32",), "weight_zero_point": ("I32",), "weight_shape": ("I64",)}
+_REAL = ("F64", "F32", "F16", "BF16")
+_COUNTERS = ("num_batches_tracked", "position_ids")
+
+
+def check_dtypes(stored: dict[str, tuple[str, list[int]]], source: Any) -> None:
+    """See that stored tensors have the dtypes their names promise.
+
+    Raises:
+        CheckpointError: one has not; names it.
+    """
+    for name, (dtype, _) in stored.items():
+        part = name.rpartition(".")[2]
+        wanted = _DTYPES.get(part, _REAL)
+        if dtype not in wanted and part not in _COUNTERS:
+            raise CheckpointError(
+                f"{source}: {name} is stored as {dtype}, not as {' or '.join(wanted)}: the weights are damaged, or "
+                "quantized by another tool"
+            )
+
+
+def check_finite(tensors: Iterable[tuple[str, Tensor]], where: str) -> None:
+    """See that real numbers are finite.
+
+    Raises:
+        CheckpointError: a tensor holds NaN or infinity; names it.
+    """
+    for name, tensor in tensors:
+        if not tensor.is_floating_point() or tensor.is_meta or _is_finite(tensor):
+            continue
+        count = int((~torch.isfinite(tensor)).sum())
+        raise CheckpointError(f"{where}: {name} holds {count} values that are NaN or infinite, of {tensor.numel()}")
+
+
+def _is_finite(tensor: Tensor) -> bool:
+    # A sum is NaN or infinite where a term is, and takes one reading and no memory. It may overflow: then look at all.
+    return math.isfinite(tensor.detach().sum(dtype=torch.float32).item()) or bool(torch.isfinite(tensor).all())
+
+
+def check_layers(model: nn.Module, source: Any) -> None:
+    """See that packed layers are of the widths they were saved with, which padding hides, and that what they stand for
+    is finite in the scales' dtype.
+
+    Raises:
+        CheckpointError: one is not; names it.
+    """
+    for name, layer in model.named_modules():
+        if not isinstance(layer, QuantLinear):
+            continue
+        expected = [layer.out_features, layer.in_features]
+        if layer.weight_shape.tolist() != expected:
+            raise CheckpointError(
+                f"{source}: {name}.weight_shape is {layer.weight_shape.tolist()}, but the layer is {expected}"
+            )
+        largest = float(layer.weight_scale.abs().max()) * 2 ** (layer.scheme.bits - layer.scheme.symmetric)
+        if largest > torch.finfo(layer.weight_scale.dtype).max and not _is_finite(layer.dequantize()):
+            dtype = str(layer.weight_scale.dtype).removeprefix("torch.")
+            raise CheckpointError(
+                f"{source}: {name} stands for weights beyond {dtype}'s range: quantize with scale_dtype='bfloat16' or "
+                "'float32', or leave the layer out (ignore)"
+            )
+
+
+def checksums(files: Iterable[Path]) -> str:
+    """SHA-256 of files of one folder, a line each, as ``sha256sum`` writes them."""
+    return "".join(f"{_digest(file)}  {file.name}\n" for file in sorted(files))
+
+
+def verify_checksums(folder: Path, files: Iterable[Path]) -> None:
+    """See that weights are what was saved, where the folder says what that was.
+
+    Raises:
+        CheckpointError: a file is another; names it.
+    """
+    sums = folder / CHECKSUMS
+    if not sums.is_file():
+        return
+    try:
+        rows = [line.split(maxsplit=1) for line in sums.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{sums} cannot be read: copy it again, or delete it to load unchecked") from error
+    known = {row[1].lstrip("*"): row[0] for row in rows if len(row) == 2 and re.fullmatch("[0-9a-f]{64}", row[0])}
+    if len(known) != len(rows):
+        raise CheckpointError(f"{sums} is damaged: copy it again, or delete it to load unchecked")
+    for file in files:
+        if file.name in known and _digest(file) != known[file.name]:
+            raise CheckpointError(
+                f"{file} is not the file that was saved ({sums.name} tells): copy it again; if it was changed on "
+                f"purpose, delete {sums.name}"
+            )
+
+
+def _digest(file: Path) -> str:
+    try:
+        with file.open("rb") as opened:
+            return hashlib.file_digest(opened, "sha256").hexdigest()
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {error.strerror}") from error
+
+
+def check_generation(model: Any, source: Any) -> None:
+    """See that the token ids a generation configuration names are the model's.
+
+    Raises:
+        ModelError: one is no id or beyond the vocabulary; names the field.
+    """
+    vocabulary = getattr(model.config.get_text_config(decoder=True), "vocab_size", None)
+    generation = getattr(model, "generation_config", None)
+    if vocabulary is None or generation is None:
+        return
+    for field, value in generation.to_dict().items():
+        if not (field.endswith(("_token_id", "_tokens", "_to_id")) or field == "forced_decoder_ids"):
+            continue
+        ids = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else [value]
+        if field == "forced_decoder_ids":
+            ids = [pair[-1] for pair in ids if isinstance(pair, list | tuple) and pair]
+        for token in ids:
+            if token is None or (field.endswith("_tokens") and "suppress" not in field):
+                continue  # max_new_tokens and its like are counts
+            if type(token) is not int or token >= vocabulary:
+                raise ModelError(
+                    f"{source}: generation_config.json has {field} {token!r}, which is no token of the model "
+                    f"({vocabulary} tokens): take that file from the original model"
+                )
