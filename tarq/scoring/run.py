@@ -17,9 +17,6 @@ from tarq.models.base import Recognizer
 from tarq.report import Reporter
 from tarq.scoring.bootstrap import RESAMPLES, Difference, Interval, resample
 from tarq.scoring.entities import EntityScores, score_entities
-from tarq.scoring.figures import DIVERGENCES as DIVERGENCES
-from tarq.scoring.figures import ENTITY_RATES as ENTITY_RATES
-from tarq.scoring.figures import WORD_RATES as WORD_RATES
 from tarq.scoring.figures import Measured, ratios
 from tarq.scoring.outputs import SetOutputs, check_weights, run_models
 from tarq.scoring.words import ChangedWord, changed_words, hallucination_signs, score_words
