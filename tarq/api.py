@@ -538,7 +538,7 @@ def check_calibration(calibration: Data | Mapping[str, Data] | None, config: Tar
         DataError: a file of ids or of word frequencies is not usable, or a language has no frequencies.
         ModelError: there is no calibration speech for a method that needs some.
     """
-    if calibration is None or (not isinstance(calibration, Path) and len(calibration) == 0):
+    if calibration is None or (not isinstance(calibration, str | Path) and len(calibration) == 0):
         raise ModelError(f"{config.method} needs calibration speech: pass a manifest or another corpus (--calibration)")
     config.frequencies()
     if config.ids is not None:

@@ -32,8 +32,10 @@ from torch import nn
 from transformers.utils import logging
 
 import tarq
-from tarq.data.corpora.registry import load_utterances, sample_utterances
+from tarq.data.corpora.registry import load_utterances
+from tarq.data.sampling import sample_utterances
 from tarq.data.utterance import Utterance
+from tarq.files import to_json, write_whole
 from tarq.models.base import Recognizer
 from tarq.report import Reporter
 from tarq.scoring.divergence import divergence, joined
@@ -43,15 +45,12 @@ from tarq.speech.calibration import batched, make_examples
 
 #: Better rounding: scales by least squares on the weights, then refitted and codes descended under the metric.
 REFINED = {"solver": "refined", "scale_rule": "mse"}
-#: Arm → preset and fields. The paper's as it can be read: RareBAL at c = 1, its own α, min–max scales, padding whole.
+#: Arm → preset and fields.
 ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "rtn": ("rtn", {}),
     "gptq": ("gptq", {}),
     "gptq, cross-fitted": ("gptq", {"residual": "cross-fitted"}),
-    "tarq, as in the paper": (
-        "tarq",
-        {"cost_ratio": 1.0, "residual": "paper", "scale_rule": "minmax", "padding_weight": 1.0, "frame_tags": "none"},
-    ),
+    "tarq-paper": ("tarq-paper", {}),
     "tarq, c 1": ("tarq", {"cost_ratio": 1.0}),
     "tarq": ("tarq", {}),
     "bias": ("gptq", {"residual": "cross-fitted-bias"}),
@@ -234,26 +233,14 @@ def cells(models: Sequence[str], arms: Sequence[str], draws: Sequence[int]) -> I
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Measure what is not yet in the results file."""
     began, longest = time.monotonic(), 0.0
+    names = {Path(source).name: source for source in options.models}
+    if len(names) < len(options.models):
+        sys.exit("headline: two models have the same folder name, which names them in the results")
     scored = [u for u in halves(load_utterances(options.data))[options.half] if (u.text or "").strip()]
     if options.scored:
         scored = sample_utterances(scored, options.scored, 0)
     pool = load_utterances(options.calibration)
-    settings = {
-        "calibration": Path(options.calibration).resolve().parent.name,
-        "data": Path(options.data).resolve().parent.name,
-        "half": options.half,
-        "speakers": sorted({str(u.speaker) for u in scored}),
-        "utterances": len(scored),
-        "samples": options.samples,
-    }
-    results: dict[str, Any] = {"settings": settings, "models": {}, "cells": {}}
-    if options.json.exists():
-        results = json.loads(options.json.read_text())
-        if results["settings"] != settings:
-            sys.exit(f"headline: {options.json} was measured with other settings; name another file")
-    names = {Path(source).name: source for source in options.models}
-    if len(names) < len(options.models):
-        sys.exit("headline: two models have the same folder name, which names them in the results")
+    results = opened(options, scored)
     draws = range(options.first_draw, options.first_draw + options.draws)
     benches: dict[str, Bench] = {}
     for model, arm, draw in cells(list(names), options.arms, draws):
@@ -268,47 +255,60 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             break
         if model not in benches:
             benches[model] = Bench.make(names[model], pool, scored, options)
-            ready = time.monotonic()
-            if model not in results["models"] or (options.decode_draws and "words" not in results["models"][model]):
+            known = results["models"].setdefault(model, {"ids": list(benches[model].texts)})
+            if "positions" not in known or (options.decode_draws and "words" not in known):
                 full = benches[model].measure(benches[model].recognizer, options.decode_draws > 0)
-                full = {name: full[name] for name in ("positions", "words", "hypotheses") if name in full}
-                results["models"][model] = full | {"ids": list(benches[model].texts)}
-            print(f"headline: {model}: ready in {ready - start:.1f} s, scored in {time.monotonic() - ready:.1f} s")
+                known |= {name: full[name] for name in ("positions", "words", "hypotheses") if name in full}
+            print(f"headline: {model}: ready and scored in {time.monotonic() - start:.1f} s", flush=True)
             start = time.monotonic()
-        preset, changed = ARMS[arm]
-        common = {"samples": options.samples, "seed": draw, "batch_size": options.batch_size}
-        recognizer, report = benches[model].quantized(tarq.TarqConfig.preset(preset, **common, **changed))
-        quantized = time.monotonic()
-        measured = benches[model].measure(recognizer, decode)
-        if measured.pop("positions") != results["models"][model]["positions"]:
+        cell = measured_cell(benches[model], arm, draw, decode, options)
+        if cell.pop("positions") != results["models"][model]["positions"]:
             sys.exit(f"headline: {model}: other targets than those in {options.json}; name another file")
-        took = {"quantize": quantized - start, "score": time.monotonic() - quantized}
-        results["cells"][key] = measured | {
-            "config": report.config,
-            "versions": report.versions | {"python": platform.python_version()},
-            "device": torch.cuda.get_device_name() if torch.device(options.device).type == "cuda" else "CPU",
-            "seconds": {name: round(value, 2) for name, value in took.items()},
-            "calibration_seconds": report.calibration.get("seconds"),
-            "alpha": float(np.median([layer.alpha for layer in report.layers])),
-            "lambda_max": max(layer.lam for layer in report.layers),
-            "notes": report.notes,
-        }
-        write(options.json, results)
+        results["cells"][key] = cell
+        write_whole(options.json, to_json(results, indent=None) + "\n")
         longest = max(longest, time.monotonic() - start)
-        print(
-            f"headline: {key}: {shown(measured, results['models'][model])}; {took['quantize']:.1f} s to quantize,"
-            f" {took['score']:.1f} s to score",
-            flush=True,
-        )
+        print(f"headline: {key}: {shown(cell, results['models'][model])}; seconds: {cell['seconds']}", flush=True)
     return results
 
 
-def write(path: Path, results: dict[str, Any]) -> None:
-    """The file whole, or as it was."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.part")
-    beside.write_text(json.dumps(results, ensure_ascii=False, separators=(",", ":"), allow_nan=False) + "\n")
-    beside.replace(path)
+def opened(options: argparse.Namespace, scored: Sequence[Utterance]) -> dict[str, Any]:
+    """The results so far, which must be of the same study."""
+    settings = {
+        "calibration": Path(options.calibration).resolve().parent.name,
+        "data": Path(options.data).resolve().parent.name,
+        "half": options.half,
+        "speakers": sorted({str(u.speaker) for u in scored}),
+        "utterances": len(scored),
+        "samples": options.samples,
+    }
+    if not options.json.exists():
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        return {"settings": settings, "models": {}, "cells": {}}
+    results = json.loads(options.json.read_text())
+    if results["settings"] != settings:
+        sys.exit(f"headline: {options.json} was measured with other settings; name another file")
+    return results
+
+
+def measured_cell(bench: Bench, arm: str, draw: int, decode: bool, options: argparse.Namespace) -> dict[str, Any]:
+    """Quantize a copy of the model by an arm on a draw, and score it."""
+    start = time.monotonic()
+    preset, changed = ARMS[arm]
+    common = {"samples": options.samples, "seed": draw, "batch_size": options.batch_size}
+    recognizer, report = bench.quantized(tarq.TarqConfig.preset(preset, **common, **changed))
+    quantized = time.monotonic()
+    measured = bench.measure(recognizer, decode)
+    took = {"quantize": quantized - start, "score": time.monotonic() - quantized}
+    return measured | {
+        "config": report.config,
+        "versions": report.versions | {"python": platform.python_version()},
+        "device": torch.cuda.get_device_name() if torch.device(options.device).type == "cuda" else "CPU",
+        "seconds": {name: round(value, 2) for name, value in took.items()},
+        "calibration_seconds": report.calibration.get("seconds"),
+        "alpha": float(np.median([layer.alpha for layer in report.layers])),
+        "lambda_max": max(layer.lam for layer in report.layers),
+        "notes": report.notes,
+    }
 
 
 def shown(measured: dict[str, Any], model: dict[str, Any]) -> str:

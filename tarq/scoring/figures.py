@@ -96,13 +96,6 @@ FIGURES = (
 )
 
 
-def _names(source: str) -> tuple[str, ...]:
-    return tuple(figure.name for figure in FIGURES if figure.source == source and figure.shown)
-
-
-WORD_RATES, ENTITY_RATES, DIVERGENCES = _names("words"), _names("entities"), _names("divergence")
-
-
 def ratios(measured: Measured, thresholds: Sequence[float]) -> dict[str, Ratio]:
     """Every figure there is of a model on a set, by name, as sums by utterance.
 

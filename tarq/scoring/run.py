@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
@@ -13,13 +14,11 @@ import numpy as np
 from tarq.config import TarqConfig
 from tarq.data.utterance import Utterance, check_ids, language_of
 from tarq.errors import DataError, ModelError
+from tarq.files import to_json
 from tarq.models.base import Recognizer
 from tarq.report import Reporter
 from tarq.scoring.bootstrap import RESAMPLES, Difference, Interval, resample
 from tarq.scoring.entities import EntityScores, score_entities
-from tarq.scoring.figures import DIVERGENCES as DIVERGENCES
-from tarq.scoring.figures import ENTITY_RATES as ENTITY_RATES
-from tarq.scoring.figures import WORD_RATES as WORD_RATES
 from tarq.scoring.figures import Measured, ratios
 from tarq.scoring.outputs import SetOutputs, check_weights, run_models
 from tarq.scoring.words import ChangedWord, changed_words, hallucination_signs, score_words
@@ -93,7 +92,7 @@ class Evaluation:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON; a rate without denominator is null."""
-        return _without_nan(asdict(self))
+        return json.loads(to_json(asdict(self)))
 
 
 def evaluate_models(
@@ -308,14 +307,6 @@ def _unspoken(utterances: Sequence[Utterance], entities: EntityScores | None) ->
         f"{len(entities.unspoken)} entities are not in their transcript, such as {entity!r} in "
         f"{utterances[first].id}: not scored"
     ]
-
-
-def _without_nan(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
-    return None if isinstance(value, float) and not np.isfinite(value) else value
 
 
 def _totals(counts: Any) -> dict[str, int]:

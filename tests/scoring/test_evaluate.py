@@ -14,13 +14,16 @@ from tarq.data.utterance import Utterance
 from tarq.errors import DataError, ModelError
 from tarq.report import Reporter
 from tarq.scoring.divergence import divergence
-from tarq.scoring.figures import DIVERGENCES, FIGURES, WORD_RATES
+from tarq.scoring.figures import FIGURES
 from tarq.scoring.outputs import _pieces
 from tarq.scoring.run import evaluate_models
 from tarq.scoring.words import biased_counts, score_words
 from tarq.speech.calibration import make_examples
 from tarq.words.normalize import Normalizer, get_normalizer
 from tarq.words.rarity import is_rare
+
+WORD_RATES = [figure.name for figure in FIGURES if figure.source == "words"]
+DIVERGENCES = [figure.name for figure in FIGURES if figure.source == "divergence"]
 
 
 def test_divergence_is_the_formula():
@@ -103,7 +106,7 @@ def test_lost_and_regained_words(model_folder, manifest, monkeypatch):
         said = {key: text.replace(word, heard) for key, text in spoken.items()}
         monkeypatch.setattr(recognizer, "encode", lambda features: features["input_features"])
         monkeypatch.setattr(recognizer, "logits", lambda batch, audio: torch.zeros(*batch.input_ids.shape, 512))
-        monkeypatch.setattr(recognizer, "decode", lambda audio, said=said: [said[float(a.sum())] for a in audio])
+        monkeypatch.setattr(recognizer, "decode", lambda audio, _, said=said: [said[float(a.sum())] for a in audio])
     scores = tarq.evaluate({"full": full, "q": other}, {"s": utterances}, reference="full", resamples=50).sets["s"]
     assert [w.word for w in scores.models["q"].lost] == ["okonkwo"]
     assert [w.word for w in scores.models["q"].regained] == ["eigenvalue"]
