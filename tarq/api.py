@@ -14,7 +14,6 @@ from transformers import AutoFeatureExtractor, AutoProcessor, AutoTokenizer, Pre
 from tarq import distributed
 from tarq.checkpoint import load as loading
 from tarq.checkpoint import save as saving
-from tarq.checkpoint.checks import check_model, check_preprocessor
 from tarq.checkpoint.compressed_tensors import quantization_config
 from tarq.checkpoint.source import first_line, located
 from tarq.config import TarqConfig
@@ -120,7 +119,6 @@ def as_recognizer(
             source: str | Path = model
             loaded, stored_dtype = loading.load_model(source, model_class, dtype=dtype, device=device)
         else:
-            check_model(model)
             source, loaded, stored_dtype = model.config._name_or_path, model, model.dtype
         family = family_of(loaded.config.model_type, type(loaded).__name__)
         if family.needs_processor:
@@ -148,9 +146,7 @@ def _part(source: str | Path, name: str, given: Any, auto: Any) -> Any:
     if given is not None:
         return given
     try:
-        folder = located(source)
-        check_preprocessor(folder)
-        return auto.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        return auto.from_pretrained(located(source), trust_remote_code=False, local_files_only=True)
     except TarqError:
         raise
     except Exception as error:  # transformers raises OSError, ValueError, TypeError … for a missing file

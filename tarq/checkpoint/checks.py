@@ -1,4 +1,4 @@
-"""What a model must be to be loaded or saved: finite, whole, of the dtypes and token ids it can use."""
+"""What weights must be to be loaded or saved: finite, whole, of the dtypes and widths they claim."""
 
 from __future__ import annotations
 
@@ -13,26 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from tarq.checkpoint.folder import CHECKSUMS
-from tarq.checkpoint.source import read_json
-from tarq.errors import CheckpointError, ModelError
+from tarq.errors import CheckpointError
 from tarq.linear import QuantLinear
 
 #: What the last part of a tensor's name says of its dtype, as safetensors calls it; other tensors are real numbers.
 _DTYPES = {"weight_packed": ("I32",), "weight_zero_point": ("I32",), "weight_shape": ("I64",)}
 _REAL = ("F64", "F32", "F16", "BF16")
 _COUNTERS = ("num_batches_tracked", "position_ids")
-#: Numbers of preprocessor_config.json that allocate or divide: least and most that make sense.
-_RANGES = {
-    "sampling_rate": (1000, 400_000),
-    "feature_size": (1, 4096),
-    "num_mel_bins": (1, 4096),
-    "chunk_length": (1, 3600),
-    "n_samples": (1, 3600 * 400_000),
-    "n_fft": (1, 1 << 16),
-    "win_length": (1, 1 << 16),
-    "hop_length": (1, 1 << 16),
-    "nb_max_frames": (1, 1 << 24),
-}
 
 
 def check_dtypes(stored: dict[str, tuple[str, list[int]]], source: Any) -> None:
@@ -128,69 +115,3 @@ def _digest(file: Path) -> str:
             return hashlib.file_digest(opened, "sha256").hexdigest()
     except OSError as error:
         raise CheckpointError(f"{file} cannot be read: {error.strerror}") from error
-
-
-def check_generation(model: Any, source: Any) -> None:
-    """See that the token ids a generation configuration names are the model's.
-
-    Raises:
-        ModelError: one is no id or beyond the vocabulary; names the field.
-    """
-    vocabulary = getattr(model.config.get_text_config(decoder=True), "vocab_size", None)
-    generation = getattr(model, "generation_config", None)
-    if vocabulary is None or generation is None:
-        return
-    for field, value in generation.to_dict().items():
-        if not (field.endswith(("_token_id", "_tokens", "_to_id")) or field == "forced_decoder_ids"):
-            continue
-        ids = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else [value]
-        if field == "forced_decoder_ids":
-            ids = [pair[-1] for pair in ids if isinstance(pair, list | tuple) and pair]
-        for token in ids:
-            if token is None or (field.endswith("_tokens") and "suppress" not in field):
-                continue  # max_new_tokens and its like are counts
-            if type(token) is not int or token >= vocabulary:
-                raise ModelError(
-                    f"{source}: generation_config.json has {field} {token!r}, which is no token of the model "
-                    f"({vocabulary} tokens): take that file from the original model"
-                )
-
-
-def check_preprocessor(folder: Path) -> None:
-    """See that the feature extractor's numbers make sense, before any memory is taken by them.
-
-    Raises:
-        ModelError: one does not; names it.
-    """
-    for file in (folder / "preprocessor_config.json", folder / "processor_config.json"):
-        if not file.is_file():
-            continue
-        fields = read_json(file)
-        inner = fields.get("feature_extractor")
-        for key, value in (fields | (inner if isinstance(inner, dict) else {})).items():
-            least, most = _RANGES.get(key, (None, None))
-            if least is None or value is None:
-                continue
-            if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
-                raise ModelError(f"{file} has {key} {value!r}, which must be between {least} and {most}")
-
-
-def check_model(model: Any) -> None:
-    """See that a model given as an object is plain: neither compiled nor wrapped, adapted, hooked, empty or float64.
-
-    Raises:
-        ModelError: it is not; says what to give instead.
-    """
-    wrapped = getattr(model, "_orig_mod", None)
-    if wrapped is not None or any("_orig_mod" in name for name, _ in model.named_modules()):
-        raise ModelError("the model is compiled (torch.compile): give the model itself, and compile it afterwards")
-    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        raise ModelError(f"the model is wrapped in {type(model).__name__}: give model.module")
-    if hasattr(model, "merge_and_unload") or getattr(model, "_hf_peft_config_loaded", False):
-        raise ModelError("the model carries PEFT adapters: merge them first, with model = model.merge_and_unload()")
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if tensor.is_meta:
-            raise ModelError(f"the model has no weights for {name} (it is on the meta device): load it in full")
-    double = next((name for name, p in model.named_parameters() if p.dtype == torch.float64), None)
-    if double is not None:
-        raise ModelError(f"{double} is float64: call model.float() first, tarq computes in 32 or 16 bits")
