@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tarq.errors import CheckpointError
+from tarq.files import to_json
 from tarq.method.figures import Figures
 
 if TYPE_CHECKING:
@@ -77,24 +78,56 @@ class Report:
     notes: list[str] = field(default_factory=list)
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self), indent=1)
+        """Strict JSON: a figure that is no number is ``null``."""
+        return to_json(asdict(self)) + "\n"
 
     @classmethod
     def read(cls, folder: str | Path) -> Report:
-        """The report beside a checkpoint.
+        """The report beside a checkpoint. Fields that a newer tarq added are left out, and a note says so.
 
         Raises:
-            CheckpointError: it is missing or not a report.
+            CheckpointError: it is missing or not a report; names the field.
         """
         path = Path(folder) / FILE_NAME
         try:
-            fields = json.loads(path.read_text())
-            layers = [LayerReport(**{**layer, "shape": tuple(layer["shape"])}) for layer in fields.pop("layers")]
-            return cls(layers=layers, **fields)
+            stored = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise CheckpointError(f"{path} does not exist: was this folder written by tarq?") from None
-        except (ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise CheckpointError(f"{path} is not a tarq report: {error}") from error
+        newer: set[str] = set()
+        report = _read(cls, stored, str(path), newer)
+        for i, fields_of_layer in enumerate(report.layers):
+            layer = report.layers[i] = _read(LayerReport, fields_of_layer, f"{path}: layers[{i}]", newer)
+            layer.shape = tuple(layer.shape)
+        if newer:
+            report.notes.append(
+                f"written by tarq {report.versions.get('tarq', '?')}, which this version does not read in full: left "
+                f"out {', '.join(sorted(newer))}"
+            )
+        return report
+
+
+#: What JSON holds for the plain types of a report's fields.
+_KINDS: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (int, float, type(None)), "bool": (bool,)}
+_KINDS |= {"list": (list,), "tuple": (list,), "dict": (dict,)}
+
+
+def _read(record: type, stored: Any, where: str, newer: set[str]) -> Any:
+    """A record of stored fields, each of its type; the names of unknown ones are added to ``newer``."""
+    if not isinstance(stored, dict):
+        raise CheckpointError(f"{where} is not a tarq report: {type(stored).__name__} where fields are expected")
+    known = {f.name: f for f in fields(record)}
+    newer |= stored.keys() - known.keys()
+    for name, each in known.items():
+        if name not in stored and each.default is MISSING and each.default_factory is MISSING:
+            raise CheckpointError(f"{where} is not a tarq report: {name} is missing")
+        kinds = _KINDS.get(str(each.type).split("[")[0].split(" |")[0], (object,))
+        value = stored.get(name)
+        right = isinstance(value, kinds) and (not isinstance(value, bool) or not {int, float} & set(kinds))
+        if name in stored and not right:
+            raise CheckpointError(f"{where} is not a tarq report: {name} is {value!r}, not {each.type}")
+    return record(**{name: value for name, value in stored.items() if name in known})
 
 
 def peak_memory(device: torch.device) -> dict[str, int]:

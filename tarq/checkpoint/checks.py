@@ -1,4 +1,4 @@
-"""What a model must be to be loaded or saved: finite, whole, of the dtypes and token ids it can use."""
+"""What weights must be to be loaded or saved: finite, whole, of the dtypes and widths they claim."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tarq.checkpoint.folder import CHECKSUMS
-from tarq.errors import CheckpointError, ModelError
+from tarq.errors import CheckpointError
 from tarq.linear import QuantLinear
 
 #: What the last part of a tensor's name says of its dtype, as safetensors calls it; other tensors are real numbers.
@@ -115,29 +115,3 @@ def _digest(file: Path) -> str:
             return hashlib.file_digest(opened, "sha256").hexdigest()
     except OSError as error:
         raise CheckpointError(f"{file} cannot be read: {error.strerror}") from error
-
-
-def check_generation(model: Any, source: Any) -> None:
-    """See that the token ids a generation configuration names are the model's.
-
-    Raises:
-        ModelError: one is no id or beyond the vocabulary; names the field.
-    """
-    vocabulary = getattr(model.config.get_text_config(decoder=True), "vocab_size", None)
-    generation = getattr(model, "generation_config", None)
-    if vocabulary is None or generation is None:
-        return
-    for field, value in generation.to_dict().items():
-        if not (field.endswith(("_token_id", "_tokens", "_to_id")) or field == "forced_decoder_ids"):
-            continue
-        ids = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else [value]
-        if field == "forced_decoder_ids":
-            ids = [pair[-1] for pair in ids if isinstance(pair, list | tuple) and pair]
-        for token in ids:
-            if token is None or (field.endswith("_tokens") and "suppress" not in field):
-                continue  # max_new_tokens and its like are counts
-            if type(token) is not int or token >= vocabulary:
-                raise ModelError(
-                    f"{source}: generation_config.json has {field} {token!r}, which is no token of the model "
-                    f"({vocabulary} tokens): take that file from the original model"
-                )

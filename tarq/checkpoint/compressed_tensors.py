@@ -180,7 +180,7 @@ def _group(key: str, group: Any) -> tuple[list[str], Scheme]:
     weights = group.get("weights") if isinstance(group, dict) else None
     if not isinstance(weights, dict):
         raise CheckpointError(f"quantization_config is not usable: {key} has no weights")
-    _check_patterns(f"{key}.targets", group.get("targets"))
+    _check_patterns(f"{key}.targets", group.get("targets") or None)
     other = group.get("input_activations") or group.get("output_activations")
     if weights.get("type") != "int" or weights.get("strategy") != "group" or other or weights.get("dynamic"):
         raise CheckpointError(f"{key}: only integer weights in groups are supported, not {weights}")

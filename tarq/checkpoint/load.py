@@ -111,7 +111,6 @@ def load_model(
         checks.check_layers(model, source)
         merge_groups(model)
     checks.check_finite([*model.named_parameters(), *model.named_buffers()], str(source))
-    checks.check_generation(model, source)
     model = model.to(device=device)
     if first != dtype:  # otherwise what the model keeps in float32 stays so
         _cast(model, dtype)

@@ -111,6 +111,11 @@ def check_folder(folder: Path, name: str | Path) -> dict[str, Any]:
     config = read_json(folder / "config.json")
     if not isinstance(config.get("model_type"), str):
         raise ModelError(f"{folder / 'config.json'} names no model_type: no model that transformers can read")
+    architectures = config.get("architectures")
+    if architectures is not None and not (
+        isinstance(architectures, list) and all(isinstance(name, str) for name in architectures)
+    ):
+        raise ModelError(f"{folder / 'config.json'}: architectures must be a list of names, not {architectures!r}")
     if any("/" in str(config.get(key)) for key in ("attn_implementation", "_attn_implementation")):
         raise ModelError(f"{folder / 'config.json'} names attention code from the hub, which tarq does not run")
     return config
