@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
 
     from tarq.kernels.scheme import Scheme
+    from tarq.method.arms import Arms
     from tarq.words.frequencies import Frequencies
     from tarq.words.normalize import Normalizer
 
@@ -103,7 +104,7 @@ class Lattice(Checked):
         """``auto`` replaced by the dtype the checkpoint was stored in."""
         if self.scale_dtype != "auto":
             return self
-        name = str(stored).removeprefix("torch.")
+        name: Any = str(stored).removeprefix("torch.")
         return replace(self, scale_dtype=name if name in get_args(ScaleDtype) else "float32")
 
 
@@ -171,15 +172,16 @@ class Method(Checked):
         0.1, METHOD, "Weight of encoder frames beyond the end of the audio.", "float", low=0, high=10**6
     )
 
-    @property
-    def corrects_drift(self) -> bool:
-        """Whether a residual compares the partly quantized network with full precision."""
-        return self.residual not in ("none", 0)
+    def arms(self) -> Arms:
+        """The metric, the residual and the solver that these fields name."""
+        from tarq.method.arms import Arms
+
+        return Arms.of({name: getattr(self, name) for name in options(type(self))})
 
     @property
     def needs_statistics(self) -> bool:
         """Whether any calibration audio is read: rounding to nearest looks at the weights alone."""
-        return self.solver != "rtn" or self.corrects_drift
+        return self.arms().reads_audio
 
 
 @dataclass(frozen=True)

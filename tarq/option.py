@@ -85,8 +85,9 @@ def _int(option: Option, value: Any) -> int | None:
 
 
 def _float(option: Option, value: Any) -> float | None:
+    number: Any = value
     # NaN passes no comparison; infinities and the largest whole numbers are beyond every float.
-    real = isinstance(value, Real) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+    real = isinstance(value, Real) and not isinstance(value, bool) and abs(number) <= sys.float_info.max
     return float(value) if real and option.low <= value <= option.high else None
 
 
@@ -146,4 +147,4 @@ class Checked:
 
 def options(config: type | Checked) -> dict[str, Option]:
     """Field name to what it says of itself, in order."""
-    return {f.name: f.metadata["option"] for f in fields(config) if "option" in f.metadata}  # type: ignore[arg-type]
+    return {f.name: f.metadata["option"] for f in fields(config) if "option" in f.metadata}

@@ -147,8 +147,8 @@ def _estimate(
     if not packed or not config.needs_statistics:
         return Estimate(parameters * 1e-8, PROCESS + parameters * size, 0)
     rows = _rows(recognizer)
-    paired = 2 if config.arms().residual.paired else 1
-    folds = 2 if config.residual == "cross-fitted" else 1
+    residual = config.arms().residual
+    paired, folds = 1 + residual.paired, residual.folds
     multiplications = 0.0
     held: dict[str, float] = {}  # what the Linears of one block read, by block
     inputs: set[tuple[str, int]] = set()

@@ -38,9 +38,9 @@ class Held(Utterance):
         """The same utterance, its audio not yet read."""
         return cls(**{f.name: getattr(utterance, f.name) for f in fields(Utterance)})
 
-    def waveform(self, sampling_rate: int = 16000) -> NDArray[np.float32]:
+    def waveform(self, sampling_rate: int = 16000, notes: list[str] | None = None) -> NDArray[np.float32]:
         if sampling_rate not in self.waveforms:
-            self.waveforms[sampling_rate] = super().waveform(sampling_rate)
+            self.waveforms[sampling_rate] = super().waveform(sampling_rate, notes)
         return self.waveforms[sampling_rate]
 
 

@@ -69,7 +69,7 @@ def pool(
     """Draw a calibration pool, show its share of rare words, and write it as a manifest that every command reads."""
     if out is not None and out.exists() and not overwrite:
         raise typer.BadParameter(f"{out} exists: --overwrite replaces it", param_hint="--out")
-    config = TarqConfig(**chosen, **({} if kind is None else {"pool": kind}))
+    config = TarqConfig(**chosen | ({} if kind is None else {"pool": kind}))
     with ScreenReporter(progress_console) as reporter:
         reporter.phase("starting")
         from tarq import api

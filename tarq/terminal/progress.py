@@ -66,7 +66,8 @@ class ScreenReporter(Reporter):
         self.entered = ExitStack()
         self.hushed = False
         self.task = self.progress.add_task("", visible=False, detail="")
-        self.text, self.total, self.done = "", None, 0
+        self.text, self.done = "", 0
+        self.total: int | None = None
         self.began = self.said = time.monotonic()
 
     def __enter__(self) -> ScreenReporter:

@@ -16,7 +16,7 @@ from tarq.terminal.console import command, console, progress_console, say
 from tarq.terminal.options import SPEECH, Device, Dtype, JsonFile, Overwrite, configured, where_to_run
 from tarq.terminal.progress import ScreenReporter
 
-Preset = StrEnum("Preset", {name.replace("-", "_"): name for name in PRESETS})
+Preset = StrEnum("Preset", {name.replace("-", "_"): name for name in PRESETS})  # type: ignore[misc]
 
 
 def register(app: typer.Typer) -> None:
@@ -40,7 +40,7 @@ def quantize(
             show_default=False,
             help=f"Preset: {', '.join(PRESETS)}; other options override its parts. Default: tarq.",
         ),
-    ] = Preset.tarq,
+    ] = Preset("tarq"),
     chosen: dict,
     device: Device = "auto",
     dtype: Dtype = "auto",
