@@ -33,8 +33,17 @@ OWN_NAMES: list[str] = []
 VARIABLE = "TARQ_BACKEND"
 
 
-class BackendError(TarqError, ValueError):
+class BackendError(TarqError):
     """A backend that is unknown, or cannot run what it is asked to."""
+
+
+class BackendArgumentError(BackendError, ValueError):
+    """The same where it is named by an argument: a wrong call, no wrong environment, which no file is to blame for."""
+
+
+def refused(text: str, argument: str | None) -> BackendError:
+    """The error to raise, where the backend is named by an argument, or else by the environment."""
+    return BackendArgumentError(text) if argument else BackendError(text)
 
 
 def _load_extension() -> str | None:
@@ -87,7 +96,7 @@ def choice(backend: str | None) -> str:
     choices = dict.fromkeys((*BACKENDS, *OWN_NAMES))
     if named not in choices:
         source = f"backend={named!r}" if backend else f"the environment variable {VARIABLE}={named}"
-        raise BackendError(f"{source} is no backend: choose one of {', '.join(choices)}")
+        raise refused(f"{source} is no backend: choose one of {', '.join(choices)}", backend)
     return named
 
 
@@ -106,7 +115,8 @@ def use_reference(backend: str | None, name: str, device: str) -> bool:
     if torch.compiler.is_compiling() or has_native(name, device):
         return False
     if wanted == "native":
-        raise BackendError(f"backend 'native': tarq::{name} has no native kernel on {device}{reason(name, device)}")
+        text = f"backend 'native': tarq::{name} has no native kernel on {device}{reason(name, device)}"
+        raise refused(text, backend)
     warn_reference(name, device)
     return True
 

@@ -199,7 +199,7 @@ def select(config: Config, name: str | None = None) -> tuple[Backend, str]:
     chosen = next((entry for entry in found if entry[1]), None)
     reasons = [f"{other} {reason}" for other, able, reason in found if not able]
     if chosen is None:
-        raise dispatch.BackendError(f"backend {wanted!r} cannot run {config}: {'; '.join(reasons)}")
+        raise dispatch.refused(f"backend {wanted!r} cannot run {config}: {'; '.join(reasons)}", name)
     remark = chosen[2]
     if wanted == "auto" and remark:
         if chosen[0] == Reference.name:

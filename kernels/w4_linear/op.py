@@ -92,7 +92,7 @@ def w4_linear(x: Tensor, weight: PackedWeight, backend: str | None = None) -> Te
         chosen = get(name)
         able, reason = ability(chosen, Config.of(weight, x.device))
         if not able:
-            raise dispatch.BackendError(f"backend {name!r} {reason}")
+            raise dispatch.refused(f"backend {name!r} {reason}", backend)
         return multiply(chosen, x, weight if weight.layout == name else chosen.prepack(as_stored(weight)))
     if dispatch.use_reference(backend, "w4_linear", x.device.type) or weight.bits != 4:
         return multiply(get("reference"), x, as_stored(weight))
@@ -150,7 +150,8 @@ class _Differentiable(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x_grad = bias_grad = None
         if ctx.needs_input_grad[1]:
-            weight = as_stored(PackedWeight(*(*ctx.saved_tensors, None, *ctx.rest)))
+            packed, scale, zeros = ctx.saved_tensors
+            weight = as_stored(PackedWeight(packed, scale, zeros, None, *ctx.rest))
             dense = dequantize(
                 weight.packed, weight.scale.float(), weight.zeros, weight.in_features, weight.group_size, weight.bits
             )

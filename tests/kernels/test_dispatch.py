@@ -9,6 +9,8 @@ import torch
 from tarq.kernels import dispatch
 from tarq.kernels.gram import gram
 
+from tarq.errors import TarqError
+
 BLOCK_EXTENSION = """
 import importlib.abc, sys
 class Block(importlib.abc.MetaPathFinder):
@@ -75,8 +77,9 @@ def test_unknown_backends_are_named(monkeypatch):
     with pytest.raises(ValueError, match="auto, reference, native"):
         gram(x, backend="cuda")
     monkeypatch.setenv("TARQ_BACKEND", "fast")
-    with pytest.raises(ValueError, match="variable TARQ_BACKEND=fast is no backend"):
+    with pytest.raises(TarqError, match="variable TARQ_BACKEND=fast is no backend: choose one of auto, ") as caught:
         gram(x)
+    assert not isinstance(caught.value, ValueError)  # which callers take for unsound data
 
 
 @pytest.fixture
@@ -93,7 +96,7 @@ def test_native_is_refused_where_it_is_missing(without_kernels, monkeypatch):
     with pytest.raises(ValueError, match=r"tarq::gram has no native kernel on cpu: .*\(not built\)"):
         gram(torch.ones(2, 3), backend="native")
     monkeypatch.setenv("TARQ_BACKEND", "native")
-    with pytest.raises(ValueError, match=r"no native kernel on meta$"):
+    with pytest.raises(TarqError, match=r"no native kernel on meta$"):
         gram(torch.ones(2, 3, device="meta"))
 
 

@@ -470,3 +470,12 @@ def test_large_layers_are_made_dense_in_slices(bias: bool):
     with threads(2):
         y = w4_linear(x, PackedWeight(*layer, offset, 4608, 128))
     assert_accurate(y, x, layer, offset, 4608, 128)
+
+
+@native
+def test_the_function_can_be_traced_whole():
+    torch._dynamo.reset()
+    weight = PackedWeight(*make_layer(12, 64, 32), torch.randn(12), 64, 32)
+    traced = torch.compile(lambda x: w4_linear(x, weight) * 2, fullgraph=True, backend="aot_eager")
+    x = torch.randn(3, 64)
+    torch.testing.assert_close(traced(x), w4_linear(x, weight) * 2)
