@@ -75,11 +75,19 @@ struct Avx512Words : X86 {
   static Sum load_sums(const float* from) { return _mm512_loadu_ps(from); }
   static void store_sums(float* to, Sum v) { _mm512_storeu_ps(to, v); }
   static void write_sums(void* to, Float type, int64_t i, Sum v) {
-    for (int part = 0; part < 2; ++part) {
-      const __m256 half = part ? _mm512_extractf32x8_ps(v, 1) : _mm512_castps512_ps256(v);
-      write_float4(to, type, i + 8 * part, _mm256_castps256_ps128(half));
-      write_float4(to, type, i + 8 * part + 4, _mm256_extractf128_ps(half, 1));
+    if (type == Float::f32) return store_sums(static_cast<float*>(to) + i, v);
+    __m256i half;
+    if (type == Float::f16) {
+      half = _mm512_cvtps_ph(v, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    } else {  // bf16, to nearest even; NaN stays NaN
+      const __m512i bits = _mm512_castps_si512(v);
+      const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
+      const __m512i up = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7fff)), odd);
+      const __mmask16 nan = _mm512_cmp_ps_mask(v, v, _CMP_UNORD_Q);
+      const __m512i rounded = _mm512_mask_mov_epi32(up, nan, _mm512_set1_epi32(0x7fc00000));
+      half = _mm512_cvtepi32_epi16(_mm512_srli_epi32(rounded, 16));
     }
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(static_cast<uint16_t*>(to) + i), half);
   }
   static Sum multiply(Sum a, Sum b) { return _mm512_mul_ps(a, b); }
   static Sum subtract(Sum a, Sum b) { return _mm512_sub_ps(a, b); }
