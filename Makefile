@@ -6,7 +6,7 @@ export PIP_CONSTRAINT := $(CURDIR)/constraints.txt
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export HF_HUB_DISABLE_PROGRESS_BARS := 1
 
-CXX_SOURCES := $(wildcard csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu)
+CXX_SOURCES := $(wildcard $(foreach depth,* */*,csrc/$(depth)/*.cpp csrc/$(depth)/*.h csrc/$(depth)/*.cu))
 
 .PHONY: install demo test test-all sanitize cuda-build triton-build gpu-check lint format bench testbed testbed-check clean help
 

@@ -73,7 +73,7 @@ def extension() -> dict:
     cuda = with_cuda()
     from torch.utils.cpp_extension import BuildExtension, CppExtension, CUDAExtension
 
-    sources = files("csrc/cpu/*.cpp") + [f for f in files("csrc/bindings/*.cpp") if not f.endswith("_cuda.cpp")]
+    sources = files("csrc/cpu/**/*.cpp") + [f for f in files("csrc/bindings/*.cpp") if not f.endswith("_cuda.cpp")]
     # -g0: a third of the compile time. No -march: each instruction set is its own file, chosen at run time.
     cxx = ["-O3", "-g0", "-std=c++20", "-fopenmp", "-Wall", "-Wextra", "-Wno-unknown-pragmas"]
     link = ["-fopenmp"]

@@ -23,10 +23,12 @@ int64_t read_bytes(const at::Tensor& data) {
 
 double multiply_add(int64_t kind, int64_t iterations) {
   TORCH_CHECK(0 <= kind && kind <= 2, "kind is 0 (float32), 1 (bfloat16) or 2 (int8)");
+  auto unit = static_cast<tarq::Multiply>(kind);
+  if (unit == tarq::Multiply::bf16 && tarq::multiply_add(tarq::Multiply::bf16_tiles, 1) > 0)
+    unit = tarq::Multiply::bf16_tiles;
   std::atomic<double> done{0};
   at::parallel_for(0, at::get_num_threads(), 1, [&](int64_t begin, int64_t end) {
-    for (int64_t thread = begin; thread < end; ++thread)
-      done += tarq::multiply_add(static_cast<tarq::Multiply>(kind), iterations);
+    for (int64_t thread = begin; thread < end; ++thread) done += tarq::multiply_add(unit, iterations);
   });
   return done;
 }

@@ -1,5 +1,5 @@
 // gram on the CPU: `tarq::gram` and `tarq::gram_sides`.
-#include "cpu/gram.h"
+#include "cpu/gram/gram.h"
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>

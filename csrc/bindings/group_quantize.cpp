@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "bindings/parallel.h"
-#include "cpu/group_quantize.h"
+#include "cpu/group_quantize/group_quantize.h"
 
 namespace {
 

@@ -6,7 +6,7 @@
 #include <limits>
 #include <optional>
 
-#include "cpu/group_quantize.h"
+#include "cpu/group_quantize/group_quantize.h"
 
 namespace tarq {
 

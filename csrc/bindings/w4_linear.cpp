@@ -1,14 +1,22 @@
 // w4_linear on the CPU: `tarq::w4_linear` and `tarq::w4_linear_int8`.
-#include "cpu/w4_linear.h"
+#include "cpu/w4_linear/w4_linear.h"
 
 #include <ATen/Parallel.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
 #include <ATen/ops/linear.h>
+#include <ATen/ops/ones.h>
+#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
+#include <algorithm>
+#include <chrono>
+#include <limits>
+#include <optional>
+
 #include "cpu/isa.h"
-#include "cpu/w4_linear_int8.h"
+#include "cpu/w4_linear/int8.h"
 
 namespace {
 
@@ -29,57 +37,6 @@ tarq::Float float_type(const at::Tensor& t, const char* name) {
 void check_shape(const at::Tensor& t, const char* name, at::IntArrayRef shape) {
   TORCH_CHECK(t.is_cpu(), "w4_linear: ", name, " is on ", t.device(), " but x is on cpu; move one of them");
   TORCH_CHECK(t.sizes() == shape, "w4_linear: ", name, " must have shape ", shape, ", not ", t.sizes());
-}
-
-/// `run(begin, end, scratch)` over output features [from, to), on as many threads as the work is worth.
-template <class Run>
-void over_tiles(const tarq::W4Kernel& kernel, const tarq::W4Layer& layer, int64_t rows, int64_t from,
-                int64_t to, Run run) {
-  constexpr int64_t kWorkPerThread = 1 << 17;  // weights times rows below which a second thread costs more
-  const int64_t tiles = (to - from + tarq::kTile - 1) / tarq::kTile;
-  const int64_t grain = std::max<int64_t>(1, kWorkPerThread / (tarq::kTile * layer.in_features * rows));
-  const int64_t scratch_bytes = (kernel.scratch_bytes(layer) + 63) / 64 * 64;
-  at::Tensor scratch = at::empty({at::get_num_threads() * scratch_bytes}, at::kByte);
-  char* base = static_cast<char*>(scratch.data_ptr());
-  at::parallel_for(0, tiles, grain, [&](int64_t first, int64_t last) {
-    run(from + first * tarq::kTile, std::min(from + last * tarq::kTile, to),
-        base + at::get_thread_num() * scratch_bytes);
-  });
-}
-
-/// Many rows: weights are made dense, a slice at a time, and multiplied by the library with the packed
-/// inputs. The whole layer at once would cost its memory and, above malloc's largest threshold, fresh pages
-/// at every call.
-at::Tensor w4_linear_dense(const tarq::W4Kernel& kernel, const tarq::W4Layer& layer, const at::Tensor& packed,
-                           const std::optional<at::Tensor>& bias, at::ScalarType y_type) {
-  constexpr int64_t kDenseBytes = 24 << 20;
-  // The GEMM below is this operator's own affair: no autograd graph, no cast of its operands.
-  const at::AutoDispatchBelowADInplaceOrView below;
-  const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::DispatchKey::AutocastCPU);
-  const at::ScalarType element = packed.scalar_type();
-  const int64_t padded = (layer.in_features + kernel.block - 1) / kernel.block * kernel.block;
-  const int64_t row_bytes = padded * int64_t(at::elementSize(element));
-  const int64_t fit = std::max<int64_t>(kDenseBytes / row_bytes / tarq::kTile, 1) * tarq::kTile;
-  // Slices of equal height, give or take a tile.
-  const int64_t slices = (layer.out_features + fit - 1) / fit;
-  const int64_t step = (layer.out_features / slices + tarq::kTile) / tarq::kTile * tarq::kTile;
-
-  const at::Tensor input = packed.narrow(1, 0, padded);
-  const std::optional<at::Tensor> addend = bias ? std::optional(bias->to(element)) : std::nullopt;
-  at::Tensor dense = at::empty({std::min(step, layer.out_features), padded}, element), y;
-  for (int64_t from = 0; from < layer.out_features; from += step) {
-    const int64_t count = std::min(step, layer.out_features - from);
-    char* const out = static_cast<char*>(dense.data_ptr());
-    over_tiles(kernel, layer, 1, from, from + count, [&](int64_t begin, int64_t end, void* scratch) {
-      kernel.decode(layer, out + (begin - from) * row_bytes, begin, end, scratch);
-    });
-    at::Tensor part = at::linear(input, dense.narrow(0, 0, count),
-                                 addend ? std::optional(addend->narrow(0, from, count)) : addend);
-    if (count == layer.out_features) return part.to(y_type);
-    if (from == 0) y = at::empty({input.size(0), layer.out_features}, y_type);
-    y.narrow(1, from, count).copy_(part);
-  }
-  return y;
 }
 
 /// A layer's tensors, checked against x and held while the kernels read them.
@@ -135,71 +92,175 @@ struct Operands {
   }
 };
 
-/// Rows of activations as a kernel reads them.
-struct Packed {
-  at::Tensor rows, sums;
-  tarq::W4Product product;  // without the result's place
+/// `run(begin, end, scratch)` over output features [from, to), on as many threads as the work is worth.
+template <class Run>
+void over_tiles(const tarq::W4Layer& layer, int64_t rows, int64_t scratch_bytes, int64_t from, int64_t to,
+                Run run) {
+  constexpr int64_t kWorkPerThread = 1 << 17;  // weights times rows below which a second thread costs more
+  const int64_t tiles = (to - from + tarq::kTile - 1) / tarq::kTile;
+  const int64_t grain = std::max<int64_t>(1, kWorkPerThread / (tarq::kTile * layer.in_features * rows));
+  scratch_bytes = (scratch_bytes + 63) / 64 * 64;
+  at::Tensor scratch = at::empty({at::get_num_threads() * scratch_bytes}, at::kByte);
+  char* base = static_cast<char*>(scratch.data_ptr());
+  at::parallel_for(0, tiles, grain, [&](int64_t first, int64_t last) {
+    run(from + first * tarq::kTile, std::min(from + last * tarq::kTile, to),
+        base + at::get_thread_num() * scratch_bytes);
+  });
+}
 
-  /// From row `first` of x [.., in_features] on.
-  Packed(const tarq::W4Kernel& kernel, const tarq::W4Layer& layer, const at::Tensor& x, tarq::Float x_type,
-         int64_t first, int64_t count)
-      : rows(at::empty({count, kernel.row_stride(layer.in_features)},
-                       kernel.element == tarq::Float::bf16 ? at::kBFloat16 : at::kFloat)) {
-    const int64_t k = layer.in_features, stride = rows.size(1), row_bytes = stride * rows.element_size();
-    const int64_t sum_stride = (k + kernel.block - 1) / kernel.block * (kernel.block / 8);
-    float* sums_to = nullptr;
-    if (kernel.wants_sums && count <= kernel.fused_rows) {
-      sums = at::empty({count, sum_stride}, at::kFloat);
-      sums_to = sums.data_ptr<float>();
-    }
-    const char* from = static_cast<const char*>(x.const_data_ptr()) + first * k * x.element_size();
-    char* to = static_cast<char*>(rows.data_ptr());
-    constexpr int64_t kInputsPerThread = 1 << 17;  // below which a second thread costs more
-    at::parallel_for(0, count, std::max<int64_t>(1, kInputsPerThread / k), [&](int64_t begin, int64_t end) {
-      kernel.pack_input(from + begin * k * x.element_size(), x_type, end - begin, k, to + begin * row_bytes,
-                        stride, sums_to ? sums_to + begin * sum_stride : nullptr);
-    });
-    product = {.x = to,
-               .rows = count,
-               .stride = stride,
-               .sums = sums_to,
-               .sum_stride = sum_stride,
-               .y = nullptr,
-               .y_type = x_type};
+/// y [rows, out_features] from x [rows, in_features], both contiguous: few rows.
+void multiply_few(const tarq::W4FewRows& kernel, const tarq::W4Layer& layer, const at::Tensor& x,
+                  tarq::Float type, int64_t rows, void* y) {
+  const int64_t k = layer.in_features, stride = kernel.stride(k);
+  const int64_t sum_stride = (k + kernel.block - 1) / kernel.block * (kernel.block / 8);
+  const at::Tensor packed =
+      at::empty({rows, stride}, kernel.element == tarq::Float::bf16 ? at::kBFloat16 : at::kFloat);
+  const at::Tensor sums = at::empty({kernel.wants_sums ? rows * sum_stride : 0}, at::kFloat);
+  float* const sums_to = kernel.wants_sums ? sums.mutable_data_ptr<float>() : nullptr;
+  kernel.pack(x.const_data_ptr(), type, rows, k, packed.mutable_data_ptr(), stride, sums_to);
+  const tarq::W4Product product{.x = packed.const_data_ptr(),
+                                .rows = rows,
+                                .stride = stride,
+                                .sums = sums_to,
+                                .sum_stride = sum_stride,
+                                .y = y,
+                                .y_type = type};
+  over_tiles(layer, rows, kernel.scratch_bytes(layer), 0, layer.out_features,
+             [&](int64_t begin, int64_t end, void* scratch) {
+               kernel.multiply(layer, product, begin, end, scratch);
+             });
+}
+
+/// The same for any number of rows.
+void multiply_many(const tarq::W4ManyRows& kernel, const tarq::W4Layer& layer, const at::Tensor& x,
+                   tarq::Float type, int64_t rows, char* y) {
+  // A copy of many rows at once would be fresh pages at every call, as memory above malloc's largest
+  // threshold is.
+  constexpr int64_t kPackedBytes = 8 << 20, kInputsPerThread = 1 << 16;
+  const int64_t k = layer.in_features, fit = std::max<int64_t>(kPackedBytes / (k * 4), 1);
+  const int64_t pieces = (rows + fit - 1) / fit;
+  for (int64_t piece = 0; piece < pieces; ++piece) {
+    const int64_t first = rows * piece / pieces, count = rows * (piece + 1) / pieces - first;
+    const char* const from = static_cast<const char*>(x.const_data_ptr()) + first * k * x.element_size();
+    const at::Tensor packed = at::empty({kernel.input_bytes(count, k)}, at::kByte);
+    const int64_t panels = kernel.panels(count);
+    at::parallel_for(0, panels, std::max<int64_t>(1, kInputsPerThread * panels / (k * count)),
+                     [&](int64_t begin, int64_t end) {
+                       kernel.pack(from, type, count, k, begin, end, packed.mutable_data_ptr());
+                     });
+    const tarq::W4Product product{.x = packed.const_data_ptr(),
+                                  .rows = count,
+                                  .stride = 0,
+                                  .sums = nullptr,
+                                  .sum_stride = 0,
+                                  .y = y + first * layer.out_features * x.element_size(),
+                                  .y_type = type};
+    over_tiles(layer, count, kernel.scratch_bytes(layer), 0, layer.out_features,
+               [&](int64_t begin, int64_t end, void* scratch) {
+                 kernel.multiply(layer, product, begin, end, scratch);
+               });
   }
-};
+}
+
+/// The transpose of weights [from, from + count) in bf16, to the first columns of dense [in_features, ..].
+void decode(const tarq::W4ManyRows& kernel, const tarq::W4Layer& layer, int64_t from, int64_t count,
+            const at::Tensor& dense) {
+  uint16_t* const out = static_cast<uint16_t*>(dense.mutable_data_ptr());
+  over_tiles(layer, 1, kernel.scratch_bytes(layer), from, from + count,
+             [&](int64_t begin, int64_t end, void* scratch) {
+               kernel.decode(layer, out - from, dense.stride(0), begin, end, scratch);
+             });
+}
+
+/// Many rows of bf16 where the library's product is fast: weights are made dense, a slice at a time. The
+/// whole layer at once would cost its memory and fresh pages at every call.
+at::Tensor multiply_dense(const tarq::W4ManyRows& kernel, const tarq::W4Layer& layer, const at::Tensor& x,
+                          const std::optional<at::Tensor>& bias) {
+  constexpr int64_t kDenseBytes = 24 << 20;
+  // The product below is this operator's own affair: no autograd graph, no cast of its operands.
+  const at::AutoDispatchBelowADInplaceOrView below;
+  const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::DispatchKey::AutocastCPU);
+  const int64_t fit = std::max<int64_t>(kDenseBytes / (layer.in_features * 2) / 64, 1) * 64;
+  const int64_t slices = (layer.out_features + fit - 1) / fit;
+  const int64_t step = std::min((layer.out_features / slices + 64) / 64 * 64, layer.out_features);
+  const std::optional<at::Tensor> addend = bias ? std::optional(bias->to(at::kBFloat16)) : std::nullopt;
+  const at::Tensor dense = at::empty({layer.in_features, step}, at::kBFloat16);
+  at::Tensor y;
+  for (int64_t from = 0; from < layer.out_features; from += step) {
+    const int64_t count = std::min(step, layer.out_features - from);
+    decode(kernel, layer, from, count, dense);
+    const at::Tensor part = at::linear(x, dense.narrow(1, 0, count).t(),
+                                       addend ? std::optional(addend->narrow(0, from, count)) : addend);
+    if (count == layer.out_features) return part;
+    if (from == 0) y = at::empty({x.size(0), layer.out_features}, at::kBFloat16);
+    y.narrow(1, from, count).copy_(part);
+  }
+  return y;
+}
+
+/// Seconds that a call takes: the best of three, after one that warms up.
+template <class Call>
+double seconds(Call call) {
+  double best = std::numeric_limits<double>::infinity();
+  for (int run = 0; run < 4; ++run) {
+    const auto start = std::chrono::steady_clock::now();
+    call();
+    const std::chrono::duration<double> time = std::chrono::steady_clock::now() - start;
+    if (run) best = std::min(best, time.count());
+  }
+  return best;
+}
+
+/// From how many bf16 rows on `multiply_dense` is faster than `multiply_many`: processors with matrix units
+/// run the library's product ten times faster, others more slowly. A small layer is timed once, in about a
+/// millisecond; its decoding costs the same for any number of rows.
+int64_t dense_rows() {
+  static const int64_t rows = [] {
+    constexpr int64_t size = 512, count = 64;
+    const tarq::W4ManyRows& kernel = tarq::w4_many_rows();
+    const at::Tensor codes = at::zeros({size, size / 8}, at::kInt), scales = at::ones({size, 4}, at::kFloat);
+    const at::Tensor x = at::ones({count, size}, at::kBFloat16), y = at::empty_like(x),
+                     dense = at::empty({size, size}, at::kBFloat16);
+    const tarq::W4Layer layer{.out_features = size,
+                              .in_features = size,
+                              .group_size = size / 4,
+                              .groups = 4,
+                              .codes = reinterpret_cast<const uint32_t*>(codes.const_data_ptr<int32_t>()),
+                              .scales = scales.const_data_ptr(),
+                              .scale_type = tarq::Float::f32,
+                              .zeros = nullptr,
+                              .bias = nullptr,
+                              .bias_type = tarq::Float::f32};
+    const double own = seconds(
+        [&] { multiply_many(kernel, layer, x, tarq::Float::bf16, count, static_cast<char*>(y.data_ptr())); });
+    const double decoding = seconds([&] { decode(kernel, layer, 0, size, dense); });
+    const double library = seconds([&] { at::linear(x, dense.t()); });
+    if (library > 0.8 * own) return std::numeric_limits<int64_t>::max();
+    return std::max<int64_t>(count * decoding / (own - library), 8);
+  }();
+  return rows;
+}
 
 at::Tensor w4_linear_cpu(const at::Tensor& x, const at::Tensor& weight_packed, const at::Tensor& weight_scale,
                          const std::optional<at::Tensor>& weight_zero_point,
                          const std::optional<at::Tensor>& bias, int64_t in_features, int64_t group_size) {
   const Operands given(x, weight_packed, weight_scale, weight_zero_point, bias, in_features, group_size);
   const tarq::W4Layer& layer = given.layer;
-  const int64_t out_features = layer.out_features;
   at::DimVector shape(x.sizes());
-  shape.back() = out_features;
+  shape.back() = layer.out_features;
   const int64_t rows = x.numel() / in_features;
-  if (rows == 0 || out_features == 0) return at::empty(shape, x.scalar_type());
-
-  const tarq::W4Kernel& kernel = tarq::w4_kernel(given.x_type);
+  if (rows == 0 || layer.out_features == 0) return at::empty(shape, x.scalar_type());
   const at::Tensor input = x.contiguous();
-  if (rows > kernel.tiled_rows) {
-    const Packed packed(kernel, layer, input, given.x_type, 0, rows);
-    return w4_linear_dense(kernel, layer, packed.rows, bias, x.scalar_type()).view(shape);
-  }
+  const tarq::W4FewRows* const few = tarq::w4_few_rows(layer, given.x_type, rows);
+  const tarq::W4ManyRows& many = tarq::w4_many_rows();
+  if (!few && given.x_type == tarq::Float::bf16 && tarq::isa_allowed(tarq::Isa::avx512_bf16) &&
+      rows >= dense_rows())
+    return multiply_dense(many, layer, input.view({rows, in_features}), bias).view(shape);
   at::Tensor y = at::empty(shape, x.scalar_type());
-  // A copy of many rows at once would be fresh pages at every call (see w4_linear_dense).
-  constexpr int64_t kPackedBytes = 8 << 20;
-  const int64_t fit = std::max<int64_t>(kPackedBytes / (kernel.row_stride(in_features) * 4), 1);
-  const int64_t pieces = (rows + fit - 1) / fit;
-  const auto run = rows <= kernel.fused_rows ? kernel.fused : kernel.tiled;
-  for (int64_t piece = 0; piece < pieces; ++piece) {
-    const int64_t first = rows * piece / pieces, count = rows * (piece + 1) / pieces - first;
-    Packed packed(kernel, layer, input, given.x_type, first, count);
-    packed.product.y = static_cast<char*>(y.data_ptr()) + first * out_features * y.element_size();
-    over_tiles(kernel, layer, count, 0, out_features, [&](int64_t begin, int64_t end, void* scratch) {
-      run(layer, packed.product, begin, end, scratch);
-    });
-  }
+  if (few)
+    multiply_few(*few, layer, input, given.x_type, rows, y.data_ptr());
+  else
+    multiply_many(many, layer, input, given.x_type, rows, static_cast<char*>(y.data_ptr()));
   return y;
 }
 
@@ -219,7 +280,7 @@ at::Tensor w4_linear_int8_cpu(const at::Tensor& x, const at::Tensor& weight_pack
   at::Tensor y = at::empty(shape, x.scalar_type());
   if (rows == 0 || layer.out_features == 0) return y;
 
-  const tarq::W4Int8Kernel& kernel = tarq::w4_int8_kernel();
+  const tarq::W4Int8Kernel& kernel = tarq::w4_int8_kernel(layer, rows);
   const int64_t padded = (in_features + kernel.block - 1) / kernel.block * kernel.block;
   const int64_t groups = layer.groups == 1 ? 1 : (padded + group_size - 1) / group_size;
   const at::Tensor input = x.contiguous();

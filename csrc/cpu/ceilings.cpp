@@ -1,4 +1,6 @@
-#include "ceilings.h"
+#include "cpu/ceilings.h"
+
+#include "cpu/isa.h"
 
 #if defined(__x86_64__)
 // GCC 12 takes the don't-care operand of its own intrinsics for an uninitialised variable.
@@ -75,6 +77,32 @@ TARQ_TARGET("avx512f,avx512vnni") void multiply_int8(int64_t iterations) {
       asm volatile("" : "+v"(sums[k]));
     }
 }
+
+struct TileShapes {
+  uint8_t palette = 1, start = 0, reserved[14] = {};
+  uint16_t row_bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+  uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+};
+
+/// Four products of tiles of 16 rows of 64 bytes an iteration.
+TARQ_TARGET("amx-tile,amx-int8,amx-bf16") void multiply_tiles(bool int8, int64_t iterations) {
+  const TileShapes shapes;
+  asm volatile("" : : "r"(&shapes) : "memory");  // GCC 12 believes that only eight bytes are read
+  _tile_loadconfig(&shapes);
+  for (int64_t i = 0; int8 && i < iterations; ++i) {
+    _tile_dpbssd(0, 4, 6);
+    _tile_dpbssd(1, 4, 7);
+    _tile_dpbssd(2, 5, 6);
+    _tile_dpbssd(3, 5, 7);
+  }
+  for (int64_t i = 0; !int8 && i < iterations; ++i) {
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+  _tile_release();
+}
 #endif
 
 }  // namespace
@@ -103,7 +131,13 @@ double multiply_add(Multiply kind, int64_t iterations) {
       if (__builtin_cpu_supports("avx512bf16")) return multiply_bf16(iterations), 2 * sixteens;
       break;
     case Multiply::int8:
+      if (isa_allowed(Isa::avx512_amx))
+        return multiply_tiles(true, iterations), 4 * 2.0 * 16 * 16 * 64 * double(iterations);
       if (__builtin_cpu_supports("avx512vnni")) return multiply_int8(iterations), 4 * sixteens;
+      break;
+    case Multiply::bf16_tiles:
+      if (isa_allowed(Isa::avx512_amx) && __builtin_cpu_supports("amx-bf16"))
+        return multiply_tiles(false, iterations), 4 * 2.0 * 16 * 16 * 32 * double(iterations);
       break;
   }
 #endif

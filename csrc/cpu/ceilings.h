@@ -8,7 +8,8 @@ namespace tarq {
 /// Reads `count` bytes (a multiple of 512, aligned to 64) and folds them, so that no read can be left out.
 uint64_t read_bytes(const void* data, int64_t count);
 
-enum class Multiply : int { f32, bf16, int8 };
+/// `int8` takes tiles where there are any; of bf16 only a library does.
+enum class Multiply : int { f32, bf16, int8, bf16_tiles };
 
 /// Runs independent multiply-adds for a while on one core; returns multiplications plus additions, 0 where
 /// this machine has no instruction for it.

@@ -1,13 +1,35 @@
-#include "isa.h"
+#include "cpu/isa.h"
 
+#include <algorithm>
+#include <chrono>
 #include <cstdlib>
 #include <stdexcept>
+
+#include "cpu/ceilings.h"
+
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 namespace tarq {
 namespace {
 
-constexpr const char* kNames[] = {"scalar", "avx2", "avx512", "avx512_bf16", "avx512_vnni"};
+constexpr const char* kNames[] = {"scalar", "avx2", "avx512", "avx512_bf16", "avx512_vnni", "avx512_amx"};
 constexpr int kCount = int(sizeof(kNames) / sizeof(*kNames));
+
+/// Whether the processor has AMX with int8 and the system lets this process use it: their state is large, so
+/// Linux wants to be asked.
+bool tiles_granted() {
+#if defined(__x86_64__) && defined(__linux__)
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM
+  static const bool granted = __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-int8") &&
+                              syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  return granted;
+#else
+  return false;
+#endif
+}
 
 bool machine_has(Isa isa) {
 #if defined(__x86_64__)
@@ -18,13 +40,30 @@ bool machine_has(Isa isa) {
   if (isa == Isa::avx2) return avx2;
   if (isa == Isa::avx512) return avx512;
   if (isa == Isa::avx512_bf16) return avx512 && __builtin_cpu_supports("avx512bf16");
-  if (isa == Isa::avx512_vnni) return avx512 && __builtin_cpu_supports("avx512vnni");
+  const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
+  if (isa == Isa::avx512_vnni) return vnni;
+  if (isa == Isa::avx512_amx) return vnni && tiles_granted();
 #endif
   return isa == Isa::scalar;
 }
 
 /// Whether kernels of `isa` run on a machine that has no more than `wanted`.
-bool contains(Isa wanted, Isa isa) { return isa == wanted || (isa < wanted && isa <= Isa::avx512); }
+bool contains(Isa wanted, Isa isa) {
+  if (wanted == Isa::avx512_amx && isa == Isa::avx512_vnni) return true;
+  return isa == wanted || (isa < wanted && isa <= Isa::avx512);
+}
+
+/// The best of several runs' operations a second: what disturbs one of them does not count.
+double best_rate(Multiply kind) {
+  double best = 0.0;
+  for (int run = 0; run < 12; ++run) {
+    const auto start = std::chrono::steady_clock::now();
+    const double operations = multiply_add(kind, 500);  // 2 to 30 µs
+    const std::chrono::duration<double> time = std::chrono::steady_clock::now() - start;
+    best = std::max(best, operations / std::max(time.count(), 1e-9));
+  }
+  return best;
+}
 
 }  // namespace
 
@@ -43,6 +82,16 @@ bool isa_allowed(Isa isa) {
   std::string choices;
   for (const std::string& name : isa_names()) choices += (choices.empty() ? "" : ", ") + name;
   throw std::runtime_error(std::string("TARQ_CPU_ISA is ") + wanted + ", but this machine has " + choices);
+}
+
+bool bf16_chosen() {
+  if (!isa_allowed(Isa::avx512_bf16)) return false;
+  const char* const wanted = std::getenv("TARQ_CPU_ISA");
+  if (wanted && *wanted) return true;  // nothing else allows it
+  // Rates differ by a factor of two at least, or not at all; then bf16 wins, having half as much to load and
+  // decode.
+  static const bool faster = best_rate(Multiply::bf16) > 0.7 * best_rate(Multiply::f32);
+  return faster;
 }
 
 }  // namespace tarq

@@ -6,9 +6,9 @@
 
 namespace tarq {
 
-/// From the one every machine has to the best; each contains those before it, but for the last two, which are
-/// both avx512 with something more.
-enum class Isa : int { scalar, avx2, avx512, avx512_bf16, avx512_vnni };
+/// From the one every machine has to the best; each contains those before it, but that bf16 and vnni are both
+/// avx512 with something more, and amx is vnni with tiles.
+enum class Isa : int { scalar, avx2, avx512, avx512_bf16, avx512_vnni, avx512_amx };
 
 /// Names of those this machine has, best first.
 std::vector<std::string> isa_names();
@@ -17,5 +17,10 @@ std::vector<std::string> isa_names();
 /// names, if that names anything. Throws std::runtime_error where it names none of `isa_names`. The variable
 /// is read at every call: it costs nothing beside a product, and lets one process test them all.
 bool isa_allowed(Isa isa);
+
+/// Whether products of bf16 numbers are to use their own instructions: allowed and, unless TARQ_CPU_ISA names
+/// avx512_bf16, not slower than fp32 ones. Some processors run them at half the speed, so the first call
+/// times both, for a millisecond at most.
+bool bf16_chosen();
 
 }  // namespace tarq

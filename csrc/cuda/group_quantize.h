@@ -1,13 +1,13 @@
 // group_quantize on CUDA, float32: launchers on raw device pointers. No torch here; the products between
 // spans of columns are the caller's (cuBLAS). The recursion and the scale rules are those of
-// cpu/group_quantize_kernels.h.
+// cpu/group_quantize/{sweep,scales}.h.
 #pragma once
 
 #include <cuda_runtime_api.h>
 
 #include <cstdint>
 
-#include "cpu/group_quantize.h"  // Lattice
+#include "cpu/group_quantize/group_quantize.h"  // Lattice
 
 namespace tarq::cuda {
 

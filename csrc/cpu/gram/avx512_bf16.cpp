@@ -9,8 +9,8 @@
 #pragma GCC diagnostic ignored "-Wuninitialized"
 #include <immintrin.h>
 
-#include "gram_avx512.h"
-#include "gram_body.h"
+#include "cpu/gram/avx512.h"
+#include "cpu/gram/engine.h"
 
 namespace tarq {
 namespace {

@@ -1,16 +1,16 @@
 // Portable int8 kernel, and the choice among those this machine can run.
-#include "w4_linear_int8.h"
-
 #include <cstring>
 
-#include "isa.h"
-#include "w4_linear_int8_body.h"
+#include "cpu/isa.h"
+#include "cpu/w4_linear/int8.h"
+#include "cpu/w4_linear/int8_engine.h"
 
 namespace tarq {
 
 #if defined(__x86_64__)
 extern const W4Int8Kernel kW4Int8Avx2;
 extern const W4Int8Kernel kW4Int8Avx512Vnni;
+extern const W4Int8Kernel kW4Int8Avx512Amx;
 #endif
 
 namespace {
@@ -38,7 +38,7 @@ struct Portable {
     return bytes;
   }
   static Lanes no_sums() { return 0; }
-  static Lanes load_sums(const int32_t* from) { return *from; }
+  static Lanes load_lanes(const int32_t* from) { return *from; }
   static void store_negative(int32_t* to, Lanes sums) { *to = -sums; }
   static Lanes dot(Lanes sum, Words codes, Bytes x) {
     for (int i = 0; i < 32; i += 8) sum += int32_t(codes >> i & 255) * int8_t(x >> i);
@@ -70,11 +70,15 @@ constexpr W4Int8Kernel kW4Int8Portable = make_int8_kernel<Portable>("scalar");
 
 }  // namespace
 
-const W4Int8Kernel& w4_int8_kernel() {
+const W4Int8Kernel& w4_int8_kernel(const W4Layer& layer, int64_t rows) {
 #if defined(__x86_64__)
+  constexpr int64_t kTileRows = 16;  // fewer leave rows of a tile empty
+  const bool whole_blocks = layer.groups == 1 || layer.group_size % kW4Int8Avx512Amx.block == 0;
+  if (rows >= kTileRows && whole_blocks && isa_allowed(Isa::avx512_amx)) return kW4Int8Avx512Amx;
   if (isa_allowed(Isa::avx512_vnni)) return kW4Int8Avx512Vnni;
   if (isa_allowed(Isa::avx2)) return kW4Int8Avx2;
 #endif
+  (void)layer, (void)rows;
   isa_allowed(Isa::scalar);  // refuses a name that is none
   return kW4Int8Portable;
 }

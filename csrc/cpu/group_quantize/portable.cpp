@@ -4,7 +4,7 @@
 #define TARQ_PANEL 2
 #include <type_traits>
 
-#include "cpu/group_quantize_kernels.h"
+#include "cpu/group_quantize/engine.h"
 #include "cpu/isa.h"
 
 namespace tarq {

@@ -5,7 +5,7 @@
 #pragma GCC target("avx2,fma,f16c")
 #include <immintrin.h>
 
-#include "gram_body.h"
+#include "cpu/gram/engine.h"
 
 namespace tarq {
 namespace {

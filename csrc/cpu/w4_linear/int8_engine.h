@@ -1,9 +1,9 @@
-// The int8 kernel's loops over a description `S` of an instruction set; see w4_linear_body.h, whose tiles,
+// The int8 kernel's loops over a description `S` of an instruction set; see engine.h, whose tiles,
 // scales and epilogue they share. Beyond what those need, S has
 //
 // - Lanes: integer sums of four products each; Bytes: four int8 activations a lane
 // - low, high: the nibbles of Words as bytes; ones, eights: such bytes
-// - load_bytes, no_sums, load_sums, store_negative
+// - load_bytes, no_sums, load_lanes, store_negative
 // - dot(Lanes, Words, Bytes): unsigned times signed bytes, added
 // - joined: blocks whose products `dot_joined` sums at once; where it is 1 `dot` does
 // - to_float(Lanes); spread<parts>(values): a block's groups, each in the lanes of its words
@@ -14,8 +14,8 @@
 #include <cstdint>
 #include <cstring>
 
-#include "w4_linear_body.h"
-#include "w4_linear_int8.h"
+#include "cpu/w4_linear/int8.h"
+#include "cpu/w4_linear/layout.h"
 
 namespace tarq {
 namespace {
@@ -141,7 +141,7 @@ void int8_tile(const W4Layer& layer, const Int8Input& x, int64_t m0, const W4Pro
       typename S::Sum step[rows];
 #pragma GCC unroll 4
       for (int m = 0; m < rows; ++m) {
-        correction[m] = S::load_sums(corrections + m * correction_stride + run * S::lanes);
+        correction[m] = S::load_lanes(corrections + m * correction_stride + run * S::lanes);
         step[m] = S::template spread<parts>(steps + m * x.groups + run * parts);
       }
 #pragma GCC unroll 4
@@ -177,7 +177,8 @@ void int8_tile(const W4Layer& layer, const Int8Input& x, int64_t m0, const W4Pro
     multiply_rows.template operator()<kTile>(0);
   const typename S::Four bias = tile_bias<S>(layer, first_row);
 #pragma GCC unroll 4
-  for (int m = 0; m < rows; ++m) finish<S>(layer, product, m0 + m, first_row, sums[m], bias);
+  for (int m = 0; m < rows; ++m)
+    store_tile<S>(layer, product, m0 + m, first_row, S::add_four(S::reduce(sums[m]), bias));
 }
 
 template <class S, int parts, bool symmetric, int length, int rows = S::int8_rows>

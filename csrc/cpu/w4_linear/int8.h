@@ -12,7 +12,7 @@
 
 #include <cstdint>
 
-#include "w4_linear.h"
+#include "cpu/w4_linear/w4_linear.h"
 
 namespace tarq {
 
@@ -40,7 +40,7 @@ struct W4Int8Kernel {
                    int64_t end, void* scratch);
 };
 
-/// The best kernel that isa.h allows.
-const W4Int8Kernel& w4_int8_kernel();
+/// The best kernel that isa.h allows for so many activation rows.
+const W4Int8Kernel& w4_int8_kernel(const W4Layer& layer, int64_t rows);
 
 }  // namespace tarq

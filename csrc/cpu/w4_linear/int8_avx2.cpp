@@ -6,8 +6,8 @@
 #pragma GCC target("avx2,fma,f16c")
 #include <immintrin.h>
 
-#include "w4_linear_avx2.h"
-#include "w4_linear_int8_body.h"
+#include "cpu/w4_linear/int8_engine.h"
+#include "cpu/w4_linear/x86.h"
 
 namespace tarq {
 namespace {
@@ -26,7 +26,7 @@ struct Avx2Int8 : Avx2Words {
     return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
   }
   static Lanes no_sums() { return _mm256_setzero_si256(); }
-  static Lanes load_sums(const int32_t* from) {
+  static Lanes load_lanes(const int32_t* from) {
     return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
   }
   static void store_negative(int32_t* to, Lanes sums) {

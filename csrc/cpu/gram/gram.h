@@ -12,7 +12,7 @@
 
 #include <cstdint>
 
-#include "float.h"
+#include "cpu/float.h"
 
 namespace tarq {
 

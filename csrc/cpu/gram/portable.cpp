@@ -1,8 +1,7 @@
 // Portable kernel, and the choice among those this machine can run.
-#include "gram.h"
-
-#include "gram_body.h"
-#include "isa.h"
+#include "cpu/gram/engine.h"
+#include "cpu/gram/gram.h"
+#include "cpu/isa.h"
 
 namespace tarq {
 
@@ -52,7 +51,7 @@ constexpr GramKernel kGramPortable = make_gram_kernel<Portable>("scalar");
 
 const GramKernel& gram_kernel(bool bf16) {
 #if defined(__x86_64__)
-  if (bf16 && isa_allowed(Isa::avx512_bf16)) return kGramAvx512Bf16;
+  if (bf16 && bf16_chosen()) return kGramAvx512Bf16;
   if (isa_allowed(Isa::avx512)) return kGramAvx512;
   if (isa_allowed(Isa::avx2)) return kGramAvx2;
 #else

@@ -1,15 +1,8 @@
-// AVX-512 with VNNI: vpdpbusd multiplies 64 pairs of bytes and adds them, four a lane, to 32 bits.
-#if defined(__x86_64__)
-#include <cstdint>
-#include <cstring>
-#pragma GCC target("avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")
-// GCC 12 takes the don't-care operand of its own intrinsics for an uninitialised variable.
-#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
-#pragma GCC diagnostic ignored "-Wuninitialized"
-#include <immintrin.h>
+// What the kernels with int8 products share. Included after their `#pragma GCC target` and <immintrin.h>.
+#pragma once
 
-#include "w4_linear_avx512.h"
-#include "w4_linear_int8_body.h"
+#include "cpu/w4_linear/avx512.h"
+#include "cpu/w4_linear/int8_engine.h"
 
 namespace tarq {
 namespace {
@@ -25,20 +18,14 @@ struct Avx512Vnni : Avx512Words {
   static Words eights() { return _mm512_set1_epi8(8); }
   static Bytes load_bytes(const int8_t* from) { return _mm512_loadu_si512(from); }
   static Lanes no_sums() { return _mm512_setzero_si512(); }
-  static Lanes load_sums(const int32_t* from) { return _mm512_loadu_si512(from); }
+  static Lanes load_lanes(const int32_t* from) { return _mm512_loadu_si512(from); }
   static void store_negative(int32_t* to, Lanes sums) {
     _mm512_storeu_si512(to, _mm512_sub_epi32(_mm512_setzero_si512(), sums));
   }
   static Lanes dot(Lanes sum, Words codes, Bytes x) { return _mm512_dpbusd_epi32(sum, codes, x); }
   using X86::to_float;
   static Sum to_float(Lanes sums) { return _mm512_cvtepi32_ps(sums); }
-  static Sum multiply(Sum a, Sum b) { return _mm512_mul_ps(a, b); }
 };
 
 }  // namespace
-
-extern const W4Int8Kernel kW4Int8Avx512Vnni;
-const W4Int8Kernel kW4Int8Avx512Vnni = make_int8_kernel<Avx512Vnni>("avx512_vnni");
-
 }  // namespace tarq
-#endif

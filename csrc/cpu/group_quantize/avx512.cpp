@@ -5,5 +5,5 @@
 #define TARQ_ISA avx512
 #define TARQ_VECTOR_BYTES 64
 #define TARQ_PANEL 8
-#include "cpu/group_quantize_kernels.h"
+#include "cpu/group_quantize/engine.h"
 #endif

@@ -1,7 +1,7 @@
 // What the vector kernels share. Included after their `#pragma GCC target` and <immintrin.h>.
 #pragma once
 
-#include "w4_linear_body.h"
+#include "cpu/w4_linear/layout.h"
 
 namespace tarq {
 namespace {
@@ -45,6 +45,32 @@ inline void write_float4(void* to, Float type, int64_t i, __m128 values) {
   _mm_storel_epi64(reinterpret_cast<__m128i*>(static_cast<uint16_t*>(to) + i), half);
 }
 
+/// Eight vectors of eight to their transpose.
+inline void transpose(__m256* v) {
+  __m256 a[8], b[8];
+  for (int i = 0; i < 8; i += 2) {
+    a[i] = _mm256_unpacklo_ps(v[i], v[i + 1]);
+    a[i + 1] = _mm256_unpackhi_ps(v[i], v[i + 1]);
+  }
+  for (int i = 0; i < 8; i += 4) {
+    b[i] = _mm256_shuffle_ps(a[i], a[i + 2], 0x44);
+    b[i + 1] = _mm256_shuffle_ps(a[i], a[i + 2], 0xee);
+    b[i + 2] = _mm256_shuffle_ps(a[i + 1], a[i + 3], 0x44);
+    b[i + 3] = _mm256_shuffle_ps(a[i + 1], a[i + 3], 0xee);
+  }
+  for (int i = 0; i < 4; ++i) {
+    v[i] = _mm256_permute2f128_ps(b[i], b[i + 4], 0x20);
+    v[i + 4] = _mm256_permute2f128_ps(b[i], b[i + 4], 0x31);
+  }
+}
+
+/// Keeps the compiler from reading a vector from memory again for each of its uses.
+template <class Vector>
+inline Vector in_register(Vector v) {
+  __asm__("" : "+v"(v));
+  return v;
+}
+
 /// The functions of a kernel description that do not depend on the vectors' width.
 struct X86 {
   using Four = __m128;
@@ -53,6 +79,10 @@ struct X86 {
   static void write_four(void* to, Float type, int64_t i, Four values) { write_float4(to, type, i, values); }
   static void to_float(const void* from, Float type, int64_t first, int64_t count, float* to) {
     convert_to_float(from, type, first, count, to);
+  }
+  template <class Vector>
+  static Vector held(Vector v) {
+    return in_register(v);
   }
 };
 

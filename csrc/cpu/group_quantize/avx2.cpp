@@ -5,5 +5,5 @@
 #define TARQ_ISA avx2
 #define TARQ_VECTOR_BYTES 32
 #define TARQ_PANEL 4
-#include "cpu/group_quantize_kernels.h"
+#include "cpu/group_quantize/engine.h"
 #endif

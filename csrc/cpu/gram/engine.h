@@ -11,7 +11,7 @@
 #include <cstdint>
 #include <cstring>
 
-#include "gram.h"
+#include "cpu/gram/gram.h"
 
 namespace tarq {
 namespace {
