@@ -9,7 +9,7 @@ passes through them; all else stays where it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import accumulate
 from typing import Any
@@ -156,7 +156,9 @@ class Walk:
         for stage in stages:
             handed = yield from self._walk_stage(stage, handed)
 
-    def _walk_stage(self, stage: Stage, handed: list[tuple[Any, Any]]) -> Iterator[WalkedBlock]:
+    def _walk_stage(
+        self, stage: Stage, handed: list[tuple[Any, Any]]
+    ) -> Generator[WalkedBlock, None, list[tuple[Any, Any]]]:
         """Quantize a stage's blocks; returns what it hands to the next stage, per batch and path."""
         capture = InputCapture(stage, self.device)
         pairs = [
@@ -331,7 +333,7 @@ class Walk:
                 f"{name}: its weights need scales beyond what {self.config.scale_dtype} holds; set scale_dtype to "
                 "bfloat16 or float32, or leave the layer alone with ignore"
             )
-        bias = linear.bias
+        bias: Tensor | None = linear.bias
         if bias is not None and solution.bias is not None:
             bias = solution.bias.to(bias.dtype)
         return QuantLinear.from_codes(q.codes, q.scales, None if scheme.symmetric else q.zeros, scheme, bias)
