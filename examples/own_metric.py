@@ -31,5 +31,5 @@ if __name__ == "__main__":
         model = tarq.load_recognizer(tarq.testbed.model())
         report = tarq.quantize(model, speech, config, metric=metric)
         loss = sum(layer.loss for layer in report.layers) / len(report.layers)
-        name = config.metric if metric is None else type(metric).__name__
+        name = type(metric).__name__ if metric else config.metric
         print(f"{name}: mean layer loss {100 * loss:.4f} % of the output, in its own metric")
