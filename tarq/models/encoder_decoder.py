@@ -147,11 +147,12 @@ class EncoderDecoder(Recognizer):
         self, batch: Batch, encoder_output: Tensor, logits: Tensor, language: str | None = None
     ) -> list[str]:
         """Rows whose forced tokens are the ones greedy decoding takes are decoded thereby; the others are decoded."""
+        if self.model.generation_config.stop_strings is not None:
+            return self.decode(encoder_output, language)  # generate() hands no tokenizer on to a loop of one's own
+
         ids, targets = batch.input_ids.to(logits.device), batch.targets.to(logits.device)
 
-        def follow(
-            model: Any, prompt: Tensor, logits_processor: Any, stopping_criteria: Any, tokenizer: Any = None, **_: Any
-        ) -> Tensor:
+        def follow(model: Any, prompt: Tensor, logits_processor: Any, stopping_criteria: Any, **_: Any) -> Tensor:
             agreed = (ids[:, : prompt.shape[1]] == prompt).all(1)
             for t in range(prompt.shape[1] - 1, ids.shape[1]):
                 wanted, before = targets[:, t], ids[:, : t + 1]
