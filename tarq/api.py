@@ -35,7 +35,7 @@ from tarq.models.features import check_settings
 from tarq.models.registry import adapt, family_of, model_class
 from tarq.models.types import Batch
 from tarq.models.wrappers import unwrapped
-from tarq.planning import Plan, make_plan, misfits, shapes_only
+from tarq.planning import Plan, make_plan, shapes_only
 from tarq.report import FILE_NAME, Report, Reporter, peak_memory
 from tarq.scoring.run import Evaluation, by_language, evaluate_models
 from tarq.speech.calibration import calibration_set
@@ -133,16 +133,7 @@ def as_recognizer(
         else:
             loaded = unwrapped(model)
             source, stored_dtype = loaded.config._name_or_path, loaded.dtype
-        family = family_of(loaded.config.model_type, type(loaded).__name__)
-        if family.needs_processor:
-            family.check_installed()
-            processor = _part(source, "processor", processor, AutoProcessor)
-            tokenizer, feature_extractor = processor.tokenizer, processor.feature_extractor
-        else:
-            tokenizer = _part(source, "tokenizer", tokenizer, AutoTokenizer)
-            feature_extractor = _part(source, "feature_extractor", feature_extractor, AutoFeatureExtractor)
-            processor = None
-        recognizer = adapt(loaded, tokenizer, feature_extractor, stored_dtype, processor)
+        recognizer = _with_parts(loaded, source, stored_dtype, tokenizer, feature_extractor, processor)
     if language is not None:
         own = recognizer.own_language()
         if language == "en" and own not in (None, "en"):  # the default everywhere, so perhaps nobody asked for it
@@ -152,6 +143,28 @@ def as_recognizer(
             )
         recognizer.language = language
     return recognizer
+
+
+def _with_parts(
+    loaded: PreTrainedModel,
+    source: str | Path,
+    stored_dtype: torch.dtype,
+    tokenizer: Any,
+    feature_extractor: Any,
+    processor: Any,
+    weights: bool = True,
+) -> Recognizer:
+    """A model with the parts its family needs, those given or those that lie beside it."""
+    family = family_of(loaded.config.model_type, type(loaded).__name__)
+    if family.needs_processor:
+        family.check_installed()
+        processor = _part(source, "processor", processor, AutoProcessor)
+        tokenizer, feature_extractor = processor.tokenizer, processor.feature_extractor
+    else:
+        tokenizer = _part(source, "tokenizer", tokenizer, AutoTokenizer)
+        feature_extractor = _part(source, "feature_extractor", feature_extractor, AutoFeatureExtractor)
+        processor = None
+    return adapt(loaded, tokenizer, feature_extractor, stored_dtype, processor, weights=weights)
 
 
 def _part(source: str | Path, name: str, given: Any, auto: Any) -> Any:
@@ -234,8 +247,6 @@ def quantize(
     config = config.with_scale_dtype(recognizer.stored_dtype)
     plan_layers(recognizer, config)  # whatever shapes and weights forbid is told before any audio is read
     check_weights(recognizer, config)
-    if problems := misfits(recognizer):
-        raise ModelError(f"{recognizer.model.config._name_or_path}: {'; '.join(problems)}")
     batches: list[Batch] = []
     summary: dict[str, Any] = {}
     if calibration is not None and arms.reads_audio:
@@ -528,8 +539,11 @@ def plan(
     Raises:
         ModelError: there is no usable model, it is quantized already, or a name to ignore matches no layer.
     """
-    shapes = shapes_only(model) if isinstance(model, str | Path) else model
-    recognizer = as_recognizer(shapes, tokenizer, feature_extractor, processor=processor)
+    if isinstance(model, str | Path):
+        shapes = shapes_only(model)
+        recognizer = _with_parts(shapes, model, shapes.dtype, tokenizer, feature_extractor, processor, weights=False)
+    else:
+        recognizer = as_recognizer(model, tokenizer, feature_extractor, processor=processor)
     return make_plan(recognizer, config or TarqConfig(), device)
 
 
