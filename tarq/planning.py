@@ -30,7 +30,7 @@ OVERHEAD = 5.0
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run takes, reckoned: memory to within a fifth, time to within a factor of two.
+    """What a run takes, reckoned: a rough guide, the time to within a factor of two.
 
     Attributes:
         seconds: of the walk: the multiplications of the forward passes, moments, factors and sweeps, at the speed that
