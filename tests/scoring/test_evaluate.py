@@ -103,7 +103,7 @@ def test_lost_and_regained_words(model_folder, manifest, monkeypatch):
         said = {key: text.replace(word, heard) for key, text in spoken.items()}
         monkeypatch.setattr(recognizer, "encode", lambda features: features["input_features"])
         monkeypatch.setattr(recognizer, "logits", lambda batch, audio: torch.zeros(*batch.input_ids.shape, 512))
-        monkeypatch.setattr(recognizer, "decode", lambda audio, said=said: [said[float(a.sum())] for a in audio])
+        monkeypatch.setattr(recognizer, "decode", lambda audio, language=None, said=said: [said[float(a.sum())] for a in audio])
     scores = tarq.evaluate({"full": full, "q": other}, {"s": utterances}, reference="full", resamples=50).sets["s"]
     assert [w.word for w in scores.models["q"].lost] == ["okonkwo"]
     assert [w.word for w in scores.models["q"].regained] == ["eigenvalue"]
