@@ -136,22 +136,7 @@ def as_recognizer(
         else:
             loaded = unwrapped(model)
             source, stored_dtype = loaded.config._name_or_path, loaded.dtype
-        family = family_of(loaded.config.model_type, type(loaded).__name__)
-        if family.needs_processor:
-            family.check_installed()
-            processor = _part(source, "processor", processor, AutoProcessor)
-            tokenizer, feature_extractor = processor.tokenizer, processor.feature_extractor
-        else:
-            tokenizer = _part(source, "tokenizer", tokenizer, AutoTokenizer)
-            feature_extractor = _part(source, "feature_extractor", feature_extractor, AutoFeatureExtractor)
-            processor = None
-        try:
-            recognizer = adapt(loaded, tokenizer, feature_extractor, stored_dtype, processor)
-        except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
-            raise ModelError(
-                f"{source}: the model's files do not fit together ({type(error).__name__}: {first_line(error)}); "
-                "take config.json, generation_config.json and the tokenizer from the original model"
-            ) from error
+        recognizer = _with_parts(loaded, source, stored_dtype, tokenizer, feature_extractor, processor)
     if language is not None:
         own = recognizer.own_language()
         if language == "en" and own not in (None, "en"):  # the default everywhere, so perhaps nobody asked for it
@@ -161,6 +146,34 @@ def as_recognizer(
             )
         recognizer.language = language
     return recognizer
+
+
+def _with_parts(
+    loaded: PreTrainedModel,
+    source: str | Path,
+    stored_dtype: torch.dtype,
+    tokenizer: Any,
+    feature_extractor: Any,
+    processor: Any,
+    weights: bool = True,
+) -> Recognizer:
+    """A model with the parts its family needs, those given or those that lie beside it."""
+    family = family_of(loaded.config.model_type, type(loaded).__name__)
+    if family.needs_processor:
+        family.check_installed()
+        processor = _part(source, "processor", processor, AutoProcessor)
+        tokenizer, feature_extractor = processor.tokenizer, processor.feature_extractor
+    else:
+        tokenizer = _part(source, "tokenizer", tokenizer, AutoTokenizer)
+        feature_extractor = _part(source, "feature_extractor", feature_extractor, AutoFeatureExtractor)
+        processor = None
+    try:
+        return adapt(loaded, tokenizer, feature_extractor, stored_dtype, processor, weights=weights)
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
+        raise ModelError(
+            f"{source}: the model's files do not fit together ({type(error).__name__}: {first_line(error)}); "
+            "take config.json, generation_config.json and the tokenizer from the original model"
+        ) from error
 
 
 def _part(source: str | Path, name: str, given: Any, auto: Any) -> Any:
@@ -526,8 +539,11 @@ def plan(
     Raises:
         ModelError: there is no usable model, it is quantized already, or a name to ignore matches no layer.
     """
-    shapes = shapes_only(model) if isinstance(model, str | Path) else model
-    recognizer = as_recognizer(shapes, tokenizer, feature_extractor, processor=processor)
+    if isinstance(model, str | Path):
+        shapes = shapes_only(model)
+        recognizer = _with_parts(shapes, model, shapes.dtype, tokenizer, feature_extractor, processor, weights=False)
+    else:
+        recognizer = as_recognizer(model, tokenizer, feature_extractor, processor=processor)
     return make_plan(recognizer, config or TarqConfig(), device)
 
 

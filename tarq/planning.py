@@ -23,14 +23,14 @@ from tarq.walk.plan import PlannedLayer, plan
 UTTERANCE, TOKENS_A_SECOND = 12.0, 3.5
 #: Bytes of a process that has imported torch and transformers, before any model: measured, torch 2.13 on Linux.
 PROCESS = 0.55e9
-#: How much longer a run takes than its multiplications at the speed of one large matrix product: measured with
-#: Whisper tiny.en and base on two cores, 16 to 64 utterances, where it lay between 1.6 and 3.2.
-OVERHEAD = 2.3
+#: How much longer a run takes than its multiplications at the speed of one large matrix product: Whisper tiny.en, 8
+#: utterances, on two cores that others kept busy, took 3.3 (GPTQ) and 8.5 times as long (TARQ); the geometric mean.
+OVERHEAD = 5.0
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run takes, reckoned, to within a factor of about two.
+    """What a run takes, reckoned: a rough guide, the time to within a factor of two.
 
     Attributes:
         seconds: of the walk: the multiplications of the forward passes, moments, factors and sweeps, at the speed that

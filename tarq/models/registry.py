@@ -70,15 +70,24 @@ def model_class(config: Any, source: Any) -> Any:
 
 
 def adapt(
-    model: Any, tokenizer: Any, feature_extractor: Any, stored_dtype: torch.dtype, processor: Any = None
+    model: Any,
+    tokenizer: Any,
+    feature_extractor: Any,
+    stored_dtype: torch.dtype,
+    processor: Any = None,
+    *,
+    weights: bool = True,
 ) -> Recognizer:
     """The model behind the interface of its family, checked (:meth:`Recognizer.check`) and in evaluation mode.
+
+    Args:
+        weights: False of a model that has shapes alone, on the meta device.
 
     Raises:
         ModelError: the family is not supported, parts are missing or do not fit the model, or the model is wrapped in
             something that quantizing would lose (:func:`tarq.models.wrappers.unwrapped`).
     """
-    model = unwrapped(model)
+    model = unwrapped(model) if weights else model
     family = family_of(getattr(getattr(model, "config", None), "model_type", None), type(model).__name__)
     recognizer = family(model, tokenizer, feature_extractor, stored_dtype, processor)
     recognizer.model.eval()

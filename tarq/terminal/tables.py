@@ -186,7 +186,7 @@ def show_plan(console: Console, plan: Plan, memory_there: float | None = None) -
     there = "" if memory_there is None else f" (this machine has {gigabytes(memory_there)})"
     console.print(
         f"takes about {_minutes(e.seconds)}{speech} and {gigabytes(e.ram_bytes)} of RAM{there}; reckoned from the "
-        "shapes and the speed of one matrix product now, to within a factor of about two"
+        "shapes and the speed of one matrix product now, the time to within a factor of two"
     )
     for problem in plan.problems:
         console.print(f"[red]does not fit[/] {escape(problem)}", highlight=False)

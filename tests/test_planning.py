@@ -1,0 +1,120 @@
+"""A dry run: shapes alone say what quantizing will do; and what can be told early is told before a model is loaded."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+from typer.testing import CliRunner
+
+import tarq
+from tarq.config import TarqConfig
+from tarq.terminal.cli import app
+
+runner = CliRunner()
+
+
+def tarq_says(*arguments: object, code: int = 0) -> str:
+    result = runner.invoke(app, [str(a) for a in arguments])
+    assert result.exit_code == code, result.output
+    return " ".join(result.output.split())
+
+
+@pytest.fixture
+def shapes(model_folder, tmp_path):
+    """The model's folder without its weights."""
+    folder = tmp_path / "shapes"
+    shutil.copytree(model_folder, folder)
+    for file in folder.glob("*.safetensors"):
+        file.unlink()
+    return folder
+
+
+def edit(file, **fields):
+    file.write_text(json.dumps(json.loads(file.read_text()) | fields))
+
+
+@pytest.mark.parametrize("settings", [{}, {"symmetric": False, "bits": 3}, {"ignore": ("model.decoder.layers.1",)}])
+def test_the_plan_is_what_happens(model_folder, shapes, settings):
+    """Layer by layer, and to the byte, although the plan has seen no weights."""
+    config = TarqConfig.preset("rtn", group_size=96, **settings)
+    planned = tarq.plan(shapes, config)
+    report = tarq.quantize(tarq.load_recognizer(model_folder), None, config)
+    done = {layer.name: layer.group_size or None for layer in report.layers}
+    packed = {layer.name: layer.group_size for layer in planned.layers if layer.group_size}
+    assert packed == {name: size for name, size in done.items() if size}
+    assert {layer.name for layer in planned.layers if not layer.stage} == set(report.left_out)
+    assert planned.bytes_before == report.sizes["linear_bytes_before"]
+    assert planned.bytes_after == report.sizes["linear_bytes_after"]
+    assert planned.problems == []
+
+
+def test_an_estimate_grows_with_the_work(shapes):
+    few, many = (tarq.plan(shapes, TarqConfig(samples=n)).estimate for n in (8, 800))
+    assert few.seconds < many.seconds
+    assert few.ram_bytes < many.ram_bytes
+    assert tarq.plan(shapes, TarqConfig.preset("rtn")).estimate.utterances == 0
+
+
+def test_a_dry_run_reads_no_weights_and_writes_nothing(shapes, tmp_path):
+    said = tarq_says("quantize", shapes, tmp_path / "out", "--dry-run", "--json", tmp_path / "plan.json")
+    assert "32 layers packed" in said
+    assert "takes about" in said
+    assert "mel bins: the feature extractor makes 80, the model reads 80" in said
+    assert not (tmp_path / "out").exists()
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    assert len(plan["layers"]) == 33
+    assert plan["problems"] == []
+
+
+@pytest.mark.parametrize(
+    ("file", "fields", "said"),
+    [
+        ("preprocessor_config.json", {"feature_size": 128}, "mel"),
+        ("config.json", {"vocab_size": 90}, "token"),
+        ("config.json", {"encoder_ffn_dim": 252}, "model.encoder.layers.0.fc2"),
+    ],
+)
+def test_what_does_not_fit_is_told_with_exit_code_1(shapes, tmp_path, file, fields, said):
+    edit(shapes / file, **fields)
+    assert said in tarq_says("quantize", shapes, tmp_path / "out", "--dry-run", code=1)
+
+
+def test_a_quantized_model_has_no_plan(model_folder, tmp_path):
+    tarq_says("quantize", model_folder, tmp_path / "q", "--method", "rtn", "--group-size", 32)
+    with pytest.raises(tarq.ModelError, match="quantized already"):
+        tarq.plan(tmp_path / "q")
+
+
+def test_what_is_cheap_is_told_before_a_model_is_loaded(manifest, tmp_path):
+    """There is no such model, and yet it is the other thing that is told."""
+    model, out, gone = tmp_path / "no-model", tmp_path / "out", tmp_path / "gone"
+    for arguments, said in (
+        (("quantize", model, out, "--calibration", gone), "gone"),
+        (("quantize", model, out), "calibration speech"),
+        (("quantize", model, out, "--calibration", manifest, "--language", "sw"), "language 'sw'"),
+        (("quantize", model, out, "--calibration", manifest, "--ids", gone), "gone"),
+        (("quantize", model, manifest, "--calibration", manifest), "manifest.jsonl"),
+        (("quantize", model, manifest / "out", "--calibration", manifest), "manifest.jsonl"),
+        (("evaluate", model, "--data", gone), "gone"),
+        (("evaluate", model, "--data", manifest, "--word-frequencies", gone), "gone"),
+        (("evaluate", model, "--data", manifest, "--where", "speaker=x"), "speaker"),
+        (("transcribe", model, tmp_path), "no audio"),
+    ):
+        said_now = tarq_says(*arguments, code=1)
+        assert said in said_now
+        assert "no-model" not in said_now.split("error")[-1]
+    assert not out.exists()
+
+
+def test_pools_from_python(manifest, tmp_path):
+    drawn = tarq.pool(manifest, TarqConfig(pool="r-top", samples=3))
+    assert len(drawn.utterances) == 3
+    assert drawn.to_dict()["sources_given"] == {"speech": str(manifest)}
+    drawn.write_manifest(tmp_path / "pool.jsonl")
+    again = tarq.pool(tmp_path / "pool.jsonl", TarqConfig(samples=3))
+    assert {u.id for u in again.utterances} == {u.id for u in drawn.utterances}
+    assert tarq.pool(manifest, TarqConfig(samples=99)).notes == ["8 of the 99 asked qualify"]
+    several = tarq.pool({"a": manifest, "b": manifest}, TarqConfig(pool="r-cross", samples=4))
+    assert set(several.pool.sources) <= {"a", "b"}
