@@ -41,6 +41,8 @@ PRESETS: dict[str, dict[str, Any]] = {
     "tarq": {"metric": "rarebal", "residual": "cross-fitted", "solver": "sweep"},
     "gptq": {"metric": "plain", "residual": "none", "solver": "sweep"},
     "rtn": {"metric": "plain", "residual": "none", "solver": "rtn"},
+    # Best of all arms measured on OpenAI's weights (benchmarks/studies/headline.md); takes twice TARQ's time.
+    "refined": {"metric": "plain", "residual": "cross-fitted-bias", "solver": "refined", "scale_rule": "mse"},
     # arXiv 2605.27808, pinned, whatever the defaults come to be.
     "tarq-paper": {
         # What the paper says: RareBAL at c = 1 without a cap, rare below Zipf 3, the residual's direction from the
