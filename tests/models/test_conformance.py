@@ -15,6 +15,7 @@ import tarq
 from tarq.data.corpora.registry import load_utterances
 from tarq.report import Reporter
 from tarq.speech.calibration import calibration_set, make_example, make_examples
+from tarq.walk.plan import linears_of
 from tarq.words.rarity import tag_tokens
 
 from .conftest import CONFIG, tone
@@ -141,6 +142,24 @@ def test_the_walk_feeds_each_block_what_the_model_does(family, utterances, tmp_p
     batches = calibration_set(recognizer, short, config, Reporter())[0]
     assert len(batches) == (2 if recognizer.pads else 3)
     walk_hidden_states(recognizer, batches, config)
+
+
+def test_what_is_called_free_of_shifts_is(recognizer, examples):
+    """One vector added to all outputs of such a Linear changes nothing; a residual may count on it."""
+    (batch, *_) = batches_of(recognizer, examples)
+    named = [(n, m) for stage in recognizer.stages() for block, b in stage.blocks for n, m in linears_of(block, b)]
+    free = [(name, module) for name, module in named if name.endswith(recognizer.shift_free)]
+    assert bool(free) == bool(recognizer.shift_free)
+
+    def shifted(module, args, output):
+        return output + torch.linspace(-3, 3, output.shape[-1])
+
+    with torch.no_grad():
+        before = recognizer.logits(batch)
+        for _, module in free:
+            handle = module.register_forward_hook(shifted)
+            torch.testing.assert_close(recognizer.logits(batch), before, rtol=1e-3, atol=1e-3)
+            handle.remove()
 
 
 def test_two_layers_of_each_kind(recognizer):
