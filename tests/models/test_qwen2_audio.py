@@ -23,6 +23,7 @@ def recognizer(folder):
     return tarq.load_recognizer(folder)
 
 
+@pytest.mark.slow
 def test_round_trip(folder, manifest, tmp_path, round_trip):
     report = round_trip(folder, manifest, tmp_path / "out")
     assert [r.stage for r in report.layers] == ["encoder"] * 12 + ["projector"] + ["decoder"] * 14
