@@ -41,8 +41,8 @@ def check_scales(scales: torch.Tensor, scheme: Scheme) -> None:
     if not largest <= limit:
         dtype = str(scales.dtype).removeprefix("torch.")
         raise ValueError(
-            f"the weight has groups that reach {largest:.3g}, which {dtype} scales cannot hold (to {limit:.3g}): load "
-            "the model in bfloat16 or float32"
+            f"the weight has groups that reach {largest:.3g}, which {dtype} scales cannot hold (to {limit:.3g}): set "
+            "scale_dtype to bfloat16 or float32"
         )
 
 

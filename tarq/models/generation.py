@@ -238,13 +238,21 @@ class FiniteLogits(LogitsProcessor):
         return require_finite(scores)
 
 
+def are_numbers(logits: Tensor) -> Tensor:
+    """Whether the logits [..., vocabulary] of each row are numbers, [...] bool.
+
+    −∞ is one: it forbids a token. NaN and +∞ are none: weights are damaged, or overflow.
+    """
+    return (logits < torch.inf).all(-1)  # false of NaN too
+
+
 def require_finite(logits: Tensor) -> Tensor:
-    """The logits, which are numbers (−∞ forbids a token).
+    """The logits, which must be numbers.
 
     Raises:
-        ModelError: NaN or ∞ is among them.
+        ModelError: they are not; see :func:`are_numbers`.
     """
-    if not bool((logits < torch.inf).all()):  # false of NaN too
+    if not bool(are_numbers(logits).all()):
         raise ModelError(
             "the model computes NaN or infinity: its weights hold some, or overflow in this dtype (try --dtype float32)"
         )

@@ -17,6 +17,7 @@ from tarq.data.utterance import Utterance
 from tarq.errors import ModelError
 from tarq.linear import QuantLinear
 from tarq.models.base import Recognizer
+from tarq.models.generation import are_numbers
 from tarq.models.types import Batch
 from tarq.report import Reporter
 from tarq.scoring.divergence import Divergence, divergence, joined
@@ -177,9 +178,8 @@ def _force(
 
 
 def _check_logits(name: str, batch: Batch, logits: Tensor) -> None:
-    """Raises ModelError where a target's logits are not finite; names model and utterance."""
-    # −∞ forbids a token; NaN passes no comparison.
-    wrong = (~(logits < torch.inf).all(-1)).cpu() & (batch.targets != -100)
+    """Raises ModelError where a target's logits are no numbers; names model and utterance."""
+    wrong = (~are_numbers(logits)).cpu() & (batch.targets != -100)
     if wrong.any():
         first = batch.ids[int(wrong.any(-1).nonzero()[0])]
         raise ModelError(

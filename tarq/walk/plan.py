@@ -96,7 +96,7 @@ def check_fits(layers: Sequence[PlannedLayer]) -> None:
     stuck = [f"{layer.name} ({layer.reason})" for layer in layers if not layer.fits]
     if stuck:
         raise CalibrationError(
-            f"{', '.join(stuck)}; set group_size to a divisor, or leave the layers alone with ignore"
+            f"{', '.join(stuck)}: set group_size to a divisor of their inputs, or leave them alone with ignore"
         )
 
 
@@ -132,7 +132,8 @@ def choose_group_size(in_features: int, group_size: int) -> tuple[int, str]:
     for smaller in FALLBACK_GROUPS:
         if smaller < group_size and in_features % smaller == 0:
             return smaller, f"group size {smaller}: {group_size} does not divide {in_features} inputs"
-    raise CalibrationError(f"no group size up to {group_size} divides {in_features} inputs")
+    tried = (group_size, *(size for size in FALLBACK_GROUPS if size < group_size))
+    raise CalibrationError(f"no group size of {', '.join(map(str, tried))} divides its {in_features} inputs")
 
 
 def packed_bytes(linear: nn.Linear, config: Lattice, group_size: int) -> int:

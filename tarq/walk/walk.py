@@ -10,6 +10,7 @@ passes through them; all else stays where it is.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from itertools import accumulate
 from typing import Any
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from tarq import distributed
 from tarq.config import TarqConfig
 from tarq.errors import CalibrationError, ModelError
+from tarq.kernels.group_quantize.reference import check_scales
 from tarq.linear import QuantLinear
 from tarq.method.algorithm import Solution, tail_aware_quantize
 from tarq.method.arms import Arms
@@ -34,7 +36,7 @@ from tarq.report import LayerReport, Reporter
 from tarq.walk.activations import BlockActivations, MemoryBudget, PathPair
 from tarq.walk.gradients import OutputGradients, output_gradients, rare_share
 from tarq.walk.inputs import Group, InputCapture, groups_of, linear_of, offloaded
-from tarq.walk.plan import PlannedLayer, linears_of, plan
+from tarq.walk.plan import PlannedLayer, check_fits, linears_of, plan
 from tarq.walk.rows import RowCache
 
 #: Makes the codes of the Linears of a group of their moments; none for those that stay.
@@ -142,7 +144,9 @@ class Walk:
     @torch.no_grad()
     def blocks(self) -> Iterator[WalkedBlock]:
         """Quantize block after block; without audio nothing is yielded."""
-        self.plan = {p.name: p for p in plan(self.recognizer, self.config) if p.group_size is not None}
+        planned = plan(self.recognizer, self.config)
+        check_fits(planned)
+        self.plan = {p.name: p for p in planned if p.group_size is not None}
         self.reporter.start(len(self.plan))
         stages = self.recognizer.stages()
         if not self.arms.reads_audio:
@@ -286,23 +290,17 @@ class Walk:
         if self.arms.solver.output_moments:
             outputs = {layer.name: self.gradients.moments[layer.name].to(self.device) for layer in own}
         solved: dict[str, Solution] = {}
-        try:
+        with _naming("|".join(layer.name for layer in own)):
             if own and any(part.seen for part in parts):
                 solved = tail_aware_quantize(own, parts, self.arms, scheme, self._scale_dtype, outputs)
             elif own:
                 solved = {layer.name: self._rounded(layer, planned.group_size) for layer in own}
-        except (torch.linalg.LinAlgError, ValueError) as error:
-            raise CalibrationError(
-                f"{'|'.join(layer.name for layer in own)}: {error}; more calibration speech or a larger damp may help, "
-                "or leave the layer alone with ignore"
-            ) from error
         return dict(distributed.all_gather(list(solved.items()), self.device))
 
     def _rounded(self, layer: Layer, group_size: int) -> Solution:
         """Round to nearest where the calibration speech says nothing of a layer: its input is always zero."""
-        (quantized,) = RoundToNearest().quantize(
-            [layer.weight], None, self.config.scheme(group_size), self._scale_dtype
-        )
+        scheme = self.config.scheme(group_size)
+        (quantized,) = RoundToNearest().quantize([layer.weight], None, scheme, self._scale_dtype)
         columns = Figures(dead_columns=layer.weight.shape[1])
         return Solution(quantized, columns, notes=["its input is zero on all calibration speech: rounded to nearest"])
 
@@ -313,7 +311,8 @@ class Walk:
                 if name not in self.plan:
                     continue
                 scheme = self.config.scheme(self.plan[name].group_size)
-                (quantized,) = self.arms.solver.quantize([linear.weight], None, scheme, self._scale_dtype)
+                with _naming(name):
+                    (quantized,) = self.arms.solver.quantize([linear.weight], None, scheme, self._scale_dtype)
                 solution = Solution(quantized)
                 packed = self._packed(name, linear, solution)
                 block.set_submodule(name.removeprefix(f"{block_name}."), packed)
@@ -328,14 +327,9 @@ class Walk:
         """The layer that takes a Linear's place."""
         q = solution.quantized
         scheme = self.config.scheme(self.plan[name].group_size)
-        if bool((q.scales >= torch.finfo(q.scales.dtype).max).any()):
-            raise CalibrationError(
-                f"{name}: its weights need scales beyond what {self.config.scale_dtype} holds; set scale_dtype to "
-                "bfloat16 or float32, or leave the layer alone with ignore"
-            )
-        bias: Tensor | None = linear.bias
-        if bias is not None and solution.bias is not None:
-            bias = solution.bias.to(bias.dtype)
+        with _naming(name):
+            check_scales(q.scales, scheme)
+        bias = linear.bias if solution.bias is None else solution.bias.to(linear.bias.dtype)
         return QuantLinear.from_codes(q.codes, q.scales, None if scheme.symmetric else q.zeros, scheme, bias)
 
     def _record(
@@ -388,9 +382,19 @@ class Walk:
         return Layer(name, linear.weight, linear.bias, name.endswith(self.recognizer.shift_free))
 
 
+@contextmanager
+def _naming(layers: str) -> Iterator[None]:
+    """While open, what a solver cannot do is told with the layers it happened at and the mend."""
+    try:
+        yield
+    except (torch.linalg.LinAlgError, ValueError) as error:
+        speech = isinstance(error, torch.linalg.LinAlgError)
+        mend = "more calibration speech or a larger damp may help, " if speech else ""
+        raise CalibrationError(f"{layers}: {error}; {mend}or leave the layer alone with ignore") from error
+
+
 def _small_scales(solution: Solution) -> str:
     """A note on groups whose scale would be smaller than what its dtype holds, and so is the smallest that it does."""
-    scales = solution.quantized.scales
-    count = int((scales <= torch.finfo(scales.dtype).tiny).sum())
+    scales, count = solution.quantized.scales, solution.quantized.coarse_groups
     dtype = str(scales.dtype).removeprefix("torch.")
     return f"{count} of {scales.numel()} scales are too small for {dtype}: set scale_dtype to bfloat16" if count else ""

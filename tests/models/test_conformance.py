@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,8 @@ from transformers.utils import is_mistral_common_available
 import tarq
 from tarq.data.corpora.registry import load_utterances
 from tarq.report import Reporter
-from tarq.speech.calibration import make_example, make_examples
+from tarq.speech.calibration import calibration_set, make_example, make_examples
+from tarq.walk.plan import linears_of
 from tarq.words.rarity import tag_tokens
 
 from .conftest import CONFIG, tone
@@ -130,6 +132,34 @@ def test_stages_make_up_the_model(recognizer, examples):
             logits = logits.gather(1, first.scored[..., None].expand(-1, -1, logits.shape[-1]))
         valid = first.targets != -100
         torch.testing.assert_close(logits[valid], recognizer.logits(first)[valid], rtol=1e-4, atol=1e-4)
+
+
+def test_the_walk_feeds_each_block_what_the_model_does(family, utterances, tmp_path, walk_hidden_states):
+    """Behind every block, on both paths, of utterances of unlike length in batches of unlike size."""
+    recognizer = tarq.load_recognizer(family.make(tmp_path / "m"))
+    config = replace(CONFIG, samples=3, batch_size=2, scale_dtype="float32")
+    short = [replace(u, text="the house") for u in utterances]  # or the frames of CTC are too few
+    batches = calibration_set(recognizer, short, config, Reporter())[0]
+    assert len(batches) == (2 if recognizer.pads else 3)
+    walk_hidden_states(recognizer, batches, config)
+
+
+def test_what_is_called_free_of_shifts_is(recognizer, examples):
+    """One vector added to all outputs of such a Linear changes nothing; a residual may count on it."""
+    (batch, *_) = batches_of(recognizer, examples)
+    named = [(n, m) for stage in recognizer.stages() for block, b in stage.blocks for n, m in linears_of(block, b)]
+    free = [(name, module) for name, module in named if name.endswith(recognizer.shift_free)]
+    assert bool(free) == bool(recognizer.shift_free)
+
+    def shifted(module, args, output):
+        return output + torch.linspace(-3, 3, output.shape[-1])
+
+    with torch.no_grad():
+        before = recognizer.logits(batch)
+        for _, module in free:
+            handle = module.register_forward_hook(shifted)
+            torch.testing.assert_close(recognizer.logits(batch), before, rtol=1e-3, atol=1e-3)
+            handle.remove()
 
 
 def test_two_layers_of_each_kind(recognizer):

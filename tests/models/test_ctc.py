@@ -40,6 +40,7 @@ def folder(folders, request):
     return folders[request.param]
 
 
+@pytest.mark.slow
 def test_round_trip(folder, manifest, tmp_path, round_trip):
     report = round_trip(folder, manifest, tmp_path / "out")
     blocks = 2 * (9 if folder.name == "parakeet" else 6)

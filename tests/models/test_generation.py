@@ -13,7 +13,7 @@ from transformers import GenerationConfig
 
 import tarq
 from tarq.errors import ModelError
-from tarq.models.generation import HONOURED, NEUTRAL, REFUSED, new_tokens
+from tarq.models.generation import HONOURED, NEUTRAL, REFUSED, are_numbers, new_tokens, require_finite
 from tarq.speech.calibration import make_example
 
 from .conftest import CONFIG, tone
@@ -312,3 +312,14 @@ def test_moonshine_without_a_file(tmp_path):
     expected = transcript(tarq.load_recognizer(make_moonshine(tmp_path / "m")))
     (tmp_path / "m" / "generation_config.json").unlink()
     assert transcript(tarq.load_recognizer(tmp_path / "m")) == expected
+
+
+@pytest.mark.parametrize(("value", "number"), [(-torch.inf, True), (torch.inf, False), (torch.nan, False)])
+def test_logits_may_forbid_a_token_and_nothing_else(value, number):
+    logits = torch.tensor([[[0.0, 1.0]], [[value, 1.0]]])
+    assert are_numbers(logits).tolist() == [[True], [number]]
+    if number:
+        assert require_finite(logits) is logits
+    else:
+        with pytest.raises(ModelError, match="NaN or infinity"):
+            require_finite(logits)

@@ -23,9 +23,10 @@ def recognizer(folder):
     return tarq.load_recognizer(folder)
 
 
+@pytest.mark.slow
 def test_round_trip(folder, manifest, tmp_path, round_trip):
     report = round_trip(folder, manifest, tmp_path / "out")
-    assert [r.stage for r in report.layers] == ["encoder"] * 6 + ["projector"] + ["decoder"] * 7
+    assert [r.stage for r in report.layers] == ["encoder"] * 12 + ["projector"] + ["decoder"] * 14
     assert report.left_out == {"lm_head": "the output head"}
     places = report.calibration["positions"]
     assert places["projector"]["audio"] == places["decoder"]["audio"] < places["encoder"]["audio"]

@@ -25,7 +25,7 @@ def recognizer(folder):
 
 def test_round_trip(folder, manifest, tmp_path, round_trip):
     report = round_trip(folder, manifest, tmp_path / "out")
-    assert [r.stage for r in report.layers] == ["encoder"] * 6 + ["projector"] * 2 + ["decoder"] * 7
+    assert [r.stage for r in report.layers] == ["encoder"] * 12 + ["projector"] * 2 + ["decoder"] * 14
     assert report.left_out == {
         "lm_head": "the output head, tied to the token embedding",
         "model.audio_tower.conv_out": "the stem: it reads convolution features, before the first block",

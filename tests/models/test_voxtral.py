@@ -28,9 +28,10 @@ def recognizer(folder):
     return tarq.load_recognizer(folder)
 
 
+@pytest.mark.slow
 def test_round_trip(folder, manifest, tmp_path, round_trip):
     report = round_trip(folder, manifest, tmp_path / "out")
-    assert [r.stage for r in report.layers] == ["encoder"] * 6 + ["projector"] * 2 + ["decoder"] * 7
+    assert [r.stage for r in report.layers] == ["encoder"] * 12 + ["projector"] * 2 + ["decoder"] * 14
     assert report.left_out == {"lm_head": "the output head"}
     assert (tmp_path / "out" / "tekken.json").exists()
     entry = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]

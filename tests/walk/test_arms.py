@@ -202,11 +202,28 @@ def test_a_metric_without_any_weight_is_refused(recognizer, batches):
         run(recognizer, batches, metric=Nothing())
 
 
-def test_scales_that_the_checkpoint_cannot_hold_are_refused(recognizer, batches):
+TOO_LARGE = r"float16 scales cannot hold.*set scale_dtype to bfloat16 or float32; or leave the layer alone with ignore"
+
+
+@pytest.mark.parametrize("solver", ["sweep", "rtn"])
+def test_scales_that_the_checkpoint_cannot_hold_are_refused(recognizer, batches, solver):
     recognizer.decoder.layers[1].fc2.weight.data *= 1e8
-    config = dataclasses.replace(CONFIG, scale_dtype="float16")
-    with pytest.raises(CalibrationError, match=r"layers\.1\.fc2: its weights need scales beyond what float16 holds"):
+    config = tarq.TarqConfig.preset("rtn", group_size=32) if solver == "rtn" else CONFIG
+    config = dataclasses.replace(config, scale_dtype="float16")
+    with pytest.raises(CalibrationError, match=rf"^{FC2}: .*{TOO_LARGE}"):
         run(recognizer, batches, config)
+
+
+def test_scales_of_a_solver_of_ones_own_are_seen_to_as_well(recognizer, batches):
+    @dataclasses.dataclass(frozen=True)
+    class Loud(Sweep):
+        def quantize(self, targets, statistics, scheme, scale_dtype, outputs=None):
+            swept = super().quantize(targets, statistics, scheme, scale_dtype)
+            return [dataclasses.replace(q, scales=torch.full_like(q.scales, 6e4)) for q in swept]
+
+    config = dataclasses.replace(CONFIG, scale_dtype="float16")
+    with pytest.raises(CalibrationError, match=rf"layers\.0\.self_attn\.\w_proj: .*{TOO_LARGE}"):
+        run(recognizer, batches, config, solver=Loud())
 
 
 @pytest.mark.parametrize(("scale_dtype", "noted"), [("float16", True), ("bfloat16", False)])

@@ -72,7 +72,7 @@ def test_mixed_attention_is_quantized_on_the_models_own_activations(walk_hidden_
 
     recognizer = SimpleNamespace(
         model=model, device=CPU, stored_dtype=torch.float32, stages=lambda: [Stage("decoder", blocks, run, model.norm)],
-        left_out=dict, logits=run,
+        left_out=dict, logits=run, shift_free=(),
     )  # fmt: skip
     config = tarq.TarqConfig(
         group_size=16, scale_dtype="float32", residual="least-squares", activation_memory=activation_memory

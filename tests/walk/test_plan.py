@@ -9,7 +9,9 @@ import torch
 import tarq
 from tarq.errors import CalibrationError, ModelError
 from tarq.linear import QuantLinear
-from tarq.walk.plan import check_weights, choose_group_size, plan
+from tarq.report import Reporter
+from tarq.walk.plan import check_fits, check_weights, choose_group_size, plan
+from tarq.walk.walk import quantize_model
 
 CONFIG = tarq.TarqConfig(group_size=32)
 
@@ -54,11 +56,15 @@ def test_widths_that_no_group_size_divides_are_all_named_before_any_audio_is_rea
         replaced(recognizer, f"model.encoder.layers.{layer}.fc2", 12)
     line = {"id": "a", "audio": "missing.wav", "text": "the house", "duration": 1.0}
     (tmp_path / "manifest.jsonl").write_text(json.dumps(line))
-    named = r"no group size of 32, 16, 8 divides.*layers\.0\.fc2 \(12 inputs\), .*layers\.1\.fc2.*ignore"
+    why = r"fc2 \(no group size of 32, 16, 8 divides its 12 inputs\)"
+    named = rf"encoder\.layers\.0\.{why}, model\.encoder\.layers\.1\.{why}: set group_size to a divisor.*with ignore"
+    assert [p.name.split(".", 3)[-1] for p in plan(recognizer, CONFIG) if not p.fits] == ["0.fc2", "1.fc2"]
     with pytest.raises(CalibrationError, match=named):
         tarq.quantize(recognizer, tmp_path / "manifest.jsonl", CONFIG)
     ignore = ("model.encoder.layers.0.fc2", "model.encoder.layers.1")
-    assert plan(recognizer, dataclasses.replace(CONFIG, ignore=ignore))
+    check_fits(plan(recognizer, dataclasses.replace(CONFIG, ignore=ignore)))
+    with pytest.raises(CalibrationError, match=named):  # also of who calls the walk alone
+        quantize_model(recognizer, [], CONFIG, Reporter())
 
 
 @pytest.mark.parametrize("method", ["rtn", "tarq"])
