@@ -177,6 +177,7 @@ AUTO |= {"wav2vec2": "AutoModelForCTC", "hubert": "AutoModelForCTC", "parakeet":
 
 
 # Whisper has a test of its own, above.
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES[1:], ids=lambda family: family.name)
 def test_every_family(family, manifest, tmp_path):
     family.make(tmp_path / "model")
