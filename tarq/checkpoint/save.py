@@ -69,7 +69,7 @@ def save(
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         config |= {"dtype": str(dtype).removeprefix("torch."), "quantization_config": quantization}
         write_json(folder / "config.json", config, indent=2)
-        _decode_greedily(folder / "generation_config.json")
+        _state_decoding(folder / "generation_config.json", config)
         for part in parts:
             part.save_pretrained(folder)
         _carry_side_files(folder, source, tokenizer)
@@ -98,13 +98,32 @@ def _state(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, torch.Tensor
     return state
 
 
-def _decode_greedily(file: Path) -> None:
-    """State the number of beams where nothing else is stated: transformers' pipeline takes five beams otherwise, which
-    is slow and runs into loops where tarq's own transcripts, which are greedy, are right."""
-    if file.is_file():
-        fields = json.loads(file.read_text(encoding="utf-8"))
-        if fields.get("num_beams") is None:
-            write_json(file, fields | {"num_beams": 1}, indent=2)
+def _state_decoding(file: Path, config: dict[str, Any]) -> None:
+    """State in generation_config.json what transformers would choose unlike tarq where nothing is stated.
+
+    The task: a multilingual Whisper of which neither task nor language is asked is prompted without a task, which it
+    never saw in training; it leaves words out and, quantized, runs into loops. The language is still detected. The
+    files of 2022 state the task in ``forced_decoder_ids``, which a task here would silence: they stay as they are.
+
+    The number of beams: transformers' pipeline takes five where none is stated, five times the work; tarq's own
+    transcripts are greedy.
+
+    Args:
+        file: generation_config.json; models without one decode no text.
+        config: of the model, which may force tokens too.
+    """
+    if not file.is_file():
+        return
+    fields = json.loads(file.read_text(encoding="utf-8"))
+    stated = dict(fields)
+    if stated.get("num_beams") is None:
+        stated["num_beams"] = 1
+    tasks, forced = stated.get("task_to_id") or {}, (of.get("forced_decoder_ids") for of in (stated, config))
+    unasked = all(stated.get(field) is None for field in ("task", "language")) and not any(forced)
+    if "transcribe" in tasks and stated.get("is_multilingual") is not False and unasked:
+        stated["task"] = "transcribe"
+    if stated != fields:
+        write_json(file, stated, indent=2)
 
 
 def _carry_side_files(folder: Path, source: str, tokenizer: Any) -> None:

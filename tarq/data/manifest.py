@@ -18,7 +18,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
 from typing import Any
@@ -30,6 +29,7 @@ from tarq.data.fields import NUMBERS, SPELLINGS, fields_of, utterance_of
 from tarq.data.intake import Intake
 from tarq.data.utterance import Utterance
 from tarq.errors import DataError
+from tarq.files import write_whole
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
 #: Folders beside a manifest that audio is looked for in, where it is not in the manifest's own.
@@ -115,7 +115,8 @@ def write_manifest(path: Path, utterances: Sequence[Utterance], extra: Sequence[
         extra: further keys of each.
 
     Raises:
-        DataError: the file or the folder cannot be written.
+        OutputError: the manifest cannot be written.
+        DataError: the folder of its audio cannot be written.
     """
     folder = path.with_suffix(".audio")
     lines = []
@@ -140,14 +141,9 @@ def write_manifest(path: Path, utterances: Sequence[Utterance], extra: Sequence[
             }
             row = {key: value for key, value in row.items() if value is not None}
             lines.append(json.dumps({**utterance.extra, **more, **row}, ensure_ascii=False))
-        made = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # the old one stays whole until the new one is
-        try:
-            made.write_text("\n".join(lines) + "\n", encoding="utf-8")
-            made.replace(path)
-        finally:
-            made.unlink(missing_ok=True)
+        write_whole(path, "\n".join(lines) + "\n")
     except OSError as error:
-        raise DataError(f"{path} cannot be written: {error}; choose another place") from error
+        raise DataError(f"{folder} cannot be written: {error}; choose another place") from error
 
 
 def json_lines(path: Path, intake: Intake | None = None) -> Rows:

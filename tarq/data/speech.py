@@ -102,7 +102,8 @@ class DrawnPool:
         """Write it as a JSONL manifest that every command and function takes as a corpus.
 
         Raises:
-            DataError: the file cannot be written.
+            OutputError: the file cannot be written.
+            DataError: the folder for audio in memory cannot be written.
         """
         extra = [
             {"source": source, "rho": rho if words else None}

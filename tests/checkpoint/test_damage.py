@@ -16,6 +16,7 @@ import tarq
 from tarq.checkpoint.compressed_tensors import check_config
 from tarq.errors import CheckpointError, ModelError, TarqError
 from tarq.report import Report
+from tarq.terminal.cli import tell
 
 
 @pytest.fixture(scope="module")
@@ -339,3 +340,16 @@ def test_a_report_is_strict_json():
     read = json.loads(text, parse_constant=pytest.fail)
     assert read["seconds"] is None
     assert read["calibration"] == {"rare": None}
+
+
+def test_what_lies_behind_an_error_is_shown_on_demand(copy, monkeypatch, capsys):
+    """Files that do not fit together are told in one line; the fault in them stays its cause."""
+    monkeypatch.setattr(tarq.api, "adapt", lambda *_, **__: {}["lang_to_id"])
+    with pytest.raises(ModelError, match=r"do not fit together \(KeyError: 'lang_to_id'\)") as caught:
+        tarq.load_recognizer(copy)
+    assert isinstance(caught.value.__cause__, KeyError)
+    tell(caught.value)
+    assert "Traceback" not in capsys.readouterr().err
+    monkeypatch.setenv("TARQ_DEBUG", "1")
+    tell(caught.value)
+    assert "KeyError: 'lang_to_id'\n\nThe above exception was the direct cause" in capsys.readouterr().err

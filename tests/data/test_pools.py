@@ -18,7 +18,7 @@ from tarq.data.manifest import write_manifest
 from tarq.data.pools import Rarity, draw_pool, given_pool, read_ids
 from tarq.data.sampling import sample_utterances
 from tarq.data.utterance import Utterance
-from tarq.errors import DataError
+from tarq.errors import DataError, OutputError
 from tarq.report import Report
 from tarq.terminal.cli import app
 
@@ -190,6 +190,8 @@ def test_a_pool_is_read_back(tmp_path):
     assert rows[2]["audio"].startswith("pool.audio/")
     with pytest.raises(DataError, match="cannot be written"):
         write_manifest(tmp_path / "nowhere" / "pool.jsonl", utterances, [{}] * 3)
+    with pytest.raises(OutputError, match=r"pool\.jsonl: the folder .*nowhere does not exist"):
+        write_manifest(tmp_path / "nowhere" / "pool.jsonl", utterances[:2], [{}] * 2)
 
 
 # --- choosing by ids ---
