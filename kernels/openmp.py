@@ -17,7 +17,7 @@ VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 def wait_asleep() -> None:
     """Have the threads of this process, and of those that it starts, sleep while they wait.
 
-    OpenMP reads its variables when it is loaded, with torch: after that, and where the user has chosen, nothing changes.
+    OpenMP reads its variables when it is loaded, with torch: later, and where the user has chosen, nothing changes.
     """
     if "torch" not in sys.modules and not any(name in os.environ for name in VARIABLES):
         os.environ["OMP_WAIT_POLICY"] = "passive"
