@@ -28,7 +28,7 @@ from tarq.data.sampling import first_usable, sample_utterances
 from tarq.data.speech import DrawnPool, Speech, draw
 from tarq.data.utterance import Utterance
 from tarq.errors import DataError, ModelError, TarqError
-from tarq.linear import use_int8_activations
+from tarq.linear import slow_layers, use_int8_activations
 from tarq.method.arms import Arms
 from tarq.method.metrics import Metric
 from tarq.method.residuals import Residual
@@ -90,14 +90,14 @@ def load_recognizer(
         offload: leave the model in RAM, in the dtype it has on ``device``; for :func:`quantize` with ``offload``.
 
     Raises:
-        ModelError: parts are missing, the family is not supported, or there is no layer to round inputs of.
+        ModelError: parts are missing, the family is not supported, or no layer can round its inputs.
         CheckpointError: the checkpoint is damaged.
     """
     if offload and dtype is None:
         dtype = loading.computing_dtype(source, device)
     recognizer = as_recognizer(source, language=language, dtype=dtype, device="cpu" if offload else device)
-    if int8_activations and use_int8_activations(recognizer.model) == 0:
-        raise ModelError(f"{source}: no layers of 4 bits or fewer, whose inputs int8_activations rounds; leave it off")
+    if int8_activations and not (rounding := use_int8_activations(recognizer.model)):
+        raise ModelError(f"{source}: int8_activations can do nothing here: {rounding.told()}")
     return recognizer
 
 
@@ -279,6 +279,8 @@ def quantize(
     before = recognizer.linear_bytes()
     began = time.monotonic()
     layers = quantize_model(recognizer, batches, config, reporter, arms, device)
+    for note in (slow := slow_layers(recognizer.model)):
+        reporter.note(note)
     recognizer.model.config.quantization_config = quantization_config(recognizer.model)
     peaks = distributed.all_gather([peak_memory(device)])
     return Report(
@@ -292,7 +294,7 @@ def quantize(
         seconds=round(time.monotonic() - began, 2),
         memory={name: max(peak[name] for peak in peaks) for name in peaks[0]},
         processes=distributed.world(),
-        notes=notes,
+        notes=notes + slow,
     )
 
 

@@ -23,6 +23,11 @@ def run(*arguments: object, code: int = 0) -> str:
     return result.output
 
 
+def plain(text: str) -> str:
+    """Without boxes and line breaks."""
+    return " ".join(text.replace("│", " ").split())
+
+
 def test_quantize_inspect_evaluate_transcribe(model_folder, manifest, tmp_path):
     """The whole job: one model quantized two ways, inspected, scored, used."""
     for method in ("rtn", "tarq"):
@@ -66,13 +71,19 @@ def test_quantize_inspect_evaluate_transcribe(model_folder, manifest, tmp_path):
     assert int8["models"]["tarq"]["figures"]["kl_common"]["value"] > 0
 
 
-def test_int8_activations_want_layers_of_4_bits_or_fewer(model_folder, manifest, tmp_path):
+def test_int8_activations_that_do_nothing_are_refused(model_folder, manifest, tmp_path):
     audio = manifest.parent / "u0.wav"
-    done = script("transcribe", model_folder, audio, "--int8-activations")
-    assert done.returncode == 1
-    assert "no layers of 4 bits or fewer" in " ".join(done.stderr.split())
-    out = run("evaluate", model_folder, "--data", manifest, "--int8-activations", code=2)
-    assert "none of the models has layers of 4 bits or fewer" in " ".join(out.replace("│", " ").split())
+    commands = (("transcribe", model_folder, audio), ("evaluate", model_folder, "--data", manifest))
+    for command in commands:
+        out = plain(run(*command, "--int8-activations", code=2))
+        assert "--int8-activations" in out
+        assert "a full-precision model, which has no packed layers" in out
+    run("quantize", model_folder, tmp_path / "wide", "--method", "rtn", "--bits", 8)
+    out = plain(run("transcribe", tmp_path / "wide", audio, "--int8-activations", code=2))
+    assert "32 of 32 packed layers keep exact inputs" in out
+    assert "has no kernel for 8 bits" in out or "is missing" in out  # without the extension nothing rounds
+    with pytest.raises(tarq.ModelError, match="int8_activations can do nothing here: 32 of 32 packed layers"):
+        tarq.load_recognizer(tmp_path / "wide", int8_activations=True)
 
 
 def test_pool_is_drawn_saved_and_calibrated_on(model_folder, manifest, tmp_path):
