@@ -14,15 +14,10 @@ import sys
 VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 
 
-def wait_asleep() -> bool:
+def wait_asleep() -> None:
     """Have the threads of this process, and of those that it starts, sleep while they wait.
 
-    OpenMP reads its variables when it is loaded, with torch.
-
-    Returns:
-        Whether that holds now; False where the user has chosen, or torch was imported before.
+    OpenMP reads its variables when it is loaded, with torch: later, and where the user has chosen, nothing changes.
     """
-    if "torch" in sys.modules or any(name in os.environ for name in VARIABLES):
-        return False
-    os.environ["OMP_WAIT_POLICY"] = "passive"
-    return True
+    if "torch" not in sys.modules and not any(name in os.environ for name in VARIABLES):
+        os.environ["OMP_WAIT_POLICY"] = "passive"

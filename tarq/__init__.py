@@ -10,7 +10,10 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from tarq.kernels import openmp
 from tarq.version import __version__
+
+openmp.wait_asleep()  # before anything imports torch
 
 if TYPE_CHECKING:
     from tarq.api import evaluate, iter_transcripts, load, load_recognizer, plan, pool, quantize, save, transcribe

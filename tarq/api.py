@@ -3,44 +3,34 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoFeatureExtractor, AutoProcessor, AutoTokenizer, FeatureExtractionMixin, PreTrainedModel
+from transformers import PreTrainedModel
 
 from tarq import distributed
-from tarq.checkpoint import load as loading
 from tarq.checkpoint import save as saving
 from tarq.checkpoint.compressed_tensors import quantization_config
-from tarq.checkpoint.source import first_line, located
 from tarq.config import TarqConfig
 from tarq.data.audio import Audio, Encoded
-from tarq.data.corpora.registry import load_utterances
-from tarq.data.hub import is_dataset
 from tarq.data.intake import Intake
 from tarq.data.pools import read_ids
-from tarq.data.sampling import first_usable, sample_utterances
-from tarq.data.speech import DrawnPool, Speech, draw
-from tarq.data.utterance import Utterance
-from tarq.errors import DataError, ModelError, TarqError
-from tarq.linear import use_int8_activations
+from tarq.data.speech import Data, DrawnPool, Speech, draw, name_of, utterances_of
+from tarq.errors import DataError, ModelError
+from tarq.evaluation import evaluate
+from tarq.linear import slow_layers
 from tarq.method.arms import Arms
 from tarq.method.metrics import Metric
 from tarq.method.residuals import Residual
 from tarq.method.solvers import Solver
 from tarq.models.base import Recognizer
-from tarq.models.features import check_settings
-from tarq.models.registry import adapt, family_of, model_class
 from tarq.models.types import Batch
-from tarq.models.wrappers import unwrapped
 from tarq.planning import Plan, make_plan, shapes_only
-from tarq.report import FILE_NAME, Report, Reporter, peak_memory
-from tarq.scoring.run import Evaluation, by_language, evaluate_models
+from tarq.recognizers import as_recognizer, load, load_recognizer, with_parts
+from tarq.report import Report, Reporter, peak_memory
 from tarq.speech.calibration import calibration_set
 from tarq.speech.transcription import transcribe_files
 from tarq.version import __version__
@@ -48,148 +38,19 @@ from tarq.walk.plan import check_fits, check_weights
 from tarq.walk.plan import plan as plan_layers
 from tarq.walk.walk import quantize_model
 
-#: Speech: a corpus by its name (``tarq.data.corpora.registry.load_utterances``), or its utterances.
-Data = str | Path | Sequence[Utterance]
-
-
-def load(
-    source: str | Path, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
-) -> PreTrainedModel:
-    """A model from a folder or the hub, ready to run; a tarq checkpoint's weights stay packed.
-
-    Args:
-        source: folder or hub id of a full-precision or a compressed-tensors ``pack-quantized`` checkpoint.
-        dtype: of the computation; float32 on a CPU, elsewhere the stored dtype, when not given.
-        device: where the model goes.
-
-    Raises:
-        ModelError: there is no usable model.
-        CheckpointError: the checkpoint is damaged or of another format.
-    """
-    return loading.load_model(source, model_class, dtype=dtype, device=device)[0]
-
-
-def load_recognizer(
-    source: str | Path,
-    *,
-    dtype: torch.dtype | None = None,
-    device: str | torch.device = "cpu",
-    language: str | None = None,
-    int8_activations: bool = False,
-    offload: bool = False,
-) -> Recognizer:
-    """A model with its tokenizer and feature extractor, or with its processor where its prompts need one.
-
-    Args:
-        source: folder or hub id, full precision or packed.
-        dtype: of the computation; see :func:`load`.
-        device: where the model goes.
-        language: of the speech; when not given, what the checkpoint itself names, or English.
-        int8_activations: round the inputs of layers of at most 4 bits to 8 bits, group by group: faster on a CPU, less
-            exact.
-        offload: leave the model in RAM, in the dtype it has on ``device``; for :func:`quantize` with ``offload``.
-
-    Raises:
-        ModelError: parts are missing, the family is not supported, or there is no layer to round inputs of.
-        CheckpointError: the checkpoint is damaged.
-    """
-    if offload and dtype is None:
-        dtype = loading.computing_dtype(source, device)
-    recognizer = as_recognizer(source, language=language, dtype=dtype, device="cpu" if offload else device)
-    if int8_activations and use_int8_activations(recognizer.model) == 0:
-        raise ModelError(f"{source}: no layers of 4 bits or fewer, whose inputs int8_activations rounds; leave it off")
-    return recognizer
-
-
-def as_recognizer(
-    model: PreTrainedModel | Recognizer | str | Path,
-    tokenizer: Any = None,
-    feature_extractor: Any = None,
-    *,
-    processor: Any = None,
-    language: str | None = None,
-    dtype: torch.dtype | None = None,
-    device: str | torch.device = "cpu",
-) -> Recognizer:
-    """Whatever stands for a model, behind the interface of its family, set to a language.
-
-    Args:
-        model: a recognizer, a transformers model, a folder or a hub id.
-        tokenizer: found where the model comes from when not given.
-        feature_extractor: likewise.
-        processor: likewise; only audio-language models need one, and it holds the other two.
-        language: of the speech; when not given, a recognizer keeps the one it has, and others begin with what
-            the checkpoint itself names, or English.
-        dtype: of the computation, of a model that is loaded here.
-        device: of a model that is loaded here.
-
-    Raises:
-        ModelError: parts are missing or the family is not supported.
-        CheckpointError: the checkpoint is damaged.
-    """
-    if isinstance(model, Recognizer):
-        recognizer = model
-    else:
-        if isinstance(model, str | Path):
-            source: str | Path = model
-            loaded, stored_dtype = loading.load_model(source, model_class, dtype=dtype, device=device)
-        else:
-            loaded = unwrapped(model)
-            source, stored_dtype = loaded.config._name_or_path, loaded.dtype
-        recognizer = _with_parts(loaded, source, stored_dtype, tokenizer, feature_extractor, processor)
-    if language is not None:
-        own = recognizer.own_language()
-        if language == "en" and own not in (None, "en"):  # the default everywhere, so perhaps nobody asked for it
-            raise ModelError(
-                f"the model's generation_config.json says that it transcribes {own!r}, not 'en': pass language={own!r} "
-                f"(--language {own}), or take forced_decoder_ids and language out of that file"
-            )
-        recognizer.language = language
-    return recognizer
-
-
-def _with_parts(
-    loaded: PreTrainedModel,
-    source: str | Path,
-    stored_dtype: torch.dtype,
-    tokenizer: Any,
-    feature_extractor: Any,
-    processor: Any,
-    weights: bool = True,
-) -> Recognizer:
-    """A model with the parts its family needs, those given or those that lie beside it."""
-    family = family_of(loaded.config.model_type, type(loaded).__name__)
-    if family.needs_processor:
-        family.check_installed()
-        processor = _part(source, "processor", processor, AutoProcessor)
-        tokenizer, feature_extractor = processor.tokenizer, processor.feature_extractor
-    else:
-        tokenizer = _part(source, "tokenizer", tokenizer, AutoTokenizer)
-        feature_extractor = _part(source, "feature_extractor", feature_extractor, AutoFeatureExtractor)
-        processor = None
-    try:
-        return adapt(loaded, tokenizer, feature_extractor, stored_dtype, processor, weights=weights)
-    except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
-        raise ModelError(
-            f"{source}: the model's files do not fit together ({type(error).__name__}: {first_line(error)}); "
-            "take config.json, generation_config.json and the tokenizer from the original model"
-        ) from error
-
-
-def _part(source: str | Path, name: str, given: Any, auto: Any) -> Any:
-    """The tokenizer, feature extractor or processor given, or the one that lies beside the model."""
-    if given is not None:
-        return given
-    try:
-        folder = located(source)
-        if auto is not AutoTokenizer:
-            check_settings(FeatureExtractionMixin.get_feature_extractor_dict(folder)[0], source)
-        return auto.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except TarqError:
-        raise
-    except Exception as error:  # transformers raises OSError, ValueError, TypeError … for a missing file
-        reason = first_line(error)
-        raise ModelError(f"{source}: no usable {name} there ({reason}); pass {name}=… or add its files") from error
+__all__ = [
+    "as_recognizer",
+    "check_calibration",
+    "evaluate",
+    "iter_transcripts",
+    "load",
+    "load_recognizer",
+    "plan",
+    "pool",
+    "quantize",
+    "save",
+    "transcribe",
+]
 
 
 @distributed.raise_everywhere()
@@ -265,9 +126,9 @@ def quantize(
         with torch.no_grad():
             corpora = dict(calibration) if isinstance(calibration, Mapping) else {"speech": calibration}
             intake = next((d.intake for d in corpora.values() if isinstance(d, Speech)), Intake(config.max_bad))
-            speech = {label: _utterances(data, intake) for label, data in corpora.items()}
+            speech = {label: utterances_of(data, intake) for label, data in corpora.items()}
             batches, summary, left_out = calibration_set(recognizer, speech, config, reporter, intake)
-        names = {label: _name(d) for label, d in corpora.items()}
+        names = {label: name_of(d) for label, d in corpora.items()}
         summary["source"] = names if isinstance(calibration, Mapping) else names["speech"]
         notes += left_out
     for kind, given in (("metric", metric), ("residual", residual), ("solver", solver)):
@@ -279,6 +140,8 @@ def quantize(
     before = recognizer.linear_bytes()
     began = time.monotonic()
     layers = quantize_model(recognizer, batches, config, reporter, arms, device)
+    for note in (slow := slow_layers(recognizer.model)):
+        reporter.note(note)
     recognizer.model.config.quantization_config = quantization_config(recognizer.model)
     peaks = distributed.all_gather([peak_memory(device)])
     return Report(
@@ -292,7 +155,7 @@ def quantize(
         seconds=round(time.monotonic() - began, 2),
         memory={name: max(peak[name] for peak in peaks) for name in peaks[0]},
         processes=distributed.world(),
-        notes=notes,
+        notes=notes + slow,
     )
 
 
@@ -403,89 +266,6 @@ def iter_transcripts(
     yield from transcribe_files(recognizer, files, batch_size, reporter)
 
 
-@distributed.raise_everywhere()
-def evaluate(
-    models: Mapping[str, PreTrainedModel | Recognizer | str | Path],
-    data: Mapping[str, Data],
-    *,
-    intakes: Mapping[str, Intake] | None = None,
-    reference: str | None = None,
-    config: TarqConfig | None = None,
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype | None = None,
-    samples: int | None = None,
-    resamples: int = 10_000,
-    decode: bool = True,
-    reporter: Reporter | None = None,
-) -> Evaluation:
-    """Score models on transcribed sets: word error rates, teacher-forced divergence, paired intervals.
-
-    Utterances that state a ``language`` are prompted and scored in it; a set in several becomes one set a language.
-    Where ``torch.distributed`` is initialised, every process calls this alike, and each runs a share of the batches.
-
-    Args:
-        models: label to model: a transformers model, a recognizer, a folder or a hub id.
-        data: label to a corpus's name or to utterances.
-        intakes: label to what has been left out while utterances were loaded; it goes on counting.
-        reference: label of the full-precision model damage is measured against.
-        config: normaliser, threshold, language, batch size and seed are read from it.
-        device: where models that are loaded here go.
-        dtype: their computation.
-        samples: score a random sample of each set, drawn by the configuration's seed.
-        resamples: of the bootstrap.
-        decode: False for the teacher-forced figures only.
-        reporter: hears of progress.
-
-    Raises:
-        TarqError: a model or a set is not usable.
-    """
-    config = config or TarqConfig()
-    if reference is not None and reference not in models:
-        raise ModelError(f"reference {reference!r} is none of the models {', '.join(models)}")
-    recognizers = {
-        label: as_recognizer(m, language=config.language, dtype=dtype, device=device) for label, m in models.items()
-    }
-    config.frequencies()  # refused now, not after the work is done
-    reporter = reporter or Reporter()
-    found = {
-        label: (intakes or {}).get(label) or getattr(d, "intake", None) or Intake(config.max_bad)
-        for label, d in data.items()
-    }
-    sets, calibrated = {}, {}
-    for label, d in data.items():
-        utterances = _utterances(d, found[label])
-        calibrated[label] = list(_calibrated_on(recognizers, utterances))
-        reporter.phase(f"reading {label}")
-        # Every file is looked at before any work is done, so that a broken one does not end it in the middle.
-        if samples is not None:
-            sets[label] = sample_utterances(utterances, samples, config.seed, intake=found[label])
-        else:
-            sets[label] = first_usable(utterances, max(len(utterances), 1), intake=found[label])
-    parts = {label: by_language(label, utterances, config.language) for label, utterances in sets.items()}
-    names = Counter(name for spoken in parts.values() for name in spoken)
-    if twice := [name for name, times in names.items() if times > 1]:
-        raise DataError(f"{twice[0]} names a set and a language's part of another: give sets other labels")
-    result = evaluate_models(
-        recognizers,
-        {name: some for spoken in parts.values() for name, some in spoken.items()},
-        reference=reference,
-        config=config,
-        reporter=reporter,
-        resamples=resamples,
-        decode=decode,
-    )
-    for label, intake in found.items():
-        for name in parts[label]:
-            scores = result.sets[name]
-            result.sets[name] = replace(
-                scores,
-                bad=dict(intake.bad),
-                left_out=dict(intake.left_out),
-                notes=calibrated[label] + intake.notes() + scores.notes,
-            )
-    return result
-
-
 def pool(
     corpora: Data | Mapping[str, Data],
     config: TarqConfig | None = None,
@@ -509,7 +289,7 @@ def pool(
     named = dict(corpora) if isinstance(corpora, Mapping) else {"speech": corpora}
     intake = next((d.intake for d in named.values() if isinstance(d, Speech)), Intake(config.max_bad))
     speech = {
-        label: d if isinstance(d, Speech) else Speech(_utterances(d, intake), _name(d), intake)
+        label: d if isinstance(d, Speech) else Speech(utterances_of(d, intake), name_of(d), intake)
         for label, d in named.items()
     }
     return draw(speech, config, max_duration=max_duration, reporter=reporter)
@@ -541,7 +321,7 @@ def plan(
     """
     if isinstance(model, str | Path):
         shapes = shapes_only(model)
-        recognizer = _with_parts(shapes, model, shapes.dtype, tokenizer, feature_extractor, processor, weights=False)
+        recognizer = with_parts(shapes, model, shapes.dtype, tokenizer, feature_extractor, processor, weights=False)
     else:
         recognizer = as_recognizer(model, tokenizer, feature_extractor, processor=processor)
     return make_plan(recognizer, config or TarqConfig(), device)
@@ -559,23 +339,3 @@ def check_calibration(calibration: Data | Mapping[str, Data] | None, config: Tar
     config.frequencies()
     if config.ids is not None:
         read_ids(Path(config.ids))
-
-
-def _calibrated_on(models: Mapping[str, Recognizer], utterances: Sequence[Utterance]) -> Iterator[str]:
-    """Models whose calibration shares audio with a set, which flatters them."""
-    for name, recognizer in models.items():
-        folder = Path(str(recognizer.model.config._name_or_path))
-        if not (folder / FILE_NAME).is_file():
-            continue
-        used = set(Report.read(folder).calibration.get("origins", ()))
-        if seen := sum(u.origin in used for u in utterances):
-            yield f"{name} was calibrated on {seen} of its {len(utterances)} utterances"
-
-
-def _name(data: Data) -> str:
-    """What a report calls speech: its corpus's name, where it has one."""
-    return str(data) if isinstance(data, str | Path) else getattr(data, "source", "utterances")
-
-
-def _utterances(data: Data, intake: Intake) -> Sequence[Utterance]:
-    return load_utterances(data, intake) if isinstance(data, str | Path) or is_dataset(data) else data

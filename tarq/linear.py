@@ -289,37 +289,53 @@ class QuantLinear(nn.Module):
 
 
 class Int8Layers(int):
-    """How many layers round their input to 8 bits, as an integer; ``exact`` are the names of those that do not."""
+    """How many layers round their input to 8 bits, as an integer.
+
+    Attributes:
+        exact: names of the packed layers that do not.
+        reasons: why not, each once.
+    """
 
     exact: tuple[str, ...] = ()
+    reasons: tuple[str, ...] = ()
+
+    def told(self) -> str:
+        """What a user should know: which layers stay exact and why; empty where all round."""
+        if not self and not self.exact:
+            return "a full-precision model, which has no packed layers to round the inputs of: quantize it first"
+        if not self.exact:
+            return ""
+        share = f"{len(self.exact)} of {self + len(self.exact)} packed layers keep exact inputs"
+        return f"{share}, {self.exact[0]} for one: {'; '.join(self.reasons)}"
 
 
 def use_int8_activations(model: nn.Module) -> Int8Layers:
     """Have each :class:`QuantLinear` that gains by it round its input to 8 bits.
 
     It takes a backend that has a kernel for it: on a CPU at most 4 bits and groups of 32, 64, a multiple of 128, or all
-    inputs. The other layers (8 bits, groups of 16 where widths are no multiple of 32) go on as exact as they were.
+    inputs; on a GPU none has. The other layers go on as exact as they were.
 
     Returns:
-        How many do, with the names of the others in ``exact``.
+        How many do, with what is to be said of the others.
     """
-    rounded, exact = 0, []
-    for name, layer in model.named_modules():
-        if isinstance(layer, QuantLinear):
-            if _has_int8_kernel(layer):
-                layer.int8_activations = True
-                rounded += 1
-            else:
-                exact.append(name)
-    found = Int8Layers(rounded)
-    found.exact = tuple(exact)
+    layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, QuantLinear)}
+    reasons = {name: _no_int8_kernel(layer) for name, layer in layers.items()}
+    for name, layer in layers.items():
+        layer.int8_activations = not reasons[name]
+    exact = {name: reason for name, reason in reasons.items() if reason}
+    found = Int8Layers(len(layers) - len(exact))
+    found.exact, found.reasons = tuple(exact), tuple(dict.fromkeys(exact.values()))
     return found
 
 
-def _has_int8_kernel(layer: QuantLinear) -> bool:
-    """Whether a backend other than the reference runs the layer with int8 activations."""
+def _no_int8_kernel(layer: QuantLinear) -> str:
+    """Why no backend but the reference runs the layer with int8 activations; empty where one does."""
     config = Config.of(layer._as_stored(), layer.weight_packed.device, int8_activations=True)
-    return any(able for name, able, _ in packed_linear.survey(config) if name != "reference")
+    others = [entry for entry in packed_linear.survey(config) if entry[0] != "reference"]
+    if any(able for _, able, _ in others):
+        return ""
+    here = [f"{name} {why}" for name, _, why in others if packed_linear.get(name).device in (None, config.device)]
+    return "; ".join(here) or f"no backend has a kernel for {config}"
 
 
 def slow_layers(model: nn.Module) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from tarq.config import TarqConfig
 from tarq.data.corpora.registry import load_utterances
+from tarq.data.hub import is_dataset
 from tarq.data.intake import Intake
 from tarq.data.manifest import write_manifest
 from tarq.data.pools import Pool, Rarity, draw_pool, given_pool
@@ -17,6 +18,9 @@ from tarq.data.utterance import Utterance
 from tarq.report import Reporter
 from tarq.words.frequencies import described
 
+#: Speech: a corpus by its name (``tarq.data.corpora.registry.load_utterances``), or its utterances.
+Data = str | Path | Sequence[Utterance]
+
 
 class Speech(list[Utterance]):
     """A corpus's utterances, with where they came from and what was left out of them."""
@@ -24,6 +28,16 @@ class Speech(list[Utterance]):
     def __init__(self, utterances: Iterable[Utterance], source: str, intake: Intake) -> None:
         super().__init__(utterances)
         self.source, self.intake = source, intake
+
+
+def name_of(data: Data) -> str:
+    """What a report calls speech: its corpus's name, where it has one."""
+    return str(data) if isinstance(data, str | Path) else getattr(data, "source", "utterances")
+
+
+def utterances_of(data: Data, intake: Intake) -> Sequence[Utterance]:
+    """The utterances of a corpus that is named, or those given."""
+    return load_utterances(data, intake) if isinstance(data, str | Path) or is_dataset(data) else data
 
 
 def load_speech(

@@ -9,7 +9,18 @@ import typer
 from tarq.config import CALIBRATION, TarqConfig
 from tarq.files import write_json
 from tarq.terminal.console import console, progress_console
-from tarq.terminal.options import SPEECH, Device, Dtype, Int8, JsonFile, Where, configured, number, where_to_run
+from tarq.terminal.options import (
+    SPEECH,
+    Device,
+    Dtype,
+    Int8,
+    JsonFile,
+    Where,
+    configured,
+    number,
+    round_inputs,
+    where_to_run,
+)
 from tarq.terminal.progress import ScreenReporter
 
 
@@ -64,7 +75,6 @@ def evaluate(
         reporter.phase("starting")
         from tarq import api, distributed
         from tarq.data.speech import labelled, load_speech
-        from tarq.linear import use_int8_activations
         from tarq.terminal.scores import show_evaluation
 
         with distributed.process_group() as first:
@@ -77,10 +87,8 @@ def evaluate(
             for label, source in sources.items():
                 reporter.phase(f"loading {source}")
                 recognizers[label] = api.load_recognizer(source, **place, language=config.language)
-            if int8 and not sum(use_int8_activations(recognizer.model) for recognizer in recognizers.values()):
-                raise typer.BadParameter(
-                    "none of the models has layers of 4 bits or fewer", param_hint="--int8-activations"
-                )
+            if int8:
+                round_inputs(recognizers, reporter)
             plain = [label for label, recognizer in recognizers.items() if not recognizer.is_quantized]
             base = next((label for label, source in sources.items() if source == reference), None)
             base = base or (plain[0] if len(plain) == 1 else None)

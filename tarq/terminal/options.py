@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -13,6 +13,10 @@ from tarq.config import CALIBRATION, PRESETS, RESOURCES, TarqConfig
 from tarq.errors import ConfigError, OutputError
 from tarq.files import check_file
 from tarq.option import Option, options
+
+if TYPE_CHECKING:
+    from tarq.models.base import Recognizer
+    from tarq.report import Reporter
 
 FIELDS = options(TarqConfig)
 #: What stands for a value in the help, by kind of field.
@@ -64,7 +68,7 @@ Int8 = Annotated[
     typer.Option(
         "--int8-activations",
         rich_help_panel=RESOURCES,
-        help="Round inputs of layers of 4 bits or fewer to 8 bits: faster on a CPU.",
+        help="Round inputs of layers of 4 bits or fewer to 8 bits: faster on a CPU, less exact.",
     ),
 ]
 Where = Annotated[
@@ -181,3 +185,16 @@ def where_to_run(device: str, dtype: str) -> dict[str, Any]:
     if kind == "meta":
         raise typer.BadParameter("'meta' computes nothing; name cpu or cuda", param_hint="--device")
     return {"device": device, "dtype": None if dtype == "auto" else getattr(torch, dtype)}
+
+
+def round_inputs(recognizers: Mapping[str, Recognizer], reporter: Reporter) -> None:
+    """Do what ``--int8-activations`` asks, and tell of packed layers that stay exact; refused where none can round."""
+    from tarq.linear import use_int8_activations
+
+    found = {label: use_int8_activations(recognizer.model) for label, recognizer in recognizers.items()}
+    told = {label: f"{label}: {rounding.told()}" for label, rounding in found.items() if rounding.told()}
+    if not any(found.values()):
+        raise typer.BadParameter(f"does nothing here: {'; '.join(told.values())}", param_hint="--int8-activations")
+    for label, note in told.items():
+        if recognizers[label].is_quantized:
+            reporter.note(note)

@@ -13,7 +13,7 @@ from tarq.config import TarqConfig
 from tarq.errors import DataError
 from tarq.files import write_json
 from tarq.terminal.console import progress_console, say, say_error
-from tarq.terminal.options import Device, Dtype, Int8, JsonFile, configured, where_to_run
+from tarq.terminal.options import Device, Dtype, Int8, JsonFile, configured, round_inputs, where_to_run
 from tarq.terminal.progress import ScreenReporter
 
 if TYPE_CHECKING:
@@ -51,7 +51,9 @@ def transcribe(
         where = where_to_run(device, dtype)
         names, files = zip(*_files(audio), strict=True)
         reporter.phase(f"loading {model}")
-        recognizer = api.load_recognizer(model, **where, language=chosen.get("language"), int8_activations=int8)
+        recognizer = api.load_recognizer(model, **where, language=chosen.get("language"))
+        if int8:
+            round_inputs({model: recognizer}, reporter)
         heard = api.iter_transcripts(recognizer, files, batch_size=config.batch_size, reporter=reporter)
         for name, (_, text) in zip(names, heard, strict=True):
             if isinstance(text, DataError):

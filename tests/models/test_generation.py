@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 import torch
 from transformers import GenerationConfig
+from typer.testing import CliRunner
 
 import tarq
 from tarq.errors import ModelError
 from tarq.models.generation import HONOURED, NEUTRAL, REFUSED, are_numbers, new_tokens, require_finite
 from tarq.speech.calibration import make_example
+from tarq.terminal.cli import app
 
 from .conftest import CONFIG, tone
 from .families import FAMILIES, make_moonshine, make_whisper, plain_transcript
@@ -298,6 +300,26 @@ def test_forced_tokens_are_the_prompt(tmp_path):
     with pytest.raises(ModelError, match=r"transcribes 'de', not 'en': pass language='de'"):
         tarq.load_recognizer(folder, language="en")
     assert tarq.load_recognizer(folder, language="de").prefix() == recognizer.prefix()
+
+
+def test_a_german_model_needs_no_language_to_transcribe(manifest, tmp_path, monkeypatch):
+    """``transcribe`` takes the model's own; where words are scored, in English by default, the mend is said."""
+    german = str(make_forced(tmp_path / "german"))
+    heard = []
+    monkeypatch.setattr(
+        "tarq.api.transcribe_files",
+        lambda recognizer, files, *_: heard.append(recognizer.language) or ((file, "") for file in files),
+    )
+    runner = CliRunner()
+    assert runner.invoke(app, ["transcribe", german, str(manifest.parent / "u0.wav")]).exit_code == 0
+    assert heard == ["de"]
+    quantize = ["quantize", german, str(tmp_path / "q"), "--method", "rtn"]
+    for command in (quantize, ["evaluate", german, "--data", str(manifest), "--no-decode", "--resamples", "10"]):
+        refused = runner.invoke(app, command)
+        assert refused.exit_code == 1
+        assert "pass language='de' (--language de)" in " ".join(refused.output.split())
+        done = runner.invoke(app, [*command, "--language", "de"])
+        assert done.exit_code == 0, done.output
 
 
 def test_forced_tokens_that_are_none_are_named(tmp_path):

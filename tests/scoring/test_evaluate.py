@@ -195,7 +195,9 @@ def test_the_same_model_twice_does_no_damage(model_folder, manifest):
 def test_audio_is_decoded_once_and_a_text_normalised_once(model_folder, manifest, monkeypatch):
     decoded, normalised = Counter(), Counter()
     waveform, normalizer = Utterance.waveform, get_normalizer("english")
-    monkeypatch.setattr(Utterance, "waveform", lambda u, rate: decoded.update([u.id]) or waveform(u, rate))
+    monkeypatch.setattr(
+        Utterance, "waveform", lambda u, rate, notes=None: decoded.update([u.id]) or waveform(u, rate, notes)
+    )
 
     def apply(text):
         normalised.update([text])

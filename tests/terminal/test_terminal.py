@@ -32,7 +32,7 @@ def screen(width: int = 80, terminal: bool = True, encoding: str = "utf-8") -> t
 def report() -> Report:
     layers = [
         LayerReport(
-            f"model.encoder.layers.{i}.encoder_attn.{name}", "encoder", (5120, 20480), 4, 128, 12.34, 0.87,
+            f"model.encoder.layers.{i}.encoder_attn.{name}", "encoder", (5120, 20480), 4, 128, lam=12.34, alpha=0.87,
             loss=0.00123, notes=["group size 64: 128 does not divide 1024 inputs"] * (i == 31),
         )
         for i in (30, 31)

@@ -108,7 +108,9 @@ def test_forced_transcripts_are_the_decoded_ones(recognizer, settings, monkeypat
         audio = recognizer.encode(batch.features)
         expected, decoded = recognizer.decode(audio), []
         monkeypatch.setattr(
-            recognizer, "decode", lambda rows, decode=recognizer.decode: decoded.append(len(rows)) or decode(rows)
+            recognizer,
+            "decode",
+            lambda rows, language=None, decode=recognizer.decode: decoded.append(len(rows)) or decode(rows, language),
         )
         assert recognizer.decode_forced(batch, audio, recognizer.logits(batch, audio)) == expected
     said = {u.id: u.text for u in testbed.test_set()[:16]}

@@ -1,0 +1,158 @@
+"""From whatever stands for a model, a folder say, to a recognizer: the model with the parts its family needs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoFeatureExtractor, AutoProcessor, AutoTokenizer, FeatureExtractionMixin, PreTrainedModel
+
+from tarq.checkpoint import load as loading
+from tarq.checkpoint.source import first_line, located
+from tarq.errors import ModelError, TarqError
+from tarq.linear import use_int8_activations
+from tarq.models.base import Recognizer
+from tarq.models.features import check_settings
+from tarq.models.registry import adapt, family_of, model_class
+from tarq.models.wrappers import unwrapped
+
+
+def load(
+    source: str | Path, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
+) -> PreTrainedModel:
+    """A model from a folder or the hub, ready to run; a tarq checkpoint's weights stay packed.
+
+    Args:
+        source: folder or hub id of a full-precision or a compressed-tensors ``pack-quantized`` checkpoint.
+        dtype: of the computation; float32 on a CPU, elsewhere the stored dtype, when not given.
+        device: where the model goes.
+
+    Raises:
+        ModelError: there is no usable model.
+        CheckpointError: the checkpoint is damaged or of another format.
+    """
+    return loading.load_model(source, model_class, dtype=dtype, device=device)[0]
+
+
+def load_recognizer(
+    source: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+    language: str | None = None,
+    int8_activations: bool = False,
+    offload: bool = False,
+) -> Recognizer:
+    """A model with its tokenizer and feature extractor, or with its processor where its prompts need one.
+
+    Args:
+        source: folder or hub id, full precision or packed.
+        dtype: of the computation; see :func:`load`.
+        device: where the model goes.
+        language: of the speech; when not given, what the checkpoint itself names, or English.
+        int8_activations: round the inputs of layers of at most 4 bits to 8 bits, group by group: faster on a CPU, less
+            exact.
+        offload: leave the model in RAM, in the dtype it has on ``device``; for :func:`quantize` with ``offload``.
+
+    Raises:
+        ModelError: parts are missing, the family is not supported, or no layer can round its inputs.
+        CheckpointError: the checkpoint is damaged.
+    """
+    if offload and dtype is None:
+        dtype = loading.computing_dtype(source, device)
+    recognizer = as_recognizer(source, language=language, dtype=dtype, device="cpu" if offload else device)
+    if int8_activations and not (rounding := use_int8_activations(recognizer.model)):
+        raise ModelError(f"{source}: int8_activations can do nothing here: {rounding.told()}")
+    return recognizer
+
+
+def as_recognizer(
+    model: PreTrainedModel | Recognizer | str | Path,
+    tokenizer: Any = None,
+    feature_extractor: Any = None,
+    *,
+    processor: Any = None,
+    language: str | None = None,
+    dtype: torch.dtype | None = None,
+    device: str | torch.device = "cpu",
+) -> Recognizer:
+    """Whatever stands for a model, behind the interface of its family, set to a language.
+
+    Args:
+        model: a recognizer, a transformers model, a folder or a hub id.
+        tokenizer: found where the model comes from when not given.
+        feature_extractor: likewise.
+        processor: likewise; only audio-language models need one, and it holds the other two.
+        language: of the speech; when not given, a recognizer keeps the one it has, and others begin with what
+            the checkpoint itself names, or English.
+        dtype: of the computation, of a model that is loaded here.
+        device: of a model that is loaded here.
+
+    Raises:
+        ModelError: parts are missing or the family is not supported.
+        CheckpointError: the checkpoint is damaged.
+    """
+    if isinstance(model, Recognizer):
+        recognizer = model
+    else:
+        if isinstance(model, str | Path):
+            source: str | Path = model
+            loaded, stored_dtype = loading.load_model(source, model_class, dtype=dtype, device=device)
+        else:
+            loaded = unwrapped(model)
+            source, stored_dtype = loaded.config._name_or_path, loaded.dtype
+        recognizer = with_parts(loaded, source, stored_dtype, tokenizer, feature_extractor, processor)
+    if language is not None:
+        own = recognizer.own_language()
+        if language == "en" and own not in (None, "en"):  # the default everywhere, so perhaps nobody asked for it
+            raise ModelError(
+                f"the model's generation_config.json says that it transcribes {own!r}, not 'en': pass language={own!r} "
+                f"(--language {own}), or take forced_decoder_ids and language out of that file"
+            )
+        recognizer.language = language
+    return recognizer
+
+
+def with_parts(
+    loaded: PreTrainedModel,
+    source: str | Path,
+    stored_dtype: torch.dtype,
+    tokenizer: Any,
+    feature_extractor: Any,
+    processor: Any,
+    weights: bool = True,
+) -> Recognizer:
+    """A model with the parts its family needs, those given or those that lie beside it."""
+    family = family_of(loaded.config.model_type, type(loaded).__name__)
+    if family.needs_processor:
+        family.check_installed()
+        processor = _part(source, "processor", processor, AutoProcessor)
+        tokenizer, feature_extractor = processor.tokenizer, processor.feature_extractor
+    else:
+        tokenizer = _part(source, "tokenizer", tokenizer, AutoTokenizer)
+        feature_extractor = _part(source, "feature_extractor", feature_extractor, AutoFeatureExtractor)
+        processor = None
+    try:
+        return adapt(loaded, tokenizer, feature_extractor, stored_dtype, processor, weights=weights)
+    except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
+        raise ModelError(
+            f"{source}: the model's files do not fit together ({type(error).__name__}: {first_line(error)}); "
+            "take config.json, generation_config.json and the tokenizer from the original model"
+        ) from error
+
+
+def _part(source: str | Path, name: str, given: Any, auto: Any) -> Any:
+    """The tokenizer, feature extractor or processor given, or the one that lies beside the model."""
+    if given is not None:
+        return given
+    try:
+        folder = located(source)
+        if auto is not AutoTokenizer:
+            check_settings(FeatureExtractionMixin.get_feature_extractor_dict(folder)[0], source)
+        return auto.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except TarqError:
+        raise
+    except Exception as error:  # transformers raises OSError, ValueError, TypeError … for a missing file
+        reason = first_line(error)
+        raise ModelError(f"{source}: no usable {name} there ({reason}); pass {name}=… or add its files") from error
