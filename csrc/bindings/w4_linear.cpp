@@ -198,47 +198,57 @@ at::Tensor multiply_dense(const tarq::W4ManyRows& kernel, const tarq::W4Layer& l
   return y;
 }
 
-/// Seconds that a call takes: the best of three, after one that warms up.
+/// Seconds that a call takes.
 template <class Call>
 double seconds(Call call) {
-  double best = std::numeric_limits<double>::infinity();
-  for (int run = 0; run < 4; ++run) {
-    const auto start = std::chrono::steady_clock::now();
-    call();
-    const std::chrono::duration<double> time = std::chrono::steady_clock::now() - start;
-    if (run) best = std::min(best, time.count());
-  }
-  return best;
+  const auto start = std::chrono::steady_clock::now();
+  call();
+  const std::chrono::duration<double> time = std::chrono::steady_clock::now() - start;
+  return time.count();
 }
 
-/// From how many bf16 rows on `multiply_dense` is faster than `multiply_many`: processors with matrix units
-/// run the library's product ten times faster, others more slowly. A small layer is timed once, in about a
-/// millisecond; its decoding costs the same for any number of rows.
-int64_t dense_rows() {
-  static const int64_t rows = [] {
-    constexpr int64_t size = 512, count = 64;
-    const tarq::W4ManyRows& kernel = tarq::w4_many_rows();
-    const at::Tensor codes = at::zeros({size, size / 8}, at::kInt), scales = at::ones({size, 4}, at::kFloat);
-    const at::Tensor x = at::ones({count, size}, at::kBFloat16), y = at::empty_like(x),
-                     dense = at::empty({size, size}, at::kBFloat16);
-    const tarq::W4Layer layer{.out_features = size,
-                              .in_features = size,
-                              .group_size = size / 4,
-                              .groups = 4,
-                              .codes = reinterpret_cast<const uint32_t*>(codes.const_data_ptr<int32_t>()),
-                              .scales = scales.const_data_ptr(),
-                              .scale_type = tarq::Float::f32,
-                              .zeros = nullptr,
-                              .bias = nullptr,
-                              .bias_type = tarq::Float::f32};
-    const double own = seconds(
-        [&] { multiply_many(kernel, layer, x, tarq::Float::bf16, count, static_cast<char*>(y.data_ptr())); });
-    const double decoding = seconds([&] { decode(kernel, layer, 0, size, dense); });
-    const double library = seconds([&] { at::linear(x, dense.t()); });
-    if (library > 0.8 * own) return std::numeric_limits<int64_t>::max();
-    return std::max<int64_t>(count * decoding / (own - library), 8);
-  }();
-  return rows;
+/// bf16 rows from which on a layer may be made dense: decoding it costs as much as about 40 rows do.
+constexpr int64_t kDenseRows = 128;
+
+/// How many times as fast as `multiply_many` `multiply_dense` is at its fewest rows: a small layer, both in
+/// turns, the best of each, in a few milliseconds.
+double dense_gain() {
+  constexpr int64_t size = 512;
+  const tarq::W4ManyRows& kernel = tarq::w4_many_rows();
+  const at::Tensor codes = at::zeros({size, size / 8}, at::kInt), scales = at::ones({size, 4}, at::kFloat);
+  const at::Tensor x = at::ones({kDenseRows, size}, at::kBFloat16), y = at::empty_like(x);
+  const tarq::W4Layer layer{.out_features = size,
+                            .in_features = size,
+                            .group_size = size / 4,
+                            .groups = 4,
+                            .codes = reinterpret_cast<const uint32_t*>(codes.const_data_ptr<int32_t>()),
+                            .scales = scales.const_data_ptr(),
+                            .scale_type = tarq::Float::f32,
+                            .zeros = nullptr,
+                            .bias = nullptr,
+                            .bias_type = tarq::Float::f32};
+  constexpr double kNever = std::numeric_limits<double>::infinity();
+  double own = kNever, dense = kNever;
+  for (int turn = 0; turn < 6; ++turn) {  // the first warms up
+    own = std::min(own, seconds([&] {
+                     multiply_many(kernel, layer, x, tarq::Float::bf16, kDenseRows,
+                                   static_cast<char*>(y.data_ptr()));
+                   }));
+    dense = std::min(dense, seconds([&] { multiply_dense(kernel, layer, x, std::nullopt); }));
+  }
+  return own / dense;
+}
+
+/// Whether a product of so many bf16 rows is to be the library's, of dense weights. Where processors have
+/// matrix units that is twice as fast from `kDenseRows` on and ten times in the end; elsewhere it is slower.
+/// It is measured once; the bound is far from both, so that processes on one machine choose alike.
+/// TARQ_CPU_ISA decides without measuring: avx512_bf16 takes it, every other name does not.
+bool dense_chosen(int64_t rows) {
+  constexpr double kBound = 1.4;
+  if (rows < kDenseRows || !tarq::isa_allowed(tarq::Isa::avx512_bf16)) return false;
+  if (tarq::isa_named()) return true;
+  static const bool gains = dense_gain() > kBound;
+  return gains;
 }
 
 at::Tensor w4_linear_cpu(const at::Tensor& x, const at::Tensor& weight_packed, const at::Tensor& weight_scale,
@@ -253,8 +263,7 @@ at::Tensor w4_linear_cpu(const at::Tensor& x, const at::Tensor& weight_packed, c
   const at::Tensor input = x.contiguous();
   const tarq::W4FewRows* const few = tarq::w4_few_rows(layer, given.x_type, rows);
   const tarq::W4ManyRows& many = tarq::w4_many_rows();
-  if (!few && given.x_type == tarq::Float::bf16 && tarq::isa_allowed(tarq::Isa::avx512_bf16) &&
-      rows >= dense_rows())
+  if (!few && given.x_type == tarq::Float::bf16 && dense_chosen(rows))
     return multiply_dense(many, layer, input.view({rows, in_features}), bias).view(shape);
   at::Tensor y = at::empty(shape, x.scalar_type());
   if (few)

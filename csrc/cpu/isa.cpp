@@ -53,16 +53,23 @@ bool contains(Isa wanted, Isa isa) {
   return isa == wanted || (isa < wanted && isa <= Isa::avx512);
 }
 
-/// The best of several runs' operations a second: what disturbs one of them does not count.
-double best_rate(Multiply kind) {
-  double best = 0.0;
-  for (int run = 0; run < 12; ++run) {
-    const auto start = std::chrono::steady_clock::now();
-    const double operations = multiply_add(kind, 500);  // 2 to 30 µs
-    const std::chrono::duration<double> time = std::chrono::steady_clock::now() - start;
-    best = std::max(best, operations / std::max(time.count(), 1e-9));
+/// Operations a second of one run.
+double rate(Multiply kind) {
+  const auto start = std::chrono::steady_clock::now();
+  const double operations = multiply_add(kind, 500);  // 2 to 30 µs
+  const std::chrono::duration<double> time = std::chrono::steady_clock::now() - start;
+  return operations / std::max(time.count(), 1e-9);
+}
+
+/// How many times the rate of fp32 products those of bf16 have. The best of several runs, in turns: what
+/// disturbs one of them does not count, and a clock that changes changes both.
+double bf16_rate() {
+  double bf16 = 0.0, f32 = 0.0;
+  for (int turn = 0; turn < 16; ++turn) {
+    bf16 = std::max(bf16, rate(Multiply::bf16));
+    f32 = std::max(f32, rate(Multiply::f32));
   }
-  return best;
+  return bf16 / f32;
 }
 
 }  // namespace
@@ -75,8 +82,8 @@ std::vector<std::string> isa_names() {
 }
 
 bool isa_allowed(Isa isa) {
+  if (!isa_named()) return machine_has(isa);
   const char* const wanted = std::getenv("TARQ_CPU_ISA");
-  if (!wanted || !*wanted) return machine_has(isa);
   for (int i = 0; i < kCount; ++i)
     if (std::string(wanted) == kNames[i] && machine_has(Isa(i))) return contains(Isa(i), isa);
   std::string choices;
@@ -84,13 +91,19 @@ bool isa_allowed(Isa isa) {
   throw std::runtime_error(std::string("TARQ_CPU_ISA is ") + wanted + ", but this machine has " + choices);
 }
 
+bool isa_named() {
+  const char* const wanted = std::getenv("TARQ_CPU_ISA");
+  return wanted && *wanted;
+}
+
 bool bf16_chosen() {
   if (!isa_allowed(Isa::avx512_bf16)) return false;
-  const char* const wanted = std::getenv("TARQ_CPU_ISA");
-  if (wanted && *wanted) return true;  // nothing else allows it
-  // Rates differ by a factor of two at least, or not at all; then bf16 wins, having half as much to load and
-  // decode.
-  static const bool faster = best_rate(Multiply::bf16) > 0.7 * best_rate(Multiply::f32);
+  if (isa_named()) return true;  // nothing else allows it
+  // Processors run them at half the rate of fp32, where they gain nothing, at the same or at twice, where
+  // they win, having half as much to load and decode. The bound lies far from all three: near one of them two
+  // processes on one machine could choose differently.
+  constexpr double kBound = 0.7;
+  static const bool faster = bf16_rate() > kBound;
   return faster;
 }
 

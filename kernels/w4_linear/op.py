@@ -72,6 +72,9 @@ def w4_linear(x: Tensor, weight: PackedWeight, backend: str | None = None) -> Te
     a backend may round W to that dtype, as a dense model would hold it. float16 on a CPU computes in float32. With AVX2
     an input below 5e-29 loses bits.
 
+    How a CPU multiplies bfloat16 is measured by the first call: in float32, unless bfloat16's own instructions gain
+    by a clear margin. ``TARQ_CPU_ISA=avx512_bf16`` takes those unmeasured, any other name that the CPU has float32.
+
     Args:
         x: float32, bfloat16 or float16 [..., K]; any leading shape (empty included), any strides. float64 runs as the
             reference.

@@ -225,7 +225,7 @@ def test_a_short_call_is_timed_in_bursts_and_meets_every_copy_in_turn():
 def test_a_gpu_that_is_not_there_is_said():
     result = CliRunner().invoke(app, ["bench", "--device", "cuda"], env={"COLUMNS": "200"})
     assert result.exit_code == 2
-    assert "device 'cuda' cannot be used" in result.output
+    assert "--device: 'cuda' cannot be used" in result.output
 
 
 def test_a_peer_that_is_not_there_is_said():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import subprocess
 import sys
@@ -181,9 +182,9 @@ def test_kernels_against_float64(isa: str, columns: int):
 
 @native
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 6, 7, 13, 300])
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 6, 7, 13, 127, 128, 300])
 def test_every_row_count_path(isa: str, dtype: torch.dtype, count: int):
-    """Fused, tiled and library GEMM, all tile heights, on both scale and bias types."""
+    """Few rows, many rows and the library's product (avx512_bf16, from 128 rows on), on all scale and bias types."""
     rows, columns, group = 130, 384, 128
     for scale in SCALES:
         layer = make_layer(rows, columns, group, symmetric=False, scale=scale)
@@ -320,6 +321,39 @@ def test_strides():
     assert torch.equal(
         w4_linear(x, PackedWeight(*strided, bias, 96, 32)), w4_linear(x, PackedWeight(*layer, bias, 96, 32))
     )
+
+
+CHOICE = """
+import os, sys, torch
+from tarq.kernels.gram import gram
+from tarq.kernels.w4_linear import PackedWeight, pack, w4_linear
+torch.manual_seed(0)
+packed = pack(torch.randint(0, 16, (96, 512), dtype=torch.uint8), 4)
+weight = PackedWeight(packed, torch.rand(96, 4), None, None, 512, 128)
+x = torch.randn(256, 512).bfloat16()
+def outputs(isa):
+    if isa is not None:
+        os.environ["TARQ_CPU_ISA"] = isa
+    return w4_linear(x[:1], weight), w4_linear(x, weight), gram(x)
+unforced = outputs(None)
+forced = [outputs(isa) for isa in ("avx512", "avx512_bf16")]
+print([[torch.equal(a, b) for a, b in zip(unforced, by_name)] for by_name in forced])
+"""
+
+
+@native
+@pytest.mark.slow
+@pytest.mark.skipif("avx512_bf16" not in ISAS, reason="this CPU has one way only to multiply bfloat16")
+def test_processes_choose_alike_what_multiplies_bfloat16():
+    """What the first call measures decides; processes that share a job must not differ, nor two runs of it."""
+    own = {name: value for name, value in os.environ.items() if name != "TARQ_CPU_ISA"}
+    command = [sys.executable, "-P", "-c", CHOICE]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=own) for _ in range(4)]
+    said = [process.communicate()[0] for process in running]
+    assert all(process.returncode == 0 for process in running)
+    assert len(set(said)) == 1, said
+    by_name = ast.literal_eval(said[0])
+    assert all(map(any, zip(*by_name, strict=True)))  # each is one of the two, to the bit
 
 
 @native
@@ -462,9 +496,11 @@ def test_isa_can_be_forced_from_outside():
 
 
 @native
+@pytest.mark.skipif("avx512_bf16" not in ISAS, reason="this CPU has no bfloat16 instructions: nothing is made dense")
 @pytest.mark.parametrize("bias", [True, False])
-def test_large_layers_are_made_dense_in_slices(bias: bool):
+def test_large_layers_are_made_dense_in_slices(bias: bool, monkeypatch: pytest.MonkeyPatch):
     """More than 24 MB of dense weights: several library calls, the last on fewer rows."""
+    monkeypatch.setenv("TARQ_CPU_ISA", "avx512_bf16")
     layer = make_layer(3001, 4608, 128)
     x, offset = torch.randn(210, 4608).bfloat16(), torch.randn(3001) if bias else None
     with threads(2):

@@ -59,7 +59,7 @@ def test_kernels_against_float64(isa: str, columns: int, symmetric: bool):
 @given(
     rows=st.integers(1, 300),
     columns=st.integers(1, 600),
-    count=st.integers(0, 12),
+    count=st.integers(0, 40),
     group=st.sampled_from([32, 64, 128, 256, 1024]),
     symmetric=st.booleans(),
     seed=st.integers(0, 2**31),
@@ -73,11 +73,27 @@ def test_any_shape(count_threads: int, rows: int, columns: int, count: int, grou
 
 
 @native
-def test_many_rows_and_wide_layers(isa: str):
-    layer, x = make_layer(700, 2048, 128, symmetric=True), torch.randn(2, 11, 2048)
-    y = w4_linear_int8(x, PackedWeight(*layer, None, 2048, 128), backend="native")
-    assert y.shape == (2, 11, 700)
-    assert_accurate(y.view(22, 700), x.view(22, 2048), layer, None, 2048, 128)
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize(("count", "rows", "columns"), [(22, 700, 2048), (33, 100, 520), (300, 50, 392)])
+def test_many_rows(isa: str, count: int, rows: int, columns: int, symmetric: bool):
+    """Whole tiles of 16 rows and what is left of one, more blocks of rows than one, layers that end inside a block."""
+    for group in (128, 256, columns):  # of whole blocks, of two, one for all
+        layer, x = make_layer(rows, columns, group, symmetric=symmetric), torch.randn(count, columns)
+        bias = None if symmetric else torch.randn(rows)
+        with threads(2):
+            y = w4_linear_int8(x[None], PackedWeight(*layer, bias, columns, group), backend="native")
+        assert y.shape == (1, count, rows)
+        assert_accurate(y[0], x, layer, bias, columns, group)
+
+
+@native
+@pytest.mark.parametrize("count", [16, 17, 31, 32, 48])
+def test_every_fill_of_a_tile_of_rows(isa: str, count: int):
+    x = torch.randn(count, 256).bfloat16()
+    for group in (128, 64):  # 64 is below a block of AMX, which leaves it to the kernel before
+        layer = make_layer(49, 256, group, symmetric=False)
+        y = w4_linear_int8(x, PackedWeight(*layer, None, 256, group), backend="native")
+        assert_accurate(y, x, layer, None, 256, group)
 
 
 @native
