@@ -102,8 +102,8 @@ def _state_decoding(file: Path, config: dict[str, Any]) -> None:
     """State in generation_config.json what transformers would choose unlike tarq where nothing is stated.
 
     The task: a multilingual Whisper of which neither task nor language is asked is prompted with the language it
-    detects and no task. It then leaves words out and runs into loops, in full precision too and in every dtype. The
-    files of 2022 state the task in ``forced_decoder_ids``, which a task here would silence: they stay as they are.
+    detects and no task. It then leaves words out and runs into loops, full precision too, in float32 and float16.
+    The files of 2022 state the task in ``forced_decoder_ids``, which a task here would silence: they stay as they are.
 
     The number of beams: transformers' pipeline takes five where none is stated, which is slower; tarq's own
     transcripts are greedy.
