@@ -139,6 +139,7 @@ def test_damaged_package_is_a_clear_error(damage, tmp_path, monkeypatch):
     assert str(sums if "no" in damage else clip) in str(error.value)
 
 
+@pytest.mark.slow
 def test_demo_on_a_few_utterances(tmp_path):
     result = CliRunner().invoke(app, ["demo", "--samples", "16", "--score", "8", "--json", str(tmp_path / "demo.json")])
     assert result.exit_code == 0, result.output
