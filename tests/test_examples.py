@@ -12,8 +12,8 @@ EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 @pytest.mark.parametrize(
     ("name", "arms"),
     [
-        ("own_metric", ("rarebal", "Loudness")),
-        ("own_residual", ("cross-fitted", "MeanInBias")),
+        pytest.param("own_metric", ("rarebal", "Loudness"), marks=pytest.mark.slow),
+        pytest.param("own_residual", ("cross-fitted", "MeanInBias"), marks=pytest.mark.slow),
         ("own_solver", ("sweep", "Descent")),
     ],
 )

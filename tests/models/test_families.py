@@ -155,7 +155,7 @@ def test_a_folder_without_feature_extractor_is_named(model_folder, tmp_path):
     import shutil
 
     shutil.copytree(model_folder, tmp_path / "m", ignore=shutil.ignore_patterns("preprocessor*"))
-    with pytest.raises(ModelError, match=r"no feature_extractor there.*feature_extractor=…"):
+    with pytest.raises(ModelError, match=r"no usable feature_extractor there.*feature_extractor=…"):
         tarq.load_recognizer(tmp_path / "m")
 
 

@@ -91,6 +91,7 @@ def test_families_that_cannot_tell_say_so(recognizer, manifest, monkeypatch):
         tarq.quantize(recognizer, manifest, ALIGNED)
 
 
+@pytest.mark.slow
 @pytest.mark.assets
 def test_silencing_tagged_frames_hurts_rare_words_most(assets):
     """On the real model: with the tagged stretches silent, rare words become far less likely than with other

@@ -254,7 +254,7 @@ def test_room_behind_a_prompt():
         new_tokens(GenerationConfig(max_length=10), 12, 100)
 
 
-@pytest.mark.parametrize("content", [None, "{}", "no json", '{"eos_token_id": null}'])
+@pytest.mark.parametrize("content", [None, "{}", '{"eos_token_id": null}'])
 def test_a_folder_without_a_usable_file(tmp_path, content):
     """An English model's prompt follows from its tokenizer, a multilingual one's is asked for; neither is empty."""
     english = tarq.load_recognizer(make_whisper(tmp_path / "en", multilingual=False, times=False))
@@ -270,6 +270,13 @@ def test_a_folder_without_a_usable_file(tmp_path, content):
     assert transcript(again).startswith(expected)
     with pytest.raises(ModelError, match="neither is_multilingual nor lang_to_id"):
         tarq.load_recognizer(tmp_path / "many")
+
+
+@pytest.mark.parametrize("content", ["no json", "", "[]"])
+def test_a_damaged_file_is_named(tmp_path, content):
+    (make_whisper(tmp_path / "m") / "generation_config.json").write_text(content)
+    with pytest.raises(ModelError, match=r"generation_config\.json (cannot be read|holds list)"):
+        tarq.load_recognizer(tmp_path / "m")
 
 
 def make_forced(path, language="<|de|>", **fields):

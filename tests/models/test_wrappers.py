@@ -50,7 +50,7 @@ def test_parts_that_are_compiled_are_refused(model):
 def test_adapters_are_refused(model, model_folder, tmp_path):
     shutil.copytree(model_folder, tmp_path / "m")
     (tmp_path / "m" / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA"}))
-    with pytest.raises(ModelError, match=r"adapter_config\.json lies beside the model.*merge_and_unload"):
+    with pytest.raises(ModelError, match=r"PEFT adapter \(adapter_config\.json\).*merge_and_unload"):
         tarq.load(tmp_path / "m")
     model._hf_peft_config_loaded = True
     with pytest.raises(ModelError, match=r"carries PEFT adapters.*merge_and_unload"):

@@ -104,7 +104,7 @@ def test_transcripts_come_as_they_are_done(model_folder, tmp_path, monkeypatch):
 
     read = []
     original = transcription.read_audio
-    monkeypatch.setattr(transcription, "read_audio", lambda path, rate: read.append(path) or original(path, rate))
+    monkeypatch.setattr(transcription, "read_audio", lambda path, *a, **k: read.append(path) or original(path, *a, **k))
     paths = [tmp_path / f"{i}.wav" for i in range(5)]
     for path in paths:
         soundfile.write(path, np.zeros(1600), 16000)
