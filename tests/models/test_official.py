@@ -73,7 +73,11 @@ def test_transcripts_are_transformers_own(folder, speech):
     assert score_words([u.text for u in speech], ours, normalizer=get_normalizer("english")).wer < 0.10
 
 
-@pytest.mark.parametrize("method", ["rtn", "gptq", "tarq"])
+@pytest.mark.parametrize(
+    ("folder", "method"),
+    [("whisper-tiny.en", "rtn"), ("whisper-tiny.en", "gptq"), ("whisper-tiny.en", "tarq"), ("whisper-base", "tarq")],
+    indirect=["folder"],
+)
 def test_quantize_save_load_evaluate_transcribe(folder, speech, method, tmp_path):
     recognizer = tarq.load_recognizer(folder)
     config = tarq.TarqConfig.preset(method, samples=2)
