@@ -344,7 +344,7 @@ def test_a_report_is_strict_json():
 
 def test_what_lies_behind_an_error_is_shown_on_demand(copy, monkeypatch, capsys):
     """Files that do not fit together are told in one line; the fault in them stays its cause."""
-    monkeypatch.setattr(tarq.api, "adapt", lambda *_, **__: {}["lang_to_id"])
+    monkeypatch.setattr("tarq.recognizers.adapt", lambda *_, **__: {}["lang_to_id"])
     with pytest.raises(ModelError, match=r"do not fit together \(KeyError: 'lang_to_id'\)") as caught:
         tarq.load_recognizer(copy)
     assert isinstance(caught.value.__cause__, KeyError)
