@@ -57,6 +57,13 @@ def damped(factor: Factor) -> Tensor:
     return hessian[back][:, back]
 
 
+def expanded(q: Quantized, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Levels (codes less zero points), scales and zero points, all [m, n], and the group [n] of each column."""
+    group = torch.arange(q.codes.shape[1], device=q.codes.device) // q.group_size
+    zero = q.zeros.to(dtype)[:, group]
+    return q.codes.to(dtype) - zero, q.scales.to(dtype)[:, group], zero, group
+
+
 def refined(v: Tensor, q: Quantized, hessian: Tensor, factor: Factor, scheme: Scheme, rounds: int) -> Quantized:
     """Codes and scales of [m, n] targets after some rounds; row by row the loss is at most that of ``q``."""
     for _ in range(rounds):
@@ -73,8 +80,7 @@ def refit_scales(v: Tensor, q: Quantized, hessian: Tensor) -> Tensor:
     In the dtype they are stored in; a scale that would not be positive and finite there stays as it was.
     """
     m, groups = q.scales.shape
-    group = torch.arange(v.shape[1], device=v.device) // q.group_size
-    levels = q.codes.to(v.dtype) - q.zeros.to(v.dtype)[:, group]
+    levels, _, _, group = expanded(q, v.dtype)
 
     def by_group(products: Tensor) -> Tensor:
         return torch.zeros(m, groups, dtype=v.dtype, device=v.device).index_add_(1, group, products)
@@ -101,9 +107,7 @@ def descend_codes(v: Tensor, q: Quantized, hessian: Tensor, scheme: Scheme) -> T
     ``level_j + (E H)_j / (s_j H_jj)`` within the lattice. E and E H are kept up to date, block by block.
     """
     n = v.shape[1]
-    group = torch.arange(n, device=v.device) // q.group_size
-    scale, zero = q.scales.to(v.dtype)[:, group], q.zeros.to(v.dtype)[:, group]
-    level = q.codes.to(v.dtype) - zero
+    level, scale, zero, _ = expanded(q, v.dtype)
     gradient = (v - level * scale) @ hessian
     top = 2**scheme.bits - 1
     for first in range(0, n, BLOCK):
@@ -124,9 +128,8 @@ def descend_codes(v: Tensor, q: Quantized, hessian: Tensor, scheme: Scheme) -> T
 
 def _better(old: Quantized, new: Quantized, v: Tensor, factor: Factor) -> Quantized:
     """Of each row the one with the smaller loss, its scales as stored and its products as the kernels make them."""
-    group = torch.arange(v.shape[1], device=v.device) // new.group_size
-    levels = new.codes.to(v.dtype) - new.zeros.to(v.dtype)[:, group]
-    loss = damped_loss(v - levels * new.scales.to(v.dtype)[:, group], factor)
+    levels, scale, _, _ = expanded(new, v.dtype)
+    loss = damped_loss(v - levels * scale, factor)
     lower = loss < old.loss
     return Quantized(
         torch.where(lower[:, None], new.codes, old.codes),
