@@ -90,13 +90,12 @@ def refit_scales(v: Tensor, q: Quantized, hessian: Tensor) -> Tensor:
         columns = slice(g * q.group_size, (g + 1) * q.group_size)
         a[:, g] = by_group((levels[:, columns] @ hessian[columns]) * levels).double()
     r = by_group((v @ hessian) * levels).double()
-    # A group without a level other than zero has no say: its scale stays.
+    # A group without a level other than zero has no say: it is solved by 0, and its scale stays.
     diagonal = a.diagonal(dim1=1, dim2=2)
-    empty = diagonal <= 0
-    diagonal += torch.where(empty, 1.0, 1e-9 * diagonal.clamp_min(_TINY))
+    diagonal += torch.where(diagonal <= 0, 1.0, 1e-9 * diagonal.clamp_min(_TINY))
     solved, _ = torch.linalg.solve_ex(a, r[..., None])
     scales = solved[..., 0].to(q.scales.dtype)
-    usable = ~empty & scales.isfinite() & (scales >= torch.finfo(scales.dtype).tiny)
+    usable = scales.isfinite() & (scales >= torch.finfo(scales.dtype).tiny)
     return torch.where(usable, scales, q.scales)
 
 

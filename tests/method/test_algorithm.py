@@ -4,6 +4,7 @@ import pytest
 import torch
 from tarq.kernels.scheme import Scheme
 
+from tarq.method.absorb import CrossFittedBias
 from tarq.method.algorithm import tail_aware_quantize
 from tarq.method.arms import Arms
 from tarq.method.metrics import Plain, RareBAL, rebalance
@@ -122,7 +123,9 @@ def test_no_residual_and_fixed_alpha():
         assert target.weight is w
         assert (target.alpha, target.energy) == (0.0, 0.0)
     half = make_residual(0.5).target(w, statistics, None)
-    torch.testing.assert_close(half.weight, w + 0.5 * statistics.factor.solve(w @ statistics.moments.cross))
+    moved = 0.5 * statistics.factor.solve(w @ statistics.moments.cross)
+    torch.testing.assert_close(half.weight, w + moved)
+    assert half.energy == pytest.approx(float(((moved @ statistics.moments.hessian) * moved).sum()))
 
 
 def halves_of(x, xf, tail, metric=Plain(), damp=0.01):
@@ -177,6 +180,41 @@ def test_cross_fitting_never_increases_the_weighted_output_error(seed, drift, me
     assert after < before if target.alpha else after == before
 
 
+@pytest.mark.parametrize("centred", [False, True])
+def test_cross_fitted_alpha_is_the_formula_on_raw_activations(centred):
+    """``α = 2a / (1 + a)``: each half's direction judged on the other's rows, with the λ of both; about each half's own
+    mean where the layer has a bias to take it up."""
+    x, xf, tail, w, _ = problem(drift=1.0)
+    x, xf = x + 3, xf + 3.5
+    halves = slice(0, 150), slice(150, None)
+    parts = [Moments(64, paired=True, first=True) for _ in halves]
+    for part, rows in zip(parts, halves, strict=True):
+        part.update(x[rows].float(), xf[rows].float(), tail[rows], torch.ones(len(x[rows])))
+    arms = Arms(RareBAL(), CrossFittedBias(), Sweep(dtype=torch.float64))
+    layer = Layer("w", w, torch.zeros(24).double() if centred else None)
+    figures = tail_aware_quantize([layer], parts, arms, Scheme(group_size=32), torch.float32)["w"].figures
+
+    def rows_of(rows):
+        d = torch.where(tail[rows], figures.lam, 1.0).double()[:, None]
+        if not centred:
+            return d, x[rows], xf[rows] - x[rows]
+        mean, mean_full = ((d * y[rows]).sum(0) / d.sum() for y in (x, xf))
+        return d, x[rows] - mean, xf[rows] - mean_full - (x[rows] - mean)
+
+    gain = scale = 0.0
+    for fitted, judge in (halves, halves[::-1]):
+        d, own, drift = rows_of(fitted)
+        hessian = own.T @ (d * own)
+        damped = hessian + 0.01 * hessian.diagonal().mean() * torch.eye(64)
+        direction = torch.linalg.solve(damped, (w @ drift.T @ (d * own)).T).T
+        d, other, drift = rows_of(judge)
+        gain += float((d * (drift @ w.T) * (other @ direction.T)).sum())
+        scale += float((d * (other @ direction.T) ** 2).sum())
+    a = gain / scale
+    assert 0.1 < a < 0.9  # where 2a / (1 + a) is far from a, and from 1
+    assert figures.alpha == pytest.approx(2 * a / (1 + a), rel=1e-3)
+
+
 def test_cross_fitting_needs_two_halves():
     with pytest.raises(ValueError, match="two halves"):
         cross_fitted_alpha(torch.ones(1, 1), [])
@@ -217,6 +255,22 @@ def test_layers_that_share_an_input_share_its_metric_and_match_their_own_runs():
     assert torch.equal(both["q"].quantized.codes, alone["q"].quantized.codes)
     assert both["q"].figures.lam == both["k"].figures.lam > 1
     assert both["q"].figures.alpha == pytest.approx(both["k"].figures.alpha)
+
+
+def test_pilots_are_rounded_with_their_own_layers_output_moments():
+    class Watches(Sweep):
+        output_moments = True
+
+        def quantize(self, targets, statistics, scheme, scale_dtype, outputs=None):
+            asked.append([float(g[0, 0]) for g in outputs])
+            return super().quantize(targets, statistics, scheme, scale_dtype)
+
+    _, _, _, w, moments = problem()
+    asked, outputs = [], {"q": torch.eye(24), "k": 2 * torch.eye(24)}
+    arms = Arms(RareBAL(), PaperResidual(), Watches())
+    layers = [Layer("q", w.float()), Layer("k", -w.float())]
+    tail_aware_quantize(layers, [moments], arms, Scheme(group_size=32), torch.float16, outputs)
+    assert asked == [[1.0], [2.0], [1.0, 2.0]]  # a pilot each, then both
 
 
 @pytest.mark.parametrize("solver", [Sweep, RoundToNearest])

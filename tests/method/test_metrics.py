@@ -134,6 +134,13 @@ def test_centred_moments_are_those_about_the_weighted_mean(paired):
     if paired:
         drift = xf - x - (mean_full - mean)
         torch.testing.assert_close(got.cross, drift.T @ (d * centred), rtol=1e-4, atol=1e-5)
+        # A cross-moment that λ does not weigh is about the mean that λ does not weigh.
+        d = weight[kept].double()[:, None]
+        mean, mean_full = (d * x).sum(0) / d.sum(), (d * xf).sum(0) / d.sum()
+        drift = xf - x - (mean_full - mean)
+        unweighted = rebalance(parts, lam, 1.0, centred=True)
+        torch.testing.assert_close(unweighted.cross, drift.T @ (d * (x - mean)), rtol=1e-4, atol=1e-5)
+        assert torch.equal(unweighted.hessian, got.hessian)
 
 
 def test_centred_moments_need_first_ones():
