@@ -118,7 +118,7 @@ def test_the_loss_never_rises_and_is_the_loss(m, n, bits, group_size, symmetric,
 
 
 def test_fitted_scales_that_rounding_spoils_are_not_taken():
-    """Two inputs that go together: bfloat16 scales next to the fitted ones err in one direction, the old ones cancel."""
+    """Two inputs that go together: bfloat16 scales nearest to the fitted add their errors, those of the old cancel."""
     hessian = torch.tensor([[1.0, 0.9999], [0.9999, 1.0]], dtype=torch.float64)
     factor, scheme = factorize(hessian, 0.0), Scheme(4, 1, True)
     v = torch.tensor([[1.003, 1.0]], dtype=torch.float64)
