@@ -80,18 +80,17 @@ def test_figures_resampled_together_are_those_resampled_alone(monkeypatch):
     assert vars(together["a"].minus(together["b"])) == pytest.approx(vars(pair), rel=1e-12)
 
 
-@pytest.mark.parametrize("rows", [1, 7, 100])
-def test_chunks_do_not_change_the_resamples(monkeypatch, rows):
+@pytest.mark.parametrize("chunk", [10, 37, 37 * 7 + 5, 3700])  # below one row: still one row at a time
+def test_chunks_do_not_change_the_resamples_and_bound_what_is_held(monkeypatch, chunk):
     counts = np.stack(some_counts(), axis=1)
     whole = resampled_sums(counts, 100, seed=5)
-    monkeypatch.setattr(intervals, "_CHUNK", 37 * rows)
-    np.testing.assert_array_equal(resampled_sums(counts, 100, seed=5), whole)
     np.testing.assert_array_equal(whole, counts[drawn(37, 100, 5)].sum(axis=1))
-
-
-def test_memory_is_bounded_for_large_sets(monkeypatch):
-    monkeypatch.setattr(intervals, "_CHUNK", 10)  # below one row: still one row at a time
-    assert resampled_sums(np.ones((37, 2)), 5).tolist() == [[37, 37]] * 5
+    held, bincount = [], np.bincount
+    monkeypatch.setattr(intervals, "_CHUNK", chunk)
+    monkeypatch.setattr(intervals.np, "bincount", lambda drawn, **_: held.append(len(drawn)) or bincount(drawn, **_))
+    np.testing.assert_array_equal(resampled_sums(counts, 100, seed=5), whole)
+    assert max(held) <= max(chunk, 37)
+    assert sum(held) == 3700
 
 
 def test_seed():
