@@ -35,6 +35,8 @@ from torch import Tensor
 
 from tarq.bench.measure import threads
 
+from .layers import Layer, assert_product, make_layer
+
 NATIVE = dispatch.EXTENSION_ERROR is None
 ISAS = torch.ops.tarq.cpu_isas() if NATIVE else []
 native = pytest.mark.skipif(not NATIVE, reason="the compiled extension is not built")
@@ -46,30 +48,9 @@ SCALES = (torch.float16, torch.bfloat16, torch.float32)
 TOLERANCE = {torch.float32: 1e-6, torch.float16: 6e-4, torch.bfloat16: 8e-3}
 
 
-def make_layer(
-    rows: int, columns: int, group: int, *, symmetric: bool = True, scale: torch.dtype = torch.float16
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Random weight_packed, weight_scale, weight_zero_point."""
-    groups = -(-columns // group)
-    codes = torch.randint(0, 16, (rows, columns), dtype=torch.uint8)
-    scales = (torch.rand(rows, groups) * 0.02 + 0.005).to(scale)
-    zeros = None if symmetric else pack_zeros(torch.randint(0, 16, (rows, groups), dtype=torch.uint8), 4)
-    return pack(codes, 4), scales, zeros
-
-
-def assert_accurate(y: Tensor, x: Tensor, layer: tuple, bias: Tensor | None, columns: int, group: int) -> None:
-    """Compare with the product in float64, relative to the sum of magnitudes."""
-    packed, scales, zeros = layer
-    weight = dequantize(packed, scales.double(), zeros, columns, group)
-    offset = torch.zeros(weight.shape[0], dtype=torch.float64) if bias is None else bias.double()
-    exact = x.double() @ weight.T + offset
-    magnitude = x.double().abs() @ weight.abs().T + offset.abs()
+def assert_accurate(y: Tensor, x: Tensor, layer: Layer, bias: Tensor | None, columns: int, group: int) -> None:
     assert y.dtype == x.dtype
-    assert y.shape == exact.shape
-    assert y.is_contiguous()
-    if y.numel():
-        error = ((y.double() - exact).abs() / magnitude.clamp_min(1e-30)).max().item()
-        assert error < TOLERANCE[x.dtype], error
+    assert_product(y, x, layer, bias, columns, group, TOLERANCE[x.dtype])
 
 
 # ---- packing and dequantization ----------------------------------------------------------------------------

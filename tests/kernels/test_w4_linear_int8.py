@@ -7,36 +7,24 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tarq.kernels import dispatch
-from tarq.kernels.w4_linear import PackedWeight, dequantize, pack, pack_zeros, w4_linear, w4_linear_int8
+from tarq.kernels.w4_linear import PackedWeight, w4_linear, w4_linear_int8
 from tarq.kernels.w4_linear.reference import round_activations
 from torch import Tensor
 
 from tarq.bench.measure import threads
 
+from .layers import Layer, assert_product, make_layer
+
 native = pytest.mark.skipif(dispatch.EXTENSION_ERROR is not None, reason="the compiled extension is not built")
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 6e-4, torch.bfloat16: 5e-3}  # of Σ|x||w| + |b|; the result's rounding
 
 
-def make_layer(rows: int, columns: int, group: int, *, symmetric: bool) -> tuple[Tensor, Tensor, Tensor | None]:
-    groups = -(-columns // group)
-    codes = torch.randint(0, 16, (rows, columns), dtype=torch.uint8)
-    zeros = None if symmetric else pack_zeros(torch.randint(0, 16, (rows, groups), dtype=torch.uint8), 4)
-    return pack(codes, 4), (torch.rand(rows, groups) * 0.02 + 0.005).half(), zeros
-
-
-def assert_accurate(y: Tensor, x: Tensor, layer: tuple, bias: Tensor | None, columns: int, group: int) -> None:
-    packed, weight_scale, zeros = layer
-    weight = dequantize(packed, weight_scale.double(), zeros, columns, group)
+def assert_accurate(y: Tensor, x: Tensor, layer: Layer, bias: Tensor | None, columns: int, group: int) -> None:
+    """Against the product of the rounded activations."""
     codes, scale = round_activations(x, group)
     rounded = codes.double() * scale.double().repeat_interleave(group, dim=1)[:, :columns]
-    offset = torch.zeros(weight.shape[0], dtype=torch.float64) if bias is None else bias.double()
-    exact = rounded @ weight.T + offset
-    magnitude = rounded.abs() @ weight.abs().T + offset.abs()
     assert y.dtype == x.dtype
-    assert y.shape == exact.shape
-    if y.numel():
-        error = ((y.double() - exact).abs() / magnitude.clamp_min(torch.finfo(x.dtype).smallest_normal)).max().item()
-        assert error < TOLERANCE[x.dtype], error
+    assert_product(y, rounded, layer, bias, columns, group, TOLERANCE[x.dtype])
 
 
 @native

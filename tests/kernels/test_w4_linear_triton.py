@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from itertools import cycle, pairwise, product
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,9 @@ from tarq.kernels.w4_linear import PackedWeight, dequantize, pack, pack_zeros, w
 from tarq.kernels.w4_linear.triton.layout import prepack, unprepack
 from tarq.kernels.w4_linear.triton.plan import DENSE, Plan, choose, entry, plan_of, tiles
 from torch import Tensor
+
+from . import layers
+from .layers import Layer
 
 launch = pytest.importorskip(
     "tarq.kernels.w4_linear.triton.launch", reason="Triton is not installed", exc_type=ImportError
@@ -115,15 +119,8 @@ def _complete_interpreter():
 # ---- helpers -----------------------------------------------------------------------------------------------
 
 
-def make_layer(
-    rows: int, columns: int, group: int, *, symmetric: bool = True, scale: torch.dtype = torch.float16
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Random weight_packed, weight_scale, weight_zero_point."""
-    groups = -(-columns // group)
-    codes = torch.randint(0, 16, (rows, columns), dtype=torch.uint8)
-    scales = (torch.rand(rows, groups) * 0.02 + 0.005).to(scale)
-    zeros = None if symmetric else pack_zeros(torch.randint(0, 16, (rows, groups), dtype=torch.uint8), 4)
-    return on_device(pack(codes, 4), scales, zeros)
+def make_layer(*shape: int, **options: Any) -> Layer:
+    return layers.make_layer(*shape, **options, device=DEVICE)
 
 
 def laid_out(layer: tuple, bias: Tensor | None, columns: int, group: int) -> PackedWeight:
@@ -136,20 +133,11 @@ def on_device(*tensors: Tensor | None) -> tuple:
 
 
 def assert_accurate(
-    y: Tensor, x: Tensor, layer: tuple, bias: Tensor | None, columns: int, group: int, *, dense: bool = False
+    y: Tensor, x: Tensor, layer: Layer, bias: Tensor | None, columns: int, group: int, *, dense: bool = False
 ) -> None:
-    """Compare with the product in float64 relative to the sum of magnitudes; weights rounded only if ``dense``."""
-    packed, scale, zero = layer
-    weight = dequantize(packed, scale.double(), zero, columns, group)
-    offset = torch.zeros(weight.shape[:1], dtype=torch.float64, device=x.device) if bias is None else bias.double()
-    exact = x.double() @ weight.T + offset
-    magnitude = x.double().abs() @ weight.abs().T + offset.abs()
+    """Weights are rounded only if ``dense``."""
     assert y.dtype == x.dtype
-    assert y.shape == exact.shape
-    assert y.is_contiguous()
-    if y.numel():
-        error = ((y.double() - exact).abs() / magnitude.clamp_min(1e-30)).max().item()
-        assert error < TOLERANCE[x.dtype] * (2 if dense else 1), error
+    layers.assert_product(y, x, layer, bias, columns, group, TOLERANCE[x.dtype] * (2 if dense else 1))
 
 
 def check(plan, m: int, n: int, k: int, group: int, *, dtype=torch.float16, symmetric=True, bias=True):
