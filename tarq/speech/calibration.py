@@ -207,8 +207,8 @@ def make_example(
     prompted = recognizer.prompt(text, frames=frames, timestamps=timestamps, language=config.language)
     normalizer = config.text_normalizer(recognizer.spelling)
     spans = rare_spans(text, normalizer, config.tail_threshold, config.frequencies())
-    tags = zip(tag_tokens(prompted.offsets, spans), prompted.is_text, strict=True)
-    rare = torch.tensor([tag and is_text for tag, is_text in tags], dtype=torch.bool)
+    # Tokens of the prompt and special ones stand for no characters, and so are never rare.
+    rare = torch.tensor(tag_tokens(prompted.offsets, spans), dtype=torch.bool)
     return Example(
         id=name,
         features=features,

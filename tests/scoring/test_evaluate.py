@@ -13,8 +13,9 @@ from tarq.data.corpora.registry import load_utterances
 from tarq.data.utterance import Utterance
 from tarq.errors import DataError, ModelError
 from tarq.report import Reporter
-from tarq.scoring.divergence import divergence
-from tarq.scoring.figures import FIGURES
+from tarq.scoring.divergence import Divergence, divergence
+from tarq.scoring.entities import score_entities
+from tarq.scoring.figures import FIGURES, Measured, ratios
 from tarq.scoring.outputs import _pieces
 from tarq.scoring.run import evaluate_models
 from tarq.scoring.words import biased_counts, score_words
@@ -170,6 +171,34 @@ def test_every_figure_is_told_once(evaluation):
     wer = next(figure for figure in FIGURES if figure.name == "wer")
     assert (wer.text(0.12345), wer.text(-0.01, "+"), wer.text(float("nan"))) == ("12.35", "-1.00", "–")
     assert next(f for f in FIGURES if f.name == "kl_rare").text(0.01, "+") == "+0.0100"
+
+
+def test_every_figure_is_the_ratio_its_name_says():
+    references = ["the quokka saw a dog", "northanger abbey was cold"]
+    hypotheses = ["the quota saw big a dog", "northanger was cold quokka quokka"]
+    normalizer = get_normalizer("none")
+    divergences = {
+        kind: Divergence(np.array([kl, kl]), np.array([nll, 0.0]), np.array([1, 3]))
+        for kind, kl, nll in (("rare", 0.4, 1.2), ("common", 0.1, -0.2))
+    }
+    entities = score_entities(references, hypotheses, [["quokka"], ["northanger"]], normalizer=normalizer)
+    words = score_words(references, hypotheses, normalizer=normalizer, thresholds=(3.0, 4.0))
+    found = ratios(Measured(words, entities, divergences), (3.0, 4.0))
+    values = {name: np.sum(ratio.numerator) / np.sum(ratio.denominator) for name, ratio in found.items()}
+    assert values == pytest.approx({
+        "wer": 5 / 9,  # one substitution, one deletion (abbey), three insertions
+        "rare_wer": 1 / 2,  # quokka, northanger; what is inserted goes to common words
+        "rare_miss_rate": 1 / 2,
+        "common_wer": 4 / 7,
+        "b_wer": 3 / 2,  # quokka, and the two that were inserted
+        "ne_wer": 1 / 2,
+        "ne_fnr": 1 / 2,
+        "delta_nll_rare": 1.2 / 4,
+        "kl_rare": 0.8 / 4,
+        "delta_nll_common": -0.2 / 4,
+        "kl_common": 0.2 / 4,
+        "rare_wer_zipf_4": 2 / 3,  # and abbey
+    })  # fmt: skip
 
 
 def test_b_wer_is_that_of_the_rare_words(evaluation, manifest):

@@ -6,12 +6,13 @@ import json
 import numpy as np
 import pytest
 import soundfile
+import torch
 
 import tarq
 from tarq.data.corpora.registry import load_utterances
 from tarq.errors import CalibrationError, DataError
 from tarq.report import Reporter
-from tarq.speech.calibration import calibration_set, make_examples, transcript_styles
+from tarq.speech.calibration import calibration_set, make_examples, transcript_styles, with_tags
 
 CONFIG = tarq.TarqConfig(group_size=32)
 
@@ -47,6 +48,48 @@ def test_rare_words_are_tagged_through_the_tokenizer(recognizer, tmp_path):
     assert example.prompted.ids[:2] == (1, 2)
     assert example.prompted.ids[-1] == 0
     assert len(example.tail) == len(example.prompted.ids) - 1
+
+
+@pytest.mark.parametrize(("options", "rare"), [({}, ""), ({"tail_threshold": 4.0}, "abbey"), ({"own": True}, "house")])
+def test_what_is_rare_is_the_configurations_to_say(recognizer, tmp_path, options, rare):
+    if options.pop("own", False):
+        (tmp_path / "own.tsv").write_text("the\t900000\nabbey\t100000\n")
+        options["word_frequencies"] = str(tmp_path / "own.tsv")
+    (example,) = examples(recognizer, "the abbey house", folder=tmp_path, **options)
+    assert "".join(tokens(recognizer, example, example.rare[1:])) == rare
+
+
+def test_a_target_is_rare_where_its_own_token_is(recognizer, tmp_path):
+    """Not the one that is read there: rare and common damage are told apart by it."""
+    made = examples(recognizer, "the Okonkwo house", "Zyzzogeton sells", "the river", folder=tmp_path)
+    batch = recognizer.collate(made)
+    for b, words in enumerate(("Okonkwo", "Zyzzogeton", "")):
+        of_rare = batch.targets[b, batch.rare_target[b]].tolist()
+        assert "".join(recognizer.tokenizer.decode([i]).strip() for i in of_rare) == words
+
+
+def test_the_longest_sequence_the_decoder_takes_is_taken(recognizer, tmp_path):
+    (example,) = examples(recognizer, "the house", folder=tmp_path)
+    limit = recognizer.max_target_tokens
+
+    def reason(count):
+        prompted = dataclasses.replace(example.prompted, ids=(5,) * count)
+        return recognizer.reason_to_skip(dataclasses.replace(example, prompted=prompted))
+
+    assert reason(limit) == ""
+    assert reason(limit + 1) == f"{limit + 1} tokens, the decoder takes {limit}"
+
+
+def test_tags_of_frames_stand_beside_those_of_tokens(recognizer, tmp_path):
+    batch = recognizer.collate(examples(recognizer, "the Okonkwo house", folder=tmp_path))
+    before = {stage: rows.tail for stage, rows in batch.positions.items()}
+    first = torch.zeros_like(before["decoder"])
+    first[:, 0] = True
+    tagged = with_tags(batch, {"decoder": first})
+    assert before["decoder"].any()
+    assert not before["decoder"][:, 0].any()
+    assert torch.equal(tagged.positions["decoder"].tail, before["decoder"] | first)
+    assert torch.equal(tagged.positions["encoder"].tail, before["encoder"])
 
 
 def test_a_position_is_tagged_by_target_input_or_either(recognizer, tmp_path):

@@ -388,10 +388,25 @@ def test_a_small_file_is_warned_of(tmp_path):
     assert "a word seen once has Zipf 6.00: only words it lacks are rare" in described(own, 3.0)["note"]
 
 
+def test_it_is_warned_of_where_a_word_seen_once_is_just_common(tmp_path):
+    """Of a million running words one is Zipf 3: not under a threshold of 3."""
+    own = counts(tmp_path, "the\t999999\nquokka\t1\n")
+    for threshold, rare in ((3.0, False), (3.1, True)):
+        assert is_rare("quokka", threshold, own) == rare
+        assert ("note" in described(own, threshold)) != rare
+
+
 def test_zipf_scores_of_ones_own(tmp_path):
-    own = counts(tmp_path, "word;zipf\nthe;7.7\namoxicillin;2.4\n")
+    own = counts(tmp_path, "word;zipf\nthe;7.7\nThe;5.1\namoxicillin;2.4\nward;3.0\n")
     assert (zipf("the", own), zipf("amoxicillin", own), own.total) == (7.7, 2.4, None)
     assert is_rare("amoxicillin", 3.0, own)
+    assert not is_rare("ward", 3.0, own)  # rare is under the threshold, not at it
+    assert is_rare("ward", 3.01, own)
+
+
+def test_an_apostrophe_is_one_however_it_is_written(tmp_path):
+    own = counts(tmp_path, "don't\t50\nl’eau\t5\n")
+    assert zipf("don’t", own) == zipf("Don't!", own) > zipf("l'eau", own) == zipf("l’eau", own) > 0
 
 
 @pytest.mark.parametrize(
