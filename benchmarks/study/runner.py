@@ -76,8 +76,8 @@ class Runner:
                     if start - began + self._longest > 60 * self.minutes:
                         self.tell(f"study: no time left for {job.name}")
                         return results
+                    self._prepare(file, job, missing)
                     try:
-                        self._prepare(file, job, missing)
                         results = self._measure(file, job, missing)
                     except TarqError as error:
                         self.failed[job.name] = str(error)
@@ -153,30 +153,32 @@ class Runner:
             self._models[job.model] = benches.full_precision(str(source), self.device)
         full = self._models[job.model]
         for name in sets:
-            start = time.monotonic()
-            label = job.label(name, self.grid.first)
+            start, label = time.monotonic(), job.label(name, self.grid.first)
             if (job.model, name) not in self._benches:
                 made = Bench.make(full, self._scored(name), self.grid.score_batch_size)
-                self._benches[job.model, name] = made
                 for note in made.notes:
                     self.tell(f"study: {label}: {note}")
-                described = self._described(job, name, made)
-
-                def describe(results: Results, label: str = label, described: dict = described) -> None:
-                    known = results["models"].setdefault(label, described)
-                    if known["positions"] != described["positions"] or known["ids"] != described["ids"]:
-                        raise ConfigError(
-                            f"{self.out}: {label} was scored on other targets than there are now (another model, "
-                            "corpus or transformers); name another file"
-                        )
-
-                file.update(describe)
+                self._describe(file, label, self._described(job, name, made))
+                self._benches[job.model, name] = made
+                self.tell(f"study: {label}: ready in {time.monotonic() - start:.1f} s")
             # Every process runs full precision on the targets, but only one transcribes.
             with file.claim(f"words of {label}") as mine:
                 if mine and job.decode and "words" not in file.read()["models"][label]:
                     words = self._benches[job.model, name].transcribed(full)
                     file.update(lambda results, label=label, words=words: results["models"][label].update(words))
-            self.tell(f"study: {label}: ready in {time.monotonic() - start:.1f} s")
+
+    def _describe(self, file: ResultsFile, label: str, described: dict[str, Any]) -> None:
+        """Say in the results what a model was scored on, or see that it is what they say."""
+
+        def describe(results: Results) -> None:
+            known = results["models"].setdefault(label, described)
+            if known["positions"] != described["positions"] or known["ids"] != described["ids"]:
+                raise ConfigError(
+                    f"{self.out}: {label} was scored on other targets than there are now (another model, corpus or "
+                    "transformers); name another file"
+                )
+
+        file.update(describe)
 
     def _described(self, job: Job, name: str, made: Bench) -> dict[str, Any]:
         """A model on a set, as results have it."""
