@@ -213,12 +213,9 @@ def test_a_file_of_another_study_is_refused(study, tmp_path):
     study("--only", "arm=rtn")
     with pytest.raises(SystemExit, match=r"results\.json: settings/half was 'report' when it was begun, and is 'all'"):
         study("--set", "scored.speech.half=all")
-    with pytest.raises(
-        SystemExit, match=r"results\.json: arms/gptq/preset was 'gptq' when it was begun, and is 'tarq'"
-    ):
-        study("--set", "arms.gptq.preset=tarq")
-    with pytest.raises(SystemExit, match=r"results\.json: arms/gptq/overrides"):
-        study("--set", "arms.gptq.overrides={damp: 0.1}")
+    for changed in ("preset=tarq", "overrides={damp: 0.1}"):
+        with pytest.raises(SystemExit, match=r"results\.json: arms/gptq was .* when it was begun"):
+            study("--set", f"arms.gptq.{changed}")
     # More arms, pools and draws are the same study.
     more, _, measured = study("--only", "arm=rtn|new", "--set", "arms.new={preset: rtn, title: again}")
     assert measured == [("rtn", 0)]
