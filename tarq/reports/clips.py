@@ -59,7 +59,7 @@ def embed(panels: Iterable[tuple[Panel, Sequence[str]]], limit: int = CLIPS, cha
                 continue
         clips.found[panel.title, name] = made[utterance.origin]
     if unknown:
-        clips.absent.append(f"Audio of {len(unknown)} utterances: the results do not say where it is (--data gives it).")
+        clips.absent.append(f"Audio of {len(unknown)} utterances: the results do not say where it is (--data does).")
     if broken:
         clips.absent.append(f"Audio of {len(broken)} utterances could not be read: {broken[0]}.")
     if crowded:

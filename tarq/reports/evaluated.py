@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 from tarq.data.utterance import Utterance
@@ -13,31 +12,30 @@ from tarq.reports.results import ERRORS, every
 from tarq.scoring.bootstrap import Difference, Interval
 
 INTERVALS = (
-    "Intervals are 95 %, from a paired bootstrap over utterances; bold differences are clear of 0. One calibration draw "
-    "is one throw of rounding dice: intervals do not speak for other draws."
+    "Intervals are 95 %, from a paired bootstrap over utterances; bold differences are clear of 0. A model is one draw "
+    "of calibration speech: intervals do not speak for other draws."
 )
 
 
-def panels(
-    evaluation: dict[str, Any], folder: Path, speech: Mapping[str, Utterance], base: str | None = None
-) -> list[Panel]:
+#: Label of a set, or the empty text for any, to utterance id to utterance.
+Voices = Mapping[str, Mapping[str, Utterance]]
+
+
+def panels(evaluation: dict[str, Any], voices: Voices, base: str | None = None) -> list[Panel]:
     """Everything there is to show of each set.
 
     Args:
         evaluation: checked, of :meth:`tarq.scoring.run.Evaluation.to_dict`.
-        folder: that paths of audio are relative to.
-        speech: id to utterance, for audio that the results lack.
+        voices: the audio, where it is at hand.
         base: the model others are compared with; one called GPTQ, or else the first one that is not full precision.
 
     Raises:
         DataError: there is no such model.
     """
-    return [_panel(evaluation, label, folder, speech, base) for label in evaluation["sets"]]
+    return [_panel(evaluation, label, voices, base) for label in evaluation["sets"]]
 
 
-def _panel(
-    evaluation: dict[str, Any], label: str, folder: Path, speech: Mapping[str, Utterance], base: str | None
-) -> Panel:
+def _panel(evaluation: dict[str, Any], label: str, voices: Voices, base: str | None) -> Panel:
     scores = evaluation["sets"][label]
     full = evaluation.get("reference")
     models = list(scores["models"])
@@ -79,11 +77,11 @@ def _panel(
     kinds = {kind: i for i, kind in enumerate(dict.fromkeys(group.kind for group in panel.groups))}
     panel.groups.sort(key=lambda group: kinds[group.kind])
     panel.changed = _changed(scores, models)
-    panel.clips = dict(speech) | _clips(scores, folder)
+    panel.clips = dict(_clips(label, voices))
     quantized = evaluation.get("quantized") or {}
     panel.layers = {name: quantized[name]["layers"] for name in models if (quantized.get(name) or {}).get("layers")}
     if not panel.bands:
-        panel.absent.append("Damage by word frequency: the results hold none; tarq evaluate measures it with transcripts.")
+        panel.absent.append("Damage by word frequency: the results hold none; tarq evaluate with transcripts does.")
     if not panel.layers:
         panel.absent.append("λ, α and loss by layer: no model here has a report of tarq.")
     panel.absent.append("Swing over calibration pools, and calibration draws: an evaluation has neither.")
@@ -126,7 +124,7 @@ def _changed(scores: Mapping[str, Any], models: list[str]) -> list[ChangedWord]:
         for kind in ("lost", "regained"):
             for word in every(scores["models"][name].get(kind)):
                 key = (kind, word["id"], word.get("position", 0), word["word"])
-                full, heard = found.setdefault(key, (word["full_precision"], []))
+                _, heard = found.setdefault(key, (word["full_precision"], []))
                 heard.append(Heard(name, 1, 1, word["quantized"]))
     changed = [
         ChangedWord(kind, i, position, word, _words(references.get(i)), full, tuple(heard))
@@ -139,12 +137,9 @@ def _words(text: Any) -> tuple[str, ...] | None:
     return tuple(text.split()) if isinstance(text, str) else None
 
 
-def _clips(scores: Mapping[str, Any], folder: Path) -> dict[str, Utterance]:
-    found = {}
-    for i, audio in (scores.get("audio") or {}).items():
-        if isinstance(audio, dict) and isinstance(audio.get("file"), str):
-            found[i] = Utterance(i, folder / audio["file"], start=audio.get("start") or 0.0, end=audio.get("end"))
-    return found
+def _clips(label: str, voices: Voices) -> Mapping[str, Utterance]:
+    """The utterances of a set, or of the set that it is a language's part of: ``calls (de)`` of ``calls``."""
+    return voices.get(label) or voices.get(label.rpartition(" (")[0]) or voices.get("", {})
 
 
 def origin(evaluation: dict[str, Any], files: list[str]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Figures as inline SVG: places across are percentages, so that a figure fits any width and its letters stay as they are.
+"""Figures as inline SVG. Places across are percentages: a figure fits any width, and its letters keep their size.
 
 Every figure has a text alternative; the table beside it has its numbers.
 """
@@ -49,13 +49,13 @@ def bars(rows: Sequence[Row], scale: Scale, ticks: Mapping[float, str], alternat
     marks = [_axis(scale, ticks, ROW * len(rows))]
     for i, row in enumerate(rows):
         y = ROW * i + 24
-        value = scale.at(row.known.value)
+        value, weak = scale.at(row.known.value), "" if row.strong else " weak"
         marks += [
             element("text", row.label, x="0", y=y - 8, class_="label"),
-            element("text", row.text, x="100%", y=y - 8, text_anchor="end", class_="value" if row.strong else "value weak"),
+            element("text", row.text, x="100%", y=y - 8, text_anchor="end", class_=f"value{weak}"),
             element(
                 "rect", x=f"{min(zero, value):.2f}%", y=y, width=f"{abs(value - zero):.2f}%", height=BAR,
-                class_="bar" if row.strong else "bar weak",
+                class_=f"bar{weak}",
             ),
             element("line", x1=scale.place(row.known.low), x2=scale.place(row.known.high), y1=y + BAR / 2,
                     y2=y + BAR / 2, class_="whisker"),
@@ -83,11 +83,13 @@ def columns(names: Sequence[str], series: Sequence[Series], alternative: str, un
         return 14 + (PLOT - 28) * (high - min(max(value, low), high)) / (high - low)
 
     marks: list[Html] = []
-    for tick in _nice(low, high):
+    ticks = _nice(low, high)
+    for tick in ticks:
         text = f"{100 * tick:+.3g}".replace("-", "−") if tick else "0"
+        text += f" {unit}" if tick == ticks[-1] else ""
         marks += [
-            element("line", x1="0", x2="100%", y1=y(tick), y2=y(tick), class_="zero" if tick == 0 else "grid"),
-            element("text", f"{text} {unit}" if tick == _nice(low, high)[-1] else text, x="0", y=y(tick) - 4, class_="tick"),
+            element("line", x1="0", x2="100%", y1=y(tick), y2=y(tick), class_="grid" if tick else "zero"),
+            element("text", text, x="0", y=y(tick) - 4, class_="tick"),
         ]
     width = 92 / max(len(names), 1)
     for i, name in enumerate(names):
@@ -134,18 +136,16 @@ def strips(rows: Mapping[str, Sequence[float | None]], names: Sequence[str], alt
     for r, (title, values) in enumerate(rows.items()):
         top = max((v for v in values if v is not None), default=0) or 1.0
         bottom = STRIP * (r + 1) + 18 * r + 18
-        marks.append(element("text", title, x="0", y=bottom - STRIP - 5, class_="label"))
-        marks.append(element("text", f"up to {top:.3g}", x="100%", y=bottom - STRIP - 5, text_anchor="end", class_="tick"))
+        above = bottom - STRIP - 5
+        marks.append(element("text", title, x="0", y=above, class_="label"))
+        marks.append(element("text", f"up to {top:.3g}", x="100%", y=above, text_anchor="end", class_="tick"))
         marks.append(element("line", x1="0", x2="100%", y1=bottom, y2=bottom, class_="grid"))
         for i, value in enumerate(values):
             if value is not None:
                 height = STRIP * max(value, 0) / top
-                marks.append(
-                    element(
-                        "rect", element("title", f"{names[i]}: {value:.4g}"), x=f"{width * (i + 0.1):.3f}%",
-                        y=bottom - height, width=f"{width * 0.8:.3f}%", height=height, class_="bar strong",
-                    )  # fmt: skip
-                )
+                place = {"x": f"{width * (i + 0.1):.3f}%", "width": f"{width * 0.8:.3f}%"}
+                told = element("title", f"{names[i]}: {value:.4g}")
+                marks.append(element("rect", told, **place, y=bottom - height, height=height, class_="bar strong"))
     return _svg((STRIP + 18) * len(rows) + 6, alternative, marks)
 
 
@@ -186,4 +186,5 @@ def _nice(low: float, high: float) -> list[float]:
 
 
 def _svg(height: float, alternative: str, marks: Iterable[Html]) -> Html:
-    return element("svg", element("title", alternative), marks, width="100%", height=height, role="img", class_="figure")
+    title = element("title", alternative)
+    return element("svg", title, marks, width="100%", height=height, role="img", class_="figure")

@@ -11,13 +11,15 @@ from tarq.data.corpora.registry import load_utterances
 from tarq.data.utterance import Utterance
 from tarq.errors import DataError, OutputError
 from tarq.files import check_file, write_whole
-from tarq.reports import evaluated, html, markdown, study
+from tarq.reports import evaluated, html, markdown, study, words
 from tarq.reports.clips import Clips, embed
+from tarq.reports.evaluated import Voices
 from tarq.reports.panel import Panel, Report
 from tarq.reports.results import Check, check_evaluation, read
 from tarq.reports.statistics import merged
 
 PAGE, SUMMARY = "report.html", "report.md"
+COMPARED = "Quantized models compared"
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,12 @@ def write_report(
         raise OutputError(f"could not make the folder {out}: {error.strerror or error}; name another place") from error
     for name in (PAGE, SUMMARY):
         check_file(out / name)
-    speech = {u.id: u for source in data for u in load_utterances(source)}
+    speech: dict[str, Utterance] = {}
+    for source in data:
+        own = {utterance.id: utterance for utterance in load_utterances(source)}
+        if twice := next((name for name in own if name in speech), None):
+            raise DataError(f"{source}: utterance {twice!r} is in other speech given, too; give one of them")
+        speech |= own
     report = _report(results, speech, base, title)
     page, clips = _page(report, audio)
     summary = markdown.summary(report)
@@ -69,7 +76,7 @@ def write_report(
     return Written(out / PAGE, out / SUMMARY, absent + clips.absent)
 
 
-def evaluation_page(evaluation: Mapping[str, Any], audio: bool = True, title: str | None = None) -> str:
+def evaluation_page(evaluation: Mapping[str, Any], voices: Voices, title: str | None = None) -> str:
     """The page of what ``tarq evaluate`` found, as its ``--json`` writes it.
 
     Raises:
@@ -77,9 +84,8 @@ def evaluation_page(evaluation: Mapping[str, Any], audio: bool = True, title: st
     """
     whole = dict(evaluation)
     check_evaluation(Check("the evaluation"), whole)
-    found = evaluated.panels(whole, Path(), {})
-    report = Report(title or "Quantized models compared", found, evaluated.INTERVALS, evaluated.origin(whole, []))
-    return _page(report, audio)[0]
+    found = evaluated.panels(whole, voices)
+    return _page(Report(title or COMPARED, found, evaluated.INTERVALS, evaluated.origin(whole, [])), audio=True)[0]
 
 
 def _report(
@@ -101,12 +107,12 @@ def _report(
         panels = study.panels(whole, folder, speech, base)
         title = title or whole["settings"].get("title") or "What quantization costs rare words"
         return Report(str(title), panels, study.INTERVALS, study.origin(whole, names))
-    panels = [panel for _, _, results in found for panel in evaluated.panels(results, folder, speech, base)]
+    panels = [panel for _, _, results in found for panel in evaluated.panels(results, {"": speech}, base)]
     origin = evaluated.origin(found[0][2], names)
-    return Report(title or "Quantized models compared", panels, evaluated.INTERVALS, origin)
+    return Report(title or COMPARED, panels, evaluated.INTERVALS, origin)
 
 
 def _page(report: Report, audio: bool) -> tuple[str, Clips]:
-    shown: list[tuple[Panel, list[str]]] = [(p, [word.id for word in html.shown_words(p)]) for p in report.panels]
+    shown: list[tuple[Panel, list[str]]] = [(p, [word.id for word in words.shown_words(p)]) for p in report.panels]
     clips = embed(shown) if audio else Clips(absent=["Audio: it was not asked for."])
     return html.page(report, clips), clips

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from tarq.reports import text
 from tarq.reports.context import in_reference
-from tarq.reports.html import shown_words
-from tarq.reports.panel import FIGURES, ChangedWord, Group, Panel, Report
+from tarq.reports.panel import MAIN, ChangedWord, Group, Panel, Report
+from tarq.reports.words import shown_words
 from tarq.scoring.bootstrap import Difference
 
 #: Changed words of a panel that are listed.
@@ -17,7 +17,10 @@ WORDS = 15
 
 def summary(report: Report) -> str:
     """Everything of the page that goes into tables."""
-    parts = [f"# {escaped(report.title)}", *(escaped(sentence) for sentence in text.lead(report))]
+    parts = [
+        f"# {escaped(report.title)}",
+        *(escaped(sentence) for sentence in text.lead([panel for panel in report.panels if not panel.further])),
+    ]
     parts += ["\n\n".join(_panel(panel)) for panel in report.panels]
     parts.append(f"{report.intervals} {text.MEANINGS}".replace("<", "\\<"))
     told = [f"- {label}: {escaped(value)}" for label, value in report.origin.get("told", {}).items()]
@@ -34,6 +37,8 @@ def escaped(given: str) -> str:
 
 def _panel(panel: Panel) -> list[str]:
     parts = [f"## {escaped(panel.title)}", escaped(panel.about), _values(panel)]
+    if panel.further:
+        return parts
     if panel.differences:
         parts += [f"Paired differences from {escaped(panel.arms[panel.base or ''])}:", _differences(panel)]
     if panel.pairs:
@@ -47,7 +52,7 @@ def _panel(panel: Panel) -> list[str]:
     if panel.changed:
         shown = shown_words(panel)[:WORDS]
         lost = sum(word.kind == "lost" for word in panel.changed)
-        counts = f"{lost} rare words lost by some method in some draw, {len(panel.changed) - lost} regained. Most often:"
+        counts = f"{lost} rare words lost by some method, {len(panel.changed) - lost} regained. Most often:"
         parts += ["### Rare words lost and regained", counts, "\n".join(_word(panel, word) for word in shown)]
     return parts
 
@@ -74,7 +79,7 @@ def _differences(panel: Panel) -> str:
 
 
 def _pairs(panel: Panel) -> str:
-    figures = [f for f in FIGURES if any(f in pair.differences for pair in panel.pairs)]
+    figures = [f for f in MAIN if any(f in pair.differences for pair in panel.pairs)]
     rows = [["paired difference; Holm's p; detectable", *map(text.heading, figures)]]
     for pair in panel.pairs:
         cells = []
@@ -83,7 +88,7 @@ def _pairs(panel: Panel) -> str:
             if figure in pair.adjusted:
                 cell += f"; {pair.adjusted[figure]:.3f}; {text.number(figure, pair.detectable[figure]).lstrip('+')}"
             cells.append(cell)
-        rows.append([escaped(f"{panel.arms.get(pair.ours, pair.ours)} − {panel.arms.get(pair.base, pair.base)}"), *cells])
+        rows.append([escaped(panel.pair_title(pair)), *cells])
     return _table(rows)
 
 

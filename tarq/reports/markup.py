@@ -38,6 +38,41 @@ def joined(children: Iterable[Any]) -> Html:
     return Html("".join(_markup(child) for child in children))
 
 
+def table(label: str, heads: Iterable[Any], rows: Iterable[Any], caption: Any = None) -> Html:
+    """A table that scrolls within itself where it is wider than the page.
+
+    Args:
+        label: what it is, for who does not see it.
+        heads: the first row's cells.
+        rows: elements ``tr``.
+        caption: above it; it stays where it is when the table scrolls.
+    """
+    above = element("caption", element("div", caption)) if caption else None
+    body = element("table", above, element("thead", element("tr", heads)), element("tbody", rows))
+    return element("div", body, class_="scroll", role="region", aria_label=label, tabindex=0)
+
+
+def heading(title: str, under: str = "", numbers: bool = True) -> Html:
+    """The head of a column."""
+    small = (element("br"), element("span", under, class_="interval")) if under else None
+    return element("th", title, small, scope="col", class_="number" if numbers else None)
+
+
+def number(*lines: Any) -> Html:
+    """A cell of figures, line by line."""
+    shown = [line for line in lines if line]
+    return element("td", ((element("br") if i else None, line) for i, line in enumerate(shown)), class_="number")
+
+
+def small(text: str) -> Html:
+    return element("span", text, class_="interval")
+
+
+def details(title: str, content: Any, opened: bool = False) -> Html:
+    """What unfolds."""
+    return element("details", element("summary", title), content, open=opened)
+
+
 def _markup(child: Any) -> str:
     if child is None or child is False:
         return ""

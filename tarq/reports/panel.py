@@ -16,7 +16,15 @@ FIGURES: dict[str, tuple[str, int, int, str]] = {
     "kl_common": ("KL common", 1, 3, "nats"),
     "rare_wer": ("rare-WER", 100, 1, "%"),
     "wer": ("WER", 100, 1, "%"),
+    "rare_miss_rate": ("rare missed", 100, 1, "%"),
+    "common_wer": ("common WER", 100, 1, "%"),
+    "b_wer": ("B-WER", 100, 1, "%"),
+    "numeral_wer": ("numeral WER", 100, 1, "%"),
+    "ne_wer": ("entity WER", 100, 1, "%"),
+    "ne_fnr": ("entities missed", 100, 1, "%"),
 }
+#: Those of the paper's table; the others stand with the words.
+MAIN = tuple(FIGURES)[:6]
 
 
 @dataclass(frozen=True)
@@ -44,6 +52,7 @@ class Group:
 
     Attributes:
         rate: (S + D + I) / N, a fraction.
+        draws: that were transcribed.
         change: of the rate against full precision; None of full precision itself.
     """
 
@@ -55,6 +64,7 @@ class Group:
     words: int
     rate: Interval
     change: Difference | None = None
+    draws: int = 1
 
 
 @dataclass(frozen=True)
@@ -139,8 +149,16 @@ class Panel:
 
     @property
     def figures(self) -> list[str]:
-        """Those that an arm has."""
-        return [figure for figure in FIGURES if any(figure == known for _, known in self.values)]
+        """Those of the paper's table that an arm has."""
+        return [figure for figure in MAIN if any(figure == known for _, known in self.values)]
+
+    def pair_title(self, pair: Pair) -> str:
+        return f"{self.arms.get(pair.ours, pair.ours)} − {self.arms.get(pair.base, pair.base)}"
+
+    @property
+    def more(self) -> list[str]:
+        """The others that an arm has."""
+        return [f for f in FIGURES if f not in MAIN and any(f == known for _, known in self.values)]
 
 
 @dataclass

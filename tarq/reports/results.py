@@ -37,7 +37,8 @@ def read(path: str | Path) -> tuple[Kind, dict[str, Any]]:
         check_evaluation(check, whole)
         return "evaluation", whole
     raise DataError(
-        f"{path} has neither 'cells' nor 'sets': it is no results file; give those of a study or of tarq evaluate --json"
+        f"{path} has neither 'cells' nor 'sets', so it is no results file; give those of a study or of tarq evaluate "
+        "--json"
     )
 
 

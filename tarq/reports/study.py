@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tarq.data.utterance import Utterance
 from tarq.errors import DataError
 from tarq.reports import statistics
-from tarq.reports.panel import FIGURES, Pair, Panel, Swing
+from tarq.reports.panel import FIGURES, MAIN, Pair, Panel, Swing
 from tarq.reports.results import every
 from tarq.reports.statistics import Cell, Comparison, Condition, Study
 from tarq.reports.transcripts import Decoded, describe_words
@@ -76,7 +76,8 @@ class _Condition:
         self.arms = [arm for arm in arms if any(cell.arm == arm for cell in cells)]
         self.base = base or (statistics.BASE if statistics.BASE in self.arms else self.arms[0])
         if self.base not in self.arms:
-            raise DataError(f"{condition.title} has no arm {self.base!r} to compare with: it has {', '.join(self.arms)}")
+            known = ", ".join(self.arms)
+            raise DataError(f"{condition.title} has no arm {self.base!r} to compare with: it has {known}")
         pairs = statistics.all_pairs(results)
         named = {pair[:2] for pair in pairs}
         others = [(arm, self.base, f"against {self.base}") for arm in self.arms if arm != self.base]
@@ -206,7 +207,8 @@ class _Condition:
         parts = [f"W{config['bits']}G{config['group_size']}"] if {"bits", "group_size"} <= set(config) else []
         count = len(self.study.draws(self.base, DAMAGE) or self.study.draws(self.base, "rare_wer"))
         samples = self.condition.samples or self.settings.get("samples")
-        parts.append(f"{count} calibration draw{'s' if count != 1 else ''}" + (f" of {samples} utterances" if samples else ""))
+        parts.append(f"{count} calibration draw{'s' if count != 1 else ''}")
+        parts[-1] += f" of {samples} utterances" if samples else ""
         speakers = self.model.get("speakers") or self.settings.get("speakers") or []
         scored = f"scored on {len(self.model['ids'])} utterances"
         parts.append(scored + (f" of {len(set(map(str, speakers)))} speakers" if speakers else ""))
@@ -228,7 +230,7 @@ def _pools_apart(one: _Condition, other: _Condition) -> bool:
 def _pairs(comparisons: Sequence[Comparison]) -> list[Pair]:
     pairs: dict[tuple[str, str, str], Pair] = {}
     for c in comparisons:
-        if c.figure in FIGURES:
+        if c.figure in MAIN:
             pair = pairs.setdefault((c.ours, c.base, c.family), Pair(c.ours, c.base, c.family or "other pairs", {}))
             pair.differences[c.figure] = c.difference
             pair.adjusted[c.figure] = c.adjusted

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from tarq.reports.panel import FIGURES, Panel, Report
+from collections.abc import Sequence
+
+from tarq.reports.panel import FIGURES, Group, Panel
 from tarq.scoring.bootstrap import Difference, Interval
 
 #: What stands in place of a figure that is not there.
@@ -11,6 +13,15 @@ MEANINGS = (
     "ΔNLL: how much likelihood the true token loses; KL: how far the model's opinion moved from full precision's; both "
     "teacher-forced, in nats a target, on targets of rare words and on all others. Rare: less than one in a million "
     "words (Zipf < 3), unless the settings say otherwise. WER and rare-WER are in percent."
+)
+
+RATES = (
+    "Error rate in percent with its interval; its change against full precision, in points; words substituted / "
+    "deleted / inserted."
+)
+ADJUSTED = (
+    "p: two-sided, from the bootstrap, adjusted within a family of comparisons (Holm, a figure at a time). Detectable: "
+    "the smallest true difference that would be found with a chance of 80 %."
 )
 
 
@@ -33,7 +44,7 @@ def full(figure: str, known: Interval | Difference) -> str:
 
 def share(known: Interval) -> str:
     """``55 % [44, 64]``."""
-    return minus(f"{100 * known.value:.0f} % [{100 * known.low:.0f}, {100 * known.high:.0f}]")
+    return minus(f"{100 * known.value:.0f}\u00a0% [{100 * known.low:.0f}, {100 * known.high:.0f}]")
 
 
 def points(known: Interval | Difference, signed: bool = False) -> str:
@@ -45,6 +56,23 @@ def points(known: Interval | Difference, signed: bool = False) -> str:
 def minus(text: str) -> str:
     """With the sign that is as wide as a plus."""
     return text.replace("-", "−")
+
+
+def p(value: float) -> str:
+    return "p < 0.001" if value < 0.001 else f"p {value:.3f}"
+
+
+def size(figure: str, value: float) -> str:
+    """A figure without a sign."""
+    return number(figure, value).lstrip("+")
+
+
+def drawn(groups: Sequence[Group]) -> str:
+    """In how many draws words were transcribed, where that is not one."""
+    draws = sorted({group.draws for group in groups})
+    if draws[-1] == 1:
+        return ""
+    return f" Counts are means; of {' to '.join(map(str, dict.fromkeys((draws[0], draws[-1]))))} transcribed draws."
 
 
 def heading(figure: str) -> str:
@@ -62,10 +90,10 @@ def best(panel: Panel) -> str | None:
     return min(damage, key=lambda arm: damage[arm]) if damage else None
 
 
-def lead(report: Report) -> list[str]:
+def lead(panels: Sequence[Panel]) -> list[str]:
     """A sentence a panel: what the figure shows, in words."""
     sentences = []
-    for panel in report.panels:
+    for panel in panels:
         arm = best(panel)
         if arm is None:
             continue

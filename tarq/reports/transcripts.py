@@ -76,7 +76,7 @@ def describe_words(panel: Panel, decoded: Decoded) -> list[str]:
             kinds.setdefault(arm, {}).update({kind: counts for kind, counts in counted.items() if kind not in stored})
         panel.changed = _changed(scores)
         if "names" not in {kind for found in kinds.values() for kind in found}:
-            absent.append("Errors on names: the corpus marks none, and its transcripts have no capitals to tell them by.")
+            absent.append("Errors on names: the corpus marks none, and its transcripts have no capitals to go by.")
         panel.notes.append(f"Words by frequency are cut by the normalizer {scores[FULL][0].normalizer.name!r}.")
     panel.groups = _groups(kinds, panel, KINDS)
     panel.bands = _groups(bands, panel, list(bands.get(FULL, {})))
@@ -137,9 +137,7 @@ def _groups(found: Mapping[str, Mapping[str, list[Counts]]], panel: Panel, kinds
     """
     full = found.get(FULL, {})
     groups = []
-    tables = {
-        (arm, kind): [run.errors for run in runs] for arm, some in found.items() for kind, runs in some.items()
-    }
+    tables = {(arm, kind): [run.errors for run in runs] for arm, some in found.items() for kind, runs in some.items()}
     lengths = {len(table) for table in tables.values()}
     ratios = {}
     for (arm, kind), table in tables.items():
@@ -153,14 +151,10 @@ def _groups(found: Mapping[str, Mapping[str, list[Counts]]], panel: Panel, kinds
             if not runs:
                 continue
             ours = known[arm, kind, len(runs)]
-            paired = arm != FULL and kind in full
             totals = [float(np.mean([getattr(run, name).sum() for run in runs])) for name in ERRORS]
-            groups.append(
-                Group(
-                    arm, kind, *totals, int(runs[0].words.sum()), ours.interval(),
-                    ours.minus(known[FULL, kind, len(runs)]) if paired else None,
-                )  # fmt: skip
-            )
+            change = ours.minus(known[FULL, kind, len(runs)]) if arm != FULL and kind in full else None
+            words = int(runs[0].words.sum())
+            groups.append(Group(arm, kind, *totals, words, ours.interval(), change, len(runs)))
     return groups
 
 

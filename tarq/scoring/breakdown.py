@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from tarq.scoring.bootstrap import RESAMPLES, Ratio, resample
 from tarq.scoring.words import DELETED, SUBSTITUTED, Counts, WordScores
 from tarq.words.normalize import Normalizer
 from tarq.words.rarity import is_rare, zipf
@@ -37,9 +40,7 @@ def by_kind(scores: WordScores, names: Sequence[frozenset[str]] | None = None) -
     kinds = {"rare": rare, "common": ~rare, "numerals": _mask(any(map(str.isdigit, word)) for word in words)}
     if names is not None:
         kinds["names"] = _mask(
-            word in marked
-            for reference, marked in zip(scores.references, names, strict=True)
-            for word in reference
+            word in marked for reference, marked in zip(scores.references, names, strict=True) for word in reference
         )
     return {kind: counts_of(scores, chosen) for kind, chosen in kinds.items() if chosen.any()}
 
@@ -93,15 +94,46 @@ def _capitalised(text: str, normalizer: Normalizer) -> list[str]:
     pieces = text.split()
     within = [
         piece
-        for before, piece in zip(pieces, pieces[1:], strict=False)
+        for before, piece in pairwise(pieces)
         if not _SENTENCE_END.search(before) and piece.lstrip("\"'(“‘")[:1].isupper()
     ]
     # The pronoun is no name: "I", "I'm", "I'll".
     return [word for piece in within if not re.match(r"\W*I\b", piece) for word in normalizer.words(piece)]
 
 
-def _mask(values: object) -> NDArray[np.bool_]:
-    return np.fromiter(values, dtype=bool)  # type: ignore[call-overload]
+def _mask(values: Iterable[bool]) -> NDArray[np.bool_]:
+    return np.fromiter(values, dtype=bool)
 
 
-Breakdown = Mapping[str, Counts]
+def break_down(
+    words: Mapping[str, WordScores],
+    reference: str | None,
+    names: Sequence[frozenset[str]] | None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Errors of every model by kind and by band, with intervals.
+
+    Args:
+        words: model to its words, all of the same references.
+        reference: label of the full-precision model that changes are measured against, if there is one.
+        names: see :func:`by_kind`.
+
+    Returns:
+        model → ``kinds`` and ``bands`` → name → S, D, I and words, ``rate`` with its interval, and ``change`` of the
+        rate against the reference model (None of that model).
+    """
+    counts = {
+        (model, part, name): found
+        for model, scores in words.items()
+        for part, parts in (("kinds", by_kind(scores, names)), ("bands", by_band(scores)))
+        for name, found in parts.items()
+    }
+    resampled = resample({key: Ratio(c.errors, c.words) for key, c in counts.items()}, resamples, seed)
+    result: dict[str, dict[str, dict[str, Any]]] = {model: {"kinds": {}, "bands": {}} for model in words}
+    for (model, part, name), found in counts.items():
+        ours, theirs = resampled[model, part, name], resampled.get((reference or "", part, name))
+        totals = {f: int(getattr(found, f).sum()) for f in ("substitutions", "deletions", "insertions", "words")}
+        change = ours.minus(theirs) if theirs is not None and model != reference else None
+        result[model][part][name] = totals | {"rate": ours.interval(), "change": change}
+    return result

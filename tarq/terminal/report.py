@@ -22,7 +22,9 @@ def report(
     *,
     out: Annotated[
         Path,
-        typer.Option(metavar="DIR", rich_help_panel=OUTPUT, help="Folder that report.html and report.md are written to."),
+        typer.Option(
+            metavar="DIR", rich_help_panel=OUTPUT, help="Folder that report.html and report.md are written to."
+        ),
     ],
     data: Annotated[
         list[str] | None,
