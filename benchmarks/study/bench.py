@@ -1,0 +1,198 @@
+"""One model on one set of speech: quantized copies of it are scored against it.
+
+Layers are scored as Linears of the weights that their codes stand for: what is measured are the codes, not the kernels.
+Everything is computed in float32.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+import tarq
+from tarq.data.speech import Data
+from tarq.data.utterance import Utterance
+from tarq.errors import ConfigError
+from tarq.models.base import Recognizer
+from tarq.models.types import Batch
+from tarq.report import Reporter
+from tarq.scoring.divergence import divergence, joined
+from tarq.scoring.entities import score_entities
+from tarq.scoring.words import Counts, biased_counts, hallucination_signs, rare_reference_words, score_words
+from tarq.speech.calibration import batched, make_examples
+
+KINDS = ("rare", "common")
+#: Decimals of nats summed over an utterance, and of a layer's figures.
+DECIMALS = 6
+
+
+class OnceExtracted:
+    """A feature extractor that makes the features of each waveform, an array that is kept, once."""
+
+    def __init__(self, extractor: Any) -> None:
+        self._extractor, self._made = extractor, {}
+
+    def __call__(self, waveform: Any, **options: Any) -> Any:
+        key = id(waveform), repr(sorted(options.items()))
+        if key not in self._made:
+            # The waveform stays with its features: another one could come to lie at the same place.
+            self._made[key] = waveform, self._extractor(waveform, **options)
+        return self._made[key][1]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._extractor, name)
+
+
+def full_precision(source: str, device: str) -> Recognizer:
+    """A model that copies are quantized of."""
+    recognizer = tarq.load_recognizer(source, dtype=torch.float32, device=device)
+    recognizer.feature_extractor = OnceExtracted(recognizer.feature_extractor)
+    return recognizer
+
+
+def quantized(
+    full: Recognizer, calibration: Data | Mapping[str, Data], config: tarq.TarqConfig
+) -> tuple[Recognizer, tarq.Report]:
+    """A copy of a model, quantized, its layers expanded."""
+    shared = ("tokenizer", "feature_extractor", "processor")
+    memo = {id(part): part for name in shared if (part := getattr(full, name)) is not None}
+    recognizer = copy.deepcopy(full, memo)
+    report = tarq.quantize(recognizer, calibration, config)
+    expand(recognizer.model)
+    return recognizer, report
+
+
+def expand(model: nn.Module) -> None:
+    """Packed layers become Linears of the weights they stand for, in place."""
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, tarq.QuantLinear):
+            weight = layer.dequantize(torch.float32)
+            linear = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device=weight.device)
+            linear.weight.data = weight
+            if layer.bias is not None:
+                linear.bias.data = layer.bias.float()
+            model.set_submodule(name, linear.eval())
+
+
+@dataclass
+class Bench:
+    """A set that a model's copies are scored on.
+
+    Attributes:
+        utterances: those that could be teacher-forced.
+        batches: of them.
+        expected: full precision's logits, one tensor a batch.
+        notes: what was left out.
+    """
+
+    utterances: list[Utterance]
+    batches: list[Batch]
+    expected: list[torch.Tensor]
+    notes: list[str]
+
+    @classmethod
+    def make(cls, full: Recognizer, scored: Sequence[Utterance], batch_size: int) -> Bench:
+        """Read a set's audio, and run full precision on it."""
+        made = make_examples(full, scored, tarq.TarqConfig(batch_size=batch_size), Reporter())
+        if not made.examples:
+            raise ConfigError(f"no utterance to score could be teacher-forced: {'; '.join(made.notes)}")
+        with torch.no_grad():
+            batches = list(batched(full, made.examples, batch_size))
+            keep = _room(full, batches)
+            expected = [full.logits(batch).to(keep) for batch in batches]
+        return cls(made.utterances, batches, expected, made.notes)
+
+    @property
+    def positions(self) -> dict[str, list[int]]:
+        """Targets of either kind, by utterance."""
+        counts: dict[str, dict[str, int]] = {kind: {} for kind in KINDS}
+        for batch in self.batches:
+            scored = batch.targets != -100
+            for kind, mask in (("rare", scored & batch.rare_target), ("common", scored & ~batch.rare_target)):
+                counts[kind] |= zip(batch.ids, mask.sum(-1).tolist(), strict=True)
+        return {kind: [known[u.id] for u in self.utterances] for kind, known in counts.items()}
+
+    @torch.no_grad()
+    def measure(self, recognizer: Recognizer, decode: bool) -> dict[str, Any]:
+        """Sums on rare and common targets by utterance; transcripts and word errors."""
+        parts, heard, seen = [], {}, []
+        for batch, expected in zip(self.batches, self.expected, strict=True):
+            audio = recognizer.encode(batch.features)
+            logits = recognizer.logits(batch, audio)
+            parts.append(divergence(expected.to(logits.device), logits, batch.targets, batch.rare_target))
+            seen += batch.ids
+            if decode:
+                heard |= zip(batch.ids, recognizer.decode_forced(batch, audio, logits), strict=True)
+        place = {name: i for i, name in enumerate(seen)}
+        order = [place[u.id] for u in self.utterances]
+        sums = {kind: joined([part[kind] for part in parts], order) for kind in KINDS}
+        measured: dict[str, Any] = {
+            figure: {kind: [round(float(x), DECIMALS) for x in getattr(sums[kind], figure)] for kind in KINDS}
+            for figure in ("kl", "delta_nll")
+        }
+        if decode:
+            measured |= word_figures(self.utterances, [heard[u.id] for u in self.utterances], recognizer)
+        return measured
+
+    @torch.no_grad()
+    def transcribed(self, full: Recognizer) -> dict[str, Any]:
+        """Full precision's transcripts and word errors."""
+        heard: dict[str, str] = {}
+        for batch, logits in zip(self.batches, self.expected, strict=True):
+            heard |= zip(batch.ids, full.decode_forced(batch, full.encode(batch.features), logits), strict=True)
+        return word_figures(self.utterances, [heard[u.id] for u in self.utterances], full)
+
+
+def word_figures(utterances: Sequence[Utterance], hypotheses: list[str], recognizer: Recognizer) -> dict[str, Any]:
+    """Word errors by utterance: of all words, rare ones, the list of rare ones (B-WER) and that of those with a digit;
+    entities where the set marks them; signs of hallucination."""
+    normalizer = tarq.TarqConfig().text_normalizer(recognizer.spelling)
+    references = [u.text or "" for u in utterances]
+    scores = score_words(references, hypotheses, normalizer=normalizer, ids=[u.id for u in utterances])
+    numerals = {word for reference in scores.references for word in reference if any(map(str.isdigit, word))}
+    words = {
+        "all": _counts(scores.plain),
+        "rare": _counts(scores.rare[scores.thresholds[0]]),
+        "biased": _counts(biased_counts(scores, rare_reference_words(scores))[0]),
+        "numerals": _counts(biased_counts(scores, numerals)[0]),
+    }
+    if any(u.entities for u in utterances):
+        entities = score_entities(references, hypotheses, [u.entities for u in utterances], normalizer=normalizer)
+        words["entities"] = {n: getattr(entities, n).tolist() for n in ("mentions", "missed", "words", "errors")}
+    signs = asdict(hallucination_signs(scores))
+    return {"words": words, "signs": signs, "hypotheses": hypotheses}
+
+
+def _counts(counts: Counts) -> dict[str, list[int]]:
+    return {name: getattr(counts, name).tolist() for name in ("substitutions", "deletions", "insertions", "words")}
+
+
+def _room(full: Recognizer, batches: Sequence[Batch]) -> torch.device:
+    """Where full precision's logits are kept: on a GPU that has plenty of memory, or in RAM."""
+    if full.device.type != "cuda":
+        return full.device
+    size = 4 * full.model.config.vocab_size * sum(batch.targets.numel() for batch in batches)
+    free, _ = torch.cuda.mem_get_info(full.device)
+    return full.device if free > 8 * size else torch.device("cpu")
+
+
+def halves(name: str, utterances: Sequence[Utterance]) -> dict[str, list[Utterance]]:
+    """``choose`` and ``report``: the utterances of the first half of the speakers, by sorted id, and of the others;
+    and ``all``.
+
+    Raises:
+        ConfigError: the corpus, named in the message, does not have two speakers.
+    """
+    speakers = sorted({str(u.speaker) for u in utterances})
+    if len(speakers) < 2:
+        raise ConfigError(f"{name} has no two speakers to make halves of: score all of it (half: all)")
+    first = set(speakers[: len(speakers) // 2])
+    return {
+        "choose": [u for u in utterances if str(u.speaker) in first],
+        "report": [u for u in utterances if str(u.speaker) not in first],
+    }

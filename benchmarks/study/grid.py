@@ -1,0 +1,140 @@
+"""A grid: what a study measures, cell by cell, in order of worth."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import tarq
+
+Half = Literal["choose", "report", "all"]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A preset with fields overridden; ``speaks`` where it looks at calibration speech."""
+
+    preset: str
+    overrides: Mapping[str, Any]
+    title: str
+    speaks: bool
+
+
+@dataclass(frozen=True)
+class CalibrationPool:
+    """Corpora to draw from, and the fields that say how."""
+
+    corpora: tuple[str, ...]
+    fields: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A corpus to score on: a half of its speakers, or a random sample of it of so many utterances."""
+
+    corpus: str
+    half: Half
+    utterances: int | None
+
+
+class Job(NamedTuple):
+    """One quantization, and the sets it is scored on; ``decode`` where it transcribes them too."""
+
+    model: str
+    arm: str
+    draw: int
+    pool: str
+    samples: int
+    bits: int
+    scored: tuple[str, ...]
+    decode: bool
+
+    @property
+    def name(self) -> str:
+        """Everything but what it is scored on."""
+        return "/".join(map(str, self[:6]))
+
+    def label(self, scored: str, first: str) -> str:
+        """Of the model in the results: its name, on any set but the grid's first with that set's."""
+        return self.model if scored == first else f"{self.model} ({scored})"
+
+    def key(self, scored: str, first: str) -> str:
+        """Of the cell in the results."""
+        return "/".join([self.label(scored, first), *map(str, self[1:6]), scored])
+
+
+@dataclass(frozen=True)
+class Block:
+    """A product of axes, measured draw by draw."""
+
+    models: tuple[str, ...]
+    arms: tuple[str, ...]
+    pools: tuple[str, ...]
+    samples: tuple[int, ...]
+    bits: tuple[int, ...]
+    draws: tuple[int, ...]
+    scored: tuple[str, ...]
+    decode: int  # in so many of the draws
+
+    def jobs(self, arms: Mapping[str, Arm]) -> Iterator[Job]:
+        """An arm that looks at no speech is there once for each width."""
+        for place, draw in enumerate(self.draws):
+            for model, pool, samples, bits, arm in itertools.product(
+                self.models, self.pools, self.samples, self.bits, self.arms
+            ):
+                first = (self.pools[0], self.samples[0], self.draws[0])
+                if arms[arm].speaks or (pool, samples, draw) == first:
+                    yield Job(model, arm, draw, pool, samples, bits, self.scored, place < self.decode)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A study. Models and corpora are name to source: a folder below the one the command line gives, or the testbed's.
+
+    Attributes:
+        blocks: what is measured, in order of worth.
+        exclude: what of it is not: a job that meets all conditions of an entry.
+        pairs: (arm, base, family) to compare.
+    """
+
+    file: str
+    title: str
+    models: Mapping[str, str]
+    arms: Mapping[str, Arm]
+    corpora: Mapping[str, str]
+    calibration: Mapping[str, CalibrationPool]
+    scored: Mapping[str, Scored]
+    blocks: tuple[Block, ...]
+    exclude: tuple[Mapping[str, tuple[Any, ...]], ...]
+    batch_size: int
+    score_batch_size: int
+    pairs: tuple[tuple[str, str, str], ...]
+    otherwise: str | None
+
+    def config(self, job: Job) -> tarq.TarqConfig:
+        """Of a job's quantization."""
+        arm, pool = self.arms[job.arm], self.calibration[job.pool]
+        axes = {"samples": job.samples, "seed": job.draw, "bits": job.bits, "batch_size": self.batch_size}
+        return tarq.TarqConfig.preset(arm.preset, **{**axes, **pool.fields, **arm.overrides})
+
+    def jobs(self) -> list[Job]:
+        """In order of worth. A model is quantized once: the sets that later blocks score it on are scored then, too."""
+        found: dict[str, Job] = {}
+        for block in self.blocks:
+            for job in block.jobs(self.arms):
+                if not any(_meets(job, conditions) for conditions in self.exclude):
+                    known = found.get(job.name, job)
+                    scored = tuple(dict.fromkeys(known.scored + job.scored))
+                    found[job.name] = known._replace(scored=scored, decode=known.decode or job.decode)
+        return list(found.values())
+
+    @property
+    def first(self) -> str:
+        """The set whose cells bear the model's plain name."""
+        return next(iter(self.scored))
+
+
+def _meets(job: Job, conditions: Mapping[str, tuple[Any, ...]]) -> bool:
+    return all(getattr(job, axis) in values for axis, values in conditions.items())

@@ -1,0 +1,177 @@
+"""What a study comes to, as Markdown: damage by arm, paired differences, where variance comes from."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tarq.reports.statistics import (
+    BASE,
+    FIGURES,
+    FULL,
+    Comparison,
+    Condition,
+    Study,
+    adjusted_in_families,
+    conditions,
+)
+from tarq.reports.variance import Components
+from tarq.scoring.bootstrap import Difference, Interval
+
+#: Figures of the tables of damage; the others are in the results.
+SHOWN = ("delta_nll_rare", "kl_rare", "delta_nll_common", "kl_common", "rare_wer", "wer")
+#: That claims are decided by.
+DECISIVE = ("delta_nll_rare", "rare_wer")
+#: Differences to find: nats a target, or a share of words.
+DETECT = (0.01, 0.02, 0.03)
+
+
+def markdown(results: Mapping[str, Any]) -> str:
+    """The tables of every condition: damage by arm, then every arm less GPTQ and the pairs that the study names; then
+    the claims of all conditions, adjusted within their families."""
+    studies = [Study(results, condition, figures=SHOWN) for condition in conditions(results)]
+    tables = [_tables(results, study) for study in studies]
+    compared = [c for study in studies for c in study.comparisons() if c.figure in DECISIVE]
+    return "\n\n".join([*tables, _claims(adjusted_in_families(compared))] if compared else tables)
+
+
+def variance(results: Mapping[str, Any], detect: Sequence[float] | None = None) -> str:
+    """For every condition, arms and pairs: standard deviations of what a draw and an utterance do, and draws needed."""
+    detect = detect or DETECT
+    lines = [
+        "sd over draws: of the value on these utterances, in another draw of calibration speech. sd over utterances: "
+        "of the value over all draws, on as many other utterances. Draws needed: with which a true difference is found "
+        "with a chance of 80 % at a two-sided 5 %, on so many utterances; ∞ where they are too few for any number.",
+    ]
+    for condition in conditions(results):
+        study = Study(results, condition)
+        lines += ["", f"**{condition.title}**", ""]
+        needed = [f"draws for {difference:g}" for difference in detect]
+        lines += _head(["", "figure", "draws", "value", "sd over draws", "sd over utterances", *needed])
+        for arm in study.arms:
+            for figure in study.figures:
+                known, value = study.components(arm, figure), study.value(arm, figure)
+                if arm != FULL and known is not None and value is not None:
+                    lines.append(_row(_components(arm, figure, value.value, known, detect)))
+        for each in study.comparisons():
+            name = f"{each.ours} − {each.base}"
+            lines.append(_row(_components(name, each.figure, each.difference.value, each.components, detect)))
+    return "\n".join(lines)
+
+
+def _components(name: str, figure: str, value: float, known: Components, detect: Sequence[float]) -> list[str]:
+    over_draws = None
+    if known.draw is not None and known.rest is not None:
+        over_draws = math.sqrt(known.draw + known.rest / known.utterances)
+    over_utterances = math.sqrt(known.utterance / known.utterances)
+    spread = ["–" if x is None else f"{x:.4f}" for x in (over_draws, over_utterances)]
+    title = FIGURES[figure].title.removesuffix(" %")
+    return [name, title, str(known.draws), f"{value:+.4f}", *spread, *(_count(known.draws_needed(x)) for x in detect)]
+
+
+def _count(number: float) -> str:
+    return "–" if math.isnan(number) else "∞" if math.isinf(number) else f"{number:.0f}"
+
+
+def _tables(results: Mapping[str, Any], study: Study) -> str:
+    model, shown = study.full, study.figures
+    positions, settings = model["positions"], results["settings"]
+    drawn = {
+        figure: max((len(study.draws(arm, figure)) for arm in study.arms if arm != FULL), default=0) for figure in shown
+    }
+    words = [
+        f"{sum(model['words'][kind]['words'])} {what} in {_draws(drawn[figure])}"
+        for figure, kind, what in (("rare_wer", "rare", "rare words"), ("wer", "all", "words"))
+        if drawn.get(figure)
+    ]
+    speakers = len(set(model["speakers"])) if model.get("speakers") else len(settings["speakers"])
+    lines = [
+        f"**{study.condition.model}**, {_condition(study.condition, settings)}; "
+        f"{_draws(drawn.get('delta_nll_rare', 0))} of "
+        f"{study.condition.samples or settings['samples']} calibration utterances; scored on {len(model['ids'])} "
+        f"utterances of {speakers} speakers: "
+        + ", ".join([f"{sum(positions['rare'])} rare targets", f"{sum(positions['common'])} common ones", *words])
+        + ". 95 % intervals over draws and utterances.",
+        "",
+        *_head(["", *(FIGURES[figure].title for figure in shown), "ΔNLL rare recovered"]),
+    ]
+    compared = {(c.ours, c.base, c.figure): c for c in study.comparisons()}
+    for arm in study.arms:
+        values = {figure: study.value(arm, figure) for figure in shown}
+        cells = [_text(figure, value.interval()) if value else "–" for figure, value in values.items()]
+        lines.append(_row([arm, *cells, _recovered(compared.get((arm, BASE, "delta_nll_rare")))]))
+    pairs = dict.fromkeys((ours, base) for ours, base, *_ in study.pairs if ours != FULL)
+    if pairs:
+        lines += ["", *_head(["paired difference", *(FIGURES[figure].title for figure in shown)])]
+    for ours, base in pairs:
+        found = [compared.get((ours, base, figure)) for figure in shown]
+        lines.append(_row([f"{ours} − {base}", *(_text(c.figure, c.difference) if c else "–" for c in found)]))
+    return "\n".join(lines)
+
+
+def _claims(compared: Sequence[Comparison]) -> str:
+    head = ["family", "condition", "pair", "figure", "draws", "difference", "p", "p by Holm", "detectable"]
+    lines = _head(head)
+    for each in compared:
+        _, factor, decimals = _form(each.figure)
+        lines.append(
+            _row(
+                [
+                    each.family,
+                    each.condition.title,
+                    f"{each.ours} − {each.base}",
+                    FIGURES[each.figure].title,
+                    str(len(each.draws)),
+                    _text(each.figure, each.difference),
+                    f"{each.p:.4f}",
+                    f"{each.adjusted:.4f}",
+                    f"{factor * each.detectable:.{decimals}f}",
+                ]
+            )
+        )
+    return "\n".join(lines)
+
+
+def _condition(condition: Condition, settings: Mapping[str, Any]) -> str:
+    pools = settings.get("pools", {})
+    pool = f", pool {condition.pool}" if condition.pool and len(pools) > 1 else ""
+    return f"W{condition.bits or 4}G128{pool}"
+
+
+def _recovered(comparison: Comparison | None) -> str:
+    """The share of GPTQ's damage to the true rare token that an arm does not do."""
+    if comparison is None:
+        return "–"
+    share = comparison.recovered
+    return f"{100 * share.value:.0f} % [{100 * share.low:.0f}, {100 * share.high:.0f}]".replace("-", "−")
+
+
+def _form(figure: str) -> tuple[str, int, int]:
+    """A figure's title, the factor it is shown with, decimals."""
+    title = FIGURES[figure].title
+    return (title, 100, 1) if title.endswith("%") else (title, 1, 3)
+
+
+def _text(figure: str, known: Interval | Difference) -> str:
+    """A value and its interval; a difference carries a sign, and is bold where it is clear of 0."""
+    _, factor, decimals = _form(figure)
+    if math.isnan(known.value):
+        return "–"
+    paired = isinstance(known, Difference)
+    sign = "+" if paired or figure.startswith("delta") else ""
+    value, low, high = (f"{factor * x:{sign}.{decimals}f}" for x in (known.value, known.low, known.high))
+    text = f"{value} [{low}, {high}]".replace("-", "−")
+    return f"**{text}**" if paired and known.clear_of_zero else text
+
+
+def _draws(count: int) -> str:
+    return f"{count} draw{'s' if count != 1 else ''}"
+
+
+def _head(titles: Sequence[str]) -> list[str]:
+    return [_row(titles), _row(["---"] * len(titles))]
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
