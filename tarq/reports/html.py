@@ -52,12 +52,9 @@ def _origin(report: Report, clips: Clips) -> Section:
             for arm, config in configurations.items()
         )
         parts.append(details("Configuration of each method", element("dl", listed)))
-    several = len(report.panels) > 1
-    notes = [f"{p.title}: {note}" if several else note for p in report.panels for note in p.notes]
-    absent = [f"{p.title}: {note}" if several else note for p in report.panels for note in p.absent]
-    for title, lines in (("Notes", notes), ("Not shown", absent + clips.absent)):
+    for title, lines in (("Notes", report.told("notes")), ("Not shown", report.told("absent") + clips.absent)):
         if lines:
-            parts += [element("h3", title), element("ul", (element("li", line) for line in dict.fromkeys(lines)))]
+            parts += [element("h3", title), element("ul", (element("li", line) for line in lines))]
     parts.append(element("p", f"Made by tarq {__version__}.", class_="note"))
     return "origin", "To do it again", joined(parts)
 

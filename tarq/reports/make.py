@@ -72,8 +72,7 @@ def write_report(
     summary = markdown.summary(report)
     write_whole(out / PAGE, page)
     write_whole(out / SUMMARY, summary)
-    absent = [f"{p.title}: {line}" for p in report.panels for line in p.absent]
-    return Written(out / PAGE, out / SUMMARY, absent + clips.absent)
+    return Written(out / PAGE, out / SUMMARY, report.told("absent") + clips.absent)
 
 
 def evaluation_page(evaluation: Mapping[str, Any], voices: Voices, title: str | None = None) -> str:

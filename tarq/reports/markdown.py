@@ -19,13 +19,15 @@ def summary(report: Report) -> str:
     """Everything of the page that goes into tables."""
     parts = [
         f"# {escaped(report.title)}",
-        *(escaped(sentence) for sentence in text.lead([panel for panel in report.panels if not panel.further])),
+        *(escaped(sentence) for sentence in text.lead(report.main)),
     ]
     parts += ["\n\n".join(_panel(panel)) for panel in report.panels]
     parts.append(f"{report.intervals} {text.MEANINGS}".replace("<", "\\<"))
     told = [f"- {label}: {escaped(value)}" for label, value in report.origin.get("told", {}).items()]
-    absent = [f"- {escaped(line)}" for line in dict.fromkeys(line for panel in report.panels for line in panel.absent)]
+    absent = [f"- {escaped(line)}" for line in report.told("absent")]
+    notes = [f"- {escaped(line)}" for line in report.told("notes")]
     parts += ["## To do it again", "\n".join(told)] if told else []
+    parts += ["Notes:", "\n".join(notes)] if notes else []
     parts += ["Not shown:", "\n".join(absent)] if absent else []
     return "\n\n".join(parts) + "\n"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from tarq.data.utterance import Utterance
 from tarq.scoring.bootstrap import Difference, Interval
@@ -176,3 +176,16 @@ class Report:
     panels: list[Panel]
     intervals: str
     origin: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def main(self) -> list[Panel]:
+        """Those that are told of in full."""
+        return [panel for panel in self.panels if not panel.further]
+
+    def told(self, of: Literal["absent", "notes"]) -> list[str]:
+        """Lines of the panels, each once; those that are not of all say of which they are."""
+        lines = dict.fromkeys(line for panel in self.main for line in getattr(panel, of))
+        shared = {line: [panel.title for panel in self.main if line in getattr(panel, of)] for line in lines}
+        return [
+            line if len(titles) == len(self.main) else f"{', '.join(titles)}: {line}" for line, titles in shared.items()
+        ]

@@ -36,8 +36,8 @@ def sections(report: Report) -> Iterator[Section]:
 
 def each(report: Report, make: Callable[[Panel], Html | None], wide: bool = False) -> Html | None:
     """What is made of each panel, under its title where there are several; side by side if there is room."""
-    made = [(panel, content) for panel in report.panels if not panel.further and (content := make(panel)) is not None]
-    several = sum(not panel.further for panel in report.panels) > 1
+    made = [(panel, content) for panel in report.main if (content := make(panel)) is not None]
+    several = len(report.main) > 1
     parts = [element("div", element("h3", panel.title) if several else None, content) for panel, content in made]
     return element("div", parts, class_="panels wide" if wide else "panels") if parts else None
 
@@ -46,7 +46,7 @@ def each(report: Report, make: Callable[[Panel], Html | None], wide: bool = Fals
 
 
 def _headline(report: Report) -> Section:
-    main = [panel for panel in report.panels if not panel.further]
+    main = report.main
     figures = [figure for panel in main if (figure := _bars(panel)) is not None]
     content = [
         element("div", (element("p", sentence) for sentence in text.lead(main)), class_="lead"),

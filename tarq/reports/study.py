@@ -91,7 +91,7 @@ class _Condition:
         has_full = statistics.FULL in self.study.arms or bool(self.model.get("hypotheses"))
         against = {(c.ours, c.figure): c for c in comparisons if c.base == self.base}
         return Panel(
-            title=self.condition.title if self.condition.bits else self.condition.model,
+            title=self.condition.title,
             about=self._about(),
             arms=({statistics.FULL: statistics.FULL} if has_full else {}) | titles,
             full=statistics.FULL if has_full else None,
@@ -110,7 +110,7 @@ class _Condition:
     def panel(self, comparisons: Sequence[Comparison], others: Sequence[_Condition]) -> Panel:
         """Everything there is to show."""
         panel = self.further(comparisons)
-        panel.further = False
+        panel.title, panel.further = self.condition.model, False
         panel.pairs = _pairs(comparisons)
         panel.swings = self._swings(others)
         panel.layers = self._layers()
