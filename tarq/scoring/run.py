@@ -18,6 +18,7 @@ from tarq.files import to_json
 from tarq.models.base import Recognizer
 from tarq.report import Reporter
 from tarq.scoring.bootstrap import RESAMPLES, Difference, Interval, resample
+from tarq.scoring.breakdown import break_down, spoken_names
 from tarq.scoring.entities import EntityScores, score_entities
 from tarq.scoring.figures import Measured, ratios
 from tarq.scoring.outputs import SetOutputs, check_weights, run_models
@@ -41,6 +42,7 @@ class ModelScores:
         signs: of hallucination.
         hypotheses: utterance id to transcript, as decoded.
         lost, regained: rare words against the reference model.
+        breakdown: errors by kind of word and by band of frequency (:func:`tarq.scoring.breakdown.break_down`).
     """
 
     figures: dict[str, Interval] = field(default_factory=dict)
@@ -49,6 +51,7 @@ class ModelScores:
     hypotheses: dict[str, str] = field(default_factory=dict)
     lost: list[ChangedWord] = field(default_factory=list)
     regained: list[ChangedWord] = field(default_factory=list)
+    breakdown: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,7 @@ class SetScores:
         bad: broken files that were left out, with the reason; whoever loaded the set knows.
         left_out: utterances left out by a convention of their corpus, counted by reason; likewise.
         notes: what was left out or says little.
+        references: utterance id to transcript, normalised; of a set that was transcribed.
     """
 
     utterances: int
@@ -79,6 +83,7 @@ class SetScores:
     bad: dict[str, str] = field(default_factory=dict)
     left_out: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    references: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -207,6 +212,12 @@ def _scores(
     counts = [rare_counts(u.text or "", normalizer, thresholds[0], frequencies) for u in utterances]
     rare = [count for _, count in counts]
     entities = next((m.entities for m in measured.values() if m.entities is not None), None)
+    words = {name: m.words for name, m in measured.items() if m.words is not None}
+    names = spoken_names(
+        [u.text or "" for u in utterances], normalizer, config.language, [u.entities for u in utterances]
+    )
+    breakdown = break_down(words, reference, names, resamples, config.seed) if words else {}
+    heard = next(iter(words.values()), None)
     return SetScores(
         utterances=len(utterances),
         language=config.language,
@@ -220,6 +231,7 @@ def _scores(
                 {figure: resampled[name, figure].interval() for figure in sums[name]},
                 measured[name],
                 measured[reference] if reference is not None and name != reference else None,
+                breakdown.get(name, {}),
             )
             for name in models
         },
@@ -232,6 +244,7 @@ def _scores(
             for base, other in combinations(models, 2)
         },
         notes=outputs.notes + _few_rare_words(rare) + _unspoken(utterances, entities),
+        references={i: " ".join(w) for i, w in zip(heard.ids, heard.references, strict=True)} if heard else {},
     )
 
 
@@ -264,7 +277,9 @@ def _measured(
     return Measured(words, entities, divergence)
 
 
-def _model_scores(figures: dict[str, Interval], measured: Measured, full: Measured | None) -> ModelScores:
+def _model_scores(
+    figures: dict[str, Interval], measured: Measured, full: Measured | None, breakdown: dict[str, Any]
+) -> ModelScores:
     """One model's scores; ``full`` is the reference model's, where there is one and it is another."""
     if (words := measured.words) is None:
         return ModelScores(figures)
@@ -286,6 +301,7 @@ def _model_scores(figures: dict[str, Interval], measured: Measured, full: Measur
         hypotheses=dict(zip(words.ids, words.texts, strict=True)),
         lost=lost,
         regained=regained,
+        breakdown=breakdown,
     )
 
 

@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from tarq.errors import TarqError
-from tarq.terminal import bench, demo, doctor, evaluate, inspect, pool, quantize, transcribe
+from tarq.terminal import bench, demo, doctor, evaluate, inspect, pool, quantize, report, transcribe
 from tarq.terminal.console import console, lost_output, never_fail, say_error
 from tarq.version import __version__
 
@@ -63,7 +63,7 @@ app = typer.Typer(
     epilog=EPILOG,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (quantize, evaluate, pool, transcribe, inspect, demo, bench, doctor):
+for module in (quantize, evaluate, report, pool, transcribe, inspect, demo, bench, doctor):
     module.register(app)
 
 

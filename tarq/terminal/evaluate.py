@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tarq.config import CALIBRATION, TarqConfig
-from tarq.files import write_json
-from tarq.terminal.console import console, progress_console
+from tarq.files import write_json, write_whole
+from tarq.terminal.console import command, console, progress_console
 from tarq.terminal.options import (
+    OUTPUT,
     SPEECH,
     Device,
     Dtype,
@@ -20,8 +22,12 @@ from tarq.terminal.options import (
     number,
     round_inputs,
     where_to_run,
+    writable,
 )
 from tarq.terminal.progress import ScreenReporter
+
+if TYPE_CHECKING:
+    from tarq.models.base import Recognizer
 
 
 def register(app: typer.Typer) -> None:
@@ -68,6 +74,16 @@ def evaluate(
     dtype: Dtype = "auto",
     int8: Int8 = False,
     json_file: JsonFile = None,
+    html_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--html",
+            metavar="FILE",
+            callback=writable,
+            rich_help_panel=OUTPUT,
+            help="Also write a page with figures, tables, and the utterances in which rare words changed to this file.",
+        ),
+    ] = None,
 ) -> None:
     """Score models: WER, rare-WER, KL and ΔNLL, with paired intervals and the rare words lost."""
     config = TarqConfig(**chosen)
@@ -104,7 +120,41 @@ def evaluate(
                 decode=decode,
                 reporter=reporter,
             )
-            if first and json_file:
-                write_json(json_file, result.to_dict())
+            if first and (json_file or html_file):
+                found = result.to_dict() | _origin(recognizers, str(place["device"]))
+                if json_file:
+                    write_json(json_file, found)
+                if html_file:
+                    from tarq.reports.make import evaluation_page
+
+                    reporter.phase("making the page")
+                    voices = {label: {u.id: u for u in speech} for label, speech in sets.items()}
+                    write_whole(html_file, evaluation_page(found, voices))
     if first:
         show_evaluation(console, result, {label: r.linear_bytes() for label, r in recognizers.items()})
+
+
+def _origin(recognizers: dict[str, Recognizer], device: str) -> dict[str, Any]:
+    """What is needed to redo an evaluation: the command, versions, and how each model was quantized."""
+    import sys
+    from dataclasses import asdict
+    from importlib.metadata import version
+
+    from tarq.report import FILE_NAME, Report
+    from tarq.version import __version__
+
+    folders = {label: Path(str(r.model.config._name_or_path)) for label, r in recognizers.items()}
+    reports = {label: Report.read(folder) for label, folder in folders.items() if (folder / FILE_NAME).is_file()}
+    fields = ("name", "lam", "alpha", "loss", "bits")
+    return {
+        "command": command("tarq", *sys.argv[1:]),
+        "device": device,
+        "versions": {"tarq": __version__} | {p: version(p) for p in ("torch", "transformers", "numpy", "wordfreq")},
+        "quantized": {
+            label: {
+                "config": report.config,
+                "layers": [{f: asdict(layer)[f] for f in fields} for layer in report.layers if not layer.skipped],
+            }
+            for label, report in reports.items()
+        },
+    }

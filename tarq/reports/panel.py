@@ -1,0 +1,191 @@
+"""What a report shows of one model or one set, wherever it was measured: figures with intervals, words, layers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from tarq.data.utterance import Utterance
+from tarq.scoring.bootstrap import Difference, Interval
+
+#: Figures in the order of tables: title, factor they are shown with, decimals, what they are.
+FIGURES: dict[str, tuple[str, int, int, str]] = {
+    "delta_nll_rare": ("ΔNLL rare", 1, 3, "nats"),
+    "kl_rare": ("KL rare", 1, 3, "nats"),
+    "delta_nll_common": ("ΔNLL common", 1, 3, "nats"),
+    "kl_common": ("KL common", 1, 3, "nats"),
+    "rare_wer": ("rare-WER", 100, 1, "%"),
+    "wer": ("WER", 100, 1, "%"),
+    "rare_miss_rate": ("rare missed", 100, 1, "%"),
+    "common_wer": ("common WER", 100, 1, "%"),
+    "b_wer": ("B-WER", 100, 1, "%"),
+    "numeral_wer": ("numeral WER", 100, 1, "%"),
+    "ne_wer": ("entity WER", 100, 1, "%"),
+    "ne_fnr": ("entities missed", 100, 1, "%"),
+}
+#: Those of the paper's table; the others stand with the words.
+MAIN = tuple(FIGURES)[:6]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two arms compared.
+
+    Attributes:
+        family: of comparisons that p-values are adjusted within.
+        differences: figure to ``ours − base``.
+        adjusted: figure to Holm's p.
+        detectable: figure to the smallest true difference that would be found with a chance of 80 %.
+    """
+
+    ours: str
+    base: str
+    family: str
+    differences: dict[str, Difference]
+    adjusted: dict[str, float] = field(default_factory=dict)
+    detectable: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Errors of one arm on one kind of words; counts are means over draws.
+
+    Attributes:
+        rate: (S + D + I) / N, a fraction.
+        draws: that were transcribed.
+        change: of the rate against full precision; None of full precision itself.
+    """
+
+    arm: str
+    kind: str
+    substitutions: float
+    deletions: float
+    insertions: float
+    words: int
+    rate: Interval
+    change: Difference | None = None
+    draws: int = 1
+
+
+@dataclass(frozen=True)
+class Swing:
+    """A figure of one arm over calibration pools: pool to value; ``swing`` is the largest less the smallest."""
+
+    arm: str
+    figure: str
+    pools: dict[str, Interval]
+    swing: Interval
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What an arm made of an utterance in which it lost or regained a word, in so many of its draws."""
+
+    arm: str
+    times: int
+    draws: int
+    text: str
+
+
+@dataclass(frozen=True)
+class ChangedWord:
+    """A rare word that quantization lost or regained.
+
+    Attributes:
+        id: of the utterance.
+        position: of the word among the reference's words.
+        reference: normalised words; None where only the word is known.
+        full: full precision's transcript.
+        heard: by the arms that changed it.
+    """
+
+    kind: str
+    id: str
+    position: int
+    word: str
+    reference: tuple[str, ...] | None
+    full: str
+    heard: tuple[Heard, ...]
+
+
+@dataclass
+class Panel:
+    """One model of a study, or one set of an evaluation.
+
+    Attributes:
+        title: of the model or set.
+        about: how much was measured, in one sentence.
+        arms: name to title, in the order they are shown, full precision first where it is known.
+        full: the arm that is full precision, if known.
+        base: the arm that others are compared with.
+        values, differences: (arm, figure) to value, and to paired difference from ``base``.
+        recovered: arm to the share of the base's rare damage (ΔNLL) that it does not do.
+        bands, groups: errors by frequency and by kind of word.
+        layers: arm to its layers: name, lam, alpha, loss, bits.
+        clips: utterance id to the audio of it.
+        further: of a condition that is shown by its figures only, behind the others.
+        absent: what is not shown, and why.
+        notes: what else is to be known.
+    """
+
+    title: str
+    about: str
+    arms: dict[str, str]
+    full: str | None = None
+    base: str | None = None
+    values: dict[tuple[str, str], Interval] = field(default_factory=dict)
+    differences: dict[tuple[str, str], Difference] = field(default_factory=dict)
+    recovered: dict[str, Interval] = field(default_factory=dict)
+    pairs: list[Pair] = field(default_factory=list)
+    swings: list[Swing] = field(default_factory=list)
+    groups: list[Group] = field(default_factory=list)
+    bands: list[Group] = field(default_factory=list)
+    changed: list[ChangedWord] = field(default_factory=list)
+    layers: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    clips: dict[str, Utterance] = field(default_factory=dict)
+    absent: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    further: bool = False
+
+    @property
+    def figures(self) -> list[str]:
+        """Those of the paper's table that an arm has."""
+        return [figure for figure in MAIN if any(figure == known for _, known in self.values)]
+
+    def pair_title(self, pair: Pair) -> str:
+        return f"{self.arms.get(pair.ours, pair.ours)} − {self.arms.get(pair.base, pair.base)}"
+
+    @property
+    def more(self) -> list[str]:
+        """The others that an arm has."""
+        return [f for f in FIGURES if f not in MAIN and any(f == known for _, known in self.values)]
+
+
+@dataclass
+class Report:
+    """Everything a page shows.
+
+    Attributes:
+        title: of the page.
+        panels: one a model or set.
+        intervals: what the intervals speak for, in one sentence.
+        origin: everything needed to redo it: heading to lines.
+    """
+
+    title: str
+    panels: list[Panel]
+    intervals: str
+    origin: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def main(self) -> list[Panel]:
+        """Those that are told of in full."""
+        return [panel for panel in self.panels if not panel.further]
+
+    def told(self, of: Literal["absent", "notes"]) -> list[str]:
+        """Lines of the panels, each once; those that are not of all say of which they are."""
+        lines = dict.fromkeys(line for panel in self.main for line in getattr(panel, of))
+        shared = {line: [panel.title for panel in self.main if line in getattr(panel, of)] for line in lines}
+        return [
+            line if len(titles) == len(self.main) else f"{', '.join(titles)}: {line}" for line, titles in shared.items()
+        ]

@@ -1,0 +1,109 @@
+"""How figures are written, and what a report says of them in words."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tarq.reports.panel import FIGURES, Group, Panel
+from tarq.scoring.bootstrap import Difference, Interval
+
+#: What stands in place of a figure that is not there.
+NOTHING = "–"
+MEANINGS = (
+    "ΔNLL: how much likelihood the true token loses; KL: how far the model's opinion moved from full precision's; both "
+    "teacher-forced, in nats a target, on targets of rare words and on all others. Rare: less than one in a million "
+    "words (Zipf < 3), unless the settings say otherwise. WER and rare-WER are in percent."
+)
+
+RATES = (
+    "Error rate in percent with its interval; its change against full precision, in points; words substituted / "
+    "deleted / inserted."
+)
+ADJUSTED = (
+    "p: two-sided, from the bootstrap, adjusted within a family of comparisons (Holm, a figure at a time). Detectable: "
+    "the smallest true difference that would be found with a chance of 80 %."
+)
+
+
+def number(figure: str, value: float, signed: bool = False) -> str:
+    """A figure's value; signed where it is a difference, as ΔNLL always is."""
+    _, factor, decimals, _ = FIGURES[figure]
+    sign = "+" if signed or figure.startswith("delta") else ""
+    return minus(f"{factor * value:{sign}.{decimals}f}")
+
+
+def interval(figure: str, known: Interval | Difference) -> str:
+    signed = isinstance(known, Difference)
+    return f"[{number(figure, known.low, signed)}, {number(figure, known.high, signed)}]"
+
+
+def full(figure: str, known: Interval | Difference) -> str:
+    """Value and interval."""
+    return f"{number(figure, known.value, isinstance(known, Difference))} {interval(figure, known)}"
+
+
+def share(known: Interval) -> str:
+    """``55 % [44, 64]``."""
+    return minus(f"{100 * known.value:.0f}\u00a0% [{100 * known.low:.0f}, {100 * known.high:.0f}]")
+
+
+def points(known: Interval | Difference, signed: bool = False) -> str:
+    """A rate, or a change of one, in percent with its interval."""
+    sign = "+" if signed else ""
+    return minus(f"{100 * known.value:{sign}.1f} [{100 * known.low:{sign}.1f}, {100 * known.high:{sign}.1f}]")
+
+
+def minus(text: str) -> str:
+    """With the sign that is as wide as a plus."""
+    return text.replace("-", "−")
+
+
+def p(value: float) -> str:
+    return "p < 0.001" if value < 0.001 else f"p {value:.3f}"
+
+
+def size(figure: str, value: float) -> str:
+    """A figure without a sign."""
+    return number(figure, value).lstrip("+")
+
+
+def drawn(groups: Sequence[Group]) -> str:
+    """In how many draws words were transcribed, where that is not one."""
+    draws = sorted({group.draws for group in groups})
+    if draws[-1] == 1:
+        return ""
+    return f" Counts are means; of {' to '.join(map(str, dict.fromkeys((draws[0], draws[-1]))))} transcribed draws."
+
+
+def heading(figure: str) -> str:
+    title, _, _, unit = FIGURES[figure]
+    return f"{title} %" if unit == "%" else title
+
+
+def best(panel: Panel) -> str | None:
+    """The arm that recovers most of the base's rare damage; without shares, the one that does least of it."""
+    if panel.recovered:
+        return max(panel.recovered, key=lambda arm: panel.recovered[arm].value)
+    damage = {
+        arm: known.value for (arm, f), known in panel.values.items() if f == "delta_nll_rare" and arm != panel.full
+    }
+    return min(damage, key=lambda arm: damage[arm]) if damage else None
+
+
+def lead(panels: Sequence[Panel]) -> list[str]:
+    """A sentence a panel: what the figure shows, in words."""
+    sentences = []
+    for panel in panels:
+        arm = best(panel)
+        if arm is None:
+            continue
+        damage = full("delta_nll_rare", panel.values[arm, "delta_nll_rare"])
+        if arm in panel.recovered:
+            base = full("delta_nll_rare", panel.values[panel.base or "", "delta_nll_rare"])
+            sentences.append(
+                f"{panel.title}: {panel.arms[arm]} undoes {share(panel.recovered[arm])} of what "
+                f"{panel.arms[panel.base or '']} costs rare words (ΔNLL {damage}, not {base})."
+            )
+        else:
+            sentences.append(f"{panel.title}: {panel.arms[arm]} costs rare words least, ΔNLL {damage} nats a target.")
+    return sentences

@@ -1,0 +1,186 @@
+"""What transcripts say beside a rate: where errors are, by kind and frequency, and which rare words changed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tarq.config import TarqConfig
+from tarq.errors import TarqError
+from tarq.reports.panel import ChangedWord, Group, Heard, Panel
+from tarq.reports.results import ERRORS
+from tarq.reports.statistics import FULL
+from tarq.scoring.bootstrap import Ratio, resample_two_way
+from tarq.scoring.breakdown import by_band, by_kind, spoken_names
+from tarq.scoring.words import HIT, Counts, WordScores, score_words
+from tarq.words.normalize import Normalizer
+from tarq.words.rarity import is_rare
+
+#: In the order they are shown.
+KINDS = ("rare", "common", "numerals", "names")
+#: Fields of a run's configuration that say how words are cut and which are rare.
+_WORDS = ("normalizer", "language", "word_frequencies", "tail_threshold")
+
+Table = Mapping[str, NDArray[np.float64]]
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What one model's arms wrote.
+
+    Attributes:
+        ids: of U utterances.
+        references: U texts, if known.
+        full: U transcripts of full precision, if there are some.
+        arms: arm to draw to U transcripts.
+        words, counted: full precision's counts that the results hold, and arm to draw to such counts.
+        config: of the run.
+        names: of each utterance, marked by its corpus.
+    """
+
+    ids: Sequence[str]
+    references: Sequence[str] | None
+    full: Sequence[str] | None
+    arms: Mapping[str, Sequence[Sequence[str]]]
+    words: Mapping[str, Any]
+    counted: Mapping[str, Sequence[Mapping[str, Any]]]
+    config: Mapping[str, Any]
+    names: Sequence[Sequence[str]]
+
+
+def describe_words(panel: Panel, decoded: Decoded) -> list[str]:
+    """Fill a panel's ``groups``, ``bands`` and ``changed``; returns what stays out, and why."""
+    kinds = _stored_kinds(decoded)
+    bands: dict[str, dict[str, list[Counts]]] = {}
+    absent = []
+    if decoded.references is None or decoded.full is None or not decoded.arms:
+        lacking = "transcripts" if decoded.full is None or not decoded.arms else "reference texts"
+        absent.append(
+            f"Damage by word frequency, and words lost and regained: the results hold no {lacking}"
+            + (" (--data gives them)." if lacking == "reference texts" else ".")
+        )
+    else:
+        try:
+            scores, names = _scored(decoded)
+        except TarqError as error:
+            return [f"Words: they cannot be counted here ({error})."]
+        stored = set(kinds.get(FULL, {}))
+        for arm, runs in scores.items():
+            bands[arm] = _stacked([by_band(run) for run in runs])
+            counted = _stacked([by_kind(run, names) for run in runs])
+            kinds.setdefault(arm, {}).update({kind: counts for kind, counts in counted.items() if kind not in stored})
+        panel.changed = _changed(scores)
+        if "names" not in {kind for found in kinds.values() for kind in found}:
+            absent.append("Errors on names: the corpus marks none, and its transcripts have no capitals to go by.")
+        panel.notes.append(f"Words by frequency are cut by the normalizer {scores[FULL][0].normalizer.name!r}.")
+    panel.groups = _groups(kinds, panel, KINDS)
+    panel.bands = _groups(bands, panel, list(bands.get(FULL, {})))
+    if not panel.groups:
+        absent.append("Where errors are: the results hold no word counts.")
+    return absent
+
+
+def _stored_kinds(decoded: Decoded) -> dict[str, dict[str, list[Counts]]]:
+    """Arm to kind to counts of its draws, of the kinds that the results hold for all."""
+    runs = {FULL: [decoded.words]} if decoded.words else {}
+    runs |= decoded.counted
+    found = {arm: [_with_common(run) for run in some] for arm, some in runs.items()}
+    shared = [kind for kind in KINDS if found and all(kind in run for some in found.values() for run in some)]
+    return {arm: {kind: [run[kind] for run in some] for kind in shared} for arm, some in found.items()}
+
+
+def _with_common(stored: Mapping[str, Any]) -> dict[str, Counts]:
+    counts = {
+        kind: Counts(*(np.asarray(known[name], dtype=np.int64) for name in (*ERRORS, "words")))
+        for kind, known in stored.items()
+        if {*ERRORS, "words"} <= set(known)
+    }
+    if {"all", "rare"} <= set(counts) and "common" not in counts:
+        fields = (*ERRORS, "words")
+        counts["common"] = Counts(*(getattr(counts["all"], f) - getattr(counts["rare"], f) for f in fields))
+    return counts
+
+
+def _scored(decoded: Decoded) -> tuple[dict[str, list[WordScores]], list[frozenset[str]] | None]:
+    config = TarqConfig(**{name: decoded.config[name] for name in _WORDS if decoded.config.get(name) is not None})
+    plain = config.text_normalizer()
+    normalizer = Normalizer(plain.name, lru_cache(maxsize=None)(plain.apply))  # most transcripts recur
+    frequencies = config.frequencies()
+    references = decoded.references or []
+
+    def score(texts: Sequence[str]) -> WordScores:
+        return score_words(
+            references, texts, normalizer=normalizer, thresholds=[config.tail_threshold], language=frequencies,
+            ids=decoded.ids,
+        )  # fmt: skip
+
+    names = spoken_names(references, normalizer, config.language, decoded.names)
+    assert decoded.full is not None
+    return {FULL: [score(decoded.full)]} | {
+        arm: [score(texts) for texts in runs] for arm, runs in decoded.arms.items()
+    }, names
+
+
+def _stacked(runs: Sequence[Mapping[str, Counts]]) -> dict[str, list[Counts]]:
+    return {kind: [run[kind] for run in runs] for kind in runs[0]}
+
+
+def _groups(found: Mapping[str, Mapping[str, list[Counts]]], panel: Panel, kinds: Sequence[str]) -> list[Group]:
+    """Rates of every arm on every kind of word, with intervals, and changes against full precision where it is known.
+
+    Arms of unequally many draws are not resampled in step: full precision stands in as many as each has.
+    """
+    full = found.get(FULL, {})
+    groups = []
+    tables = {(arm, kind): [run.errors for run in runs] for arm, some in found.items() for kind, runs in some.items()}
+    lengths = {len(table) for table in tables.values()}
+    ratios = {}
+    for (arm, kind), table in tables.items():
+        ratios[arm, kind, len(table)] = Ratio(table, found[arm][kind][0].words)
+        if arm == FULL:
+            ratios |= {(arm, kind, n): Ratio(table * n, found[arm][kind][0].words) for n in lengths}
+    known = resample_two_way(ratios) if ratios else {}
+    for kind in kinds:
+        for arm in panel.arms:
+            runs = found.get(arm, {}).get(kind)
+            if not runs:
+                continue
+            ours = known[arm, kind, len(runs)]
+            totals = [float(np.mean([getattr(run, name).sum() for run in runs])) for name in ERRORS]
+            change = ours.minus(known[FULL, kind, len(runs)]) if arm != FULL and kind in full else None
+            words = int(runs[0].words.sum())
+            groups.append(Group(arm, kind, *totals, words, ours.interval(), change, len(runs)))
+    return groups
+
+
+def _changed(scores: Mapping[str, list[WordScores]]) -> list[ChangedWord]:
+    """Rare words that arms lost and regained, those changed most often first."""
+    (full,) = scores[FULL]
+    words = [word for reference in full.references for word in reference]
+    first = np.searchsorted(full.owner, np.arange(len(full.ids)))
+    rare = np.array([is_rare(word, full.thresholds[0], full.language) for word in words], dtype=bool)
+    before = full.outcome == HIT
+    hits = {arm: np.stack([run.outcome == HIT for run in runs]) for arm, runs in scores.items() if arm != FULL}
+    found: list[tuple[float, ChangedWord]] = []
+    for row in np.flatnonzero(rare):
+        changed = {arm: np.flatnonzero(now[:, row] != before[row]) for arm, now in hits.items()}
+        u = int(full.owner[row])
+        heard = tuple(
+            Heard(arm, len(draws), len(hits[arm]), scores[arm][draws[0]].texts[u])
+            for arm, draws in changed.items()
+            if len(draws)
+        )
+        if heard:
+            share = sum(h.times / h.draws for h in heard)
+            kind = "lost" if before[row] else "regained"
+            position = int(row - first[u])
+            word = ChangedWord(
+                kind, full.ids[u], position, words[row], full.references[u], full.texts[u], heard
+            )  # fmt: skip
+            found.append((share, word))
+    return [word for _, word in sorted(found, key=lambda known: -known[0])]
