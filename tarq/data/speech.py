@@ -11,7 +11,7 @@ from tarq.config import TarqConfig
 from tarq.data.corpora.registry import load_utterances
 from tarq.data.hub import is_dataset
 from tarq.data.intake import Intake
-from tarq.data.manifest import write_manifest
+from tarq.data.manifests import write_manifest
 from tarq.data.pools import Pool, Rarity, draw_pool, given_pool
 from tarq.data.sampling import select_utterances
 from tarq.data.utterance import Utterance
