@@ -20,7 +20,6 @@ from tarq.data.intake import Intake
 from tarq.data.pools import read_ids
 from tarq.data.speech import Data, DrawnPool, Speech, draw, name_of, utterances_of
 from tarq.errors import DataError, ModelError
-from tarq.evaluation import evaluate
 from tarq.linear import slow_layers
 from tarq.method.arms import Arms
 from tarq.method.metrics import Metric
@@ -31,6 +30,8 @@ from tarq.models.types import Batch
 from tarq.planning import Plan, make_plan, shapes_only
 from tarq.recognizers import as_recognizer, load, load_recognizer, with_parts
 from tarq.report import Report, Reporter, peak_memory
+from tarq.scoring.run import Evaluation, evaluate_models, with_intakes
+from tarq.scoring.sets import read_sets
 from tarq.speech.calibration import calibration_set
 from tarq.speech.transcription import transcribe_files
 from tarq.version import __version__
@@ -264,6 +265,63 @@ def iter_transcripts(
     reporter.phase("transcribing", len(audio))
     files = [a if isinstance(a, Encoded) else Path(a) for a in audio]
     yield from transcribe_files(recognizer, files, batch_size, reporter)
+
+
+@distributed.raise_everywhere()
+def evaluate(
+    models: Mapping[str, PreTrainedModel | Recognizer | str | Path],
+    data: Mapping[str, Data],
+    *,
+    intakes: Mapping[str, Intake] | None = None,
+    reference: str | None = None,
+    config: TarqConfig | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    samples: int | None = None,
+    resamples: int = 10_000,
+    decode: bool = True,
+    reporter: Reporter | None = None,
+) -> Evaluation:
+    """Score models on transcribed sets: word error rates, teacher-forced divergence, paired intervals.
+
+    Utterances that state a ``language`` are prompted and scored in it; a set in several becomes one set a language.
+    Where ``torch.distributed`` is initialised, every process calls this alike, and each runs a share of the batches.
+
+    Args:
+        models: label to model: a transformers model, a recognizer, a folder or a hub id.
+        data: label to a corpus's name or to utterances.
+        intakes: label to what has been left out while utterances were loaded; it goes on counting.
+        reference: label of the full-precision model damage is measured against.
+        config: normaliser, threshold, language, batch size and seed are read from it.
+        device: where models that are loaded here go.
+        dtype: their computation.
+        samples: score a random sample of each set, drawn by the configuration's seed.
+        resamples: of the bootstrap.
+        decode: False for the teacher-forced figures only.
+        reporter: hears of progress.
+
+    Raises:
+        TarqError: a model or a set is not usable.
+    """
+    config = config or TarqConfig()
+    if reference is not None and reference not in models:
+        raise ModelError(f"reference {reference!r} is none of the models {', '.join(models)}")
+    recognizers = {
+        label: as_recognizer(m, language=config.language, dtype=dtype, device=device) for label, m in models.items()
+    }
+    config.frequencies()  # refused now, not after the work is done
+    reporter = reporter or Reporter()
+    sets = read_sets(data, recognizers, config, reporter, intakes=intakes or {}, samples=samples)
+    result = evaluate_models(
+        recognizers,
+        {name: utterances for given in sets.values() for name, utterances in given.parts.items()},
+        reference=reference,
+        config=config,
+        reporter=reporter,
+        resamples=resamples,
+        decode=decode,
+    )
+    return with_intakes(result, sets)
 
 
 def pool(
