@@ -27,14 +27,14 @@ from tarq.method.residuals import Residual
 from tarq.method.solvers import Solver
 from tarq.models.base import Recognizer
 from tarq.models.types import Batch
-from tarq.planning import Plan, make_plan, shapes_only
-from tarq.recognizers import as_recognizer, load, load_recognizer, with_parts
+from tarq.recognizers import as_recognizer, load, load_recognizer, shapes_of
 from tarq.report import Report, Reporter, peak_memory
 from tarq.scoring.run import Evaluation, evaluate_models, with_intakes
 from tarq.scoring.sets import read_sets
 from tarq.speech.calibration import calibration_set
 from tarq.speech.transcription import transcribe_files
 from tarq.version import __version__
+from tarq.walk.estimate import Plan, make_plan
 from tarq.walk.plan import check_fits, check_weights
 from tarq.walk.plan import plan as plan_layers
 from tarq.walk.walk import quantize_model
@@ -378,8 +378,7 @@ def plan(
         ModelError: there is no usable model, it is quantized already, or a name to ignore matches no layer.
     """
     if isinstance(model, str | Path):
-        shapes = shapes_only(model)
-        recognizer = with_parts(shapes, model, shapes.dtype, tokenizer, feature_extractor, processor, weights=False)
+        recognizer = shapes_of(model, tokenizer, feature_extractor, processor)
     else:
         recognizer = as_recognizer(model, tokenizer, feature_extractor, processor=processor)
     return make_plan(recognizer, config or TarqConfig(), device)

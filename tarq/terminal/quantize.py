@@ -115,7 +115,6 @@ def _dry_run(model: str, config: TarqConfig, device: str, dtype: str, json_file:
     with ScreenReporter(progress_console) as reporter:
         reporter.phase("starting")
         from tarq import api
-        from tarq.planning import memory_there
         from tarq.terminal.tables import show_plan
 
         where = where_to_run(device, dtype)
@@ -123,6 +122,6 @@ def _dry_run(model: str, config: TarqConfig, device: str, dtype: str, json_file:
         plan = api.plan(model, config, device=where["device"])
         if json_file:
             write_json(json_file, plan.to_dict())
-    show_plan(console, plan, memory_there())
+    show_plan(console, plan)
     if plan.problems:
         raise typer.Exit(1)
