@@ -20,7 +20,6 @@ from tarq.data.intake import Intake
 from tarq.data.pools import read_ids
 from tarq.data.speech import Data, DrawnPool, Speech, draw, name_of, utterances_of
 from tarq.errors import DataError, ModelError
-from tarq.linear import slow_layers
 from tarq.method.arms import Arms
 from tarq.method.metrics import Metric
 from tarq.method.residuals import Residual
@@ -141,7 +140,7 @@ def quantize(
     before = recognizer.linear_bytes()
     began = time.monotonic()
     layers = quantize_model(recognizer, batches, config, reporter, arms, device)
-    for note in (slow := slow_layers(recognizer.model)):
+    for note in (slow := recognizer.slow_layers()):
         reporter.note(note)
     recognizer.model.config.quantization_config = quantization_config(recognizer.model)
     peaks = distributed.all_gather([peak_memory(device)])

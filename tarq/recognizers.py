@@ -20,7 +20,6 @@ from transformers import (
 from tarq.checkpoint import load as loading
 from tarq.checkpoint.source import check_no_adapter, first_line, located
 from tarq.errors import ModelError, TarqError
-from tarq.linear import use_int8_activations
 from tarq.models.base import Recognizer
 from tarq.models.features import check_settings
 from tarq.models.registry import adapt, family_of, model_class
@@ -71,7 +70,7 @@ def load_recognizer(
     if offload and dtype is None:
         dtype = loading.computing_dtype(source, device)
     recognizer = as_recognizer(source, language=language, dtype=dtype, device="cpu" if offload else device)
-    if int8_activations and not (rounding := use_int8_activations(recognizer.model)):
+    if int8_activations and not (rounding := recognizer.use_int8_activations()):
         raise ModelError(f"{source}: int8_activations can do nothing here: {rounding.told()}")
     return recognizer
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tarq.errors import ModelError
-from tarq.linear import QuantLinear
+from tarq.linear import Int8Layers, QuantLinear, slow_layers, use_int8_activations
 from tarq.models.types import Batch, Example, Features, Prompted, Stage
 
 
@@ -290,6 +290,14 @@ class Recognizer(ABC):
     def is_quantized(self) -> bool:
         """Whether any layer is packed."""
         return any(isinstance(module, QuantLinear) for module in self.model.modules())
+
+    def use_int8_activations(self) -> Int8Layers:
+        """Have packed layers round their inputs to 8 bits where a kernel gains by it; how many do, and why not all."""
+        return use_int8_activations(self.model)
+
+    def slow_layers(self) -> list[str]:
+        """What a user should know of packed layers that are slower than they could be, a sentence for each reason."""
+        return slow_layers(self.model)
 
     def linear_bytes(self) -> int:
         """Bytes of the blocks' Linear weights: packed ones as they are, others in the dtype on disk."""
