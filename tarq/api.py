@@ -14,11 +14,12 @@ from transformers import PreTrainedModel
 from tarq import distributed
 from tarq.checkpoint import save as saving
 from tarq.checkpoint.compressed_tensors import quantization_config
+from tarq.checkpoint.folder import check_place, check_writable
 from tarq.config import TarqConfig
 from tarq.data.audio import Audio, Encoded
 from tarq.data.intake import Intake
 from tarq.data.pools import read_ids
-from tarq.data.speech import Data, DrawnPool, Speech, draw, name_of, utterances_of
+from tarq.data.speech import Data, DrawnPool, draw, gathered
 from tarq.errors import DataError, ModelError
 from tarq.method.arms import Arms
 from tarq.method.metrics import Metric
@@ -41,6 +42,7 @@ from tarq.walk.walk import quantize_model
 __all__ = [
     "as_recognizer",
     "check_calibration",
+    "check_output",
     "evaluate",
     "iter_transcripts",
     "load",
@@ -124,11 +126,10 @@ def quantize(
     summary: dict[str, Any] = {}
     if calibration is not None and arms.reads_audio:
         with torch.no_grad():
-            corpora = dict(calibration) if isinstance(calibration, Mapping) else {"speech": calibration}
-            intake = next((d.intake for d in corpora.values() if isinstance(d, Speech)), Intake(config.max_bad))
-            speech = {label: utterances_of(data, intake) for label, data in corpora.items()}
+            speech = gathered(calibration, config.max_bad)
+            intake = next(iter(speech.values())).intake
             batches, summary, left_out = calibration_set(recognizer, speech, config, reporter, intake)
-        names = {label: name_of(d) for label, d in corpora.items()}
+        names = {label: corpus.source for label, corpus in speech.items()}
         summary["source"] = names if isinstance(calibration, Mapping) else names["speech"]
         notes += left_out
     for kind, given in (("metric", metric), ("residual", residual), ("solver", solver)):
@@ -237,29 +238,21 @@ def iter_transcripts(
     model: PreTrainedModel | Recognizer | str | Path,
     audio: Sequence[Audio],
     *,
-    tokenizer: Any = None,
-    feature_extractor: Any = None,
-    processor: Any = None,
     language: str | None = None,
     batch_size: int = 4,
     reporter: Reporter | None = None,
+    **parts: Any,
 ) -> Iterator[tuple[Path | Encoded, str | DataError]]:
     """:func:`transcribe` file by file: each with its transcript as it is done, or with why it cannot be read.
 
     Args:
-        model: see :func:`transcribe`, like all others.
-        audio: files.
-        tokenizer: found where the model was loaded from when not given.
-        feature_extractor: likewise.
-        processor: likewise; see :func:`as_recognizer`.
-        language: of the speech; likewise.
-        batch_size: windows a forward pass takes at once.
-        reporter: hears of progress.
+        model, audio, language, batch_size, reporter: see :func:`transcribe`.
+        parts: ``tokenizer``, ``feature_extractor``, ``processor``; likewise.
 
     Raises:
         ModelError: the model is not usable.
     """
-    recognizer = as_recognizer(model, tokenizer, feature_extractor, processor=processor, language=language)
+    recognizer = as_recognizer(model, **parts, language=language)
     reporter = reporter or Reporter()
     reporter.phase("transcribing", len(audio))
     files = [a if isinstance(a, Encoded) else Path(a) for a in audio]
@@ -343,13 +336,7 @@ def pool(
         DataError: a corpus is not usable, or the kind of pool does not go with the number of corpora.
     """
     config = config or TarqConfig()
-    named = dict(corpora) if isinstance(corpora, Mapping) else {"speech": corpora}
-    intake = next((d.intake for d in named.values() if isinstance(d, Speech)), Intake(config.max_bad))
-    speech = {
-        label: d if isinstance(d, Speech) else Speech(utterances_of(d, intake), name_of(d), intake)
-        for label, d in named.items()
-    }
-    return draw(speech, config, max_duration=max_duration, reporter=reporter)
+    return draw(gathered(corpora, config.max_bad), config, max_duration=max_duration, reporter=reporter)
 
 
 def plan(
@@ -381,6 +368,22 @@ def plan(
     else:
         recognizer = as_recognizer(model, tokenizer, feature_extractor, processor=processor)
     return make_plan(recognizer, config or TarqConfig(), device)
+
+
+def check_output(path: str | Path, model: str | Path, *, overwrite: bool = False) -> None:
+    """See that :func:`save` will be able to write a checkpoint: before a model is loaded.
+
+    Args:
+        path: folder to write.
+        model: the full-precision model, whose folder is left alone.
+        overwrite: replace an existing checkpoint.
+
+    Raises:
+        CheckpointError: the folder may not be written.
+        OutputError: it cannot be made.
+    """
+    check_writable(Path(path), overwrite, model)
+    check_place(Path(path))
 
 
 def check_calibration(calibration: Data | Mapping[str, Data] | None, config: TarqConfig) -> None:

@@ -40,6 +40,23 @@ def utterances_of(data: Data, intake: Intake) -> Sequence[Utterance]:
     return load_utterances(data, intake) if isinstance(data, str | Path) or is_dataset(data) else data
 
 
+def gathered(data: Data | Mapping[str, Data], max_bad: int) -> dict[str, Speech]:
+    """Label to the speech of one or several corpora (one alone is ``speech``), loaded where they are named.
+
+    Args:
+        max_bad: broken files that may be left out, unless the corpora were loaded and have counted some already.
+
+    Raises:
+        DataError: a corpus is not usable.
+    """
+    named = dict(data) if isinstance(data, Mapping) else {"speech": data}
+    intake = next((d.intake for d in named.values() if isinstance(d, Speech)), Intake(max_bad))
+    return {
+        label: d if isinstance(d, Speech) else Speech(utterances_of(d, intake), name_of(d), intake)
+        for label, d in named.items()
+    }
+
+
 def load_speech(
     sources: Sequence[str],
     where: Sequence[str] = (),
