@@ -111,6 +111,8 @@ def as_recognizer(
             loaded = unwrapped(model)
             source, stored_dtype = loaded.config._name_or_path, loaded.dtype
         recognizer = _with_parts(loaded, source, stored_dtype, tokenizer, feature_extractor, processor)
+        if not isinstance(model, str | Path):  # weights that are loaded are looked at as they are
+            recognizer.check_weights()
     if language is not None:
         own = recognizer.own_language()
         if language == "en" and own not in (None, "en"):  # the default everywhere, so perhaps nobody asked for it

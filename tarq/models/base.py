@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tarq.errors import ModelError
+from tarq.finite import not_finite
 from tarq.linear import Int8Layers, QuantLinear, slow_layers, use_int8_activations
 from tarq.models.types import Batch, Example, Features, Prompted, Stage
 
@@ -285,6 +286,26 @@ class Recognizer(ABC):
             name: value.to(self.device, self.dtype if value.is_floating_point() else value.dtype)
             for name, value in features.items()
         }
+
+    def not_finite(self) -> Iterator[str]:
+        """Names of the weights that hold NaN or infinity; reads them all."""
+        for name, _ in not_finite((*self.model.named_parameters(), *self.model.named_buffers())):
+            yield name
+
+    def check_weights(self, label: str = "") -> None:
+        """See that all weights are numbers.
+
+        Args:
+            label: what the model is called where there are several.
+
+        Raises:
+            ModelError: one holds NaN or infinity; names it.
+        """
+        for name in self.not_finite():
+            raise ModelError(
+                f"{label and f'{label}: '}{name} holds NaN or infinity, so nothing the model says means anything: "
+                "convert or download the checkpoint again"
+            )
 
     @property
     def is_quantized(self) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from torch import nn
@@ -59,6 +58,3 @@ def _check_plain(model: nn.Module) -> None:
             raise ModelError(f"{name} is on the meta device, without values: load the model with its weights")
         if type(tensor).__name__ == "DTensor" or type(tensor.data).__name__ == "DTensor":
             raise ModelError(f"{name} is sharded (DTensor): load the model whole; tarq shares the work itself")
-    for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and tensor.numel() and not all(map(math.isfinite, tensor.aminmax())):
-            raise ModelError(f"{name} holds NaN or infinity: the checkpoint is damaged, take it from its source again")

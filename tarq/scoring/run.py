@@ -20,7 +20,7 @@ from tarq.report import Reporter
 from tarq.scoring.bootstrap import RESAMPLES, Difference, Interval, resample
 from tarq.scoring.entities import EntityScores, score_entities
 from tarq.scoring.figures import Measured, ratios
-from tarq.scoring.outputs import SetOutputs, check_weights, run_models
+from tarq.scoring.outputs import SetOutputs, run_models
 from tarq.scoring.sets import GivenSet, check_set, language_within
 from tarq.scoring.words import ChangedWord, changed_words, hallucination_signs, score_words
 from tarq.words.frequencies import described
@@ -131,7 +131,7 @@ def evaluate_models(
         spoken[label].frequencies()  # refused now, not after work is done
     _check_comparable(models, reference)
     for name, recognizer in models.items():
-        check_weights(name, recognizer)
+        recognizer.check_weights(name)
     sets = {}
     for label, utterances in data.items():
         reporter.phase(f"scoring {label}", len(utterances) * len(models))
