@@ -5,6 +5,8 @@
 Names are imported when first used, so ``import tarq`` is quick.
 """
 
+# ruff: noqa: F403 - names stand once, in _NAMES; the stars show them to editors
+
 from __future__ import annotations
 
 import importlib
@@ -16,72 +18,30 @@ from tarq.version import __version__
 openmp.wait_asleep()  # before anything imports torch
 
 if TYPE_CHECKING:
-    from tarq.api import evaluate, iter_transcripts, load, load_recognizer, plan, pool, quantize, save, transcribe
-    from tarq.config import TarqConfig
-    from tarq.errors import (
-        CalibrationError,
-        CheckpointError,
-        ConfigError,
-        DataError,
-        ModelError,
-        OutputError,
-        TarqError,
-    )
-    from tarq.linear import QuantLinear
-    from tarq.report import Report
+    from tarq.api import *
+    from tarq.config import *
+    from tarq.errors import *
+    from tarq.linear import *
+    from tarq.report import *
 
-_HOME = {
-    "api": (
-        "evaluate",
-        "iter_transcripts",
-        "load",
-        "load_recognizer",
-        "plan",
-        "pool",
-        "quantize",
-        "save",
-        "transcribe",
-    ),
-    "config": ("TarqConfig",),
-    "errors": (
-        "CalibrationError",
-        "CheckpointError",
-        "ConfigError",
-        "DataError",
-        "ModelError",
-        "OutputError",
-        "TarqError",
-    ),
-    "linear": ("QuantLinear",),
-    "report": ("Report",),
+#: What is offered, by the module it is in.
+_NAMES = {
+    "api": "evaluate iter_transcripts load load_recognizer plan pool quantize save transcribe",
+    "config": "TarqConfig",
+    "errors": "CalibrationError CheckpointError ConfigError DataError ModelError OutputError TarqError",
+    "linear": "QuantLinear",
+    "report": "Report",
 }
-_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+_MODULE_OF = {name: module for module, names in _NAMES.items() for name in names.split()}
 
-__all__ = [
-    "CalibrationError",
-    "CheckpointError",
-    "ConfigError",
-    "DataError",
-    "ModelError",
-    "OutputError",
-    "QuantLinear",
-    "Report",
-    "TarqConfig",
-    "TarqError",
-    "__version__",
-    "evaluate",
-    "iter_transcripts",
-    "load",
-    "load_recognizer",
-    "plan",
-    "pool",
-    "quantize",
-    "save",
-    "transcribe",
-]
+__all__ = ["__version__", *_MODULE_OF]
 
 
 def __getattr__(name: str) -> Any:
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'tarq' has no attribute {name!r}")
     return getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -14,26 +14,27 @@ from transformers import PreTrainedModel
 from tarq import distributed
 from tarq.checkpoint import save as saving
 from tarq.checkpoint.compressed_tensors import quantization_config
+from tarq.checkpoint.folder import check_place, check_writable
 from tarq.config import TarqConfig
 from tarq.data.audio import Audio, Encoded
 from tarq.data.intake import Intake
 from tarq.data.pools import read_ids
-from tarq.data.speech import Data, DrawnPool, Speech, draw, name_of, utterances_of
+from tarq.data.speech import Data, DrawnPool, draw, gathered
 from tarq.errors import DataError, ModelError
-from tarq.evaluation import evaluate
-from tarq.linear import slow_layers
 from tarq.method.arms import Arms
 from tarq.method.metrics import Metric
 from tarq.method.residuals import Residual
 from tarq.method.solvers import Solver
 from tarq.models.base import Recognizer
 from tarq.models.types import Batch
-from tarq.planning import Plan, make_plan, shapes_only
-from tarq.recognizers import as_recognizer, load, load_recognizer, with_parts
+from tarq.recognizers import as_recognizer, load, load_recognizer, shapes_of
 from tarq.report import Report, Reporter, peak_memory
+from tarq.scoring.run import Evaluation, evaluate_models, with_intakes
+from tarq.scoring.sets import read_sets
 from tarq.speech.calibration import calibration_set
 from tarq.speech.transcription import transcribe_files
 from tarq.version import __version__
+from tarq.walk.estimate import Plan, make_plan
 from tarq.walk.plan import check_fits, check_weights
 from tarq.walk.plan import plan as plan_layers
 from tarq.walk.walk import quantize_model
@@ -41,6 +42,7 @@ from tarq.walk.walk import quantize_model
 __all__ = [
     "as_recognizer",
     "check_calibration",
+    "check_output",
     "evaluate",
     "iter_transcripts",
     "load",
@@ -124,11 +126,10 @@ def quantize(
     summary: dict[str, Any] = {}
     if calibration is not None and arms.reads_audio:
         with torch.no_grad():
-            corpora = dict(calibration) if isinstance(calibration, Mapping) else {"speech": calibration}
-            intake = next((d.intake for d in corpora.values() if isinstance(d, Speech)), Intake(config.max_bad))
-            speech = {label: utterances_of(data, intake) for label, data in corpora.items()}
+            speech = gathered(calibration, config.max_bad)
+            intake = next(iter(speech.values())).intake
             batches, summary, left_out = calibration_set(recognizer, speech, config, reporter, intake)
-        names = {label: name_of(d) for label, d in corpora.items()}
+        names = {label: corpus.source for label, corpus in speech.items()}
         summary["source"] = names if isinstance(calibration, Mapping) else names["speech"]
         notes += left_out
     for kind, given in (("metric", metric), ("residual", residual), ("solver", solver)):
@@ -140,7 +141,7 @@ def quantize(
     before = recognizer.linear_bytes()
     began = time.monotonic()
     layers = quantize_model(recognizer, batches, config, reporter, arms, device)
-    for note in (slow := slow_layers(recognizer.model)):
+    for note in (slow := recognizer.slow_layers()):
         reporter.note(note)
     recognizer.model.config.quantization_config = quantization_config(recognizer.model)
     peaks = distributed.all_gather([peak_memory(device)])
@@ -237,33 +238,82 @@ def iter_transcripts(
     model: PreTrainedModel | Recognizer | str | Path,
     audio: Sequence[Audio],
     *,
-    tokenizer: Any = None,
-    feature_extractor: Any = None,
-    processor: Any = None,
     language: str | None = None,
     batch_size: int = 4,
     reporter: Reporter | None = None,
+    **parts: Any,
 ) -> Iterator[tuple[Path | Encoded, str | DataError]]:
     """:func:`transcribe` file by file: each with its transcript as it is done, or with why it cannot be read.
 
     Args:
-        model: see :func:`transcribe`, like all others.
-        audio: files.
-        tokenizer: found where the model was loaded from when not given.
-        feature_extractor: likewise.
-        processor: likewise; see :func:`as_recognizer`.
-        language: of the speech; likewise.
-        batch_size: windows a forward pass takes at once.
-        reporter: hears of progress.
+        model, audio, language, batch_size, reporter: see :func:`transcribe`.
+        parts: ``tokenizer``, ``feature_extractor``, ``processor``; likewise.
 
     Raises:
         ModelError: the model is not usable.
     """
-    recognizer = as_recognizer(model, tokenizer, feature_extractor, processor=processor, language=language)
+    recognizer = as_recognizer(model, **parts, language=language)
     reporter = reporter or Reporter()
     reporter.phase("transcribing", len(audio))
     files = [a if isinstance(a, Encoded) else Path(a) for a in audio]
     yield from transcribe_files(recognizer, files, batch_size, reporter)
+
+
+@distributed.raise_everywhere()
+def evaluate(
+    models: Mapping[str, PreTrainedModel | Recognizer | str | Path],
+    data: Mapping[str, Data],
+    *,
+    intakes: Mapping[str, Intake] | None = None,
+    reference: str | None = None,
+    config: TarqConfig | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | None = None,
+    samples: int | None = None,
+    resamples: int = 10_000,
+    decode: bool = True,
+    reporter: Reporter | None = None,
+) -> Evaluation:
+    """Score models on transcribed sets: word error rates, teacher-forced divergence, paired intervals.
+
+    Utterances that state a ``language`` are prompted and scored in it; a set in several becomes one set a language.
+    Where ``torch.distributed`` is initialised, every process calls this alike, and each runs a share of the batches.
+
+    Args:
+        models: label to model: a transformers model, a recognizer, a folder or a hub id.
+        data: label to a corpus's name or to utterances.
+        intakes: label to what has been left out while utterances were loaded; it goes on counting.
+        reference: label of the full-precision model damage is measured against.
+        config: normaliser, threshold, language, batch size and seed are read from it.
+        device: where models that are loaded here go.
+        dtype: their computation.
+        samples: score a random sample of each set, drawn by the configuration's seed.
+        resamples: of the bootstrap.
+        decode: False for the teacher-forced figures only.
+        reporter: hears of progress.
+
+    Raises:
+        TarqError: a model or a set is not usable.
+    """
+    config = config or TarqConfig()
+    if reference is not None and reference not in models:
+        raise ModelError(f"reference {reference!r} is none of the models {', '.join(models)}")
+    recognizers = {
+        label: as_recognizer(m, language=config.language, dtype=dtype, device=device) for label, m in models.items()
+    }
+    config.frequencies()  # refused now, not after the work is done
+    reporter = reporter or Reporter()
+    sets = read_sets(data, recognizers, config, reporter, intakes=intakes or {}, samples=samples)
+    result = evaluate_models(
+        recognizers,
+        {name: utterances for given in sets.values() for name, utterances in given.parts.items()},
+        reference=reference,
+        config=config,
+        reporter=reporter,
+        resamples=resamples,
+        decode=decode,
+    )
+    return with_intakes(result, sets)
 
 
 def pool(
@@ -286,13 +336,7 @@ def pool(
         DataError: a corpus is not usable, or the kind of pool does not go with the number of corpora.
     """
     config = config or TarqConfig()
-    named = dict(corpora) if isinstance(corpora, Mapping) else {"speech": corpora}
-    intake = next((d.intake for d in named.values() if isinstance(d, Speech)), Intake(config.max_bad))
-    speech = {
-        label: d if isinstance(d, Speech) else Speech(utterances_of(d, intake), name_of(d), intake)
-        for label, d in named.items()
-    }
-    return draw(speech, config, max_duration=max_duration, reporter=reporter)
+    return draw(gathered(corpora, config.max_bad), config, max_duration=max_duration, reporter=reporter)
 
 
 def plan(
@@ -320,11 +364,26 @@ def plan(
         ModelError: there is no usable model, it is quantized already, or a name to ignore matches no layer.
     """
     if isinstance(model, str | Path):
-        shapes = shapes_only(model)
-        recognizer = with_parts(shapes, model, shapes.dtype, tokenizer, feature_extractor, processor, weights=False)
+        recognizer = shapes_of(model, tokenizer, feature_extractor, processor)
     else:
         recognizer = as_recognizer(model, tokenizer, feature_extractor, processor=processor)
     return make_plan(recognizer, config or TarqConfig(), device)
+
+
+def check_output(path: str | Path, model: str | Path, *, overwrite: bool = False) -> None:
+    """See that :func:`save` will be able to write a checkpoint: before a model is loaded.
+
+    Args:
+        path: folder to write.
+        model: the full-precision model, whose folder is left alone.
+        overwrite: replace an existing checkpoint.
+
+    Raises:
+        CheckpointError: the folder may not be written.
+        OutputError: it cannot be made.
+    """
+    check_writable(Path(path), overwrite, model)
+    check_place(Path(path))
 
 
 def check_calibration(calibration: Data | Mapping[str, Data] | None, config: TarqConfig) -> None:

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoFeatureExtractor, AutoProcessor, AutoTokenizer, FeatureExtractionMixin, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoFeatureExtractor,
+    AutoProcessor,
+    AutoTokenizer,
+    FeatureExtractionMixin,
+    GenerationConfig,
+    PreTrainedModel,
+)
 
 from tarq.checkpoint import load as loading
-from tarq.checkpoint.source import first_line, located
+from tarq.checkpoint.source import check_no_adapter, first_line, located
 from tarq.errors import ModelError, TarqError
-from tarq.linear import use_int8_activations
 from tarq.models.base import Recognizer
 from tarq.models.features import check_settings
 from tarq.models.registry import adapt, family_of, model_class
@@ -62,7 +70,7 @@ def load_recognizer(
     if offload and dtype is None:
         dtype = loading.computing_dtype(source, device)
     recognizer = as_recognizer(source, language=language, dtype=dtype, device="cpu" if offload else device)
-    if int8_activations and not (rounding := use_int8_activations(recognizer.model)):
+    if int8_activations and not (rounding := recognizer.use_int8_activations()):
         raise ModelError(f"{source}: int8_activations can do nothing here: {rounding.told()}")
     return recognizer
 
@@ -102,7 +110,9 @@ def as_recognizer(
         else:
             loaded = unwrapped(model)
             source, stored_dtype = loaded.config._name_or_path, loaded.dtype
-        recognizer = with_parts(loaded, source, stored_dtype, tokenizer, feature_extractor, processor)
+        recognizer = _with_parts(loaded, source, stored_dtype, tokenizer, feature_extractor, processor)
+        if not isinstance(model, str | Path):  # weights that are loaded are looked at as they are
+            recognizer.check_weights()
     if language is not None:
         own = recognizer.own_language()
         if language == "en" and own not in (None, "en"):  # the default everywhere, so perhaps nobody asked for it
@@ -114,7 +124,7 @@ def as_recognizer(
     return recognizer
 
 
-def with_parts(
+def _with_parts(
     loaded: PreTrainedModel,
     source: str | Path,
     stored_dtype: torch.dtype,
@@ -140,6 +150,38 @@ def with_parts(
             f"{source}: the model's files do not fit together ({type(error).__name__}: {first_line(error)}); "
             "take config.json, generation_config.json and the tokenizer from the original model"
         ) from error
+
+
+def shapes_of(
+    source: str | Path, tokenizer: Any = None, feature_extractor: Any = None, processor: Any = None
+) -> Recognizer:
+    """A recognizer whose model has no weights: on the meta device, in the dtype it is stored in.
+
+    Args:
+        source: folder or hub id of a full-precision model; no weights need be there.
+        tokenizer: found where the model comes from when not given.
+        feature_extractor: likewise.
+        processor: likewise; see :func:`as_recognizer`.
+
+    Raises:
+        ModelError: there is no model that tarq takes, it is quantized already, or parts are missing or do not fit.
+    """
+    place = Path(source).expanduser() if Path(source).expanduser().is_dir() else source
+    check_no_adapter(place)
+    try:
+        config = AutoConfig.from_pretrained(place, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{place}: no model there that transformers can read: {first_line(error)}") from error
+    if getattr(config, "quantization_config", None) is not None:
+        raise ModelError(f"{place}: the model is quantized already: name the full-precision one")
+    kind = model_class(config, place)
+    with torch.device("meta"):
+        model = kind(config)
+    model.to(config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32)
+    with suppress(OSError):  # most CTC models have none
+        model.generation_config = GenerationConfig.from_pretrained(place)
+    model.config._name_or_path = str(place)
+    return _with_parts(model.eval(), source, model.dtype, tokenizer, feature_extractor, processor, weights=False)
 
 
 def _part(source: str | Path, name: str, given: Any, auto: Any) -> Any:

@@ -138,8 +138,7 @@ def score(
     samples: Annotated[int, typer.Option(min=1, help="Calibration utterances.")] = 256,
 ) -> None:
     """Score full precision and RTN, GPTQ, TARQ on the test set, by voices; figures to benchmarks/results."""
-    from tarq import testbed
-    from tarq.config import TarqConfig
+    from tarq import TarqConfig, testbed
     from tarq.terminal.demo import demonstrate, scoring_dtype
     from tarq.terminal.progress import ScreenReporter
     from tarq.terminal.scores import show_evaluation

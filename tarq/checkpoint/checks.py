@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 
 from tarq.checkpoint.folder import CHECKSUMS
 from tarq.errors import CheckpointError
+from tarq.finite import is_finite, not_finite
 from tarq.linear import QuantLinear
 
 #: What the last part of a tensor's name says of its dtype, as safetensors calls it; other tensors are real numbers.
@@ -44,16 +44,9 @@ def check_finite(tensors: Iterable[tuple[str, Tensor]], where: str) -> None:
     Raises:
         CheckpointError: a tensor holds NaN or infinity; names it.
     """
-    for name, tensor in tensors:
-        if not tensor.is_floating_point() or tensor.is_meta or _is_finite(tensor):
-            continue
+    for name, tensor in not_finite(tensors):
         count = int((~torch.isfinite(tensor)).sum())
         raise CheckpointError(f"{where}: {name} holds {count} values that are NaN or infinite, of {tensor.numel()}")
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    # A sum is NaN or infinite where a term is, and takes one reading and no memory. It may overflow: then look at all.
-    return math.isfinite(tensor.detach().sum(dtype=torch.float32).item()) or bool(torch.isfinite(tensor).all())
 
 
 def check_layers(model: nn.Module, source: Any) -> None:
@@ -72,7 +65,7 @@ def check_layers(model: nn.Module, source: Any) -> None:
                 f"{source}: {name}.weight_shape is {layer.weight_shape.tolist()}, but the layer is {expected}"
             )
         largest = float(layer.weight_scale.abs().max()) * 2 ** (layer.scheme.bits - layer.scheme.symmetric)
-        if largest > torch.finfo(layer.weight_scale.dtype).max and not _is_finite(layer.dequantize()):
+        if largest > torch.finfo(layer.weight_scale.dtype).max and not is_finite(layer.dequantize()):
             dtype = str(layer.weight_scale.dtype).removeprefix("torch.")
             raise CheckpointError(
                 f"{source}: {name} stands for weights beyond {dtype}'s range: quantize with scale_dtype='bfloat16' or "

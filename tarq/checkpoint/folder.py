@@ -21,7 +21,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from tarq.errors import CheckpointError
-from tarq.files import current_umask, sync_folder
+from tarq.files import check_file, current_umask, sync_folder
 from tarq.report import FILE_NAME
 
 #: SHA-256 of the weights, as ``sha256sum -c`` reads it.
@@ -103,6 +103,16 @@ def check_writable(path: Path, overwrite: bool, model: str | Path | None = None)
         raise CheckpointError(f"{path} cannot be written: {parent} is a file, not a folder")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise CheckpointError(f"{path} cannot be written: no permission to write in {parent}; choose another folder")
+
+
+def check_place(path: Path) -> None:
+    """See, by making a file, that a folder can be made where ``path`` is to be: permissions do not tell all.
+
+    Raises:
+        OutputError: it cannot.
+    """
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    check_file(above / f".{path.name}.tarq")
 
 
 def _check_replaceable(path: Path, target: Path) -> None:

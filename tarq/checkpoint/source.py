@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
+from transformers.utils.peft_utils import find_adapter_config_file
 
 from tarq.checkpoint.folder import SIDE_FILES, interrupted
 from tarq.errors import CheckpointError, ModelError
@@ -103,11 +104,7 @@ def check_folder(folder: Path, name: str | Path) -> dict[str, Any]:
     Raises:
         ModelError: adapter files, weights in pickles only, no weights, or a config.json that cannot be taken.
     """
-    if (folder / "adapter_config.json").exists() or (folder / "adapter_model.safetensors").exists():
-        raise ModelError(
-            f"{name} holds a PEFT adapter (adapter_config.json): merge it into the model first, with "
-            "PeftModel.from_pretrained(model, adapter).merge_and_unload().save_pretrained(FOLDER), and give that folder"
-        )
+    check_no_adapter(name)
     config = read_json(folder / "config.json")
     if not isinstance(config.get("model_type"), str):
         raise ModelError(f"{folder / 'config.json'} names no model_type: no model that transformers can read")
@@ -119,6 +116,27 @@ def check_folder(folder: Path, name: str | Path) -> dict[str, Any]:
     if any("/" in str(config.get(key)) for key in ("attn_implementation", "_attn_implementation")):
         raise ModelError(f"{folder / 'config.json'} names attention code from the hub, which tarq does not run")
     return config
+
+
+def check_no_adapter(source: str | Path) -> None:
+    """See that no adapter lies beside a model: whether it is loaded along would depend on peft being installed.
+
+    Args:
+        source: folder or hub id.
+
+    Raises:
+        ModelError: one does; names its file and the mend.
+    """
+    weights = Path(source, "adapter_model.safetensors")
+    try:
+        found = weights if weights.is_file() else find_adapter_config_file(str(source))
+    except OSError:  # no such repository, or no network: loading says so better
+        return
+    if found:
+        raise ModelError(
+            f"{source} holds a PEFT adapter ({Path(found).name}): merge it into the model first, with "
+            "PeftModel.from_pretrained(model, adapter).merge_and_unload().save_pretrained(FOLDER), and give that folder"
+        )
 
 
 def weight_files(folder: Path, name: str | Path) -> list[Path]:

@@ -11,7 +11,7 @@ from tarq.config import TarqConfig
 from tarq.data.corpora.registry import load_utterances
 from tarq.data.hub import is_dataset
 from tarq.data.intake import Intake
-from tarq.data.manifest import write_manifest
+from tarq.data.manifests import write_manifest
 from tarq.data.pools import Pool, Rarity, draw_pool, given_pool
 from tarq.data.sampling import select_utterances
 from tarq.data.utterance import Utterance
@@ -38,6 +38,23 @@ def name_of(data: Data) -> str:
 def utterances_of(data: Data, intake: Intake) -> Sequence[Utterance]:
     """The utterances of a corpus that is named, or those given."""
     return load_utterances(data, intake) if isinstance(data, str | Path) or is_dataset(data) else data
+
+
+def gathered(data: Data | Mapping[str, Data], max_bad: int) -> dict[str, Speech]:
+    """Label to the speech of one or several corpora (one alone is ``speech``), loaded where they are named.
+
+    Args:
+        max_bad: broken files that may be left out, unless the corpora were loaded and have counted some already.
+
+    Raises:
+        DataError: a corpus is not usable.
+    """
+    named = dict(data) if isinstance(data, Mapping) else {"speech": data}
+    intake = next((d.intake for d in named.values() if isinstance(d, Speech)), Intake(max_bad))
+    return {
+        label: d if isinstance(d, Speech) else Speech(utterances_of(d, intake), name_of(d), intake)
+        for label, d in named.items()
+    }
 
 
 def load_speech(

@@ -18,7 +18,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from tarq.errors import ModelError
 from tarq.models.alignment import alignment_scores
-from tarq.models.base import Recognizer, require, teacher_forced, with_prompt
+from tarq.models.base import Recognizer
+from tarq.models.common import require, teacher_forced, with_prompt
 from tarq.models.generation import check_generation, end_tokens, generate, new_tokens, transcripts_of
 from tarq.models.types import Batch, Example, Features, Positions, Prompted, Stage
 

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pad_sequence
 
 from tarq.errors import ModelError
-from tarq.linear import QuantLinear
-from tarq.models.types import Batch, Example, Features, Positions, Prompted, Stage
+from tarq.finite import not_finite
+from tarq.linear import Int8Layers, QuantLinear, slow_layers, use_int8_activations
+from tarq.models.types import Batch, Example, Features, Prompted, Stage
 
 
 class Recognizer(ABC):
@@ -287,10 +287,38 @@ class Recognizer(ABC):
             for name, value in features.items()
         }
 
+    def not_finite(self) -> Iterator[str]:
+        """Names of the weights that hold NaN or infinity; reads them all."""
+        for name, _ in not_finite((*self.model.named_parameters(), *self.model.named_buffers())):
+            yield name
+
+    def check_weights(self, label: str = "") -> None:
+        """See that all weights are numbers.
+
+        Args:
+            label: what the model is called where there are several.
+
+        Raises:
+            ModelError: one holds NaN or infinity; names it.
+        """
+        for name in self.not_finite():
+            raise ModelError(
+                f"{label and f'{label}: '}{name} holds NaN or infinity, so nothing the model says means anything: "
+                "convert or download the checkpoint again"
+            )
+
     @property
     def is_quantized(self) -> bool:
         """Whether any layer is packed."""
         return any(isinstance(module, QuantLinear) for module in self.model.modules())
+
+    def use_int8_activations(self) -> Int8Layers:
+        """Have packed layers round their inputs to 8 bits where a kernel gains by it; how many do, and why not all."""
+        return use_int8_activations(self.model)
+
+    def slow_layers(self) -> list[str]:
+        """What a user should know of packed layers that are slower than they could be, a sentence for each reason."""
+        return slow_layers(self.model)
 
     def linear_bytes(self) -> int:
         """Bytes of the blocks' Linear weights: packed ones as they are, others in the dtype on disk."""
@@ -315,73 +343,3 @@ class Recognizer(ABC):
 
     def _reason(self, name: str, otherwise: str) -> str:
         return next((reason for end, reason in self.reasons.items() if name.endswith(end)), otherwise)
-
-
-def with_prompt(
-    before: Sequence[int], ids: Sequence[int], spans: Sequence[tuple[int, int]], after: Sequence[int]
-) -> Prompted:
-    """A transcript's tokens between those of its prompt and its end, which stand for no characters."""
-    return Prompted(
-        ids=(*before, *ids, *after),
-        offsets=(*[(0, 0)] * len(before), *spans, *[(0, 0)] * len(after)),
-        is_text=(*[False] * len(before), *[True] * len(ids), *[False] * len(after)),
-    )
-
-
-def teacher_forced(examples: Sequence[Example], pad: int) -> tuple[Tensor, Tensor, Tensor, Positions]:
-    """Decoder sequences of examples side by side, padded on the right.
-
-    Returns:
-        input tokens [B, T]; next tokens [B, T] with −100 on prompt and padding; whether they belong to a rare
-        word; what the rows are.
-    """
-
-    def padded(rows: Sequence[Tensor], value: int = 0) -> Tensor:
-        return pad_sequence(list(rows), batch_first=True, padding_value=value)
-
-    ids = [torch.tensor(e.prompted.ids) for e in examples]
-    is_target = [torch.tensor(e.prompted.is_text)[1:] for e in examples]
-    for flags in is_target:
-        flags[-1] = True  # the end token is the model's to predict; the prompt is not
-    exists = padded([torch.ones(len(i) - 1, dtype=torch.bool) for i in ids])
-    none = torch.zeros_like(exists)
-    return (
-        padded([i[:-1] for i in ids], pad),
-        padded([i[1:].masked_fill(~t, -100) for i, t in zip(ids, is_target, strict=True)], -100),
-        padded([e.rare[1:] for e in examples]),
-        Positions(tail=padded([e.tail for e in examples]), exists=exists, padding=none, audio=none),
-    )
-
-
-def require(model: Any, *paths: str, wanted: str) -> None:
-    """Check that a model has the parts an adapter reaches for.
-
-    Raises:
-        ModelError: one is missing; names it and the class that has it.
-    """
-    for path in paths:
-        part = model
-        for name in path.split("."):
-            part = getattr(part, name, None)
-        if part is None:
-            raise ModelError(f"{type(model).__name__} has no {path}: a {wanted} is needed")
-
-
-def pad_waveform(waveform: np.ndarray, samples: int) -> np.ndarray:
-    """A waveform with silence at its end where it is too short for a model's convolutions."""
-    return np.pad(waveform, (0, max(samples - len(waveform), 0)))
-
-
-def conv_output_length(length: int, convolutions: Sequence[nn.Conv1d]) -> int:
-    """Rows that a sequence of unpadded convolutions leaves of so many."""
-    for conv in convolutions:
-        length = (length - conv.kernel_size[0]) // conv.stride[0] + 1
-    return length
-
-
-def receptive_field(convolutions: Sequence[nn.Conv1d]) -> int:
-    """The shortest input that a sequence of unpadded convolutions makes a row of."""
-    length = 1
-    for conv in reversed(convolutions):
-        length = (length - 1) * conv.stride[0] + conv.kernel_size[0]
-    return length

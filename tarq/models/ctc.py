@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from tarq.errors import ModelError
-from tarq.models.base import Recognizer, pad_waveform, require
+from tarq.models.base import Recognizer
+from tarq.models.common import pad_waveform, require
 from tarq.models.features import check_fits
 from tarq.models.generation import require_finite
 from tarq.models.types import Batch, Example, Features, Positions, Prompted, Stage

@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor, nn
 
 from tarq.errors import ModelError
-from tarq.models.base import conv_output_length, pad_waveform, receptive_field
+from tarq.models.common import conv_output_length, pad_waveform, receptive_field
 from tarq.models.encoder_decoder import EncoderDecoder
 from tarq.models.features import check_fits
 from tarq.models.types import Features, Positions

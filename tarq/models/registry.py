@@ -15,7 +15,7 @@ from tarq.models.qwen2_audio import Qwen2AudioRecognizer
 from tarq.models.qwen3_asr import Qwen3ASRRecognizer
 from tarq.models.voxtral import VoxtralRecognizer
 from tarq.models.whisper import WhisperRecognizer
-from tarq.models.wrappers import check_no_adapter, unwrapped
+from tarq.models.wrappers import unwrapped
 
 FAMILIES: tuple[type[Recognizer], ...] = (
     WhisperRecognizer,
@@ -58,7 +58,6 @@ def model_class(config: Any, source: Any) -> Any:
     """
     family = family_of(config.model_type, str(source))
     family.check_config(config, source)
-    check_no_adapter(source)
     wanted = family.model_classes[config.model_type]
     held = (getattr(config, "architectures", None) or [wanted])[0]
     if held != wanted:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE
 
 from tarq.errors import ModelError
-from tarq.models.base import with_prompt
+from tarq.models.common import with_prompt
 from tarq.models.encoder_decoder import EncoderDecoder
 from tarq.models.features import check_fits
 from tarq.models.generation import new_tokens

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import math
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 from torch._dynamo.eval_frame import OptimizedModule
 from torch.nn.parallel import DataParallel, DistributedDataParallel
-from transformers.utils.peft_utils import find_adapter_config_file
 
 from tarq.errors import ModelError
-
-MERGE = "merge them into the weights first (model = model.merge_and_unload(), then save that)"
 
 
 def unwrapped(model: Any) -> Any:
@@ -38,7 +33,10 @@ def unwrapped(model: Any) -> Any:
 def _check_plain(model: nn.Module) -> None:
     kind = type(model).__name__
     if hasattr(model, "peft_config") or getattr(model, "_hf_peft_config_loaded", False):
-        raise ModelError(f"{kind} carries PEFT adapters: {MERGE}")
+        raise ModelError(
+            f"{kind} carries PEFT adapters: merge them into the weights first (model = model.merge_and_unload(), then "
+            "save that)"
+        )
     if getattr(model, "hf_quantizer", None) is not None:
         quantized = getattr(model, "quantization_method", None) or type(model.hf_quantizer).__name__
         raise ModelError(f"{kind} is quantized already, by {quantized}: load the full-precision one, or with tarq.load")
@@ -60,20 +58,3 @@ def _check_plain(model: nn.Module) -> None:
             raise ModelError(f"{name} is on the meta device, without values: load the model with its weights")
         if type(tensor).__name__ == "DTensor" or type(tensor.data).__name__ == "DTensor":
             raise ModelError(f"{name} is sharded (DTensor): load the model whole; tarq shares the work itself")
-    for name, tensor in model.state_dict().items():
-        if tensor.is_floating_point() and tensor.numel() and not all(map(math.isfinite, tensor.aminmax())):
-            raise ModelError(f"{name} holds NaN or infinity: the checkpoint is damaged, take it from its source again")
-
-
-def check_no_adapter(source: str | Path) -> None:
-    """See that no adapter lies beside a model on disk: whether it is loaded along depends on peft being installed.
-
-    Raises:
-        ModelError: one does.
-    """
-    try:
-        found = find_adapter_config_file(str(source))
-    except OSError:  # no such repository, or no network: loading says so better
-        return
-    if found:
-        raise ModelError(f"{source}: {Path(found).name} lies beside the model, a PEFT adapter: {MERGE}")

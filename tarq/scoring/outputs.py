@@ -15,7 +15,6 @@ from tarq import distributed
 from tarq.config import TarqConfig
 from tarq.data.utterance import Utterance
 from tarq.errors import ModelError
-from tarq.linear import QuantLinear
 from tarq.models.base import Recognizer
 from tarq.models.generation import are_numbers
 from tarq.models.types import Batch
@@ -122,26 +121,6 @@ def run_models(
         for name, texts in outputs.transcripts.items():
             transcripts[name] |= zip(outputs.ids, texts, strict=True)
     return SetOutputs(_in_order(batches, forced), transcripts, notes)
-
-
-def check_weights(name: str, recognizer: Recognizer) -> None:
-    """See that a model can be scored at all.
-
-    Raises:
-        ModelError: a weight is NaN or infinite; names it.
-    """
-    packed = (
-        (f"{layer}.{part}", tensor)
-        for layer, module in recognizer.model.named_modules()
-        if isinstance(module, QuantLinear)
-        for part, tensor in module.named_buffers(recurse=False)
-    )
-    for place, tensor in chain(recognizer.model.named_parameters(), packed):
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            raise ModelError(
-                f"{name}: {place} holds NaN or infinity, so nothing the model says means anything: convert or download "
-                "the checkpoint again"
-            )
 
 
 def _pieces(utterances: Sequence[Utterance]) -> Iterator[list[Held]]:

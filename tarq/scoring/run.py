@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from tarq.config import TarqConfig
-from tarq.data.utterance import Utterance, check_ids, language_of
-from tarq.errors import DataError, ModelError
+from tarq.data.utterance import Utterance
+from tarq.errors import ModelError
 from tarq.files import to_json
 from tarq.models.base import Recognizer
 from tarq.report import Reporter
@@ -21,7 +21,8 @@ from tarq.scoring.bootstrap import RESAMPLES, Difference, Interval, resample
 from tarq.scoring.breakdown import break_down, spoken_names
 from tarq.scoring.entities import EntityScores, score_entities
 from tarq.scoring.figures import Measured, ratios
-from tarq.scoring.outputs import SetOutputs, check_weights, run_models
+from tarq.scoring.outputs import SetOutputs, run_models
+from tarq.scoring.sets import GivenSet, check_set, language_within
 from tarq.scoring.words import ChangedWord, changed_words, hallucination_signs, score_words
 from tarq.words.frequencies import described
 from tarq.words.normalize import Normalizer
@@ -114,7 +115,7 @@ def evaluate_models(
 
     Args:
         models: label to recognizer.
-        data: label to utterances of one language (:func:`by_language`), each with a transcript.
+        data: label to utterances of one language (:func:`tarq.scoring.sets.by_language`), each with a transcript.
         reference: label of the full-precision model that damage is measured against, or None.
         config: normaliser, threshold, batch size, seed, and the language of utterances that state none.
         resamples: of the bootstrap.
@@ -129,13 +130,13 @@ def evaluate_models(
     thresholds = list(dict.fromkeys([config.tail_threshold, 3.0, 2.0, 4.0]))
     if not models:
         raise ModelError("no models to score: give at least one")
-    spoken = {label: replace(config, language=_language(label, some, config)) for label, some in data.items()}
+    spoken = {label: replace(config, language=language_within(label, some, config)) for label, some in data.items()}
     for label, utterances in data.items():
-        _check_set(label, utterances)
+        check_set(label, utterances)
         spoken[label].frequencies()  # refused now, not after work is done
     _check_comparable(models, reference)
     for name, recognizer in models.items():
-        check_weights(name, recognizer)
+        recognizer.check_weights(name)
     sets = {}
     for label, utterances in data.items():
         reporter.phase(f"scoring {label}", len(utterances) * len(models))
@@ -146,21 +147,18 @@ def evaluate_models(
     return Evaluation(reference, thresholds, resamples, sets)
 
 
-def by_language(label: str, utterances: Sequence[Utterance], default: str) -> dict[str, Sequence[Utterance]]:
-    """A set under its label; where its utterances state several languages, one set for each, named ``label (de)``."""
-    spoken: dict[str, list[Utterance]] = {}
-    for utterance in utterances:
-        spoken.setdefault(language_of(utterance, default), []).append(utterance)
-    if len(spoken) <= 1:
-        return {label: utterances}
-    return {f"{label} ({language})": spoken[language] for language in sorted(spoken)}
-
-
-def _language(label: str, utterances: Sequence[Utterance], config: TarqConfig) -> str:
-    languages = {language_of(utterance, config.language) for utterance in utterances} or {config.language}
-    if len(languages) > 1:
-        raise DataError(f"{label} is in {', '.join(sorted(languages))}: score each language as a set of its own")
-    return languages.pop()
+def with_intakes(result: Evaluation, sets: Mapping[str, GivenSet]) -> Evaluation:
+    """The result with what was left out of each set, and on it, before it was scored."""
+    scored = dict(result.sets)
+    for given in sets.values():
+        for name in given.parts:
+            scored[name] = replace(
+                scored[name],
+                bad=dict(given.intake.bad),
+                left_out=dict(given.intake.left_out),
+                notes=given.notes + given.intake.notes() + scored[name].notes,
+            )
+    return replace(result, sets=scored)
 
 
 def _check_comparable(models: Mapping[str, Recognizer], reference: str | None) -> None:
@@ -176,15 +174,6 @@ def _check_comparable(models: Mapping[str, Recognizer], reference: str | None) -
                     f"{name} cannot be compared with {reference}: {field_name} is {ours}, there it is {theirs}; "
                     "evaluate them apart"
                 )
-
-
-def _check_set(label: str, utterances: Sequence[Utterance]) -> None:
-    if not utterances:
-        raise DataError(f"{label}: no utterances to score: see what was left out, or give another set")
-    missing = [u.id for u in utterances if u.text is None]
-    if missing:
-        raise DataError(f"{label}: {len(missing)} utterances have no transcript to score against: {missing[0]}, …")
-    check_ids(label, utterances)
 
 
 def _scores(

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from tarq.config import CALIBRATION, METHOD, PRESETS, RESOURCES, TarqConfig
-from tarq.files import check_file, write_json
+from tarq.files import write_json
 from tarq.option import options
 from tarq.terminal.console import command, console, progress_console, say
 from tarq.terminal.options import SPEECH, Device, Dtype, JsonFile, Overwrite, configured, where_to_run
@@ -71,15 +71,13 @@ def quantize(
     with ScreenReporter(progress_console) as reporter:
         reporter.phase("starting")
         from tarq import api, distributed
-        from tarq.checkpoint.folder import check_writable
         from tarq.data.speech import load_speech
         from tarq.terminal.tables import show_report
 
         with distributed.process_group() as first:
             console.quiet = reporter.console.quiet = not first
             # Whatever can be told is told before a model is loaded or downloaded.
-            check_writable(out, overwrite, model)
-            _check_place(out)
+            api.check_output(out, model, overwrite=overwrite)
             where = where_to_run(device, dtype)
             speech: Any = load_speech(calibration or [], max_bad=config.max_bad, reporter=reporter)
             if config.needs_statistics:
@@ -101,21 +99,10 @@ def quantize(
         say(f"next: {next_command}")
 
 
-def _check_place(out: Path) -> None:
-    """See that a folder can be made where OUT is to be.
-
-    Raises:
-        OutputError: it cannot.
-    """
-    above = next(folder for folder in out.absolute().parents if folder.exists())
-    check_file(above / f".{out.name}.tarq")
-
-
 def _dry_run(model: str, config: TarqConfig, device: str, dtype: str, json_file: Path | None) -> None:
     with ScreenReporter(progress_console) as reporter:
         reporter.phase("starting")
         from tarq import api
-        from tarq.planning import memory_there
         from tarq.terminal.tables import show_plan
 
         where = where_to_run(device, dtype)
@@ -123,6 +110,6 @@ def _dry_run(model: str, config: TarqConfig, device: str, dtype: str, json_file:
         plan = api.plan(model, config, device=where["device"])
         if json_file:
             write_json(json_file, plan.to_dict())
-    show_plan(console, plan, memory_there())
+    show_plan(console, plan)
     if plan.problems:
         raise typer.Exit(1)

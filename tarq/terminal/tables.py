@@ -14,8 +14,8 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from tarq.data.speech import DrawnPool
-    from tarq.planning import Plan
     from tarq.report import LayerReport, Report
+    from tarq.walk.estimate import Plan
     from tarq.walk.plan import PlannedLayer
 
 #: From this width on there is room for what matters less.
@@ -147,7 +147,7 @@ def _alike(reasons: Iterable[tuple[str, str]]) -> list[tuple[list[str], str]]:
     return [(names, reason) for reason, names in alike.items()]
 
 
-def show_plan(console: Console, plan: Plan, memory_there: float | None = None) -> None:
+def show_plan(console: Console, plan: Plan) -> None:
     """A table a stage, a row a kind of layer (* is its block's number); totals, what it takes, what does not fit."""
     said = {layer.name: layer.reason or layer.note for layer in plan.layers}
     reasons = list(dict.fromkeys(filter(None, said.values())))
@@ -183,7 +183,7 @@ def show_plan(console: Console, plan: Plan, memory_there: float | None = None) -
         console.print(part, markup=False, highlight=False)
     e = plan.estimate
     speech = f" on {e.utterances} utterances of {e.utterance_seconds:g} s" if e.utterances else ""
-    there = "" if memory_there is None else f" (this machine has {gigabytes(memory_there)})"
+    there = "" if plan.ram_there is None else f" (this machine has {gigabytes(plan.ram_there)})"
     console.print(
         f"takes about {_minutes(e.seconds)}{speech} and {gigabytes(e.ram_bytes)} of RAM{there}; reckoned from the "
         "shapes and the speed of one matrix product now, the time to within a factor of two"

@@ -10,7 +10,7 @@ from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
-from tarq.data.manifest import load_manifest
+from tarq.data.manifests import load_manifest
 from tarq.data.utterance import Utterance
 from tarq.errors import DataError
 

@@ -106,14 +106,15 @@ def check_weights(recognizer: Recognizer, config: Lattice) -> None:
     Raises:
         CalibrationError: some are NaN or infinite; names the layers.
     """
-    sound = {
-        name: torch.isfinite(linear.weight).all()
+    to_quantize = {
+        name
         for stage in recognizer.stages()
         for block_name, block in stage.blocks
-        for name, linear in linears_of(block_name, block)
+        for name, _ in linears_of(block_name, block)
         if not ignored(name, config.ignore)
     }
-    bad = [name for name, finite in sound.items() if not bool(finite)]
+    holders = dict.fromkeys(name.rpartition(".")[0] for name in recognizer.not_finite())
+    bad = [name for name in holders if name in to_quantize]
     if bad:
         raise CalibrationError(
             f"{', '.join(bad)}: its weights hold NaN or infinite values; load another copy of the checkpoint, in the "

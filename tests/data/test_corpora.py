@@ -295,6 +295,9 @@ def test_a_table_is_taken_as_written(tmp_path):
     path.write_text(text.replace("|24044|", "|", 1))
     with pytest.raises(DataError, match=r"val\.csv:2: 2 values for 3 columns"):
         load_utterances(path)
+    intake = Intake(max_bad=1)  # the other rows are there
+    assert [u.text for u in load_utterances(path, intake)] == list(TEXTS[1:])
+    assert list(intake.bad) == [f"{path}:2"]
 
 
 # --- VoxPopuli ---
@@ -364,6 +367,11 @@ def test_common_voice(tmp_path):
     assert utterances[0].extra["language"] == "de"  # its locale
     assert [u.duration for u in utterances] == list(SECONDS)
     assert load_utterances(root / "test.tsv") == load_utterances(f"{root}:test") == utterances
+    durations = (root / "clip_durations.tsv").read_text()
+    (root / "clip_durations.tsv").write_text(durations.replace("500", "half a second", 1))
+    with pytest.raises(DataError, match=r"clip_durations\.tsv:2: duration\[ms\] is 'half a second'"):
+        load_utterances(root)
+    assert [u.duration for u in load_utterances(root, Intake(max_bad=1))] == [None, *SECONDS[1:]]
     (root / "clip_durations.tsv").unlink()
     assert [u.duration for u in load_utterances(root)] == [None] * 3
 

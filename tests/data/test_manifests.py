@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tarq.data.corpora.registry import load_utterances
 from tarq.data.fields import SPELLINGS
 from tarq.data.intake import Intake
-from tarq.data.manifest import write_manifest
+from tarq.data.manifests import write_manifest
 from tarq.data.pools import read_ids
 from tarq.data.sampling import select_utterances
 from tarq.data.utterance import Utterance, language_of

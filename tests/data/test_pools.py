@@ -14,7 +14,7 @@ from tarq.config import TarqConfig
 from tarq.data.audio import Encoded
 from tarq.data.corpora.registry import load_utterances
 from tarq.data.intake import Intake
-from tarq.data.manifest import write_manifest
+from tarq.data.manifests import write_manifest
 from tarq.data.pools import Rarity, draw_pool, given_pool, read_ids
 from tarq.data.sampling import sample_utterances
 from tarq.data.utterance import Utterance

@@ -15,32 +15,23 @@ namespace tarq {
 namespace {
 
 struct Avx512 : Avx512Sums {
-  using Step = float;
-  static constexpr bool pairs = false;
   static constexpr int64_t depth = 192;
 
   static Vector load(const float* from) { return _mm512_loadu_ps(from); }
   static Vector splat(float value) { return _mm512_set1_ps(value); }
   static Vector dot(Vector sum, Vector y, Vector x) { return _mm512_fmadd_ps(y, x, sum); }
-  static void pack_step(const GramRows& rows, int64_t row, int64_t, int64_t column, float* to) {
-    const int64_t at = row * rows.stride + column;
-    Vector v;
-    if (rows.type == Float::f32) {
-      v = load(static_cast<const float*>(rows.data) + at);
-    } else {
-      const __m256i half =
-          _mm256_loadu_si256(reinterpret_cast<const __m256i*>(static_cast<const uint16_t*>(rows.data) + at));
-      v = rows.type == Float::f16 ? _mm512_cvtph_ps(half)
-                                  : _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
-    }
-    put(to, rows.weight ? _mm512_mul_ps(v, splat(rows.weight[row])) : v);
+  static Vector multiply(Vector a, Vector b) { return _mm512_mul_ps(a, b); }
+  static Vector from_half(const uint16_t* from, Float type) {
+    const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+    if (type == Float::f16) return _mm512_cvtph_ps(half);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
   }
 };
 
 }  // namespace
 
 extern const GramKernel kGramAvx512;
-const GramKernel kGramAvx512 = make_gram_kernel<Avx512>("avx512");
+const GramKernel kGramAvx512 = make_gram_kernel<FloatSteps<Avx512>>("avx512");
 
 }  // namespace tarq
 #endif

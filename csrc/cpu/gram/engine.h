@@ -31,6 +31,22 @@ inline uint16_t raw_bf16(const GramRows& rows, int64_t row, int64_t column) {
   return static_cast<const uint16_t*>(rows.data)[row * rows.stride + column];
 }
 
+/// What a description of fp32 steps says of them beside its vectors `V`, which have load, splat, put,
+/// multiply and `from_half(from, type)`: fp16 or bf16 to fp32.
+template <class V>
+struct FloatSteps : V {
+  using Step = float;
+  static constexpr bool pairs = false;
+
+  static void pack_step(const GramRows& rows, int64_t row, int64_t, int64_t column, float* to) {
+    const int64_t at = row * rows.stride + column;
+    const auto v = rows.type == Float::f32
+                       ? V::load(static_cast<const float*>(rows.data) + at)
+                       : V::from_half(static_cast<const uint16_t*>(rows.data) + at, rows.type);
+    V::put(to, rows.weight ? V::multiply(v, V::splat(rows.weight[row])) : v);
+  }
+};
+
 template <class S>
 constexpr int64_t kPositionsPerStep = S::pairs ? 2 : 1;
 

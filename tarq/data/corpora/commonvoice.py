@@ -16,6 +16,7 @@ from tarq.data.corpora.layout import choose_part, header, is_there, known, numbe
 from tarq.data.hub import HubColumns
 from tarq.data.intake import Intake
 from tarq.data.utterance import Utterance
+from tarq.errors import DataError
 
 COLUMNS = ("client_id", "path", "sentence")
 DURATIONS = ("clip", "duration[ms]")
@@ -57,12 +58,12 @@ def load_commonvoice(source: Path, part: str | None, intake: Intake) -> list[Utt
     """The clips of one split, in the table's order.
 
     Raises:
-        DataError: several tables and ``part`` names none, a row is malformed, or too many clips are missing.
+        DataError: several tables and ``part`` names none, or too many rows are malformed or clips missing.
     """
     path = choose_part(source, "a folder of Common Voice splits", _tables(source), part)
-    durations = _durations(path.parent / "clip_durations.tsv")
+    durations = _durations(path.parent / "clip_durations.tsv", intake)
     utterances = []
-    for where, row in read_table(path, "\t", COLUMNS):
+    for where, row in read_table(path, "\t", COLUMNS, intake):
         clip = row["path"]
         name = clip.removesuffix(".mp3")
         audio = path.parent / "clips" / (clip if "." in clip else f"{clip}.mp3")  # the first releases leave .mp3 out
@@ -81,11 +82,14 @@ def load_commonvoice(source: Path, part: str | None, intake: Intake) -> list[Utt
     return utterances
 
 
-def _durations(path: Path) -> dict[str, float]:
+def _durations(path: Path, intake: Intake) -> dict[str, float]:
     """Clip to seconds; nothing where the release has no such table."""
     if not path.is_file():
         return {}
     durations = {}
-    for where, row in read_table(path, "\t", DURATIONS):
-        durations[row["clip"]] = number(row["duration[ms]"], "duration[ms]", where) / 1000
+    for where, row in read_table(path, "\t", DURATIONS, intake):
+        try:
+            durations[row["clip"]] = number(row["duration[ms]"], "duration[ms]", where) / 1000
+        except DataError as error:
+            intake.broken(where, error)
     return durations

@@ -20,7 +20,7 @@ from tarq.data.corpora.layout import choose_part, is_there
 from tarq.data.fields import seconds, strings, value
 from tarq.data.hub import HubColumns, undecoded
 from tarq.data.intake import Intake
-from tarq.data.manifest import json_lines
+from tarq.data.manifests import json_lines
 from tarq.data.utterance import Utterance
 from tarq.errors import DataError
 

@@ -58,17 +58,20 @@ def header(path: Path, delimiter: str) -> list[str]:
         return []
 
 
-def read_table(path: Path, delimiter: str, columns: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
+def read_table(
+    path: Path, delimiter: str, columns: Sequence[str], intake: Intake
+) -> Iterator[tuple[str, dict[str, str]]]:
     """Rows of a table with a header line; quotation marks are characters like any other.
 
     Args:
         columns: that must be there.
+        intake: a row with more or fewer values than columns is left out as broken.
 
     Yields:
         Where the row is, for messages (``file:line``), and column to value.
 
     Raises:
-        DataError: the file is not UTF-8, a column is missing, or a row has more or fewer values than columns.
+        DataError: the file is not UTF-8, a column is missing, or it is one broken row too many.
     """
     first, *lines = read_text(path).split("\n")  # splitlines() would cut at U+2028
     names = first.rstrip("\r").split(delimiter)
@@ -78,12 +81,13 @@ def read_table(path: Path, delimiter: str, columns: Sequence[str]) -> Iterator[t
     for number, line in enumerate(lines, 2):
         if not line.strip():
             continue
+        where = f"{path}:{number}"
         values = line.rstrip("\r").split(delimiter)
         if len(values) != len(names):
-            raise DataError(
-                f"{path}:{number}: {len(values)} values for {len(names)} columns; the file is damaged: extract it anew"
-            )
-        yield f"{path}:{number}", dict(zip(names, values, strict=True))
+            text = f"{len(values)} values for {len(names)} columns; the file is damaged: extract it anew"
+            intake.broken(where, DataError(f"{where}: {text}"))
+            continue
+        yield where, dict(zip(names, values, strict=True))
 
 
 def is_there(audio: Path, where: str, name: str, intake: Intake) -> bool:

@@ -27,7 +27,7 @@ from tarq.data.corpora import (
 from tarq.data.corpora.folder import is_folder, load_folder
 from tarq.data.hub import HubColumns, is_dataset, is_hub, is_saved, load_dataset_object, load_hub, load_saved
 from tarq.data.intake import Intake
-from tarq.data.manifest import is_manifest, is_table, load_manifest
+from tarq.data.manifests import is_manifest, is_table, load_manifest
 from tarq.data.utterance import Utterance
 from tarq.errors import DataError
 

@@ -37,11 +37,11 @@ def load_spgispeech(source: Path, part: str | None, intake: Intake) -> list[Utte
     """The utterances of one split, in the table's order.
 
     Raises:
-        DataError: several tables and ``part`` names none, a row is malformed, or too many files are missing.
+        DataError: several tables and ``part`` names none, or too many rows are malformed or files missing.
     """
     path = choose_part(source, "a folder of SPGISpeech splits", _tables(source), part)
     utterances = []
-    for where, row in read_table(path, "|", COLUMNS):
+    for where, row in read_table(path, "|", COLUMNS, intake):
         name = row["wav_filename"]
         audio = first_file([path.parent / path.stem / name, path.parent / "spgispeech" / path.stem / name])
         utterance = name.removesuffix(".wav")

@@ -57,7 +57,7 @@ def load_voxpopuli(source: Path, part: str | None, intake: Intake) -> list[Utter
     """The segments of one split, in the table's order.
 
     Raises:
-        DataError: several tables and ``part`` names none, a row is malformed, or too many files are missing.
+        DataError: several tables and ``part`` names none, or too many rows are malformed or files missing.
     """
     path = choose_part(source, "a folder of VoxPopuli splits", _tables(source), part)
     split = path.stem.removeprefix("asr_")
@@ -67,7 +67,7 @@ def load_voxpopuli(source: Path, part: str | None, intake: Intake) -> list[Utter
     language = path.absolute().parent.name.partition("_")[0]
     stated = {"language": language} if language in LANGUAGES else {}
     utterances = []
-    for where, row in read_table(path, "\t", COLUMNS):
+    for where, row in read_table(path, "\t", COLUMNS, intake):
         name = row["id"]
         text = transcript(row["normalized_text"])
         if text is None:

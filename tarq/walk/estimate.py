@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import os
 import time
-from contextlib import suppress
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig, GenerationConfig
 
 from tarq.config import TarqConfig
 from tarq.errors import ModelError
 from tarq.models.base import Recognizer
-from tarq.models.registry import model_class
 from tarq.walk.plan import PlannedLayer, plan
 
 #: Seconds of a typical calibration utterance (LibriSpeech's mean), and tokens a second of it has.
@@ -78,6 +74,14 @@ class Plan:
         """Of the same, packed where they will be."""
         return sum(layer.bytes_after for layer in self.layers if layer.stage)
 
+    @property
+    def ram_there(self) -> float | None:
+        """Bytes of RAM this machine has; None where it does not say."""
+        try:
+            return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+        except (ValueError, OSError, AttributeError):
+            return None
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
         return asdict(self) | {"bytes_before": self.bytes_before, "bytes_after": self.bytes_after}
@@ -110,31 +114,6 @@ def _parts(recognizer: Recognizer) -> list[str]:
         made = getattr(recognizer.feature_extractor, "feature_size", read)
         found.append(f"mel bins: the feature extractor makes {made}, the model reads {read}")
     return found
-
-
-def shapes_only(source: str | Path) -> Any:
-    """A transformers model without weights, on the meta device, in the dtype it is stored in.
-
-    Raises:
-        ModelError: there is no model that tarq takes.
-    """
-    if Path(source).expanduser().is_dir():
-        source = Path(source).expanduser()
-    try:
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise ModelError(f"{source}: no model there that transformers can read: {reason}") from error
-    if getattr(config, "quantization_config", None) is not None:
-        raise ModelError(f"{source}: the model is quantized already: name the full-precision one")
-    kind = model_class(config, source)
-    with torch.device("meta"):
-        model = kind(config)
-    model.to(config.dtype if isinstance(config.dtype, torch.dtype) else torch.float32)
-    with suppress(OSError):  # most CTC models have none
-        model.generation_config = GenerationConfig.from_pretrained(source)
-    model.config._name_or_path = str(source)
-    return model.eval()
 
 
 def _estimate(
@@ -196,11 +175,3 @@ def _speed(device: str | torch.device, width: int = 1024) -> float:
             torch.cuda.synchronize()
         count += 1
     return count * width**3 / (time.perf_counter() - began)
-
-
-def memory_there() -> float | None:
-    """Bytes of RAM this machine has; None where it does not say."""
-    try:
-        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    except (ValueError, OSError, AttributeError):
-        return None
