@@ -42,10 +42,11 @@ def test_groups_that_do_not_divide_each_other(symmetric):
         assert torch.equal(stored[name].packed_weight().scale, of[name].packed_weight().scale)
 
 
-def test_groups_merge_only_where_scales_and_zero_points_do():
+@pytest.mark.parametrize("unlike", ["scales", "zeros"])
+def test_groups_merge_only_where_scales_and_zero_points_do(unlike):
     scales, zeros = torch.ones(9, 4).half(), torch.full((9, 4), 5, dtype=torch.uint8)
     codes = torch.arange(9 * 128).remainder(16).reshape(9, 128).byte()
-    zeros[3, 2:] = 6  # scales alike throughout, zero points in halves
+    (scales if unlike == "scales" else zeros)[3, 2:] = 6  # in halves; the others are alike throughout
     of = model(QuantLinear.from_codes(codes, scales, zeros, Scheme(4, 32, False)))
     before = of["l0"].dequantize()
     merge_groups(of)
