@@ -227,6 +227,7 @@ def _rate(group: Group | None) -> Html:
 
 
 def _layers(panel: Panel) -> Html | None:
+    plain = {"lam": 1.0, "alpha": 0.0, "loss": None}  # what says nothing: no weights of the tail, no residual
     quantities = {"lam": "λ of the tail", "alpha": "α of the residual", "loss": "loss of rounding"}
     made = []
     for arm, layers in panel.layers.items():
@@ -235,7 +236,7 @@ def _layers(panel: Panel) -> Html | None:
         known = {
             shown: values
             for key, shown in quantities.items()
-            if any(values := [_finite(layer.get(key)) for layer in layers])
+            if any(v not in (None, plain[key]) for v in (values := [_finite(layer.get(key)) for layer in layers]))
         }
         rows = []
         for i, (name, layer) in enumerate(zip(names, layers, strict=True)):
