@@ -1,7 +1,7 @@
 """tarq: tail-aware 4-bit quantization for speech recognizers.
 
 ``tarq.quantize(model, calibration)``, ``tarq.save``, ``tarq.load``, ``tarq.transcribe``, ``tarq.evaluate``;
-``tarq.plan`` for a dry run, ``tarq.pool`` for calibration utterances.
+``tarq.plan`` for a dry run, ``tarq.pool`` for calibration utterances, ``tarq.write_report`` for a page of results.
 Names are imported when first used, so ``import tarq`` is quick.
 """
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     )
     from tarq.linear import QuantLinear
     from tarq.report import Report
+    from tarq.reports.make import write_report
 
 _HOME = {
     "api": (
@@ -54,6 +55,7 @@ _HOME = {
     ),
     "linear": ("QuantLinear",),
     "report": ("Report",),
+    "reports.make": ("write_report",),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
@@ -78,6 +80,7 @@ __all__ = [
     "quantize",
     "save",
     "transcribe",
+    "write_report",
 ]
 
 

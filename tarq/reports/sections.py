@@ -233,11 +233,8 @@ def _layers(panel: Panel) -> Html | None:
     for arm, layers in panel.layers.items():
         title = panel.arms.get(arm, arm)
         names = [str(layer["name"]) for layer in layers]
-        known = {
-            shown: values
-            for key, shown in quantities.items()
-            if any(v not in (None, plain[key]) for v in (values := [_finite(layer.get(key)) for layer in layers]))
-        }
+        found = {key: [_finite(layer.get(key)) for layer in layers] for key in quantities}
+        known = {quantities[key]: v for key, v in found.items() if set(v) - {None, plain[key]}}
         rows = []
         for i, (name, layer) in enumerate(zip(names, layers, strict=True)):
             cells = (number(text.NOTHING if (v := values[i]) is None else f"{v:.4g}") for values in known.values())
