@@ -1,7 +1,7 @@
 """tarq: tail-aware 4-bit quantization for speech recognizers.
 
 ``tarq.quantize(model, calibration)``, ``tarq.save``, ``tarq.load``, ``tarq.transcribe``, ``tarq.evaluate``;
-``tarq.plan`` for a dry run, ``tarq.pool`` for calibration utterances.
+``tarq.plan`` for a dry run, ``tarq.pool`` for calibration utterances, ``tarq.write_report`` for a page of results.
 Names are imported when first used, so ``import tarq`` is quick.
 """
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from tarq.errors import *
     from tarq.linear import *
     from tarq.report import *
+    from tarq.reports.make import *
 
 #: What is offered, by the module it is in.
 _NAMES = {
@@ -31,6 +32,7 @@ _NAMES = {
     "errors": "CalibrationError CheckpointError ConfigError DataError ModelError OutputError TarqError",
     "linear": "QuantLinear",
     "report": "Report",
+    "reports.make": "write_report",
 }
 _MODULE_OF = {name: module for module, names in _NAMES.items() for name in names.split()}
 

@@ -13,7 +13,7 @@ from tarq.reports.markup import Html, element
 from tarq.scoring.bootstrap import Difference, Interval
 
 #: Heights in pixels.
-ROW, BAR, AXIS, STRIP, PLOT = 42, 8, 22, 44, 220
+ROW, BAR, AXIS, STRIP, GAP, PLOT = 42, 8, 22, 44, 26, 220
 #: Shapes of the series of one figure, beside their colours.
 SHAPES = ("M-4,0a4,4 0 1,0 8,0a4,4 0 1,0 -8,0", "M-4,-4h8v8h-8z", "M-5,0L0,-5L5,0L0,5z", "M0,-5L5,4H-5z")
 
@@ -135,7 +135,7 @@ def strips(rows: Mapping[str, Sequence[float | None]], names: Sequence[str], alt
     width = 100 / max(len(names), 1)
     for r, (title, values) in enumerate(rows.items()):
         top = max((v for v in values if v is not None), default=0) or 1.0
-        bottom = STRIP * (r + 1) + 18 * r + 18
+        bottom = (STRIP + GAP) * (r + 1)
         above = bottom - STRIP - 5
         marks.append(element("text", title, x="0", y=above, class_="label"))
         marks.append(element("text", f"up to {top:.3g}", x="100%", y=above, text_anchor="end", class_="tick"))
@@ -146,7 +146,7 @@ def strips(rows: Mapping[str, Sequence[float | None]], names: Sequence[str], alt
                 place = {"x": f"{width * (i + 0.1):.3f}%", "width": f"{width * 0.8:.3f}%"}
                 told = element("title", f"{names[i]}: {value:.4g}")
                 marks.append(element("rect", told, **place, y=bottom - height, height=height, class_="bar strong"))
-    return _svg((STRIP + 18) * len(rows) + 6, alternative, marks)
+    return _svg((STRIP + GAP) * len(rows) + 6, alternative, marks)
 
 
 def legend(labels: Iterable[str]) -> Html:

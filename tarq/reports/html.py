@@ -12,11 +12,14 @@ from tarq.reports.sections import Section, sections
 from tarq.reports.words import changed_words
 from tarq.version import __version__
 
+#: Names of the sections, as they stand in the page.
+ORDER = ("headline", "ablation", "swing", "frequency", "errors", "words", "layers", "further", "origin")
+
 
 def page(report: Report, clips: Clips) -> str:
     """The whole page."""
     shown = [*sections(report), changed_words(report, clips), _origin(report, clips)]
-    parts = [part for part in shown if part is not None]
+    parts = sorted((part for part in shown if part is not None), key=lambda part: ORDER.index(part[0]))
     links = (element("a", title, href=f"#{name}") for name, title, _ in parts)
     body = element(
         "body",
@@ -52,6 +55,8 @@ def _origin(report: Report, clips: Clips) -> Section:
             for arm, config in configurations.items()
         )
         parts.append(details("Configuration of each method", element("dl", listed)))
+    if study := report.origin.get("study"):
+        parts.append(details("What the study was made of", element("code", json.dumps(study, ensure_ascii=False))))
     for title, lines in (("Notes", report.told("notes")), ("Not shown", report.told("absent") + clips.absent)):
         if lines:
             parts += [element("h3", title), element("ul", (element("li", line) for line in lines))]

@@ -227,16 +227,14 @@ def _rate(group: Group | None) -> Html:
 
 
 def _layers(panel: Panel) -> Html | None:
+    plain = {"lam": 1.0, "alpha": 0.0, "loss": None}  # what says nothing: no weights of the tail, no residual
     quantities = {"lam": "λ of the tail", "alpha": "α of the residual", "loss": "loss of rounding"}
     made = []
     for arm, layers in panel.layers.items():
         title = panel.arms.get(arm, arm)
         names = [str(layer["name"]) for layer in layers]
-        known = {
-            shown: values
-            for key, shown in quantities.items()
-            if any(values := [_finite(layer.get(key)) for layer in layers])
-        }
+        found = {key: [_finite(layer.get(key)) for layer in layers] for key in quantities}
+        known = {quantities[key]: v for key, v in found.items() if set(v) - {None, plain[key]}}
         rows = []
         for i, (name, layer) in enumerate(zip(names, layers, strict=True)):
             cells = (number(text.NOTHING if (v := values[i]) is None else f"{v:.4g}") for values in known.values())

@@ -198,7 +198,9 @@ class Study:
         whole = np.asarray(first.denominator)
         gap = Resampled(a.value - b.value, a.values - b.values)
         with np.errstate(divide="ignore", invalid="ignore"):
-            share = Resampled(1 - float(np.divide(a.value, b.value)), 1 - a.values / b.values)
+            shares = 1 - a.values / b.values
+            shares[np.isinf(shares)] = np.nan  # the base did no damage in that resample
+            share = Resampled(1 - float(np.divide(a.value, b.value)), shares)
             by_draw = tuple(map(float, apart.sum(axis=1) / whole.sum()))
         p = p_value(a, b)
         return Comparison(

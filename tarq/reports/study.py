@@ -250,13 +250,17 @@ def origin(study: dict[str, Any], files: Sequence[str]) -> dict[str, Any]:
     settings = study.get("settings") or {}
     told = {
         "Results": ", ".join(files),
-        "Settings": _pairs_text(settings),
+        "Settings": _pairs_text({k: v for k, v in settings.items() if not isinstance(v, dict) and k != "title"}),
         "Versions": "; ".join(versions),
         "Device": ", ".join(devices),
         "Time": f"{len(cells)} cells, {sum(seconds) / 60:.1f} minutes of work" if seconds else "",
         "Command": str(study.get("command") or settings.get("command") or ""),
     }
-    return {"told": {label: text for label, text in told.items() if text}, "configurations": arms}
+    return {
+        "told": {label: text for label, text in told.items() if text},
+        "configurations": arms,
+        "study": {k: v for k, v in settings.items() if isinstance(v, dict)},
+    }
 
 
 def _pairs_text(values: Mapping[str, Any]) -> str:

@@ -105,5 +105,8 @@ def lead(panels: Sequence[Panel]) -> list[str]:
                 f"{panel.arms[panel.base or '']} costs rare words (ΔNLL {damage}, not {base})."
             )
         else:
-            sentences.append(f"{panel.title}: {panel.arms[arm]} costs rare words least, ΔNLL {damage} nats a target.")
+            told = f"{panel.title}: {panel.arms[arm]} costs rare words ΔNLL {damage} nats a target"
+            if apart := panel.differences.get((arm, "delta_nll_rare")):
+                told += f", {full('delta_nll_rare', apart)} against {panel.arms[panel.base or '']}"
+            sentences.append(f"{told}.")
     return sentences
