@@ -5,7 +5,7 @@
 Names are imported when first used, so ``import tarq`` is quick.
 """
 
-# ruff: noqa: F403 - names stand once, in _NAMES; the stars show them to editors
+# ruff: noqa: F401 - what type checkers and editors see; at run time _NAMES says where a name is
 
 from __future__ import annotations
 
@@ -18,12 +18,20 @@ from tarq.version import __version__
 openmp.wait_asleep()  # before anything imports torch
 
 if TYPE_CHECKING:
-    from tarq.api import *
-    from tarq.config import *
-    from tarq.errors import *
-    from tarq.linear import *
-    from tarq.report import *
-    from tarq.reports.make import *
+    from tarq.api import evaluate, iter_transcripts, load, load_recognizer, plan, pool, quantize, save, transcribe
+    from tarq.config import TarqConfig
+    from tarq.errors import (
+        CalibrationError,
+        CheckpointError,
+        ConfigError,
+        DataError,
+        ModelError,
+        OutputError,
+        TarqError,
+    )
+    from tarq.linear import QuantLinear
+    from tarq.report import Report
+    from tarq.reports.make import write_report
 
 #: What is offered, by the module it is in.
 _NAMES = {
