@@ -5,8 +5,6 @@
 Names are imported when first used, so ``import tarq`` is quick.
 """
 
-# ruff: noqa: F401 - what type checkers and editors see; at run time _NAMES says where a name is
-
 from __future__ import annotations
 
 import importlib
@@ -33,25 +31,60 @@ if TYPE_CHECKING:
     from tarq.report import Report
     from tarq.reports.make import write_report
 
-#: What is offered, by the module it is in.
-_NAMES = {
-    "api": "evaluate iter_transcripts load load_recognizer plan pool quantize save transcribe",
-    "config": "TarqConfig",
-    "errors": "CalibrationError CheckpointError ConfigError DataError ModelError OutputError TarqError",
-    "linear": "QuantLinear",
-    "report": "Report",
-    "reports.make": "write_report",
+_HOME = {
+    "api": (
+        "evaluate",
+        "iter_transcripts",
+        "load",
+        "load_recognizer",
+        "plan",
+        "pool",
+        "quantize",
+        "save",
+        "transcribe",
+    ),
+    "config": ("TarqConfig",),
+    "errors": (
+        "CalibrationError",
+        "CheckpointError",
+        "ConfigError",
+        "DataError",
+        "ModelError",
+        "OutputError",
+        "TarqError",
+    ),
+    "linear": ("QuantLinear",),
+    "report": ("Report",),
+    "reports.make": ("write_report",),
 }
-_MODULE_OF = {name: module for module, names in _NAMES.items() for name in names.split()}
+_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
-__all__ = ["__version__", *_MODULE_OF]
+__all__ = [
+    "CalibrationError",
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "ModelError",
+    "OutputError",
+    "QuantLinear",
+    "Report",
+    "TarqConfig",
+    "TarqError",
+    "__version__",
+    "evaluate",
+    "iter_transcripts",
+    "load",
+    "load_recognizer",
+    "plan",
+    "pool",
+    "quantize",
+    "save",
+    "transcribe",
+    "write_report",
+]
 
 
 def __getattr__(name: str) -> Any:
     if name not in _MODULE_OF:
         raise AttributeError(f"module 'tarq' has no attribute {name!r}")
     return getattr(importlib.import_module(f".{_MODULE_OF[name]}", __name__), name)
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
