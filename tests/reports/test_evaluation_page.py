@@ -14,6 +14,7 @@ from tarq.scoring.breakdown import break_down, by_band, by_kind, spoken_names
 from tarq.scoring.words import score_words
 from tarq.terminal.cli import app
 from tarq.words.normalize import get_normalizer
+
 from .test_report import BAD, Outline
 
 ENGLISH = get_normalizer("english")
