@@ -8,7 +8,7 @@ export HF_HUB_DISABLE_PROGRESS_BARS := 1
 
 CXX_SOURCES := $(wildcard $(foreach depth,* */*,csrc/$(depth)/*.cpp csrc/$(depth)/*.h csrc/$(depth)/*.cu))
 
-.PHONY: install demo test test-all sanitize cuda-build triton-build gpu-check lint format bench testbed testbed-check clean help
+.PHONY: install demo study-quick test test-all sanitize cuda-build triton-build gpu-check lint format bench testbed testbed-check clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -30,6 +30,11 @@ $(VENV)/.installed: $(VENV)/.torch setup.py pyproject.toml constraints.txt $(CXX
 
 demo: install  ## quantize the packaged model three ways, save, reload, transcribe and score
 	@$(BIN)/tarq demo
+
+# Two processes of one thread each. What an earlier run has measured is kept; `make clean` forgets it.
+study-quick: install  ## four methods on Whisper tiny.en (TARQ_MODELS, TARQ_SPEECH) or the testbed, then a report (ten minutes)
+	@$(BIN)/python -m benchmarks.study run benchmarks/study/quick.yaml --out build/study/quick.json --workers 2
+	@$(BIN)/tarq report build/study/quick.json --out build/study/quick
 
 testbed: install  ## rebuild the packaged model and speech from nothing (espeak-ng; about two hours)
 	$(BIN)/python benchmarks/testbed/build.py all

@@ -72,7 +72,8 @@ def _run(options: argparse.Namespace) -> None:
         tell=lambda line: print(line, flush=True),
     )
     results = runner.run()
-    if not options.quiet and results["cells"]:
+    # Of processes that torchrun started, one is enough to print tables, of what there is when it ends.
+    if not options.quiet and os.environ.get("RANK", "0") == "0" and results["cells"]:
         from benchmarks.study.tables import markdown
 
         print(markdown(results))

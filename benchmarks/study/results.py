@@ -45,8 +45,8 @@ class ResultsFile:
             raise OutputError(f"could not write {path}.lock: {error.strerror or error}; name another place") from error
 
         def begin(results: Results) -> None:
-            results["settings"] = _agreed(path, "settings", results["settings"], settings)
-            results["arms"] = _agreed(path, "arms", results["arms"], arms)
+            results["settings"] = _agreed(path, "settings", results["settings"], settings, 2)
+            results["arms"] = _agreed(path, "arms", results["arms"], arms, 1)
             results["pairs"] = pairs
 
         self.update(begin)
@@ -105,10 +105,11 @@ def read_results(path: str | Path) -> Results:
     return results
 
 
-def _agreed(path: Path, key: str, old: Any, new: Any) -> Any:
-    """Old and new settings together."""
-    if isinstance(old, dict) and isinstance(new, dict):
-        return old | {k: _agreed(path, f"{key}/{k}", old[k], v) if k in old else v for k, v in new.items()}
+def _agreed(path: Path, key: str, old: Any, new: Any, depth: int) -> Any:
+    """Old and new settings together: mappings may have grown, down to a depth; whatever stands there is the same."""
+    if depth and isinstance(old, dict) and isinstance(new, dict):
+        both = {k: _agreed(path, f"{key}/{k}", old[k], v, depth - 1) for k, v in new.items() if k in old}
+        return old | new | both
     if old != new:
         raise ConfigError(f"{path}: {key} was {old!r} when it was begun, and is {new!r} now: name another file")
     return new

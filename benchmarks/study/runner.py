@@ -109,7 +109,8 @@ class Runner:
             "samples": product.samples[0],
             "batch_size": grid.batch_size,
             "score_batch_size": grid.score_batch_size,
-            "sources": {"models": dict(grid.models), "corpora": dict(grid.corpora)},
+            "models": dict(grid.models),
+            "corpora": dict(grid.corpora),
             "pools": {n: {"corpora": list(p.corpora), **p.fields} for n, p in grid.calibration.items()},
             "scored": {name: asdict(one) for name, one in grid.scored.items()},
         }

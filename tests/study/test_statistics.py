@@ -127,7 +127,7 @@ def test_p_is_twice_the_share_on_the_other_side_and_never_zero():
 def test_families_are_adjusted_over_models_but_each_figure_alone():
     rng = np.random.default_rng(0)
     results = a_study()
-    results["models"] = {name: results["models"]["m"] for name in ("m", "n")}
+    results["models"] = dict.fromkeys(("m", "n"), results["models"]["m"])
     for name, arm, draw in itertools.product("mn", ("gptq", "ours"), range(4)):
         shift = 0.3 if arm == "gptq" else 0.0
         cell = {"delta_nll": {"rare": (shift + rng.normal(size=2)).tolist()}, "kl": {"rare": [shift, shift]}}
