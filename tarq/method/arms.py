@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tarq.method.metrics import Metric
+from tarq.method.moments import Moments
 from tarq.method.registry import make_metric, make_residual, make_solver
 from tarq.method.residuals import Residual
 from tarq.method.solvers import Solver
@@ -58,6 +59,12 @@ class Arms:
     def paired(self) -> bool:
         """Whether the full-precision network is walked beside the quantized one."""
         return self.residual.paired or self.solver.paired
+
+    def moments(self, features: int, device: torch.device | str = "cpu") -> list[Moments]:
+        """Empty moments of an input as wide, as many and of what kinds the arms ask for."""
+        residual = self.residual
+        kinds = {"first": residual.first_moments, "drift": getattr(residual, "drift_moments", False)}
+        return [Moments(features, paired=self.paired, device=device, **kinds) for _ in range(residual.folds)]
 
     @property
     def depends_on_layer(self) -> bool:

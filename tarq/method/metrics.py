@@ -104,12 +104,14 @@ class Rebalanced:
         cross: [n, n], the cross-moment H_Δ, likewise; None for unpaired moments.
         mean: [n] ``μ = Σ d x / Σ d``; None where first moments were not asked for.
         mean_full: [n] ``μ_f = Σ d xf / Σ d``; ``mean`` itself for unpaired moments.
+        drift: [n, n] ``Σ d (xf − x)(xf − x)ᵀ``, likewise about the mean; None where it was not asked for.
     """
 
     hessian: Tensor
     cross: Tensor | None
     mean: Tensor | None = None
     mean_full: Tensor | None = None
+    drift: Tensor | None = None
 
 
 def rebalance(
@@ -160,9 +162,15 @@ def rebalance(
             drift = (weigh(fulls, lam_cross) - weigh(firsts, lam_cross)) / share
             cross = about(cross, drift, weigh(firsts, lam_cross) / share, share)
         cross = cross.to(dtype)
-    return Rebalanced(
-        hessian, cross, None if mean is None else mean.to(dtype), None if mean_full is None else mean_full.to(dtype)
-    )
+    drifts = [part.drift for part in parts if part.drift is not None]
+    square = weigh(drifts, lam) if drifts else None
+    if square is not None and centred and mean is not None and mean_full is not None:
+        square = about(square, mean_full - mean, mean_full - mean, mass)
+
+    def given(total: Tensor | None) -> Tensor | None:
+        return None if total is None else total.to(dtype)
+
+    return Rebalanced(hessian, cross, given(mean), given(mean_full), given(square))
 
 
 @dataclass(frozen=True)

@@ -235,12 +235,7 @@ class Walk:
 
         Each position goes to one fold, so nothing more is computed where there are several.
         """
-        residual = self.arms.residual
-        features = layers[0].weight.shape[1]
-        parts = [
-            Moments(features, paired=self.arms.paired, first=residual.first_moments, device=self.device)
-            for _ in range(residual.folds)
-        ]
+        parts = self.arms.moments(layers[0].weight.shape[1], self.device)
         label = "|".join(layer.name for layer in layers)
         kind = (stage.reads if group.place else None) or stage.name
         for pair in activations.pairs:
