@@ -43,6 +43,12 @@ PRESETS: dict[str, dict[str, Any]] = {
     "rtn": {"metric": "plain", "residual": "none", "solver": "rtn"},
     # Best of all arms measured on OpenAI's weights (benchmarks/studies/headline.md); takes twice TARQ's time.
     "refined": {"metric": "plain", "residual": "cross-fitted-bias", "solver": "refined", "scale_rule": "mse"},
+    # The field's own, each with its paper, what it equals and where it differs in its file of tarq/method/.
+    "gptaq": {"metric": "plain", "residual": "none", "solver": "gptaq"},
+    "qep": {"metric": "plain", "residual": "qep", "solver": "sweep"},
+    "qronos": {"metric": "plain", "residual": "qronos", "solver": "sweep"},
+    "coreq": {"metric": "plain", "residual": "coreq", "solver": "sweep", "act_order": "static"},
+    "k-coreq": {"metric": "plain", "residual": "coreq", "solver": "beam", "act_order": "static"},
     # arXiv 2605.27808, pinned, whatever the defaults come to be.
     "tarq-paper": {
         # What the paper says: RareBAL at c = 1 without a cap, rare below Zipf 3, the residual's direction from the
@@ -122,9 +128,11 @@ class Method(Checked):
         residual: correction for the drift of the layers already quantized: ``cross-fitted`` (weighted
             cross-moment, α judged on utterances it was not fitted on), ``least-squares`` (the same direction,
             α that minimises the error on the calibration set itself), ``cross-fitted-bias`` (about the mean of the
-            inputs, which the layers' biases absorb), ``paper`` (its α), ``none``, or a float used as a fixed α.
+            inputs, which the layers' biases absorb), ``qep``, ``qronos`` and ``coreq`` (those methods' own), ``paper``
+            (its α), ``none``, or a float used as a fixed α.
         solver: ``sweep`` (Cholesky-based, GPTQ's codes), ``refined`` (the sweep, then scales refitted and codes
-            descended under the metric) or ``rtn`` (round to nearest).
+            descended under the metric), ``gptaq`` (the sweep, which makes up for drift as it goes; without a
+            residual), ``beam`` (the best of several paths of the sweep) or ``rtn`` (round to nearest).
         damp: δ = damp · mean(diag H) is added to the metric's diagonal.
         act_order: ``none``, or ``static``: scales first, then columns by falling diag(H).
         tail_positions: a position is tagged by its ``input`` token, its ``target`` token, or ``either``.
@@ -148,8 +156,8 @@ class Method(Checked):
     residual: str | float = option(
         "cross-fitted",
         METHOD,
-        "Correction for the layers quantized before: cross-fitted, cross-fitted-bias, least-squares, paper, none, or "
-        "a number (a fixed α).",
+        "Correction for the layers quantized before: cross-fitted, cross-fitted-bias, least-squares, qep, qronos, "
+        "coreq, paper, none, or a number (a fixed α).",
         "residual",
         choices=tuple(RESIDUALS),
         low=0,
@@ -158,7 +166,8 @@ class Method(Checked):
     solver: str = option(
         "sweep",
         METHOD,
-        "How codes are chosen: sweep (GPTQ's), refined (then refined under the metric) or rtn (nearest).",
+        "How codes are chosen: sweep (GPTQ's), refined (then refined under the metric), gptaq, beam (the best of "
+        "several sweeps) or rtn (nearest).",
         "choice",
         choices=tuple(SOLVERS),
     )

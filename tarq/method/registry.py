@@ -25,12 +25,17 @@ RESIDUALS = {
     "cross-fitted": "residuals:CrossFitted",
     "cross-fitted-bias": "absorb:CrossFittedBias",
     "least-squares": "residuals:LeastSquares",
+    "qep": "qep:QEP",
+    "qronos": "qronos:Qronos",
+    "coreq": "coreq:CoreQ",
     "paper": "residuals:PaperResidual",
     "none": "residuals:NoResidual",
 }
 SOLVERS = {
     "sweep": "solvers:Sweep",
     "refined": "refine:RefinedSweep",
+    "gptaq": "gptaq:GPTAQ",
+    "beam": "beam:BeamSweep",
     "rtn": "solvers:RoundToNearest",
 }
 
