@@ -49,6 +49,16 @@ PRESETS: dict[str, dict[str, Any]] = {
     "qronos": {"metric": "plain", "residual": "qronos", "solver": "sweep"},
     "coreq": {"metric": "plain", "residual": "coreq", "solver": "sweep", "act_order": "static"},
     "k-coreq": {"metric": "plain", "residual": "coreq", "solver": "beam", "act_order": "static"},
+    "rsq": {"metric": "rsq", "residual": "none", "solver": "sweep"},
+    "maca": {"metric": "maca", "residual": "none", "solver": "sweep"},
+    "sarqc": {"metric": "plain", "residual": 1.0, "solver": "sarqc"},
+    "guided": {"metric": "guided", "residual": "none", "solver": "sweep"},
+    "yaqa": {"metric": "plain", "residual": "none", "solver": "kronecker"},
+    # The paper's controls: TARQ on other positions than rare ones.
+    "random": {"metric": "random", "residual": "cross-fitted", "solver": "sweep"},
+    "common": {"metric": "common", "residual": "cross-fitted", "solver": "sweep"},
+    # The loss decides which positions count, rare and common words alike in it.
+    "gradient": {"metric": "gradient", "residual": "cross-fitted", "solver": "sweep"},
     # arXiv 2605.27808, pinned, whatever the defaults come to be.
     "tarq-paper": {
         # What the paper says: RareBAL at c = 1 without a cap, rare below Zipf 3, the residual's direction from the
@@ -122,7 +132,9 @@ class Method(Checked):
 
     Attributes:
         metric: which positions count how much. ``rarebal`` (paper §3), ``plain`` (GPTQ), or the controls
-            ``random`` (a random set of the tail's size) and ``common`` (such a set of common positions).
+            ``random`` (a random set of the tail's size) and ``common`` (such a set of common positions); weights by
+            utterance (``maca``), attention (``rsq``) or the loss's gradient (``guided``; ``gradient``, rare and
+            common words alike in the loss).
         cost_ratio: c of ``λ = c · tr(H_C) / tr(H_T)``; the paper has 1, a quarter measured better.
         max_lambda: cap on λ, none by default.
         residual: correction for the drift of the layers already quantized: ``cross-fitted`` (weighted
@@ -132,7 +144,8 @@ class Method(Checked):
             (its α), ``none``, or a float used as a fixed α.
         solver: ``sweep`` (Cholesky-based, GPTQ's codes), ``refined`` (the sweep, then scales refitted and codes
             descended under the metric), ``gptaq`` (the sweep, which makes up for drift as it goes; without a
-            residual), ``beam`` (the best of several paths of the sweep) or ``rtn`` (round to nearest).
+            residual), ``beam`` (the best of several paths of the sweep), ``kronecker`` (under the output's gradients as
+            well), ``sarqc`` (under a metric regularised towards the original weights) or ``rtn`` (round to nearest).
         damp: δ = damp · mean(diag H) is added to the metric's diagonal.
         act_order: ``none``, or ``static``: scales first, then columns by falling diag(H).
         tail_positions: a position is tagged by its ``input`` token, its ``target`` token, or ``either``.
@@ -145,7 +158,8 @@ class Method(Checked):
     metric: str = option(
         "rarebal",
         METHOD,
-        "Which positions count how much: rarebal, plain (GPTQ), or the controls random and common.",
+        "Which positions count how much: rarebal, plain (GPTQ), the controls random and common, or by utterance "
+        "(maca), attention (rsq) or the loss's gradient (guided, gradient).",
         "choice",
         choices=tuple(METRICS),
     )
@@ -167,7 +181,7 @@ class Method(Checked):
         "sweep",
         METHOD,
         "How codes are chosen: sweep (GPTQ's), refined (then refined under the metric), gptaq, beam (the best of "
-        "several sweeps) or rtn (nearest).",
+        "several sweeps), kronecker (under the output's gradients too), sarqc (regularised) or rtn (nearest).",
         "choice",
         choices=tuple(SOLVERS),
     )

@@ -17,7 +17,8 @@ def test_presets():
     for name in PRESETS:
         assert TarqConfig.preset(name).method == name
     assert TarqConfig(cost_ratio=1.0).method == "tarq"
-    assert TarqConfig(metric="random").method == "custom"
+    assert TarqConfig(metric="random").method == "random"
+    assert TarqConfig(metric="maca").method == "custom"
     assert not TarqConfig.preset("rtn").needs_statistics
     assert TarqConfig.preset("rtn", residual="least-squares").needs_statistics
 

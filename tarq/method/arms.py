@@ -69,12 +69,17 @@ class Arms:
     @property
     def depends_on_layer(self) -> bool:
         """Whether a position's weight differs from layer to layer."""
-        return bool(getattr(self.metric, "activations", False)) or self.gradients
+        return bool(getattr(self.metric, "activations", False)) or self.gradients or self.attention
 
     @property
     def gradients(self) -> bool:
         """Whether the metric asks for the gradients at the layers' outputs."""
         return bool(getattr(self.metric, "gradients", False))  # a metric need not inherit from Metric
+
+    @property
+    def attention(self) -> bool:
+        """Whether the metric asks for the attention that rows are given."""
+        return bool(getattr(self.metric, "attention", False))
 
     def target_weight(self, rare: Tensor, share: float) -> Tensor:
         """:meth:`Metric.target_weight`, ones where the metric has none."""

@@ -31,7 +31,11 @@ class LayerRows:
         utterance: [R] int, which of the batch's utterances each row belongs to.
         inputs: [R, n] what the Linears read.
         gradients: [R] squared norm of the loss's gradient at the outputs of these Linears, in the full-precision
-            model; None unless the metric asks for them.
+            model; None unless the metric asks for them, and where no target is reached from these Linears.
+        gradient_scale: mean of these squared norms over the rows of the whole calibration set that have one.
+        attention: [R] what the block's self-attention gives each row (its cross-attention, where the Linears read
+            what several blocks do), summed over heads and queries, in the full-precision model; None unless the
+            metric asks for it.
     """
 
     layers: Sequence[str]
@@ -40,6 +44,8 @@ class LayerRows:
     utterance: Tensor
     inputs: Tensor
     gradients: Tensor | None = None
+    gradient_scale: float = 1.0
+    attention: Tensor | None = None
 
 
 class Metric(Protocol):
@@ -48,10 +54,12 @@ class Metric(Protocol):
     Attributes:
         activations: whether weights depend on the layer; then :meth:`reassign` is called for each one.
         gradients: ask for the gradients at each layer's outputs too: one backward pass over the calibration set.
+        attention: ask for the attention each row is given: one pass over the calibration set.
     """
 
     activations: bool = False
     gradients: bool = False
+    attention: bool = False
 
     def assign(self, tail: Tensor, exists: Tensor, key: str) -> tuple[Tensor, Tensor | None]:
         """Side and weight of each position of one utterance.
@@ -75,7 +83,8 @@ class Metric(Protocol):
         ...
 
     def reassign(self, rows: LayerRows) -> tuple[Tensor, Tensor]:
-        """Side and weight of each row for one layer; called only where the metric asks for activations or gradients.
+        """Side and weight of each row for one layer; called only where the metric asks for
+        activations, gradients or attention.
 
         Returns:
             [R] bool and [R] float.

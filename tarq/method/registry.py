@@ -20,6 +20,10 @@ METRICS = {
     "plain": "metrics:Plain",
     "random": "metrics:RandomControl",
     "common": "metrics:CommonControl",
+    "maca": "maca:PerUtterance",
+    "rsq": "rsq:AttentionConcentration",
+    "gradient": "gradient:GradientBalanced",
+    "guided": "gradient:Guided",
 }
 RESIDUALS = {
     "cross-fitted": "residuals:CrossFitted",
@@ -36,6 +40,8 @@ SOLVERS = {
     "refined": "refine:RefinedSweep",
     "gptaq": "gptaq:GPTAQ",
     "beam": "beam:BeamSweep",
+    "kronecker": "kronecker:Kronecker",
+    "sarqc": "sarqc:Regularized",
     "rtn": "solvers:RoundToNearest",
 }
 

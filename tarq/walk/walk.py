@@ -16,7 +16,7 @@ from itertools import accumulate
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tarq import distributed
 from tarq.config import TarqConfig
@@ -34,6 +34,7 @@ from tarq.models.base import Recognizer
 from tarq.models.types import Batch, Stage
 from tarq.report import LayerReport, Reporter
 from tarq.walk.activations import BlockActivations, MemoryBudget, PathPair
+from tarq.walk.attention import AttentionGiven, attention_given
 from tarq.walk.gradients import OutputGradients, output_gradients, rare_share
 from tarq.walk.inputs import Group, InputCapture, groups_of, linear_of, offloaded
 from tarq.walk.plan import PlannedLayer, check_fits, linears_of, plan
@@ -137,7 +138,7 @@ class Walk:
         self.batches = batches
         self.share = distributed.shard([(i, before[i], batch) for i, batch in enumerate(batches)])
         self.rows = RowCache(self.arms.metric, config.padding_weight, self.arms.residual.folds, self.device)
-        self.gradients = OutputGradients()
+        self.gradients, self.attention = OutputGradients(), AttentionGiven()
         self.plan: dict[str, PlannedLayer] = {}
         self.records: list[LayerReport] = []
 
@@ -156,6 +157,9 @@ class Walk:
             return
         if self.arms.gradients or self.arms.solver.output_moments:
             self._run_backward()
+        if self.arms.attention:
+            self._check_on_device("attention")
+            self.attention = attention_given(self.recognizer, [(i, batch) for i, _, batch in self.share])
         handed: list[tuple[Any, Any]] = [(None, None)] * len(self.share)
         for stage in stages:
             handed = yield from self._walk_stage(stage, handed)
@@ -247,8 +251,10 @@ class Walk:
             tail, weight = of.tail, of.weight
             if self.arms.depends_on_layer:
                 names = [layer.name for layer in layers]
-                gradients = self._norms(names, pair.index)
-                tail, weight = self.arms.metric.reassign(LayerRows(names, tail, weight, of.utterance, x, gradients))
+                norms, scale = self.gradients.of(names, pair.index, self.device)
+                given = self.attention.of(stage.blocks[activations.index][0], group, pair.index, x)
+                seen = LayerRows(names, tail, weight, of.utterance, x, norms, scale, given)
+                tail, weight = self.arms.metric.reassign(seen)
             for fold, moments in enumerate(parts):
                 moments.update(x, x_full, tail, weight * (of.fold == fold))
         for bad in sorted({update for part in parts for update in part.bad_updates()}):
@@ -353,9 +359,7 @@ class Walk:
 
     def _run_backward(self) -> None:
         """Gradients at the outputs of all planned Linears, before anything is quantized."""
-        if self.device != self.recognizer.device:
-            raise ModelError("gradients need the whole model on the device: leave offload out")
-        self.reporter.phase("gradients")
+        self._check_on_device("gradients")
         self.gradients = output_gradients(
             self.recognizer,
             [(index, batch) for index, _, batch in self.share],
@@ -366,12 +370,13 @@ class Walk:
             moments=self.arms.solver.output_moments,
         )
 
-    def _norms(self, names: Sequence[str], index: int) -> Tensor | None:
-        """[R] squared gradient norms over the outputs of several Linears of one input together."""
-        if not self.arms.gradients:
-            return None
-        found = [self.gradients.norms[name, index] for name in names if (name, index) in self.gradients.norms]
-        return torch.stack(found).sum(0).to(self.device) if found else None
+    def _check_on_device(self, what: str) -> None:
+        """See that the whole model can run, for what the arms want to know of it; its progress is told."""
+        if self.device != self.recognizer.device:
+            raise ModelError(
+                f"a metric or solver that asks for {what} needs the whole model on the device: leave offload out"
+            )
+        self.reporter.phase(what)
 
     def _layer(self, name: str, linear: nn.Linear) -> Layer:
         return Layer(name, linear.weight, linear.bias, name.endswith(self.recognizer.shift_free))
