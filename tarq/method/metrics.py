@@ -35,7 +35,7 @@ class LayerRows:
         gradient_scale: mean of these squared norms over the rows of the whole calibration set that have one.
         attention: [R] what the block's self-attention gives each row (its cross-attention, where the Linears read
             what several blocks do), summed over heads and queries, in the full-precision model; None unless the
-            metric asks for it.
+            metric asks for it, and, with a note in the report, where no attention is known over these rows.
     """
 
     layers: Sequence[str]

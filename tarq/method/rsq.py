@@ -8,7 +8,7 @@ transcripts nor tags, so it weighs frames of audio too: those that the model its
 
 **Where it differs.** RSQ rotates the weights first, which a checkpoint of plain Linears cannot hold. Its authors
 search the floor in 0.005 … 0.1. What several decoder blocks read of the encoder is weighed by the cross-attention of
-each.
+each; a block without attention keeps its positions alike.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ class AttentionConcentration(Plain):
     attention: bool = True
 
     def reassign(self, rows: LayerRows) -> tuple[Tensor, Tensor]:
-        assert rows.attention is not None
+        if rows.attention is None:  # a projector's, which attends to nothing
+            return rows.tail, rows.weight
         weight = rows.weight.clone()
         for utterance in rows.utterance.unique():
             here = (rows.utterance == utterance) & (rows.weight > 0)

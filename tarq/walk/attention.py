@@ -25,13 +25,22 @@ class AttentionGiven:
     Attributes:
         rows: (attention, batch index) to [R] float32, what each key was given by all heads and queries, on the CPU.
         own: block to its self-attention, the first of its attentions with as many keys as queries.
+        without: Linears that were asked for whose rows no attention is known to be over.
     """
 
     rows: dict[tuple[str, int], Tensor] = field(default_factory=dict)
     own: dict[str, str] = field(default_factory=dict)
+    without: set[str] = field(default_factory=set)
+
+    def note(self, layer: str) -> str:
+        """What a layer's report says of it, or ""."""
+        return "no attention is known over what it reads: its positions count alike" if layer in self.without else ""
 
     def of(self, block: str, group: Group, index: int, x: Tensor) -> Tensor | None:
-        """[R] what the rows of a batch that a group of Linears reads were given; None where no one asked.
+        """[R] what the rows of a batch that a group of Linears reads were given.
+
+        None where no one asked, and, with a note, where no attention is known over these rows: of a projector, of
+        relative positions, of an attention that keeps its weights to itself.
 
         Args:
             block: name of theirs.
@@ -40,16 +49,19 @@ class AttentionGiven:
             x: [R, n] what they read; the result is on its device.
 
         Raises:
-            ModelError: the model does not say.
+            ModelError: the model's attention is over other rows than its Linears.
         """
         if not self.rows:
             return None
         attention = f"{block}.{group.names[0].rpartition('.')[0]}" if group.place else self.own.get(block, "")
         given = self.rows.get((attention, index))
-        if given is None or len(given) != len(x):
+        if given is None or (group.place and len(given) != len(x)):
+            self.without |= {f"{block}.{name}" for name in group.names}
+            return None
+        if len(given) != len(x):
             raise ModelError(
-                f"{block}.{group.names[0]}: the model gives no attention weights over the rows it reads; take another "
-                "metric, or leave the layer alone with ignore"
+                f"{block}.{group.names[0]} reads {len(x)} rows where its block attends to {len(given)}, which a metric "
+                "by attention cannot follow: take another metric"
             )
         return given.to(x.device)
 

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from tarq import distributed
 from tarq.errors import CalibrationError
+from tarq.method.arms import Arms
 from tarq.models.base import Recognizer
 from tarq.models.types import Batch
 
@@ -50,11 +51,8 @@ def output_gradients(
     recognizer: Recognizer,
     batches: Sequence[tuple[int, Batch]],
     names: Sequence[str],
-    target_weight: Callable[[Tensor, float], Tensor],
+    arms: Arms,
     rare_share: float,
-    *,
-    norms: bool,
-    moments: bool,
 ) -> OutputGradients:
     """Run the loss backward through the model on every batch.
 
@@ -62,21 +60,19 @@ def output_gradients(
         recognizer: of the full-precision model, all of it on one device.
         batches: this process's, with their indices in the calibration set.
         names: of Linears; one that a pass does not reach is left out.
-        target_weight: how much each target counts, :meth:`tarq.method.metrics.Metric.target_weight`.
+        arms: ask for squared norms row by row, for second moments, or both; say how much each target counts.
         rare_share: share of rare targets in the whole calibration set.
-        norms: give squared norms row by row.
-        moments: give second moments.
 
     Raises:
         CalibrationError: gradients are NaN or infinite.
     """
-    found = OutputGradients()
+    found, norms, moments = OutputGradients(), arms.gradients, arms.solver.output_moments
     linears = {name: recognizer.model.get_submodule(name) for name in names}
     if moments:
         found.moments = {name: _zeros(linear) for name, linear in linears.items()}
     with _frozen(recognizer.model):
         for index, batch in batches:
-            seen = _backward(recognizer, batch, linears, target_weight(batch.rare_target, rare_share), found)
+            seen = _backward(recognizer, batch, linears, arms.target_weight(batch.rare_target, rare_share), found)
             for name, pieces in seen.items():
                 rows = torch.cat(pieces).cpu()
                 if not bool(rows.isfinite().all()):

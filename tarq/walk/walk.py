@@ -251,10 +251,9 @@ class Walk:
             tail, weight = of.tail, of.weight
             if self.arms.depends_on_layer:
                 names = [layer.name for layer in layers]
-                norms, scale = self.gradients.of(names, pair.index, self.device)
+                norms = self.gradients.of(names, pair.index, self.device)
                 given = self.attention.of(stage.blocks[activations.index][0], group, pair.index, x)
-                seen = LayerRows(names, tail, weight, of.utterance, x, norms, scale, given)
-                tail, weight = self.arms.metric.reassign(seen)
+                tail, weight = self.arms.metric.reassign(LayerRows(names, tail, weight, of.utterance, x, *norms, given))
             for fold, moments in enumerate(parts):
                 moments.update(x, x_full, tail, weight * (of.fold == fold))
         for bad in sorted({update for part in parts for update in part.bad_updates()}):
@@ -337,6 +336,7 @@ class Walk:
         self, stage: Stage, name: str, linear: nn.Linear, solution: Solution, positions: dict[str, int]
     ) -> None:
         planned = self.plan[name]
+        notes = planned.note, *solution.notes, self.attention.note(name), _small_scales(solution)
         record = LayerReport(
             name=name,
             stage=stage.name,
@@ -345,7 +345,7 @@ class Walk:
             group_size=planned.group_size or 0,
             positions=positions["common"] + positions["tail"],
             tail_positions=positions["tail"],
-            notes=[text for text in (planned.note, *solution.notes, _small_scales(solution)) if text],
+            notes=[text for text in notes if text],
             **asdict(solution.figures),
         )
         self.records.append(record)
@@ -360,15 +360,8 @@ class Walk:
     def _run_backward(self) -> None:
         """Gradients at the outputs of all planned Linears, before anything is quantized."""
         self._check_on_device("gradients")
-        self.gradients = output_gradients(
-            self.recognizer,
-            [(index, batch) for index, _, batch in self.share],
-            list(self.plan),
-            self.arms.target_weight,
-            rare_share(self.batches),
-            norms=self.arms.gradients,
-            moments=self.arms.solver.output_moments,
-        )
+        batches, share = [(index, batch) for index, _, batch in self.share], rare_share(self.batches)
+        self.gradients = output_gradients(self.recognizer, batches, list(self.plan), self.arms, share)
 
     def _check_on_device(self, what: str) -> None:
         """See that the whole model can run, for what the arms want to know of it; its progress is told."""

@@ -171,6 +171,18 @@ def test_a_metric_may_ask_for_attention(model_folder, recognizer, batches):
                 torch.testing.assert_close(metric.given[name][i], weights.sum((1, 2)).flatten(), rtol=1e-4, atol=1e-4)
 
 
+def test_layers_whose_attention_is_not_known_say_so(recognizer, batches):
+    """One block whose attention keeps its weights to itself: its positions count alike, and its report says so."""
+    attention = recognizer.model.model.encoder.layers[0].self_attn
+    forward = type(attention).forward
+    attention.forward = lambda *args, **kwargs: (forward(attention, *args, **kwargs)[0], None)
+    metric = ByAttention()
+    records = run(recognizer, batches, metric=metric)
+    noted = {name for name, record in records.items() if any("no attention is known" in note for note in record.notes)}
+    assert noted == {name for name in records if name.startswith("model.encoder.layers.0.")}
+    assert noted >= {name for name, given in metric.given.items() if given[0] is None} != set()
+
+
 def test_a_model_that_shows_no_attention_is_refused(recognizer, batches, monkeypatch):
     monkeypatch.setattr(type(recognizer.model), "set_attn_implementation", lambda self, kind: None)
     with pytest.raises(ModelError, match="no attention weights: take another metric"):
