@@ -54,6 +54,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "sarqc": {"metric": "plain", "residual": 1.0, "solver": "sarqc"},
     "guided": {"metric": "guided", "residual": "none", "solver": "sweep"},
     "yaqa": {"metric": "plain", "residual": "none", "solver": "kronecker"},
+    "clipped": {"metric": "plain", "residual": "none", "solver": "clipped"},
     # The paper's controls: TARQ on other positions than rare ones.
     "random": {"metric": "random", "residual": "cross-fitted", "solver": "sweep"},
     "common": {"metric": "common", "residual": "cross-fitted", "solver": "sweep"},
@@ -144,8 +145,9 @@ class Method(Checked):
             (its α), ``none``, or a float used as a fixed α.
         solver: ``sweep`` (Cholesky-based, GPTQ's codes), ``refined`` (the sweep, then scales refitted and codes
             descended under the metric), ``gptaq`` (the sweep, which makes up for drift as it goes; without a
-            residual), ``beam`` (the best of several paths of the sweep), ``kronecker`` (under the output's gradients as
-            well), ``sarqc`` (under a metric regularised towards the original weights) or ``rtn`` (round to nearest).
+            residual), ``beam`` (the best of several paths of the sweep), ``kronecker`` (under the gradients of the
+            output as well), ``sarqc`` (under a metric regularised towards the original weights), ``clipped`` (to
+            nearest, groups clipped by the error of the output) or ``rtn`` (round to nearest).
         damp: δ = damp · mean(diag H) is added to the metric's diagonal.
         act_order: ``none``, or ``static``: scales first, then columns by falling diag(H).
         tail_positions: a position is tagged by its ``input`` token, its ``target`` token, or ``either``.
@@ -181,7 +183,8 @@ class Method(Checked):
         "sweep",
         METHOD,
         "How codes are chosen: sweep (GPTQ's), refined (then refined under the metric), gptaq, beam (the best of "
-        "several sweeps), kronecker (under the output's gradients too), sarqc (regularised) or rtn (nearest).",
+        "several sweeps), kronecker (under the output's gradients too), sarqc (regularised), clipped (nearest, "
+        "clipped by the output's error) or rtn (nearest).",
         "choice",
         choices=tuple(SOLVERS),
     )

@@ -42,6 +42,7 @@ SOLVERS = {
     "beam": "beam:BeamSweep",
     "kronecker": "kronecker:Kronecker",
     "sarqc": "sarqc:Regularized",
+    "clipped": "clip:Clipped",
     "rtn": "solvers:RoundToNearest",
 }
 
