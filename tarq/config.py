@@ -33,6 +33,7 @@ FrameTags = Literal["auto", "none", "aligned"]
 Transcripts = Literal["reference", "self"]
 Normalization = Literal["auto", "english", "basic", "none"]
 ActOrder = Literal["none", "static"]
+InputScales = Literal["none", "awq"]
 PoolKind = Literal["uniform", "r-top", "r-mix", "r-cross"]
 ScaleDtype = Literal["auto", "float16", "bfloat16", "float32"]
 
@@ -54,6 +55,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "sarqc": {"metric": "plain", "residual": 1.0, "solver": "sarqc"},
     "guided": {"metric": "guided", "residual": "none", "solver": "sweep"},
     "yaqa": {"metric": "plain", "residual": "none", "solver": "kronecker"},
+    "awq": {"metric": "plain", "residual": "none", "solver": "clipped", "input_scales": "awq"},
     "clipped": {"metric": "plain", "residual": "none", "solver": "clipped"},
     # The paper's controls: TARQ on other positions than rare ones.
     "random": {"metric": "random", "residual": "cross-fitted", "solver": "sweep"},
@@ -148,6 +150,8 @@ class Method(Checked):
             residual), ``beam`` (the best of several paths of the sweep), ``kronecker`` (under the gradients of the
             output as well), ``sarqc`` (under a metric regularised towards the original weights), ``clipped`` (to
             nearest, groups clipped by the error of the output) or ``rtn`` (round to nearest).
+        input_scales: ``awq`` scales inputs in full precision first, where something in front of a layer can take the
+            scales; goes with any metric, residual and solver.
         damp: δ = damp · mean(diag H) is added to the metric's diagonal.
         act_order: ``none``, or ``static``: scales first, then columns by falling diag(H).
         tail_positions: a position is tagged by its ``input`` token, its ``target`` token, or ``either``.
@@ -187,6 +191,12 @@ class Method(Checked):
         "clipped by the output's error) or rtn (nearest).",
         "choice",
         choices=tuple(SOLVERS),
+    )
+    input_scales: InputScales = option(
+        "none",
+        METHOD,
+        "First scale inputs, so that those with much to say are rounded finer: none or awq.",
+        InputScales,
     )
     damp: float = option(0.01, METHOD, "Damping, as a share of the metric's mean diagonal.", "float", low=0, high=100)
     act_order: ActOrder = option("none", METHOD, "Order of the columns: none (as they are) or static.", ActOrder)

@@ -126,4 +126,4 @@ def test_the_normaliser_follows_the_language():
 
 def test_unknown_method():
     with pytest.raises(ValueError, match="tarq, gptq, rtn"):
-        TarqConfig.preset("awq")
+        TarqConfig.preset("best")

@@ -24,11 +24,13 @@ class Arms:
         metric: which positions count how much.
         residual: where the codes aim.
         solver: how they are chosen.
+        input_scales: how inputs are scaled in full precision, before all else: ``none`` or ``awq``.
     """
 
     metric: Metric
     residual: Residual
     solver: Solver
+    input_scales: str = "none"
 
     @classmethod
     def of(
@@ -48,11 +50,17 @@ class Arms:
             make_metric(options["metric"], **settings) if metric is None else metric,
             make_residual(options["residual"], **settings) if residual is None else residual,
             make_solver(options["solver"], **settings) if solver is None else solver,
+            options.get("input_scales", "none"),
         )
 
     @property
     def reads_audio(self) -> bool:
         """Whether calibration speech is needed at all."""
+        return self.solves_by_audio or self.input_scales != "none"
+
+    @property
+    def solves_by_audio(self) -> bool:
+        """Whether it is needed to choose the codes."""
         return self.solver.reads_audio or self.paired
 
     @property

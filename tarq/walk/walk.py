@@ -35,6 +35,7 @@ from tarq.models.types import Batch, Stage
 from tarq.report import LayerReport, Reporter
 from tarq.walk.activations import BlockActivations, MemoryBudget, PathPair
 from tarq.walk.attention import AttentionGiven, attention_given
+from tarq.walk.folding import fold_input_scales
 from tarq.walk.gradients import OutputGradients, output_gradients, rare_share
 from tarq.walk.inputs import Group, InputCapture, groups_of, linear_of, offloaded
 from tarq.walk.plan import PlannedLayer, check_fits, linears_of, plan
@@ -86,6 +87,8 @@ def quantize_model(
         ModelError: a name to ignore matches no layer, or the model does what the walk cannot follow.
     """
     walk = Walk(recognizer, batches, config, reporter, arms, device)
+    if walk.arms.input_scales != "none":
+        walk.notes = fold_input_scales(recognizer, batches, config, reporter, walk.device)
     for _ in walk.blocks():
         pass
     return walk.records
@@ -118,6 +121,7 @@ class Walk:
 
     Attributes:
         records: of the Linears so far.
+        notes: Linear to what its record says of it beside all else.
     """
 
     def __init__(
@@ -141,6 +145,7 @@ class Walk:
         self.gradients, self.attention = OutputGradients(), AttentionGiven()
         self.plan: dict[str, PlannedLayer] = {}
         self.records: list[LayerReport] = []
+        self.notes: dict[str, str] = {}
 
     @torch.no_grad()
     def blocks(self) -> Iterator[WalkedBlock]:
@@ -150,7 +155,7 @@ class Walk:
         self.plan = {p.name: p for p in planned if p.group_size is not None}
         self.reporter.start(len(self.plan))
         stages = self.recognizer.stages()
-        if not self.arms.reads_audio:
+        if not self.arms.solves_by_audio:
             for stage in stages:
                 for name, block in stage.blocks:
                     self._round_block(stage, name, block)
@@ -336,7 +341,7 @@ class Walk:
         self, stage: Stage, name: str, linear: nn.Linear, solution: Solution, positions: dict[str, int]
     ) -> None:
         planned = self.plan[name]
-        notes = planned.note, *solution.notes, self.attention.note(name), _small_scales(solution)
+        notes = planned.note, *solution.notes, self.attention.note(name), _small_scales(solution), self.notes.get(name)
         record = LayerReport(
             name=name,
             stage=stage.name,
