@@ -18,6 +18,7 @@ from tarq.method.arms import Arms
 from tarq.method.rsq import AttentionConcentration
 from tarq.report import Reporter
 from tarq.speech.calibration import calibration_set, make_example, make_examples
+from tarq.walk.folding import fold_input_scales
 from tarq.walk.plan import linears_of
 from tarq.walk.walk import gather_moments
 from tarq.words.rarity import tag_tokens
@@ -311,3 +312,18 @@ def test_linears_of_blocks_with_attention_hear_how_much_their_rows_are_given(fam
             assert given == [None] * len(batches)
         else:
             assert all(bool((g >= 0).all()) and float(g.max()) > 0 for g in given), name
+
+
+def test_scales_of_inputs_leave_what_a_family_computes_as_it_is(family, examples, tmp_path):
+    """Whatever its blocks are made of: where something in front can take the scales, and where nothing can."""
+    scaled = tarq.load_recognizer(family.make(tmp_path / "model"))
+    batches = batches_of(scaled, examples)
+    before = {name: parameter.clone() for name, parameter in scaled.model.named_parameters()}
+    with torch.no_grad():
+        expected = [scaled.logits(batch) for batch in batches]
+    notes = fold_input_scales(scaled, batches, CONFIG, Reporter(), scaled.device)
+    assert any(note.startswith("its input is scaled by") for note in notes.values())
+    assert any(not torch.allclose(p, before[name], rtol=1e-2) for name, p in scaled.model.named_parameters())
+    with torch.no_grad():
+        for batch, logits in zip(batches, expected, strict=True):
+            torch.testing.assert_close(scaled.logits(batch), logits, rtol=1e-3, atol=1e-3 * float(logits.abs().max()))
