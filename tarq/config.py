@@ -145,11 +145,11 @@ class Method(Checked):
             α that minimises the error on the calibration set itself), ``cross-fitted-bias`` (about the mean of the
             inputs, which the layers' biases absorb), ``qep``, ``qronos`` and ``coreq`` (those methods' own), ``paper``
             (its α), ``none``, or a float used as a fixed α.
-        solver: ``sweep`` (Cholesky-based, GPTQ's codes), ``refined`` (the sweep, then scales refitted and codes
-            descended under the metric), ``gptaq`` (the sweep, which makes up for drift as it goes; without a
-            residual), ``beam`` (the best of several paths of the sweep), ``kronecker`` (under the gradients of the
-            output as well), ``sarqc`` (under a metric regularised towards the original weights), ``clipped`` (to
-            nearest, groups clipped by the error of the output) or ``rtn`` (round to nearest).
+        solver: ``sweep`` (Cholesky-based, GPTQ's codes), ``beam`` (the best of several paths of it), ``refined`` and
+            ``refined-beam`` (then scales refitted and codes descended under the metric), ``gptaq`` (the sweep, which
+            makes up for drift as it goes; without a residual), ``kronecker`` (under the gradients of the output as
+            well), ``sarqc`` (under a metric regularised towards the original weights), ``clipped`` (to nearest, groups
+            clipped by the error of the output) or ``rtn`` (round to nearest).
         input_scales: ``awq`` scales inputs in full precision first, where something in front of a layer can take the
             scales; goes with any metric, residual and solver.
         damp: δ = damp · mean(diag H) is added to the metric's diagonal.
@@ -186,9 +186,8 @@ class Method(Checked):
     solver: str = option(
         "sweep",
         METHOD,
-        "How codes are chosen: sweep (GPTQ's), refined (then refined under the metric), gptaq, beam (the best of "
-        "several sweeps), kronecker (under the output's gradients too), sarqc (regularised), clipped (nearest, "
-        "clipped by the output's error) or rtn (nearest).",
+        "How codes are chosen: sweep (GPTQ's), beam (the best of several), refined or refined-beam (then refined under "
+        "the metric), gptaq, kronecker (under the output's gradients too), sarqc, clipped or rtn (nearest).",
         "choice",
         choices=tuple(SOLVERS),
     )

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from tarq.kernels.group_quantize import Factor, Quantized
 from tarq.kernels.scheme import Scheme
+from tarq.method.refine import RefinedSweep
 from tarq.method.residuals import Statistics
 from tarq.method.solvers import Sweep, in_order
 
@@ -51,6 +52,11 @@ class BeamSweep(Sweep):
         factor = statistics.factor
         live = [v.to(self.dtype).masked_fill(factor.dead, 0) for v in targets]
         return [searched(v, q, factor, scheme, self.width) for v, q in zip(live, swept, strict=True)]
+
+
+@dataclass(frozen=True)
+class RefinedBeam(RefinedSweep, BeamSweep):
+    """What ``refined`` makes of the sweep's codes, made of the beam's."""
 
 
 def searched(v: Tensor, q: Quantized, factor: Factor, scheme: Scheme, width: int) -> Quantized:

@@ -40,6 +40,7 @@ SOLVERS = {
     "refined": "refine:RefinedSweep",
     "gptaq": "gptaq:GPTAQ",
     "beam": "beam:BeamSweep",
+    "refined-beam": "beam:RefinedBeam",
     "kronecker": "kronecker:Kronecker",
     "sarqc": "sarqc:Regularized",
     "clipped": "clip:Clipped",

@@ -6,7 +6,8 @@ import pytest
 import torch
 from tarq.kernels.scheme import Scheme
 
-from tarq.method.beam import BeamSweep, beam
+from tarq.method.beam import BeamSweep, RefinedBeam, beam
+from tarq.method.refine import RefinedSweep
 from tarq.method.solvers import Sweep
 
 
@@ -44,3 +45,14 @@ def test_a_beam_of_all_paths_finds_the_best_codes():
     least, best = losses.min(1)
     torch.testing.assert_close(loss, least)
     assert torch.equal(codes.double(), every[best])
+
+
+def test_the_beams_codes_are_refined_as_the_sweeps_are(drifted):
+    sums = {}
+    for kind in (Sweep, BeamSweep, RefinedSweep, RefinedBeam):
+        solver = kind(dtype=torch.float64)
+        problem = drifted(solver, m=24, n=64, seed=1)
+        (q,) = solver.quantize([problem.weight], problem.statistics, Scheme(3, 16), torch.float32)
+        sums[kind] = q.loss
+    assert bool((sums[RefinedBeam] <= sums[BeamSweep] * (1 + 1e-9)).all())
+    assert float(sums[RefinedBeam].sum()) < float(sums[RefinedSweep].sum()) < float(sums[Sweep].sum())
