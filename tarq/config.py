@@ -60,7 +60,6 @@ PRESETS: dict[str, dict[str, Any]] = {
     # The paper's controls: TARQ on other positions than rare ones.
     "random": {"metric": "random", "residual": "cross-fitted", "solver": "sweep"},
     "common": {"metric": "common", "residual": "cross-fitted", "solver": "sweep"},
-    # The loss decides which positions count, rare and common words alike in it.
     "gradient": {"metric": "gradient", "residual": "cross-fitted", "solver": "sweep"},
     # arXiv 2605.27808, pinned, whatever the defaults come to be.
     "tarq-paper": {
@@ -136,8 +135,7 @@ class Method(Checked):
     Attributes:
         metric: which positions count how much. ``rarebal`` (paper §3), ``plain`` (GPTQ), or the controls
             ``random`` (a random set of the tail's size) and ``common`` (such a set of common positions); weights by
-            utterance (``maca``), attention (``rsq``) or the loss's gradient (``guided``; ``gradient``, rare and
-            common words alike in the loss).
+            utterance (``maca``), attention (``rsq``) or gradient (``guided``; ``gradient``, of a rare-balanced loss).
         cost_ratio: c of ``λ = c · tr(H_C) / tr(H_T)``; the paper has 1, a quarter measured better.
         max_lambda: cap on λ, none by default.
         residual: correction for the drift of the layers already quantized: ``cross-fitted`` (weighted
@@ -147,11 +145,10 @@ class Method(Checked):
             (its α), ``none``, or a float used as a fixed α.
         solver: ``sweep`` (Cholesky-based, GPTQ's codes), ``beam`` (the best of several paths of it), ``refined`` and
             ``refined-beam`` (then scales refitted and codes descended under the metric), ``gptaq`` (the sweep, which
-            makes up for drift as it goes; without a residual), ``kronecker`` (under the gradients of the output as
-            well), ``sarqc`` (under a metric regularised towards the original weights), ``clipped`` (to nearest, groups
-            clipped by the error of the output) or ``rtn`` (round to nearest).
-        input_scales: ``awq`` scales inputs in full precision first, where something in front of a layer can take the
-            scales; goes with any metric, residual and solver.
+            makes up for drift as it goes), ``kronecker`` (under the gradients of the output as well), ``sarqc`` (a
+            metric regularised towards the original weights), ``clipped`` (to nearest, groups clipped by the error of
+            the output) or ``rtn`` (round to nearest).
+        input_scales: ``awq`` scales inputs in full precision first, where something in front can take the scales.
         damp: δ = damp · mean(diag H) is added to the metric's diagonal.
         act_order: ``none``, or ``static``: scales first, then columns by falling diag(H).
         tail_positions: a position is tagged by its ``input`` token, its ``target`` token, or ``either``.
@@ -208,6 +205,11 @@ class Method(Checked):
     padding_weight: float = option(
         0.1, METHOD, "Weight of encoder frames beyond the end of the audio.", "float", low=0, high=10**6
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.solver == "gptaq" and self.residual not in ("none", 0):
+            raise ConfigError("the solver gptaq makes up for drift itself: set residual to none")
 
     def arms(self) -> Arms:
         """The metric, the residual and the solver that these fields name."""

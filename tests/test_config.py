@@ -109,6 +109,14 @@ def test_the_papers_preset_is_pinned():
     assert TarqConfig.preset("tarq-paper", cost_ratio=0.25).method == "custom"
 
 
+def test_drift_is_made_up_for_once():
+    """GPTAQ does it as it rounds; a residual as well would do it twice."""
+    assert TarqConfig(solver="gptaq", residual=0).solver == "gptaq"
+    for residual in ("cross-fitted", "qronos", 0.5):
+        with pytest.raises(TarqError, match="set residual to none"):
+            TarqConfig(solver="gptaq", residual=residual)
+
+
 def test_language_is_an_argument():
     config = TarqConfig()
     assert config.text_normalizer(language="de").name == "basic"
