@@ -33,6 +33,7 @@ FrameTags = Literal["auto", "none", "aligned"]
 Transcripts = Literal["reference", "self"]
 Normalization = Literal["auto", "english", "basic", "none"]
 ActOrder = Literal["none", "static"]
+InputScales = Literal["none", "awq"]
 PoolKind = Literal["uniform", "r-top", "r-mix", "r-cross"]
 ScaleDtype = Literal["auto", "float16", "bfloat16", "float32"]
 
@@ -43,6 +44,23 @@ PRESETS: dict[str, dict[str, Any]] = {
     "rtn": {"metric": "plain", "residual": "none", "solver": "rtn"},
     # Best of all arms measured on OpenAI's weights (benchmarks/studies/headline.md); takes twice TARQ's time.
     "refined": {"metric": "plain", "residual": "cross-fitted-bias", "solver": "refined", "scale_rule": "mse"},
+    # The field's own, each with its paper, what it equals and where it differs in its file of tarq/method/.
+    "gptaq": {"metric": "plain", "residual": "none", "solver": "gptaq"},
+    "qep": {"metric": "plain", "residual": "qep", "solver": "sweep"},
+    "qronos": {"metric": "plain", "residual": "qronos", "solver": "sweep"},
+    "coreq": {"metric": "plain", "residual": "coreq", "solver": "sweep", "act_order": "static"},
+    "k-coreq": {"metric": "plain", "residual": "coreq", "solver": "beam", "act_order": "static"},
+    "rsq": {"metric": "rsq", "residual": "none", "solver": "sweep"},
+    "maca": {"metric": "maca", "residual": "none", "solver": "sweep"},
+    "sarqc": {"metric": "plain", "residual": 1.0, "solver": "sarqc"},
+    "guided": {"metric": "guided", "residual": "none", "solver": "sweep"},
+    "yaqa": {"metric": "plain", "residual": "none", "solver": "kronecker"},
+    "awq": {"metric": "plain", "residual": "none", "solver": "clipped", "input_scales": "awq"},
+    "clipped": {"metric": "plain", "residual": "none", "solver": "clipped"},
+    # The paper's controls: TARQ on other positions than rare ones.
+    "random": {"metric": "random", "residual": "cross-fitted", "solver": "sweep"},
+    "common": {"metric": "common", "residual": "cross-fitted", "solver": "sweep"},
+    "gradient": {"metric": "gradient", "residual": "cross-fitted", "solver": "sweep"},
     # arXiv 2605.27808, pinned, whatever the defaults come to be.
     "tarq-paper": {
         # What the paper says: RareBAL at c = 1 without a cap, rare below Zipf 3, the residual's direction from the
@@ -116,15 +134,21 @@ class Method(Checked):
 
     Attributes:
         metric: which positions count how much. ``rarebal`` (paper §3), ``plain`` (GPTQ), or the controls
-            ``random`` (a random set of the tail's size) and ``common`` (such a set of common positions).
+            ``random`` (a random set of the tail's size) and ``common`` (such a set of common positions); weights by
+            utterance (``maca``), attention (``rsq``) or gradient (``guided``; ``gradient``, of a rare-balanced loss).
         cost_ratio: c of ``λ = c · tr(H_C) / tr(H_T)``; the paper has 1, a quarter measured better.
         max_lambda: cap on λ, none by default.
         residual: correction for the drift of the layers already quantized: ``cross-fitted`` (weighted
             cross-moment, α judged on utterances it was not fitted on), ``least-squares`` (the same direction,
             α that minimises the error on the calibration set itself), ``cross-fitted-bias`` (about the mean of the
-            inputs, which the layers' biases absorb), ``paper`` (its α), ``none``, or a float used as a fixed α.
-        solver: ``sweep`` (Cholesky-based, GPTQ's codes), ``refined`` (the sweep, then scales refitted and codes
-            descended under the metric) or ``rtn`` (round to nearest).
+            inputs, which the layers' biases absorb), ``qep``, ``qronos`` and ``coreq`` (those methods' own), ``paper``
+            (its α), ``none``, or a float used as a fixed α.
+        solver: ``sweep`` (Cholesky-based, GPTQ's codes), ``beam`` (the best of several paths of it), ``refined`` and
+            ``refined-beam`` (then scales refitted and codes descended under the metric), ``gptaq`` (the sweep, which
+            makes up for drift as it goes), ``kronecker`` (under the gradients of the output as well), ``sarqc`` (a
+            metric regularised towards the original weights), ``clipped`` (to nearest, groups clipped by the error of
+            the output) or ``rtn`` (round to nearest).
+        input_scales: ``awq`` scales inputs in full precision first, where something in front can take the scales.
         damp: δ = damp · mean(diag H) is added to the metric's diagonal.
         act_order: ``none``, or ``static``: scales first, then columns by falling diag(H).
         tail_positions: a position is tagged by its ``input`` token, its ``target`` token, or ``either``.
@@ -137,7 +161,8 @@ class Method(Checked):
     metric: str = option(
         "rarebal",
         METHOD,
-        "Which positions count how much: rarebal, plain (GPTQ), or the controls random and common.",
+        "Which positions count how much: rarebal, plain (GPTQ), the controls random and common, or by utterance "
+        "(maca), attention (rsq) or the loss's gradient (guided, gradient).",
         "choice",
         choices=tuple(METRICS),
     )
@@ -148,8 +173,8 @@ class Method(Checked):
     residual: str | float = option(
         "cross-fitted",
         METHOD,
-        "Correction for the layers quantized before: cross-fitted, cross-fitted-bias, least-squares, paper, none, or "
-        "a number (a fixed α).",
+        "Correction for the layers quantized before: cross-fitted, cross-fitted-bias, least-squares, qep, qronos, "
+        "coreq, paper, none, or a number (a fixed α).",
         "residual",
         choices=tuple(RESIDUALS),
         low=0,
@@ -158,9 +183,16 @@ class Method(Checked):
     solver: str = option(
         "sweep",
         METHOD,
-        "How codes are chosen: sweep (GPTQ's), refined (then refined under the metric) or rtn (nearest).",
+        "How codes are chosen: sweep (GPTQ's), beam (the best of several), refined or refined-beam (then refined under "
+        "the metric), gptaq, kronecker (under the output's gradients too), sarqc, clipped or rtn (nearest).",
         "choice",
         choices=tuple(SOLVERS),
+    )
+    input_scales: InputScales = option(
+        "none",
+        METHOD,
+        "First scale inputs, so that those with much to say are rounded finer: none or awq.",
+        InputScales,
     )
     damp: float = option(0.01, METHOD, "Damping, as a share of the metric's mean diagonal.", "float", low=0, high=100)
     act_order: ActOrder = option("none", METHOD, "Order of the columns: none (as they are) or static.", ActOrder)
@@ -173,6 +205,11 @@ class Method(Checked):
     padding_weight: float = option(
         0.1, METHOD, "Weight of encoder frames beyond the end of the audio.", "float", low=0, high=10**6
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.solver == "gptaq" and self.residual not in ("none", 0):
+            raise ConfigError("the solver gptaq makes up for drift itself: set residual to none")
 
     def arms(self) -> Arms:
         """The metric, the residual and the solver that these fields name."""

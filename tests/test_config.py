@@ -17,7 +17,8 @@ def test_presets():
     for name in PRESETS:
         assert TarqConfig.preset(name).method == name
     assert TarqConfig(cost_ratio=1.0).method == "tarq"
-    assert TarqConfig(metric="random").method == "custom"
+    assert TarqConfig(metric="random").method == "random"
+    assert TarqConfig(metric="maca").method == "custom"
     assert not TarqConfig.preset("rtn").needs_statistics
     assert TarqConfig.preset("rtn", residual="least-squares").needs_statistics
 
@@ -108,6 +109,14 @@ def test_the_papers_preset_is_pinned():
     assert TarqConfig.preset("tarq-paper", cost_ratio=0.25).method == "custom"
 
 
+def test_drift_is_made_up_for_once():
+    """GPTAQ does it as it rounds; a residual as well would do it twice."""
+    assert TarqConfig(solver="gptaq", residual=0).solver == "gptaq"
+    for residual in ("cross-fitted", "qronos", 0.5):
+        with pytest.raises(TarqError, match="set residual to none"):
+            TarqConfig(solver="gptaq", residual=residual)
+
+
 def test_language_is_an_argument():
     config = TarqConfig()
     assert config.text_normalizer(language="de").name == "basic"
@@ -125,4 +134,4 @@ def test_the_normaliser_follows_the_language():
 
 def test_unknown_method():
     with pytest.raises(ValueError, match="tarq, gptq, rtn"):
-        TarqConfig.preset("awq")
+        TarqConfig.preset("best")

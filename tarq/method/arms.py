@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tarq.method.metrics import Metric
+from tarq.method.moments import Moments
 from tarq.method.registry import make_metric, make_residual, make_solver
 from tarq.method.residuals import Residual
 from tarq.method.solvers import Solver
@@ -23,11 +24,13 @@ class Arms:
         metric: which positions count how much.
         residual: where the codes aim.
         solver: how they are chosen.
+        input_scales: how inputs are scaled in full precision, before all else: ``none`` or ``awq``.
     """
 
     metric: Metric
     residual: Residual
     solver: Solver
+    input_scales: str = "none"
 
     @classmethod
     def of(
@@ -47,11 +50,17 @@ class Arms:
             make_metric(options["metric"], **settings) if metric is None else metric,
             make_residual(options["residual"], **settings) if residual is None else residual,
             make_solver(options["solver"], **settings) if solver is None else solver,
+            options.get("input_scales", "none"),
         )
 
     @property
     def reads_audio(self) -> bool:
         """Whether calibration speech is needed at all."""
+        return self.solves_by_audio or self.input_scales != "none"
+
+    @property
+    def solves_by_audio(self) -> bool:
+        """Whether it is needed to choose the codes."""
         return self.solver.reads_audio or self.paired
 
     @property
@@ -59,15 +68,26 @@ class Arms:
         """Whether the full-precision network is walked beside the quantized one."""
         return self.residual.paired or self.solver.paired
 
+    def moments(self, features: int, device: torch.device | str = "cpu") -> list[Moments]:
+        """Empty moments of an input as wide, as many and of what kinds the arms ask for."""
+        residual = self.residual
+        kinds = {"first": residual.first_moments, "drift": getattr(residual, "drift_moments", False)}
+        return [Moments(features, paired=self.paired, device=device, **kinds) for _ in range(residual.folds)]
+
     @property
     def depends_on_layer(self) -> bool:
         """Whether a position's weight differs from layer to layer."""
-        return bool(getattr(self.metric, "activations", False)) or self.gradients
+        return bool(getattr(self.metric, "activations", False)) or self.gradients or self.attention
 
     @property
     def gradients(self) -> bool:
         """Whether the metric asks for the gradients at the layers' outputs."""
         return bool(getattr(self.metric, "gradients", False))  # a metric need not inherit from Metric
+
+    @property
+    def attention(self) -> bool:
+        """Whether the metric asks for the attention that rows are given."""
+        return bool(getattr(self.metric, "attention", False))
 
     def target_weight(self, rare: Tensor, share: float) -> Tensor:
         """:meth:`Metric.target_weight`, ones where the metric has none."""

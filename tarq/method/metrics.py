@@ -31,7 +31,11 @@ class LayerRows:
         utterance: [R] int, which of the batch's utterances each row belongs to.
         inputs: [R, n] what the Linears read.
         gradients: [R] squared norm of the loss's gradient at the outputs of these Linears, in the full-precision
-            model; None unless the metric asks for them.
+            model; None unless the metric asks for them, and where no target is reached from these Linears.
+        gradient_scale: mean of these squared norms over the rows of the whole calibration set that have one.
+        attention: [R] what the block's self-attention gives each row (its cross-attention, where the Linears read
+            what several blocks do), summed over heads and queries, in the full-precision model; None unless the
+            metric asks for it, and, with a note in the report, where no attention is known over these rows.
     """
 
     layers: Sequence[str]
@@ -40,6 +44,8 @@ class LayerRows:
     utterance: Tensor
     inputs: Tensor
     gradients: Tensor | None = None
+    gradient_scale: float = 1.0
+    attention: Tensor | None = None
 
 
 class Metric(Protocol):
@@ -48,10 +54,12 @@ class Metric(Protocol):
     Attributes:
         activations: whether weights depend on the layer; then :meth:`reassign` is called for each one.
         gradients: ask for the gradients at each layer's outputs too: one backward pass over the calibration set.
+        attention: ask for the attention each row is given: one pass over the calibration set.
     """
 
     activations: bool = False
     gradients: bool = False
+    attention: bool = False
 
     def assign(self, tail: Tensor, exists: Tensor, key: str) -> tuple[Tensor, Tensor | None]:
         """Side and weight of each position of one utterance.
@@ -75,7 +83,8 @@ class Metric(Protocol):
         ...
 
     def reassign(self, rows: LayerRows) -> tuple[Tensor, Tensor]:
-        """Side and weight of each row for one layer; called only where the metric asks for activations or gradients.
+        """Side and weight of each row for one layer; called only where the metric asks for
+        activations, gradients or attention.
 
         Returns:
             [R] bool and [R] float.
@@ -104,12 +113,14 @@ class Rebalanced:
         cross: [n, n], the cross-moment H_Δ, likewise; None for unpaired moments.
         mean: [n] ``μ = Σ d x / Σ d``; None where first moments were not asked for.
         mean_full: [n] ``μ_f = Σ d xf / Σ d``; ``mean`` itself for unpaired moments.
+        drift: [n, n] ``Σ d (xf − x)(xf − x)ᵀ``, likewise about the mean; None where it was not asked for.
     """
 
     hessian: Tensor
     cross: Tensor | None
     mean: Tensor | None = None
     mean_full: Tensor | None = None
+    drift: Tensor | None = None
 
 
 def rebalance(
@@ -160,9 +171,15 @@ def rebalance(
             drift = (weigh(fulls, lam_cross) - weigh(firsts, lam_cross)) / share
             cross = about(cross, drift, weigh(firsts, lam_cross) / share, share)
         cross = cross.to(dtype)
-    return Rebalanced(
-        hessian, cross, None if mean is None else mean.to(dtype), None if mean_full is None else mean_full.to(dtype)
-    )
+    drifts = [part.drift for part in parts if part.drift is not None]
+    square = weigh(drifts, lam) if drifts else None
+    if square is not None and centred and mean is not None and mean_full is not None:
+        square = about(square, mean_full - mean, mean_full - mean, mass)
+
+    def given(total: Tensor | None) -> Tensor | None:
+        return None if total is None else total.to(dtype)
+
+    return Rebalanced(hessian, cross, given(mean), given(mean_full), given(square))
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ class Moments:
     Attributes:
         hessian: side to [n, n] float64, ``Σ d x xᵀ``.
         cross: side to [n, n] float64, ``Σ d (xf − x) xᵀ``; None unless paired.
+        drift: side to [n, n] float64, ``Σ d (xf − x)(xf − x)ᵀ``; None unless asked for and paired.
         mean: side to [n] float64, ``Σ d x``; None unless asked for.
         mean_full: side to [n] float64, ``Σ d xf``; None unless asked for and paired.
         mass: side to float64 scalar, ``Σ d``.
@@ -32,15 +33,25 @@ class Moments:
         features: n, the input width.
         paired: also accumulate the cross-moments against full-precision inputs.
         first: also accumulate the first moments, for what centres the second ones.
+        drift: also accumulate the drift's own second moments (paired moments only).
         device: where the sums live.
     """
 
-    def __init__(self, features: int, *, paired: bool, first: bool = False, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        features: int,
+        *,
+        paired: bool,
+        first: bool = False,
+        drift: bool = False,
+        device: torch.device | str = "cpu",
+    ) -> None:
         self.features = features
         self.paired = paired
         self.device = torch.device(device)
         self.hessian = self._zeros(features, features)
         self.cross = self._zeros(features, features) if paired else None
+        self.drift = self._zeros(features, features) if drift and paired else None
         self.mean = self._zeros(features) if first else None
         self.mean_full = self._zeros(features) if first and paired else None
         self.mass = self._zeros()
@@ -62,7 +73,7 @@ class Moments:
 
     def sums(self) -> Iterator[Tensor]:
         """Every running sum but the counts, in a fixed order: of parts of a set they add up to those of the set."""
-        for sums in (self.mass, self.hessian, self.cross, self.mean, self.mean_full):
+        for sums in (self.mass, self.hessian, self.cross, self.drift, self.mean, self.mean_full):
             yield from (sums or {}).values()
 
     def update(self, x: Tensor, x_full: Tensor | None, tail: Tensor, weight: Tensor) -> None:
@@ -90,9 +101,13 @@ class Moments:
             if x_full is None:
                 raise ValueError("paired moments need the full-precision inputs")
             x = x.float()
-            for side, product in zip(SIDES, gram_sides(x, tail, x_full.float() - x, weight), strict=True):
+            drift = x_full.float() - x
+            for side, product in zip(SIDES, gram_sides(x, tail, drift, weight), strict=True):
                 finite.append(product.diagonal().isfinite().all())
                 self.cross[side] += product
+            if self.drift is not None:
+                for side, product in zip(SIDES, gram_sides(drift, tail, weight=weight), strict=True):
+                    self.drift[side] += product
         self._bad.append(~torch.stack(finite).all())
         for means, rows in ((self.mean, x), (self.mean_full, x_full)):
             for side, sums in (means or {}).items():

@@ -20,17 +20,30 @@ METRICS = {
     "plain": "metrics:Plain",
     "random": "metrics:RandomControl",
     "common": "metrics:CommonControl",
+    "maca": "maca:PerUtterance",
+    "rsq": "rsq:AttentionConcentration",
+    "gradient": "gradient:GradientBalanced",
+    "guided": "gradient:Guided",
 }
 RESIDUALS = {
     "cross-fitted": "residuals:CrossFitted",
     "cross-fitted-bias": "absorb:CrossFittedBias",
     "least-squares": "residuals:LeastSquares",
+    "qep": "qep:QEP",
+    "qronos": "qronos:Qronos",
+    "coreq": "coreq:CoreQ",
     "paper": "residuals:PaperResidual",
     "none": "residuals:NoResidual",
 }
 SOLVERS = {
     "sweep": "solvers:Sweep",
     "refined": "refine:RefinedSweep",
+    "gptaq": "gptaq:GPTAQ",
+    "beam": "beam:BeamSweep",
+    "refined-beam": "beam:RefinedBeam",
+    "kronecker": "kronecker:Kronecker",
+    "sarqc": "sarqc:Regularized",
+    "clipped": "clip:Clipped",
     "rtn": "solvers:RoundToNearest",
 }
 

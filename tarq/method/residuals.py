@@ -94,12 +94,14 @@ class Residual(Protocol):
         folds: how many parts the calibration set is split into, by utterance.
         weighs_cross: whether λ counts in H_Δ as it does in H.
         first_moments: whether μ and μ_f are gathered beside H and H_Δ.
+        drift_moments: whether ``Σ d (xf − x)(xf − x)ᵀ`` is.
     """
 
     paired: bool = True
     folds: int = 1
     weighs_cross: bool = True
     first_moments: bool = False
+    drift_moments: bool = False
 
     def centres(self, layer: Layer) -> bool:
         """Whether this layer's moments are taken about the mean (needs first moments)."""

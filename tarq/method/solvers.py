@@ -137,4 +137,11 @@ class RoundToNearest(Solver):
 
 def damped_loss(error: Tensor, factor: Factor) -> Tensor:
     """``‖e L‖²`` of each row of an [m, n] error, float64 [m]."""
-    return ((error if factor.order is None else error[:, factor.order]) @ factor.upper).square().sum(1).double()
+    return (in_order(error, factor) @ factor.upper).square().sum(1).double()
+
+
+def in_order(columns: Tensor, factor: Factor, back: bool = False) -> Tensor:
+    """[m, n] columns in the factor's order of visit, or from it ``back`` in the natural one."""
+    if factor.order is None:
+        return columns
+    return columns[:, torch.argsort(factor.order) if back else factor.order]

@@ -126,8 +126,8 @@ def _estimate(
     if not packed or not config.needs_statistics:
         return Estimate(parameters * 1e-8, PROCESS + parameters * size, 0)
     rows = _rows(recognizer)
-    residual = config.arms().residual
-    paired, folds = 1 + residual.paired, residual.folds
+    arms = config.arms()
+    paired, folds = 1 + arms.paired, arms.residual.folds
     multiplications = 0.0
     held: dict[str, float] = {}  # what the Linears of one block read, by block
     inputs: set[tuple[str, int]] = set()
@@ -144,7 +144,8 @@ def _estimate(
         multiplications += 3 * out * width**2
     widest = max(layer.shape[1] for layer in packed)
     tallest = max(layer.shape[0] for layer in packed)
-    moments = folds * 2 * paired * widest**2 * 8 + (4 * widest**2 + 3 * tallest * widest) * 4
+    kinds = paired + arms.residual.drift_moments  # H, H_Δ, and the drift's own
+    moments = folds * 2 * kinds * widest**2 * 8 + (4 * widest**2 + 3 * tallest * widest) * 4
     narrow = min(layer.shape[1] for layer in packed)
     hidden = paired * 2 * config.samples * max(rows.values()) * narrow * size
     activations = min(config.activation_memory * 1e9, max(held.values())) if paired == 2 else 0.0

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from tarq import distributed
 from tarq.errors import CalibrationError
+from tarq.method.arms import Arms
 from tarq.models.base import Recognizer
 from tarq.models.types import Batch
 
@@ -26,22 +27,32 @@ class OutputGradients:
 
     Attributes:
         norms: (layer, batch index) to [R] float32 squared norms, one a row; of this process's batches, on the CPU.
+        scales: layer to the mean of the squared norms that are not 0, over the whole set.
         moments: layer to [m, m] float64 ``Σ g gᵀ`` over the whole set, on the model's device.
     """
 
     norms: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+    scales: dict[str, float] = field(default_factory=dict)
     moments: dict[str, Tensor] = field(default_factory=dict)
+
+    def of(self, names: Sequence[str], index: int, device: torch.device) -> tuple[Tensor | None, float]:
+        """[R] squared norms on a batch over the outputs of several Linears of one input together, and their mean.
+
+        None, and 1, where no target is reached from them.
+        """
+        reached = [name for name in names if (name, index) in self.norms and self.scales[name] > 0]
+        if not reached:
+            return None, 1.0
+        norms = torch.stack([self.norms[name, index] for name in reached]).sum(0)
+        return norms.to(device), sum(self.scales[name] for name in reached)
 
 
 def output_gradients(
     recognizer: Recognizer,
     batches: Sequence[tuple[int, Batch]],
     names: Sequence[str],
-    target_weight: Callable[[Tensor, float], Tensor],
+    arms: Arms,
     rare_share: float,
-    *,
-    norms: bool,
-    moments: bool,
 ) -> OutputGradients:
     """Run the loss backward through the model on every batch.
 
@@ -49,21 +60,19 @@ def output_gradients(
         recognizer: of the full-precision model, all of it on one device.
         batches: this process's, with their indices in the calibration set.
         names: of Linears; one that a pass does not reach is left out.
-        target_weight: how much each target counts, :meth:`tarq.method.metrics.Metric.target_weight`.
+        arms: ask for squared norms row by row, for second moments, or both; say how much each target counts.
         rare_share: share of rare targets in the whole calibration set.
-        norms: give squared norms row by row.
-        moments: give second moments.
 
     Raises:
         CalibrationError: gradients are NaN or infinite.
     """
-    found = OutputGradients()
+    found, norms, moments = OutputGradients(), arms.gradients, arms.solver.output_moments
     linears = {name: recognizer.model.get_submodule(name) for name in names}
     if moments:
         found.moments = {name: _zeros(linear) for name, linear in linears.items()}
     with _frozen(recognizer.model):
         for index, batch in batches:
-            seen = _backward(recognizer, batch, linears, target_weight(batch.rare_target, rare_share), found)
+            seen = _backward(recognizer, batch, linears, arms.target_weight(batch.rare_target, rare_share), found)
             for name, pieces in seen.items():
                 rows = torch.cat(pieces).cpu()
                 if not bool(rows.isfinite().all()):
@@ -72,7 +81,20 @@ def output_gradients(
                 if norms:
                     found.norms[name, index] = rows
     distributed.reduce(found.moments.values())
+    if norms:
+        found.scales = _means(found.norms, names, recognizer.device)
     return found
+
+
+def _means(norms: Mapping[tuple[str, int], Tensor], names: Sequence[str], device: torch.device) -> dict[str, float]:
+    """Mean squared norm of each Linear's rows that have one, over all processes' batches; 0 where none has."""
+    sums = torch.zeros(len(names), 2, dtype=torch.float64)
+    place = {name: i for i, name in enumerate(names)}
+    for (name, _), rows in norms.items():
+        sums[place[name]] += torch.stack([rows.sum(dtype=torch.float64), (rows > 0).sum().double()])
+    sums = sums.to(device)  # where processes meet
+    distributed.reduce([sums])
+    return {name: float(total / count.clamp_min(1)) for name, (total, count) in zip(names, sums, strict=True)}
 
 
 def _backward(

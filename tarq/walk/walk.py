@@ -16,7 +16,7 @@ from itertools import accumulate
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from tarq import distributed
 from tarq.config import TarqConfig
@@ -34,6 +34,8 @@ from tarq.models.base import Recognizer
 from tarq.models.types import Batch, Stage
 from tarq.report import LayerReport, Reporter
 from tarq.walk.activations import BlockActivations, MemoryBudget, PathPair
+from tarq.walk.attention import AttentionGiven, attention_given
+from tarq.walk.folding import fold_input_scales
 from tarq.walk.gradients import OutputGradients, output_gradients, rare_share
 from tarq.walk.inputs import Group, InputCapture, groups_of, linear_of, offloaded
 from tarq.walk.plan import PlannedLayer, check_fits, linears_of, plan
@@ -85,6 +87,8 @@ def quantize_model(
         ModelError: a name to ignore matches no layer, or the model does what the walk cannot follow.
     """
     walk = Walk(recognizer, batches, config, reporter, arms, device)
+    if walk.arms.input_scales != "none":
+        walk.notes = fold_input_scales(recognizer, batches, config, reporter, walk.device)
     for _ in walk.blocks():
         pass
     return walk.records
@@ -117,6 +121,7 @@ class Walk:
 
     Attributes:
         records: of the Linears so far.
+        notes: Linear to what its record says of it beside all else.
     """
 
     def __init__(
@@ -137,9 +142,10 @@ class Walk:
         self.batches = batches
         self.share = distributed.shard([(i, before[i], batch) for i, batch in enumerate(batches)])
         self.rows = RowCache(self.arms.metric, config.padding_weight, self.arms.residual.folds, self.device)
-        self.gradients = OutputGradients()
+        self.gradients, self.attention = OutputGradients(), AttentionGiven()
         self.plan: dict[str, PlannedLayer] = {}
         self.records: list[LayerReport] = []
+        self.notes: dict[str, str] = {}
 
     @torch.no_grad()
     def blocks(self) -> Iterator[WalkedBlock]:
@@ -149,13 +155,16 @@ class Walk:
         self.plan = {p.name: p for p in planned if p.group_size is not None}
         self.reporter.start(len(self.plan))
         stages = self.recognizer.stages()
-        if not self.arms.reads_audio:
+        if not self.arms.solves_by_audio:
             for stage in stages:
                 for name, block in stage.blocks:
                     self._round_block(stage, name, block)
             return
         if self.arms.gradients or self.arms.solver.output_moments:
             self._run_backward()
+        if self.arms.attention:
+            self._check_on_device("attention")
+            self.attention = attention_given(self.recognizer, [(i, batch) for i, _, batch in self.share])
         handed: list[tuple[Any, Any]] = [(None, None)] * len(self.share)
         for stage in stages:
             handed = yield from self._walk_stage(stage, handed)
@@ -235,12 +244,7 @@ class Walk:
 
         Each position goes to one fold, so nothing more is computed where there are several.
         """
-        residual = self.arms.residual
-        features = layers[0].weight.shape[1]
-        parts = [
-            Moments(features, paired=self.arms.paired, first=residual.first_moments, device=self.device)
-            for _ in range(residual.folds)
-        ]
+        parts = self.arms.moments(layers[0].weight.shape[1], self.device)
         label = "|".join(layer.name for layer in layers)
         kind = (stage.reads if group.place else None) or stage.name
         for pair in activations.pairs:
@@ -252,8 +256,9 @@ class Walk:
             tail, weight = of.tail, of.weight
             if self.arms.depends_on_layer:
                 names = [layer.name for layer in layers]
-                gradients = self._norms(names, pair.index)
-                tail, weight = self.arms.metric.reassign(LayerRows(names, tail, weight, of.utterance, x, gradients))
+                norms = self.gradients.of(names, pair.index, self.device)
+                given = self.attention.of(stage.blocks[activations.index][0], group, pair.index, x)
+                tail, weight = self.arms.metric.reassign(LayerRows(names, tail, weight, of.utterance, x, *norms, given))
             for fold, moments in enumerate(parts):
                 moments.update(x, x_full, tail, weight * (of.fold == fold))
         for bad in sorted({update for part in parts for update in part.bad_updates()}):
@@ -336,6 +341,7 @@ class Walk:
         self, stage: Stage, name: str, linear: nn.Linear, solution: Solution, positions: dict[str, int]
     ) -> None:
         planned = self.plan[name]
+        notes = planned.note, *solution.notes, self.attention.note(name), _small_scales(solution), self.notes.get(name)
         record = LayerReport(
             name=name,
             stage=stage.name,
@@ -344,7 +350,7 @@ class Walk:
             group_size=planned.group_size or 0,
             positions=positions["common"] + positions["tail"],
             tail_positions=positions["tail"],
-            notes=[text for text in (planned.note, *solution.notes, _small_scales(solution)) if text],
+            notes=[text for text in notes if text],
             **asdict(solution.figures),
         )
         self.records.append(record)
@@ -358,25 +364,17 @@ class Walk:
 
     def _run_backward(self) -> None:
         """Gradients at the outputs of all planned Linears, before anything is quantized."""
-        if self.device != self.recognizer.device:
-            raise ModelError("gradients need the whole model on the device: leave offload out")
-        self.reporter.phase("gradients")
-        self.gradients = output_gradients(
-            self.recognizer,
-            [(index, batch) for index, _, batch in self.share],
-            list(self.plan),
-            self.arms.target_weight,
-            rare_share(self.batches),
-            norms=self.arms.gradients,
-            moments=self.arms.solver.output_moments,
-        )
+        self._check_on_device("gradients")
+        batches, share = [(index, batch) for index, _, batch in self.share], rare_share(self.batches)
+        self.gradients = output_gradients(self.recognizer, batches, list(self.plan), self.arms, share)
 
-    def _norms(self, names: Sequence[str], index: int) -> Tensor | None:
-        """[R] squared gradient norms over the outputs of several Linears of one input together."""
-        if not self.arms.gradients:
-            return None
-        found = [self.gradients.norms[name, index] for name in names if (name, index) in self.gradients.norms]
-        return torch.stack(found).sum(0).to(self.device) if found else None
+    def _check_on_device(self, what: str) -> None:
+        """See that the whole model can run, for what the arms want to know of it; its progress is told."""
+        if self.device != self.recognizer.device:
+            raise ModelError(
+                f"a metric or solver that asks for {what} needs the whole model on the device: leave offload out"
+            )
+        self.reporter.phase(what)
 
     def _layer(self, name: str, linear: nn.Linear) -> Layer:
         return Layer(name, linear.weight, linear.bias, name.endswith(self.recognizer.shift_free))

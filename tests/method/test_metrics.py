@@ -118,7 +118,7 @@ def test_centred_moments_are_those_about_the_weighted_mean(paired):
     tail, weight = torch.rand(60, generator=generator) < 0.3, torch.rand(60, generator=generator)
     weight[::9] = 0
     x[::9] = float("nan")  # rows that do not count, whatever they hold
-    parts = [Moments(5, paired=paired, first=True) for _ in range(2)]
+    parts = [Moments(5, paired=paired, first=True, drift=True) for _ in range(2)]
     for part, rows in zip(parts, (slice(0, 25), slice(25, 60)), strict=True):
         part.update(x[rows], xf[rows] if paired else None, tail[rows], weight[rows])
     lam = 3.0
@@ -134,6 +134,7 @@ def test_centred_moments_are_those_about_the_weighted_mean(paired):
     if paired:
         drift = xf - x - (mean_full - mean)
         torch.testing.assert_close(got.cross, drift.T @ (d * centred), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(got.drift, drift.T @ (d * drift), rtol=1e-4, atol=1e-5)
         # A cross-moment that λ does not weigh is about the mean that λ does not weigh.
         d = weight[kept].double()[:, None]
         mean, mean_full = (d * x).sum(0) / d.sum(), (d * xf).sum(0) / d.sum()
@@ -141,6 +142,7 @@ def test_centred_moments_are_those_about_the_weighted_mean(paired):
         unweighted = rebalance(parts, lam, 1.0, centred=True)
         torch.testing.assert_close(unweighted.cross, drift.T @ (d * (x - mean)), rtol=1e-4, atol=1e-5)
         assert torch.equal(unweighted.hessian, got.hessian)
+    assert (got.drift is not None) == paired
 
 
 def test_centred_moments_need_first_ones():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -13,9 +14,13 @@ from transformers.utils import is_mistral_common_available
 
 import tarq
 from tarq.data.corpora.registry import load_utterances
+from tarq.method.arms import Arms
+from tarq.method.rsq import AttentionConcentration
 from tarq.report import Reporter
 from tarq.speech.calibration import calibration_set, make_example, make_examples
+from tarq.walk.folding import fold_input_scales
 from tarq.walk.plan import linears_of
+from tarq.walk.walk import gather_moments
 from tarq.words.rarity import tag_tokens
 
 from .conftest import CONFIG, tone
@@ -287,3 +292,38 @@ def test_a_feature_extractor_of_another_model_is_refused(recognizer, monkeypatch
     monkeypatch.setattr(recognizer.feature_extractor, "feature_size", 3)
     with pytest.raises(tarq.ModelError, match=r"makes 3 mel bins .*the model reads \d+"):
         recognizer.check()
+
+
+def test_linears_of_blocks_with_attention_hear_how_much_their_rows_are_given(family, recognizer, examples):
+    """In each family; but for projectors, relative positions, and Qwen3-ASR's tower, which keeps its weights."""
+
+    class Hears(AttentionConcentration):
+        def reassign(self, rows):
+            heard.setdefault(rows.layers[0], []).append(rows.attention)
+            return super().reassign(rows)
+
+    heard = {}
+    batches = batches_of(recognizer, examples)
+    config = replace(CONFIG, residual="none")
+    found = gather_moments(recognizer, batches, config, Arms.of(config.to_dict(), metric=Hears()))
+    assert {name.partition("|")[0] for name in found} == set(heard)
+    for name, given in heard.items():
+        if re.search(r"projector|relative_k_proj", name) or (family.name, "tower" in name) == ("qwen3_asr", True):
+            assert given == [None] * len(batches)
+        else:
+            assert all(bool((g >= 0).all()) and float(g.max()) > 0 for g in given), name
+
+
+def test_scales_of_inputs_leave_what_a_family_computes_as_it_is(family, examples, tmp_path):
+    """Whatever its blocks are made of: where something in front can take the scales, and where nothing can."""
+    scaled = tarq.load_recognizer(family.make(tmp_path / "model"))
+    batches = batches_of(scaled, examples)
+    before = {name: parameter.clone() for name, parameter in scaled.model.named_parameters()}
+    with torch.no_grad():
+        expected = [scaled.logits(batch) for batch in batches]
+    notes = fold_input_scales(scaled, batches, CONFIG, Reporter(), scaled.device)
+    assert any(note.startswith("its input is scaled by") for note in notes.values())
+    assert any(not torch.allclose(p, before[name], rtol=1e-2) for name, p in scaled.model.named_parameters())
+    with torch.no_grad():
+        for batch, logits in zip(batches, expected, strict=True):
+            torch.testing.assert_close(scaled.logits(batch), logits, rtol=1e-3, atol=1e-3 * float(logits.abs().max()))

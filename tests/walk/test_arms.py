@@ -109,14 +109,84 @@ def test_a_solver_may_ask_for_the_output_side(recognizer, batches):
     assert min(traces) > 0
 
 
-def test_gradients_refuse_an_offloaded_model(recognizer, batches):
+def test_gradients_come_with_their_mean_over_the_whole_set(recognizer, batches):
+    """Over the rows that have any, of all Linears of an input together."""
+
     @dataclasses.dataclass(frozen=True)
     class ByGradient(Plain):
         gradients: bool = True
 
-    arms = Arms.of(CONFIG.to_dict(), metric=ByGradient())
-    with pytest.raises(ModelError, match="offload"):
+        def reassign(self, rows):
+            given.setdefault(rows.layers[0], []).append((rows.gradients, rows.gradient_scale))
+            return rows.tail, rows.weight
+
+    given = {}
+    run(recognizer, batches, metric=ByGradient())
+    for name, seen in given.items():
+        norms, scales = torch.cat([g for g, _ in seen]), {scale for _, scale in seen}
+        assert len(scales) == 1, name
+        if name.endswith(("fc1", "fc2", "out_proj")):  # one Linear alone
+            assert scales.pop() == pytest.approx(float(norms[norms > 0].double().mean()), rel=1e-4)
+
+
+@pytest.mark.parametrize("asks", ["gradients", "attention"])
+def test_what_needs_the_whole_model_refuses_an_offloaded_one(recognizer, batches, asks):
+    metric = type("Asks", (Plain,), {asks: True})()
+    arms = Arms.of(CONFIG.to_dict(), metric=metric)
+    with pytest.raises(ModelError, match=rf"asks for {asks} needs the whole model.*offload"):
         quantize_model(recognizer, batches, CONFIG, Reporter(), arms, torch.device("meta"))
+
+
+@dataclasses.dataclass(frozen=True)
+class ByAttention(Plain):
+    """Keeps what each group is given."""
+
+    attention: bool = True
+    given: dict = dataclasses.field(default_factory=dict)
+
+    def reassign(self, rows):
+        self.given.setdefault(rows.layers[-1], []).append(rows.attention)
+        return rows.tail, rows.weight
+
+
+def test_a_metric_may_ask_for_attention(model_folder, recognizer, batches):
+    """Each row's share of the block's self-attention, or of the cross-attention that reads it, in full precision."""
+    metric = ByAttention()
+    run(recognizer, batches, metric=metric)
+    assert recognizer.model.config._attn_implementation == "sdpa"
+    plain = tarq.load_recognizer(model_folder)
+    plain.model.set_attn_implementation("eager")
+    for i, batch in enumerate(batches):
+        with torch.no_grad():
+            out = plain.model(
+                **plain.on_device(batch.features), decoder_input_ids=batch.input_ids, output_attentions=True
+            )
+        decoder = "model.decoder.layers.1"
+        for names, weights in (
+            (("model.encoder.layers.0.self_attn.v_proj", "model.encoder.layers.0.fc2"), out.encoder_attentions[0]),
+            ((f"{decoder}.self_attn.v_proj", f"{decoder}.encoder_attn.q_proj", FC2), out.decoder_attentions[1]),
+            ((f"{decoder}.encoder_attn.v_proj",), out.cross_attentions[1]),
+        ):
+            for name in names:
+                torch.testing.assert_close(metric.given[name][i], weights.sum((1, 2)).flatten(), rtol=1e-4, atol=1e-4)
+
+
+def test_layers_whose_attention_is_not_known_say_so(recognizer, batches):
+    """One block whose attention keeps its weights to itself: its positions count alike, and its report says so."""
+    attention = recognizer.model.model.encoder.layers[0].self_attn
+    forward = type(attention).forward
+    attention.forward = lambda *args, **kwargs: (forward(attention, *args, **kwargs)[0], None)
+    metric = ByAttention()
+    records = run(recognizer, batches, metric=metric)
+    noted = {name for name, record in records.items() if any("no attention is known" in note for note in record.notes)}
+    assert noted == {name for name in records if name.startswith("model.encoder.layers.0.")}
+    assert noted >= {name for name, given in metric.given.items() if given[0] is None} != set()
+
+
+def test_a_model_that_shows_no_attention_is_refused(recognizer, batches, monkeypatch):
+    monkeypatch.setattr(type(recognizer.model), "set_attn_implementation", lambda self, kind: None)
+    with pytest.raises(ModelError, match="no attention weights: take another metric"):
+        run(recognizer, batches, metric=ByAttention())
 
 
 @dataclasses.dataclass(frozen=True)

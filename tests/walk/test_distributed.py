@@ -17,17 +17,19 @@ def alone(*arguments: object) -> None:
 
 
 # Two batches a process, the last of one utterance; then fewer batches than processes, and tags and transcripts that
-# the model makes itself.
+# the model makes itself; then all that is summed over processes beside moments, and what one finds for all.
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "options",
     [
-        ("--batch-size", 2, "--samples", 7),
-        ("--batch-size", 8, "--transcripts", "self", "--frame-tags", "aligned", "--residual", "least-squares"),
+        "--batch-size 2 --samples 7",
+        "--batch-size 8 --transcripts self --frame-tags aligned --residual least-squares",
+        "--batch-size 2 --samples 5 --metric gradient --residual coreq --solver kronecker --input-scales awq",
+        "--batch-size 2 --samples 5 --method rsq",
     ],
 )
 def test_two_processes_quantize_as_one(model_folder, manifest, quantizes_as_one, options):
-    quantizes_as_one(model_folder, manifest, *options)
+    quantizes_as_one(model_folder, manifest, *options.split())
 
 
 @pytest.mark.slow

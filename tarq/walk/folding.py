@@ -1,0 +1,177 @@
+"""Scales of inputs, folded into what makes them: a norm in front, or a Linear whose outputs pass through unmixed.
+
+Whether a module can take them is found out, not listed: its outputs are divided and the Linears behind it multiplied
+by scales that could not be missed, and the block must compute what it did. So a norm that the residual stream reads
+too, a GELU on the way and grouped heads are told from what works.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from tarq import distributed
+from tarq.config import TarqConfig
+from tarq.method.arms import Arms
+from tarq.method.awq import input_scales
+from tarq.method.metrics import Plain
+from tarq.method.moments import Moments
+from tarq.method.residuals import Layer, NoResidual
+from tarq.method.solvers import Sweep
+from tarq.models.base import Recognizer
+from tarq.models.types import Batch
+from tarq.report import Reporter
+from tarq.walk.inputs import BlockInputs, InputCapture, capture_inputs, groups_of, linear_of, offloaded
+from tarq.walk.plan import PlannedLayer
+
+#: How much of the change by scales on one side only may be left with scales on both: float32's rounding, and no GELU.
+_LEFT = 1e-3
+
+
+@dataclass(frozen=True)
+class Fold:
+    """Where scales of an input go.
+
+    Attributes:
+        producer: makes the input and can divide it.
+        readers: every Linear that reads it.
+    """
+
+    producer: nn.Module
+    readers: Sequence[nn.Linear]
+
+    def apply(self, s: Tensor) -> None:
+        """Divide the input by ``s`` [n] and multiply the readers' columns by it."""
+        for parameter in (self.producer.weight, getattr(self.producer, "bias", None)):
+            if isinstance(parameter, Tensor):
+                by = s.to(parameter)
+                parameter.data /= by[:, None] if parameter.dim() == 2 else by
+        self.scale_readers(s)
+
+    def scale_readers(self, s: Tensor) -> None:
+        """Only the second half of :meth:`apply`."""
+        for reader in self.readers:
+            reader.weight.data *= s.to(reader.weight)
+
+
+@torch.no_grad()
+def fold_input_scales(
+    recognizer: Recognizer, batches: Sequence[Batch], config: TarqConfig, reporter: Reporter, device: torch.device
+) -> dict[str, str]:
+    """Scale the inputs of a full-precision model's Linears as AWQ does; what it computes stays the same.
+
+    Args:
+        recognizer: the model and how to feed it.
+        batches: the calibration set.
+        config: the lattice, and which Linears there are.
+        reporter: hears of it.
+        device: where blocks go one at a time.
+
+    Returns:
+        Name of each Linear to what was done, for the report.
+    """
+    from tarq.walk.walk import Walk  # which offers this as a part of itself
+
+    reporter.phase("input scales")
+    folds = find_folds(recognizer, batches[0], device)
+    scales: dict[str, tuple[Tensor, float]] = {}
+    notes: dict[str, str] = {}
+
+    def search(layers: Sequence[Layer], parts: Sequence[Moments], planned: PlannedLayer) -> dict:
+        first = layers[0].name
+        for layer in layers:
+            notes[layer.name] = "nothing in front of it can take scales of its input"
+        if first in folds and distributed.rank() == 0 and parts[0].seen:
+            hessian = (parts[0].hessian["common"] + parts[0].hessian["tail"]).float()
+            scheme = config.scheme(planned.group_size)
+            found = input_scales([layer.weight for layer in layers], hessian, scheme, torch.float32)
+            scales.update(dict.fromkeys((layer.name for layer in layers), found))
+        return {}
+
+    arms = Arms(Plain(), NoResidual(), Sweep())
+    for _ in Walk(recognizer, batches, config, Reporter(), arms, device, search).blocks():
+        pass
+    scales = distributed.broadcast(lambda: scales)
+    for first, fold in {id(fold): (name, fold) for name, fold in folds.items() if name in scales}.values():
+        fold.apply(scales[first][0])
+    notes |= {name: f"its input is scaled by magnitude to the {ratio:g}" for name, (_, ratio) in scales.items()}
+    left = sorted({re.sub(r"\.\d+\.", ".*.", name) for name, note in notes.items() if note.startswith("nothing")})
+    if left:
+        reporter.note(f"input scales: nothing in front can take those of {', '.join(left)}")
+    return notes
+
+
+@torch.no_grad()
+def find_folds(recognizer: Recognizer, batch: Batch, device: torch.device) -> dict[str, Fold]:
+    """Planned or not, each Linear of the blocks whose input can be scaled, with where the scales go."""
+    found: dict[str, Fold] = {}
+    handed = None
+    for stage in recognizer.stages():
+        inputs = InputCapture(stage, device)(batch, handed)
+        for index, (name, block) in enumerate(stage.blocks):
+            with offloaded(block, device):
+                given = inputs.block(index).on(device)
+                for names, fold in folds_of(block, given):
+                    found |= {f"{name}.{n}": fold for n in names}
+                inputs.hidden = given.run(block).to(inputs.hidden.device)
+        handed = stage.finish(inputs.hidden)
+    return found
+
+
+def folds_of(block: nn.Module, given: BlockInputs) -> Iterator[tuple[Sequence[str], Fold]]:
+    """Names of the Linears that share an input of a block which can be scaled, and where the scales go."""
+    groups = groups_of(block, given)
+    made: list[tuple[nn.Module, object]] = []
+    read: dict[str, Tensor] = {}
+    norms = [m for m in block.modules() if isinstance(w := getattr(m, "weight", None), Tensor) and w.dim() == 1]
+    with ExitStack() as stack:
+        for norm in norms:
+            hook = norm.register_forward_hook(lambda module, args, output: made.append((module, output)))
+            stack.callback(hook.remove)
+        stack.enter_context(capture_inputs(block, [group.names[0] for group in groups], read.setdefault))
+        given.run(block)
+    before: list[nn.Linear] = []
+    for group in groups:
+        readers = [linear_of(block, name) for name in group.names]
+        candidates = [module for module, output in made if output is read[group.names[0]]]
+        candidates += [linear for linear in reversed(before) if linear.out_features == readers[0].in_features]
+        before += readers
+        for producer in () if group.place else candidates:  # several blocks read what they are handed
+            fold = Fold(producer, readers)
+            if _same(block, given, fold):
+                yield group.names, fold
+                break
+
+
+def _same(block: nn.Module, given: BlockInputs, fold: Fold) -> bool:
+    """Whether the block computes the same with scales on both sides, measured by what they do on one side."""
+    width = fold.readers[0].in_features
+    s = torch.rand(width, generator=torch.Generator().manual_seed(width)).mul(2).sub(1).exp2()  # within ½ … 2
+    given = BlockInputs(given.hidden.float(), *(_float32(each) for each in (given.args, given.kwargs)))
+
+    def computed(change: Callable[[Fold, Tensor], None] | None) -> Tensor:
+        # One copy of all, so that modules in the copy of the fold are those of the copied block.
+        copied, there = copy.deepcopy((block, fold))
+        if change is not None:
+            change(there, s.to(given.hidden.device))
+        return given.run(copied.float())
+
+    plain = computed(None)
+    both, one = (float((computed(change) - plain).abs().max()) for change in (Fold.apply, Fold.scale_readers))
+    return one > 0 and both <= _LEFT * one
+
+
+def _float32(value: Any) -> Any:
+    """Floating tensors in float32, also within tuples, lists and dictionaries."""
+    if isinstance(value, Tensor):
+        return value.float() if value.is_floating_point() else value
+    if isinstance(value, dict):
+        return {key: _float32(item) for key, item in value.items()}
+    return type(value)(_float32(item) for item in value) if type(value) in (tuple, list) else value
