@@ -321,5 +321,5 @@ def refine(
     return (
         torch.where(fell[:, None], refined, codes),
         torch.where(fell[:, None], scale.to(scales.dtype), scales),
-        torch.where(fell, loss + change, loss),
+        torch.where(fell, (loss + change).clamp(min=0), loss),  # next to nothing may be left
     )

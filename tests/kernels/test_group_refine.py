@@ -269,7 +269,9 @@ def test_native_on_any_shape(m, n, group, bits, symmetric, scale_dtype, dtype, c
     damped = factor.damped(h).double()
     before, after = true_loss(v, q, damped), true_loss(v, ours, damped)
     assert bool((after <= before * (1 + 1e-7)).all())
-    torch.testing.assert_close(ours.loss, after, rtol=1e-6 if dtype == torch.float64 else 1e-3, atol=1e-10)
+    slack = 1e-9 if dtype == torch.float64 else 1e-4  # it is the loss before, less what was gained
+    assert bool(((ours.loss - after).abs() <= slack * before + 1e-12).all())
+    assert bool((ours.loss >= 0).all())
     if dtype == torch.float64:
         expected = group_refine(v, q, h, factor, scheme, backend="reference")
         # Half-way cases may fall either way, and then change the rest of their row: bound rows, not codes.

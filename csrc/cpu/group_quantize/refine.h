@@ -163,7 +163,7 @@ void write_tile(const Refinement<T>& layer, const RefinedTile<T>& tile, int64_t 
   for (int64_t r = 0; r < rows; ++r) {
     double& loss = layer.loss[row + r];
     if (!(tile.change[r] < -kSlack<T> * loss)) continue;
-    loss += tile.change[r];
+    loss = loss + tile.change[r] > 0 ? loss + tile.change[r] : 0;  // next to nothing may be left
     for (int64_t group = 0; group < groups; ++group) {
       layer.scales[(row + r) * groups + group] = tile.scales[group * kTile<T> + r];
       const T zero = tile.zeros[group * kTile<T> + r];
