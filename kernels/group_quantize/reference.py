@@ -316,10 +316,28 @@ def refine(
             gradient = gradient - delta[:, None] * (level[:, columns] @ within)
             level[:, columns], more = descend(level[:, columns], zero[:, g], scale[:, g], gradient, within, scheme)
             change += gained + more
-    fell = change < -SLACK[target.dtype] * loss
-    refined = (level + zero[:, group]).to(torch.uint8)
+    return settled(codes, scales, loss, level + zero[:, group], scale, change, target.dtype)
+
+
+def settled(
+    codes: torch.Tensor,
+    scales: torch.Tensor,
+    loss: torch.Tensor,
+    refined: torch.Tensor,
+    scale: torch.Tensor,
+    change: torch.Tensor,
+    dtype: torch.dtype,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The refined codes and scales of the rows whose loss fell by more than rounding in ``dtype`` could make of it.
+
+    Args:
+        codes, scales, loss: as they were.
+        refined, scale, change: codes and scales as they are, in any dtype, and what the loss changed by.
+        dtype: of the arithmetic.
+    """
+    fell = change < -SLACK[dtype] * loss
     return (
-        torch.where(fell[:, None], refined, codes),
+        torch.where(fell[:, None], refined.to(torch.uint8), codes),
         torch.where(fell[:, None], scale.to(scales.dtype), scales),
         torch.where(fell, (loss + change).clamp(min=0), loss),  # next to nothing may be left
     )

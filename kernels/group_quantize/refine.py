@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .. import dispatch
 from ..scheme import Scheme
+from ..triton_runtime import installed
 from . import reference
 from .op import Factor, Quantized
 
@@ -55,7 +56,8 @@ def group_refine(
         raise ValueError(f"passes must be positive, not {passes}")
     reference.check_weight(target)
     v = target.detach().to(factor.upper.dtype).masked_fill(factor.dead, 0)
-    slow = dispatch.use_reference(backend, "group_refine", v.device.type)
+    # The CUDA kernel is float32 only.
+    slow = dispatch.use_reference(backend, "group_refine", v.device.type) or (v.is_cuda and v.dtype == torch.float64)
     run = _reference if slow else _ops.group_refine
     q = quantized
     codes, scales, loss = run(
@@ -114,4 +116,25 @@ dispatch.define(
     _reference,
     _fake,
 )
+if installed():
+    # Importing triton takes a second: only a GPU's first call pays it.
+    @torch.library.impl("tarq::group_refine", "CUDA")
+    def _cuda(
+        target: Tensor,
+        hessian: Tensor,
+        codes: Tensor,
+        scales: Tensor,
+        zeros: Tensor,
+        loss: Tensor,
+        bits: int,
+        group_size: int,
+        symmetric: bool,
+        passes: int,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        from .triton.launch import group_refine_triton
+
+        scheme = Scheme(bits, group_size, symmetric)
+        return group_refine_triton(target, hessian, codes, scales, zeros, loss, scheme, passes)
+
+
 _ops = torch.ops.tarq
