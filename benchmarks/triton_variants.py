@@ -14,10 +14,14 @@ import torch
 from tarq.kernels.gram.triton import plan as gram_plan
 from tarq.kernels.gram.triton.kernels import finish_kernel, gram_kernel
 from tarq.kernels.gram.triton.launch import FINISH_BLOCK
+from tarq.kernels.group_quantize.triton.kernels import refine_kernel
+from tarq.kernels.group_quantize.triton.launch import NARROWEST, WIDEST, constants
 from tarq.kernels.triton_runtime import specialization
 from tarq.kernels.w4_linear.triton.kernels import dequantize_kernel, gemm_kernel, gemv_kernel, reduce_kernel
 from tarq.kernels.w4_linear.triton.launch import DEQUANTIZE_BLOCK, DEQUANTIZE_WARPS, REDUCE_BLOCK, UNIT
 from tarq.kernels.w4_linear.triton.plan import MAX_SPLIT, Plan, tiles
+
+ELEMENTS, HALVES = ("bf16", "fp16", "fp32"), ("bf16", "fp16")
 
 
 class Compilation(NamedTuple):
@@ -85,6 +89,20 @@ def of_gram(capability: tuple[int, int]) -> Iterator[Compilation]:
             yield _compilation(name, finish_kernel, types, constants, unaligned=unaligned)
 
 
+# ---- group_refine ------------------------------------------------------------------------------------------
+
+
+def of_group_refine() -> Iterator[Compilation]:
+    """Every specialization a launch of ``group_refine`` can ask for; the same on every chip."""
+    widths = [1 << i for i in range(NARROWEST.bit_length() - 1, WIDEST.bit_length())]
+    # Only a group wider than a launch has its scale refitted elsewhere.
+    for scale, (width, refit) in product(ELEMENTS, [(WIDEST, False), *((width, True) for width in widths)]):
+        types = {f"{name}_ptr": "*fp32" for name in ("gradient", "hessian", "error", "level", "zero")}
+        types |= {"scale_ptr": f"*{scale}", "change_ptr": "*fp64"}
+        types |= dict.fromkeys(("max_code", "least", "largest"), "fp32")
+        yield _named("refine", refine_kernel, types, constants(width, refit))
+
+
 # ---- w4_linear ---------------------------------------------------------------------------------------------
 
 
@@ -109,8 +127,6 @@ class Variant(NamedTuple):
     blocks: int = 1
     n_unit: int = UNIT
 
-
-ELEMENTS, HALVES = ("bf16", "fp16", "fp32"), ("bf16", "fp16")
 
 #: Together they have every branch of the kernels.
 VARIANTS = (

@@ -59,7 +59,8 @@ def _load_extension() -> str | None:
 EXTENSION_ERROR: str | None = _load_extension()
 
 #: Operators whose CUDA kernels are Triton's, and those whose are the extension's; others have none.
-TRITON, EXTENSION = ("gram", "gram_sides", "w4_linear", "w4_linear_k_blocks"), ("group_quantize",)
+TRITON = ("gram", "gram_sides", "group_refine", "w4_linear", "w4_linear_k_blocks")
+EXTENSION = ("group_quantize",)
 
 
 def define(name: str, schema: str, reference: Callable, fake: Callable) -> None:

@@ -1,4 +1,4 @@
-// group_quantize on the CPU: `tarq::upper_cholesky` and `tarq::group_quantize`.
+// group_quantize on the CPU: `tarq::upper_cholesky`, `tarq::group_quantize` and `tarq::group_refine`.
 #include "bindings/group_quantize.h"
 
 #include <ATen/Dispatch.h>
@@ -144,9 +144,61 @@ Quantized group_quantize(const at::Tensor& weight, const at::Tensor& upper,
   return {codes, scales, zeros, loss};
 }
 
+std::tuple<at::Tensor, at::Tensor, at::Tensor> group_refine(const at::Tensor& target,
+                                                            const at::Tensor& hessian,
+                                                            const at::Tensor& codes, const at::Tensor& scales,
+                                                            const at::Tensor& zeros, const at::Tensor& loss,
+                                                            int64_t bits, int64_t group_size, bool symmetric,
+                                                            int64_t passes) {
+  TORCH_CHECK(target.dim() == 2, "target must be [m, n]");
+  tarq::check_layer(target, hessian, std::nullopt, bits, group_size);
+  const int64_t m = target.size(0), n = target.size(1), groups = (n + group_size - 1) / group_size;
+  TORCH_CHECK(codes.sizes() == target.sizes() && codes.scalar_type() == at::kByte,
+              "codes must be uint8 [m, n]");
+  TORCH_CHECK(scales.dim() == 2 && scales.size(0) == m && scales.size(1) == groups,
+              "scales must be [m, groups]");
+  TORCH_CHECK(zeros.sizes() == scales.sizes() && zeros.scalar_type() == at::kByte,
+              "zeros must be uint8 [m, groups]");
+  TORCH_CHECK(loss.dim() == 1 && loss.size(0) == m && loss.scalar_type() == at::kDouble,
+              "loss must be float64 [m]");
+  const at::Tensor v = target.contiguous(), h = hessian.contiguous(), shifts = zeros.contiguous();
+  const at::Tensor refined = codes.clone(at::MemoryFormat::Contiguous);
+  const at::Tensor fitted =
+      scales.to(v.options(), /*non_blocking=*/false, /*copy=*/true, at::MemoryFormat::Contiguous);
+  const at::Tensor left = loss.clone(at::MemoryFormat::Contiguous);
+
+  AT_DISPATCH_FLOATING_TYPES(v.scalar_type(), "group_refine", [&] {
+    const auto& kernels = tarq::group_quantize_kernels<scalar_t>();
+    at::Tensor packed = at::empty({kernels.packed_square_size(n)}, v.options());
+    for_each_dynamic(kernels.pack_chunks(n), [&](int64_t chunk) {
+      kernels.pack_square(h.const_data_ptr<scalar_t>(), n, chunk, packed.mutable_data_ptr<scalar_t>());
+    });
+    tarq::Refinement<scalar_t> layer{};
+    layer.rows = m;
+    layer.columns = n;
+    layer.group_size = group_size;
+    layer.passes = passes;
+    layer.target = v.const_data_ptr<scalar_t>();
+    layer.packed = packed.const_data_ptr<scalar_t>();
+    layer.lattice = tarq::lattice(bits, symmetric, "absmax", scales.scalar_type());
+    layer.zeros = shifts.const_data_ptr<uint8_t>();
+    layer.codes = refined.mutable_data_ptr<uint8_t>();
+    layer.scales = fitted.mutable_data_ptr<scalar_t>();
+    layer.loss = left.mutable_data_ptr<double>();
+    const int64_t tiles = (m + kernels.row_tile - 1) / kernels.row_tile;
+    at::parallel_for(0, tiles, 1, [&](int64_t begin, int64_t end) {
+      at::Tensor workspace =
+          at::empty({kernels.refine_workspace_size(n, group_size, end - begin)}, v.options());
+      kernels.refine(layer, begin, end, workspace.mutable_data_ptr<scalar_t>());
+    });
+  });
+  return {refined, fitted.to(scales.scalar_type()), left};
+}
+
 }  // namespace
 
 TORCH_LIBRARY_IMPL(tarq, CPU, m) {
   m.impl("upper_cholesky", &upper_cholesky);
   m.impl("group_quantize", &group_quantize);
+  m.impl("group_refine", &group_refine);
 }

@@ -30,6 +30,7 @@ inline Lattice lattice(int64_t bits, bool symmetric, c10::string_view rule, at::
   result.max_code = (1 << bits) - 1;
   result.symmetric_zero = 1 << (bits - 1);
   result.symmetric = symmetric;
+  result.reach = symmetric ? result.symmetric_zero : result.max_code;
   TORCH_CHECK(rule == "absmax" || rule == "minmax" || rule == "mse", "unknown scale rule ", rule);
   result.rule = rule == "mse" ? ScaleRule::kMse : rule == "minmax" ? ScaleRule::kMinmax : ScaleRule::kAbsmax;
   if (scale_dtype == at::kHalf) {

@@ -43,6 +43,14 @@ class Factor:
     dead: torch.Tensor
     order: torch.Tensor | None = None
 
+    def damped(self, hessian: torch.Tensor) -> torch.Tensor:
+        """``H + δI`` ``[n, n]`` in natural order and the factor's dtype, of the H that was factored."""
+        hessian = hessian.to(self.upper.dtype, copy=True)
+        diagonal = hessian.diagonal()
+        mean = diagonal[~self.dead].double().mean().to(self.upper.dtype)
+        diagonal.copy_(torch.where(self.dead, mean, diagonal) + self.damp * mean)
+        return hessian
+
     def solve(self, rows: torch.Tensor) -> torch.Tensor:
         """``rows (H + δI)⁻¹`` by two triangular solves.
 

@@ -2,7 +2,7 @@
 
 Frantar et al., *GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers*,
 arXiv 2210.17323, algorithm 1. Same order and same letters: ``U`` upper triangular with ``H⁻¹ = Uᵀ U``, and a
-block of 128 columns between two lazy updates of what lies behind it.
+block of 128 columns between two lazy updates of what lies behind it. :func:`refine` is what may follow it.
 """
 
 from __future__ import annotations
@@ -17,6 +17,9 @@ BLOCK = 128
 #: Factors of the ``mse`` rule's grid, tried in this order; the first of equally good ones is kept.
 SHRINKS = tuple(1.0 - 0.02 * k for k in range(36))
 
+#: A change of a row's loss below this share of it may be a rounding error of the arithmetic.
+SLACK = {torch.float32: 1e-4, torch.float64: 1e-10}
+
 
 def stored_scale(scale: torch.Tensor, scale_dtype: torch.dtype) -> torch.Tensor:
     """``scale`` rounded to what ``scale_dtype`` holds, kept within its normal numbers; dtype unchanged.
@@ -28,6 +31,11 @@ def stored_scale(scale: torch.Tensor, scale_dtype: torch.dtype) -> torch.Tensor:
     return scale.clamp(limits.tiny, limits.max).to(scale_dtype).to(scale.dtype)
 
 
+def reach(scheme: Scheme) -> int:
+    """How many scales the largest weight of a group may be away from zero."""
+    return scheme.symmetric_zero if scheme.symmetric else scheme.max_code
+
+
 def check_scales(scales: torch.Tensor, scheme: Scheme) -> None:
     """Refuse scales with which a weight would be infinite in the dtype they are stored in.
 
@@ -36,7 +44,7 @@ def check_scales(scales: torch.Tensor, scheme: Scheme) -> None:
     """
     if scales.numel() == 0:
         return
-    largest = float(scales.amax()) * (scheme.symmetric_zero if scheme.symmetric else scheme.max_code)
+    largest = float(scales.amax()) * reach(scheme)
     limit = torch.finfo(scales.dtype).max
     if not largest <= limit:
         dtype = str(scales.dtype).removeprefix("torch.")
@@ -200,3 +208,136 @@ def textbook_sweep(
     if order is not None:
         codes = codes[:, torch.argsort(order)]
     return codes.to(torch.uint8), scales.to(scale_dtype), zeros.to(torch.uint8)
+
+
+def refit_scale(
+    level: torch.Tensor,
+    scale: torch.Tensor,
+    gradient: torch.Tensor,
+    within: torch.Tensor,
+    scheme: Scheme,
+    scale_dtype: torch.dtype,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """How a group's scale is to change so that the loss is least while its codes and all else stand still.
+
+    Along it the loss is a parabola, ``loss + δ² A − 2 δ r`` with ``A = z H zᵀ`` and ``r = (E H) zᵀ``, z the levels.
+    What is rounded to the stored dtype is taken only where it still lowers the loss, where it is a normal number, and
+    where no weight of the group overflows.
+
+    Args:
+        level: ``[m, g]``, codes less zero points, as floats.
+        scale: ``[m]``, exact in ``scale_dtype``.
+        gradient: ``[m, g]``, the group's columns of E H.
+        within: ``[g, g]``, its block of H.
+        scheme: for how far levels reach.
+        scale_dtype: what scales are stored in.
+
+    Returns:
+        δ and the change of the loss, both ``[m]``; zero where the scale stays.
+    """
+    limits = torch.finfo(scale_dtype)
+    curvature, slope = ((level @ within) * level).sum(1), (gradient * level).sum(1)
+    wanted = scale + slope / curvature
+    rounded = wanted.to(scale_dtype).to(scale.dtype)
+    delta = rounded - scale
+    change = delta * (delta * curvature - 2 * slope)
+    # A group whose levels are all zero has no say; what is no number compares as false.
+    usable = (curvature > 0) & (wanted >= limits.tiny) & (rounded <= limits.max / reach(scheme)) & (change < 0)
+    return delta.where(usable, 0), change.where(usable, 0)
+
+
+def descend(
+    level: torch.Tensor,
+    zero: torch.Tensor,
+    scale: torch.Tensor,
+    gradient: torch.Tensor,
+    within: torch.Tensor,
+    scheme: Scheme,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A group's levels, each moved to its best value in turn while all others stand still.
+
+    The best level of column j is the integer nearest to ``level_j + (E H)_j / (s H_jj)`` that has a code.
+
+    Args:
+        level, gradient, within, scheme: see :func:`refit_scale`; the gradient is up to date with the scale.
+        zero: ``[m]`` zero point, as float.
+        scale: ``[m]``.
+
+    Returns:
+        levels ``[m, g]`` and the change of the loss ``[m]``.
+    """
+    level, gradient, total = level.clone(), gradient.clone(), torch.zeros_like(scale)
+    for j in range(level.shape[1]):
+        slope, curvature = gradient[:, j], within[j, j]
+        best = torch.round(level[:, j] + slope / (scale * curvature)).clamp(-zero, scheme.max_code - zero)
+        moved = (best - level[:, j]) * scale
+        total += moved * (moved * curvature - 2 * slope)
+        gradient -= moved[:, None] * within[j]
+        level[:, j] = best
+    return level, total
+
+
+def refine(
+    target: torch.Tensor,
+    hessian: torch.Tensor,
+    codes: torch.Tensor,
+    scales: torch.Tensor,
+    zeros: torch.Tensor,
+    loss: torch.Tensor,
+    scheme: Scheme,
+    passes: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Scales and codes moved, group after group, to where the quadratic error is least while all else stands still.
+
+    A row is changed only if its loss falls by more than rounding errors could make of it.
+
+    Args:
+        target: ``[m, n]`` V; computed in its dtype.
+        hessian: ``[n, n]`` symmetric positive definite, that dtype, natural order.
+        codes, scales, zeros: of the layer as it is quantized, see :class:`~tarq.kernels.group_quantize.Quantized`.
+        loss: ``float64 [m]``, ``(v − v̂) H (v − v̂)ᵀ`` of it.
+        scheme: the lattice.
+        passes: over all groups.
+
+    Returns:
+        codes, scales and loss after it, as they came.
+    """
+    group = torch.arange(target.shape[1], device=target.device) // scheme.group_size
+    zero, scale = zeros.to(target.dtype), scales.to(target.dtype)
+    level = codes.to(target.dtype) - zero[:, group]
+    change = torch.zeros_like(loss)
+    for _ in range(passes):
+        for g in range(scales.shape[1]):
+            columns = slice(g * scheme.group_size, (g + 1) * scheme.group_size)
+            within = hessian[columns, columns]
+            gradient = (target - level * scale[:, group]) @ hessian[:, columns]
+            delta, gained = refit_scale(level[:, columns], scale[:, g], gradient, within, scheme, scales.dtype)
+            scale[:, g] += delta
+            gradient = gradient - delta[:, None] * (level[:, columns] @ within)
+            level[:, columns], more = descend(level[:, columns], zero[:, g], scale[:, g], gradient, within, scheme)
+            change += gained + more
+    return settled(codes, scales, loss, level + zero[:, group], scale, change, target.dtype)
+
+
+def settled(
+    codes: torch.Tensor,
+    scales: torch.Tensor,
+    loss: torch.Tensor,
+    refined: torch.Tensor,
+    scale: torch.Tensor,
+    change: torch.Tensor,
+    dtype: torch.dtype,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The refined codes and scales of the rows whose loss fell by more than rounding in ``dtype`` could make of it.
+
+    Args:
+        codes, scales, loss: as they were.
+        refined, scale, change: codes and scales as they are, in any dtype, and what the loss changed by.
+        dtype: of the arithmetic.
+    """
+    fell = change < -SLACK[dtype] * loss
+    return (
+        torch.where(fell[:, None], refined.to(torch.uint8), codes),
+        torch.where(fell[:, None], scale.to(scales.dtype), scales),
+        torch.where(fell, (loss + change).clamp(min=0), loss),  # next to nothing may be left
+    )

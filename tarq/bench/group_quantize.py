@@ -2,7 +2,8 @@
 
 Peers: the one Cholesky and the matrix product that no such sweep can do without, by torch; the textbook sweep, a
 Python iteration a column (on a CPU, small layers only); GPTQModel's ``GPTQ.quantize`` in an interpreter of its own that
-has it; on a GPU, :mod:`~tarq.bench.fused_sweep`, which also takes layers of one shape together.
+has it; on a GPU, :mod:`~tarq.bench.fused_sweep`, which also takes layers of one shape together. A refined
+layer's peer is the same layer not refined.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..kernels.group_quantize import Quantized, factorize, group_quantize, group_quantize_layers
+from ..kernels.group_quantize import Quantized, factorize, group_quantize, group_quantize_layers, group_refine
 from ..kernels.group_quantize.reference import textbook_sweep
 from ..kernels.scheme import Scheme
 from .measure import Call, Case, Record, calling
@@ -25,6 +26,7 @@ from .measure import Call, Case, Record, calling
 SHAPES = ((1280, 1280), (5120, 1280), (1280, 5120))  # outputs, inputs
 QUICK_SHAPES = ((1280, 1280),)
 LAYERS = 8  # taken together on a GPU
+PASSES = 3  # of the refinement
 
 _PEER = r"""
 import json, sys, time
@@ -106,6 +108,18 @@ def ours(weight: Tensor, hessian: Tensor) -> Quantized:
     return group_quantize(weight, factorize(hessian), Scheme())
 
 
+def not_refined(weight: Tensor, hessian: Tensor) -> Quantized:
+    """Factorisation and sweep, scales by the ``mse`` rule and in float16."""
+    return group_quantize(weight, factorize(hessian), Scheme(scale_rule="mse"), scale_dtype=torch.float16)
+
+
+def refined(weight: Tensor, hessian: Tensor) -> Quantized:
+    """The same, refined."""
+    scheme, factor = Scheme(scale_rule="mse"), factorize(hessian)
+    quantized = group_quantize(weight, factor, scheme, scale_dtype=torch.float16)
+    return group_refine(weight, quantized, hessian, factor, scheme, passes=PASSES)
+
+
 def ours_together(weights: Tensor, hessians: Tensor) -> list[Quantized]:
     """Several layers of one shape."""
     return group_quantize_layers(list(weights), [factorize(hessian) for hessian in hessians], Scheme())
@@ -153,6 +167,8 @@ def cases(device: torch.device, *, quick: bool, peer_python: str | None = None) 
             peers[peer.version] = calling(peer.run, saved)
             extra = partial(_loss_over_peer, weight, hessian, saved)
         yield _case("group_quantize", (m, n), calling(ours, weight, hessian), peers, extra=extra)
+        peers = {"not refined": calling(not_refined, weight, hessian)}
+        yield _case("group_quantize, refined", (m, n), calling(refined, weight, hessian), peers, passes=PASSES)
         if gpu:
             many, hessians, all_damped = (t.expand(LAYERS, -1, -1).contiguous() for t in (weight, hessian, damped))
             together = calling(ours_together, many, hessians)
@@ -167,15 +183,17 @@ def _case(
     peers: dict[str, Call],
     layers: int = 1,
     extra: Callable[[], Record] = dict,
+    passes: int = 0,
 ) -> Case:
     m, n = shape[-2:]
+    variant = "factor, sweep and refinement" if passes else "factor and sweep"
     return Case(
         op=op,
         shape=shape,
-        ours={"factor and sweep": call},
-        dtypes={"factor and sweep": "float32"},
+        ours={variant: call},
+        dtypes={variant: "float32"},
         peers=peers,
         bytes=layers * (4 * n * n + 4 * m * n + m * n // 2),
-        flops={"factor and sweep": ("float32", layers * (n**3 / 3 + 1.0 * m * n * n))},
+        flops={variant: ("float32", layers * (n**3 / 3 + (1.0 + 2 * passes) * m * n * n))},
         extra=extra,
     )

@@ -1,33 +1,29 @@
 """The sweep's codes and scales refined under the same metric, which never raises the loss (method.md §9).
 
-Given codes, the scales of a row are a least-squares problem; given scales, each code has one best value while the
-others stand still. A few rounds of both lower ``‖(v − v̂) L‖²`` further than one sweep can.
+Given codes, the scale of a group is a least-squares problem; given scales, each code has one best value while the
+others stand still. A few passes of both lower ``‖(v − v̂) L‖²`` further than one sweep can.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from tarq.kernels.group_quantize import Factor, Quantized
+from tarq.kernels.group_quantize import Quantized, group_refine
 from tarq.kernels.scheme import Scheme
 from tarq.method.residuals import Statistics
-from tarq.method.solvers import Sweep, damped_loss
-
-#: Columns whose codes descend together before the rest of the gradient hears of it.
-BLOCK = 128
-_TINY = 1e-30
+from tarq.method.solvers import Sweep
 
 
 @dataclass(frozen=True)
 class RefinedSweep(Sweep):
-    """The sweep, then rounds of scales given codes and codes given scales.
+    """The sweep, then passes of a group's scale given its codes and its codes given the scale.
 
     Attributes:
-        rounds: of both.
+        rounds: passes over all groups.
     """
 
     rounds: int = 3
@@ -42,98 +38,7 @@ class RefinedSweep(Sweep):
     ) -> list[Quantized]:
         swept = super().quantize(targets, statistics, scheme, scale_dtype, outputs)
         assert statistics is not None
-        factor = statistics.factor
-        hessian = damped(factor)
-        live = [v.to(self.dtype).masked_fill(factor.dead, 0) for v in targets]
-        return [refined(v, q, hessian, factor, scheme, self.rounds) for v, q in zip(live, swept, strict=True)]
-
-
-def damped(factor: Factor) -> Tensor:
-    """``H + δI`` [n, n] in natural order."""
-    hessian = factor.upper @ factor.upper.mT
-    if factor.order is None:
-        return hessian
-    back = torch.argsort(factor.order)
-    return hessian[back][:, back]
-
-
-def expanded(q: Quantized, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Levels (codes less zero points), scales and zero points, all [m, n], and the group [n] of each column."""
-    group = torch.arange(q.codes.shape[1], device=q.codes.device) // q.group_size
-    zero = q.zeros.to(dtype)[:, group]
-    return q.codes.to(dtype) - zero, q.scales.to(dtype)[:, group], zero, group
-
-
-def refined(v: Tensor, q: Quantized, hessian: Tensor, factor: Factor, scheme: Scheme, rounds: int) -> Quantized:
-    """Codes and scales of [m, n] targets after some rounds; row by row the loss is at most that of ``q``."""
-    for _ in range(rounds):
-        q = _better(q, replace(q, scales=refit_scales(v, q, hessian)), v, factor)
-        q = _better(q, replace(q, codes=descend_codes(v, q, hessian, scheme)), v, factor)
-    return q
-
-
-def refit_scales(v: Tensor, q: Quantized, hessian: Tensor) -> Tensor:
-    """The scales [m, G] that leave the least ``(v − v̂) H (v − v̂)ᵀ`` of each row, given its codes.
-
-    With ``z_g`` the levels of group g, zero elsewhere, they solve ``A s = r``, ``A_gh = z_g H z_hᵀ`` and
-    ``r_g = z_g H vᵀ``.
-    In the dtype they are stored in; a scale that would not be positive and finite there stays as it was.
-    """
-    m, groups = q.scales.shape
-    levels, _, _, group = expanded(q, v.dtype)
-
-    def by_group(products: Tensor) -> Tensor:
-        return torch.zeros(m, groups, dtype=v.dtype, device=v.device).index_add_(1, group, products)
-
-    a = torch.empty(m, groups, groups, dtype=torch.float64, device=v.device)
-    for g in range(groups):
-        columns = slice(g * q.group_size, (g + 1) * q.group_size)
-        a[:, g] = by_group((levels[:, columns] @ hessian[columns]) * levels).double()
-    r = by_group((v @ hessian) * levels).double()
-    # A group without a level other than zero has no say: it is solved by 0, and its scale stays.
-    diagonal = a.diagonal(dim1=1, dim2=2)
-    diagonal += torch.where(diagonal <= 0, 1.0, 1e-9 * diagonal.clamp_min(_TINY))
-    solved, _ = torch.linalg.solve_ex(a, r[..., None])
-    scales = solved[..., 0].to(q.scales.dtype)
-    usable = scales.isfinite() & (scales >= torch.finfo(scales.dtype).tiny)
-    return torch.where(usable, scales, q.scales)
-
-
-def descend_codes(v: Tensor, q: Quantized, hessian: Tensor, scheme: Scheme) -> Tensor:
-    """Codes after one pass of coordinate descent, columns in natural order.
-
-    With ``E = V − V̂``, the best level of column j while the others stand still is the integer nearest to
-    ``level_j + (E H)_j / (s_j H_jj)`` within the lattice. E and E H are kept up to date, block by block.
-    """
-    n = v.shape[1]
-    level, scale, zero, _ = expanded(q, v.dtype)
-    gradient = (v - level * scale) @ hessian
-    top = 2**scheme.bits - 1
-    for first in range(0, n, BLOCK):
-        columns = slice(first, min(first + BLOCK, n))
-        within, moved = hessian[columns, columns], torch.zeros_like(level[:, columns])
-        here = gradient[:, columns].clone()
-        for j in range(moved.shape[1]):
-            s, z, old = scale[:, first + j], zero[:, first + j], level[:, first + j]
-            step = here[:, j] / (s * within[j, j]).clamp_min(_TINY)
-            best = torch.minimum(torch.maximum(torch.round(old + step), -z), top - z)
-            change = (best - old) * s
-            here -= change[:, None] * within[j]
-            moved[:, j] = change
-            level[:, first + j] = best
-        gradient -= moved @ hessian[columns]
-    return (level + zero).to(torch.uint8)
-
-
-def _better(old: Quantized, new: Quantized, v: Tensor, factor: Factor) -> Quantized:
-    """Of each row the one with the smaller loss, its scales as stored and its products as the kernels make them."""
-    levels, scale, _, _ = expanded(new, v.dtype)
-    loss = damped_loss(v - levels * scale, factor)
-    lower = loss < old.loss
-    return Quantized(
-        torch.where(lower[:, None], new.codes, old.codes),
-        torch.where(lower[:, None], new.scales, old.scales),
-        old.zeros,
-        torch.where(lower, loss, old.loss),
-        old.group_size,
-    )
+        hessian, factor = statistics.moments.hessian, statistics.factor
+        return [
+            group_refine(v, q, hessian, factor, scheme, passes=self.rounds) for v, q in zip(targets, swept, strict=True)
+        ]

@@ -157,7 +157,7 @@ def _operators(torch: ModuleType) -> Iterator[Check]:
         yield Check("compiled extension", "slow", f"{dispatch.EXTENSION_ERROR}; {mend}")
     for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
         place = "the CPU" if device == "cpu" else "CUDA"
-        for name in OPERATIONS[:2]:
+        for name in (*OPERATIONS[:2], "group_refine"):
             if dispatch.has_native(name, device):
                 yield Check(f"{name} on {place}", "ok", "its own kernel")
             else:

@@ -53,7 +53,13 @@ def test_records_add_up(small, tmp_path):
     assert result.exit_code == 0, result.output
     assert "ceilings, 2 threads: reads" in result.output
     records = json.loads(json_file.read_text())
-    assert {r["op"] for r in records} == {"gram", "gram, four sums", "group_quantize", "w4_linear"}
+    assert {r["op"] for r in records} == {
+        "gram",
+        "gram, four sums",
+        "group_quantize",
+        "group_quantize, refined",
+        "w4_linear",
+    }
     assert {r["threads"] for r in records} == {1, 2}
     for r in records:
         assert r.keys() >= FIELDS
@@ -97,6 +103,12 @@ def test_contestants_of_w4_linear_compute_the_same(small, device):
             assert error < (0.02 if name != "float32 linear" else 1e-3), (name, float(error))
 
 
+@pytest.mark.parametrize("device", DEVICES)
+def test_the_refined_layer_is_better_than_its_peer(small, device):
+    results = next(found for op, found in contestants(group_quantize, device) if op == "group_quantize, refined")
+    assert results["factor, sweep and refinement"].loss.sum() < 0.99 * results["not refined"].loss.sum()
+
+
 @pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.slow
@@ -120,7 +132,8 @@ def test_a_gpu_is_timed_through_graphs(small):
     (most,) = known.values()
     assert most.read > 1e11
     ours = {r["op"] for r in records}
-    assert ours == {"gram", "gram, four sums", "group_quantize", "group_quantize, layers together", "w4_linear"}
+    solved = {f"group_quantize{variant}" for variant in ("", ", refined", ", layers together")}
+    assert ours == {"gram", "gram, four sums", "w4_linear"} | solved
     for r in records:
         assert r["device"] == torch.cuda.get_device_name()
         assert r["backend"] == "native"

@@ -56,7 +56,8 @@ def build(architecture: str, every: bool = False) -> list[dict]:
     variants = runpy.run_path(str(VARIANTS))
     chosen = {"variants": variants["ALL_VARIANTS"]} if every else {}
     results = []
-    for one in (*variants["of_gram"](capability), *variants["of_w4_linear"](capability, **chosen)):
+    refine = variants["of_group_refine"]()
+    for one in (*variants["of_gram"](capability), *refine, *variants["of_w4_linear"](capability, **chosen)):
         with redirect_stdout(StringIO()) as report:  # TRITON_DUMP_PTXAS_LOG has it printed
             compiled = variants["compiled"](one, capability)
         dots = sorted(set(re.findall(r"wgmma\.mma_async|tcgen05\.mma|mma\.sync", compiled.asm["ptx"])))

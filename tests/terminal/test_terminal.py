@@ -274,7 +274,7 @@ def test_doctor_calls_a_reference_slow(monkeypatch):
 
     monkeypatch.setattr(dispatch, "has_native", lambda name, device: False)
     found = {check.name: check for check in doctor.checks()}
-    for name in ("gram", "group_quantize", "w4_linear"):
+    for name in ("gram", "group_quantize", "group_refine", "w4_linear"):
         assert found[f"{name} on the CPU"].state == "slow"
         assert not found[f"{name} on the CPU"].ok
     assert "reference" in found["gram on the CPU"].detail

@@ -1,4 +1,5 @@
-// group_quantize on the CPU: the factor H = L Lᵀ with L upper triangular, and the column sweep that uses it.
+// group_quantize on the CPU: the factor H = L Lᵀ with L upper triangular, the column sweep that uses it, and
+// the refinement of what it left under H itself.
 //
 // Nothing here knows torch or threads. The caller cuts the work (blocks, tiles of rows) over its threads;
 // every tile is computed alike whichever thread gets it, so results do not depend on the thread count.
@@ -19,6 +20,7 @@ struct Lattice {
   int dropped_bits;      // float32 mantissa bits that the stored scale lacks: float16 13, bfloat16 16
   double least_scale;    // smallest normal number of the stored dtype
   double largest_scale;  // largest finite one
+  int reach;             // how many scales the largest weight may be away from zero
 };
 
 // One layer. Matrices are row-major and contiguous; `order` and `position` are null for natural order.
@@ -34,6 +36,19 @@ struct Sweep {
   T* scales;       // [rows, groups], exact in the stored dtype
   uint8_t* zeros;  // [rows, groups]
   double* loss;    // [rows]: ‖(w − ŵ) L‖²
+};
+
+// A layer that is quantized already and is to be refined. Everything is in natural order.
+template <typename T>
+struct Refinement {
+  int64_t rows, columns, group_size, passes;
+  const T* target;  // [rows, columns]
+  const T* packed;  // H as packed by `pack_square`
+  Lattice lattice;
+  const uint8_t* zeros;  // [rows, groups]
+  uint8_t* codes;        // [rows, columns], from here on in and out
+  T* scales;             // [rows, groups], exact in the stored dtype
+  double* loss;          // [rows]: (v − v̂) H (v − v̂)ᵀ
 };
 
 // The kernels of one instruction set.
@@ -61,6 +76,14 @@ struct GroupQuantizeKernels {
   int64_t (*workspace_size)(int64_t n, int64_t group_size, int64_t tiles);  // elements for `tiles` tiles
   // Quantize the rows of tiles [begin, end).
   void (*sweep)(const Sweep<T>& layer, int64_t begin, int64_t end, T* workspace);
+
+  // --- the refinement ---
+  int64_t (*packed_square_size)(int64_t n);                                   // elements of a packed H
+  void (*pack_square)(const T* matrix, int64_t n, int64_t chunk, T* packed);  // pieces are those of `pack`
+  int64_t (*refine_workspace_size)(int64_t n, int64_t group_size,
+                                   int64_t tiles);  // elements for `tiles` tiles
+  // Refine the rows of tiles [begin, end).
+  void (*refine)(const Refinement<T>& layer, int64_t begin, int64_t end, T* workspace);
 };
 
 // Kernels of the best instruction set that isa.h allows.

@@ -162,23 +162,8 @@ void sweep_together(const Sweep<T>& layer, int64_t first_tile, int64_t count, T*
   const int64_t span = layer.order ? kOrderedSpan : layer.group_size;
   for (int64_t begin = 0; begin < n; begin += span) {
     const int64_t end = smaller(begin + span, n), base = floor_to(begin, kPanel);
-    for (int64_t t = 0; t < count; ++t)
-      for (int64_t i = 0; i < (floor_to(end + kPanel - 1, kPanel) - base) * kTile<T>; ++i)
-        tiles[t].ahead[i] = 0;
-    for (int64_t k = 0; k < begin; k += kDepth)
-      for (int64_t t = 0; t < count; ++t)
-        for (int64_t first = base; first < end; first += kPanel) {
-          T* ahead = tiles[t].ahead + (first - base) * kTile<T>;
-          Accumulators<T> acc;
-          load_accumulators(ahead, acc);
-          multiply(layer.packed + panel_offset(first / kPanel) + k * kPanel, tiles[t].errors + k * kTile<T>,
-                   smaller(kDepth, begin - k), acc);
-#pragma GCC unroll 8
-          for (int j = 0; j < kPanel; ++j)
-#pragma GCC unroll 3
-            for (int v = 0; v < kVectors; ++v)
-              store<T>(ahead + j * kTile<T> + v * Simd<T>::kWidth, acc[j][v]);
-        }
+    sum_span<T>(tiles, count, base, end, begin,
+                [&](int64_t first) { return layer.packed + panel_offset(first / kPanel); });
     for (int64_t t = 0; t < count; ++t) {
       if (!layer.order) {
         conditional_mean(layer, tiles[t], begin, end);

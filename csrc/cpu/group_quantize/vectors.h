@@ -33,6 +33,10 @@ constexpr int64_t kTilesTogether = 4;  // tiles that share one pass over L
 constexpr int kShrinks = 36;           // the grid of the mse rule: 1.00, 0.98 … 0.30
 constexpr double kShrinkStep = 0.02;
 
+// A change of a row's loss below this share of it may be a rounding error.
+template <typename T>
+constexpr double kSlack = sizeof(T) == sizeof(float) ? 1e-4 : 1e-10;
+
 template <typename T>
 struct Simd;
 
@@ -122,6 +126,28 @@ TARQ_INLINE void load_accumulators(const T* from, Accumulators<T>& acc) {
     for (int v = 0; v < kVectors; ++v) acc[j][v] = load(from + j * kTile<T> + v * Simd<T>::kWidth);
 }
 
+// For a span's columns from `base` (a panel's first) to `end`: ahead = Σ_{k < depth} errors[k] · L[k, column]
+// of each tile. `panel(first)` is where the panel whose first column is `first` is packed; all tiles share
+// one pass over it.
+template <typename T, typename Tile, typename Panel>
+TARQ_INLINE void sum_span(Tile* tiles, int64_t count, int64_t base, int64_t end, int64_t depth, Panel panel) {
+  for (int64_t t = 0; t < count; ++t)
+    for (int64_t i = 0; i < (floor_to(end + kPanel - 1, kPanel) - base) * kTile<T>; ++i)
+      tiles[t].ahead[i] = 0;
+  for (int64_t k = 0; k < depth; k += kDepth)
+    for (int64_t t = 0; t < count; ++t)
+      for (int64_t first = base; first < end; first += kPanel) {
+        T* ahead = tiles[t].ahead + (first - base) * kTile<T>;
+        Accumulators<T> acc;
+        load_accumulators(ahead, acc);
+        multiply(panel(first) + k * kPanel, tiles[t].errors + k * kTile<T>, smaller(kDepth, depth - k), acc);
+#pragma GCC unroll 8
+        for (int j = 0; j < kPanel; ++j)
+#pragma GCC unroll 3
+          for (int v = 0; v < kVectors; ++v) store<T>(ahead + j * kTile<T> + v * Simd<T>::kWidth, acc[j][v]);
+      }
+}
+
 // Walk columns [begin, end) of the panel whose first column is `first`. On entry acc holds what lies before
 // column `from`; errors from there on are in `tile`. For vector v of column first + j, `finish(j, v, L_jj,
 // sum, place)` turns Σ_{i<j} e_i L_ij and what is at its place in the tile into the column's error, which is
@@ -149,13 +175,13 @@ TARQ_INLINE void walk_panel(const T* panel, T* tile, int64_t first, int64_t from
 // Transpose between a tile (one column every kTile) and rows of a matrix, `stride` apart; `index(j)` is the
 // matrix column of tile column j. Sixteen columns at a time: rows of 5,120 floats all fall into the same few
 // sets of the L1 cache, so a walk down one column after another would miss it every time.
-template <typename T, typename Index>
-TARQ_INLINE void to_tile(const T* rows, int64_t stride, int64_t row_count, int64_t columns, Index index,
+template <typename T, typename From, typename Index>
+TARQ_INLINE void to_tile(const From* rows, int64_t stride, int64_t row_count, int64_t columns, Index index,
                          T* tile) {
   for (int64_t start = 0; start < columns; start += 16)
     for (int64_t r = 0; r < kTile<T>; ++r)
       for (int64_t j = start; j < smaller(start + 16, columns); ++j)
-        tile[j * kTile<T> + r] = r < row_count ? rows[r * stride + index(j)] : T(0);
+        tile[j * kTile<T> + r] = r < row_count ? T(rows[r * stride + index(j)]) : T(0);
 }
 template <typename T, typename Index>
 TARQ_INLINE void from_tile(const T* tile, int64_t stride, int64_t columns, Index index, T* rows) {
