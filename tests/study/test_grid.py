@@ -146,7 +146,7 @@ def test_files_that_are_no_grids(tmp_path):
         load_grid(tmp_path / "g.yaml")
 
 
-@pytest.mark.parametrize("name", ["quick", "quick-testbed", "main", "gpu-quarter-hour"])
+@pytest.mark.parametrize("name", ["quick", "quick-testbed", "two-cores", "main", "gpu-quarter-hour"])
 def test_the_grids_here_are_grids(name):
     made = load_grid(GRIDS / f"{name}.yaml")
     jobs = made.jobs()
