@@ -26,7 +26,7 @@ class Loudness(Metric):
 
 
 if __name__ == "__main__":
-    speech, config = tarq.testbed.calibration_pool(), tarq.TarqConfig(samples=4)
+    speech, config = tarq.testbed.calibration_pool(), tarq.TarqConfig.preset("tarq", samples=4)
     for metric in (None, Loudness()):
         model = tarq.load_recognizer(tarq.testbed.model())
         report = tarq.quantize(model, speech, config, metric=metric)

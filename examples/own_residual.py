@@ -23,7 +23,7 @@ class MeanInBias(CrossFitted):
 
 
 if __name__ == "__main__":
-    speech, config = tarq.testbed.calibration_pool(), tarq.TarqConfig(samples=4)
+    speech, config = tarq.testbed.calibration_pool(), tarq.TarqConfig.preset("tarq", samples=4)
     for residual in (None, MeanInBias()):
         model = tarq.load_recognizer(tarq.testbed.model())
         report = tarq.quantize(model, speech, config, residual=residual)

@@ -31,7 +31,7 @@ class Descent(Sweep):
 
 
 if __name__ == "__main__":
-    speech, config = tarq.testbed.calibration_pool(), tarq.TarqConfig(samples=4)
+    speech, config = tarq.testbed.calibration_pool(), tarq.TarqConfig.preset("tarq", samples=4)
     for solver in (None, Descent()):
         report = tarq.quantize(tarq.load_recognizer(tarq.testbed.model()), speech, config, solver=solver)
         loss = sum(layer.loss for layer in report.layers) / len(report.layers)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 from tarq.errors import ConfigError
 from tarq.method.registry import METRICS, RESIDUALS, SOLVERS
 from tarq.option import POSITIVE, Checked, option, options
+from tarq.presets import PRESETS
 
 ScaleRule = Literal["absmax", "minmax", "mse"]
 TailPositions = Literal["input", "target", "either"]
@@ -36,52 +37,6 @@ ActOrder = Literal["none", "static"]
 InputScales = Literal["none", "awq"]
 PoolKind = Literal["uniform", "r-top", "r-mix", "r-cross"]
 ScaleDtype = Literal["auto", "float16", "bfloat16", "float32"]
-
-#: What the named methods set; everything else is the same path. What a preset leaves out keeps its default.
-PRESETS: dict[str, dict[str, Any]] = {
-    "tarq": {"metric": "rarebal", "residual": "cross-fitted", "solver": "sweep"},
-    "gptq": {"metric": "plain", "residual": "none", "solver": "sweep"},
-    "rtn": {"metric": "plain", "residual": "none", "solver": "rtn"},
-    # Best of all arms measured on OpenAI's weights (benchmarks/studies/headline.md); takes twice TARQ's time.
-    "refined": {"metric": "plain", "residual": "cross-fitted-bias", "solver": "refined", "scale_rule": "mse"},
-    # The field's own, each with its paper, what it equals and where it differs in its file of tarq/method/.
-    "gptaq": {"metric": "plain", "residual": "none", "solver": "gptaq"},
-    "qep": {"metric": "plain", "residual": "qep", "solver": "sweep"},
-    "qronos": {"metric": "plain", "residual": "qronos", "solver": "sweep"},
-    "coreq": {"metric": "plain", "residual": "coreq", "solver": "sweep", "act_order": "static"},
-    "k-coreq": {"metric": "plain", "residual": "coreq", "solver": "beam", "act_order": "static"},
-    "rsq": {"metric": "rsq", "residual": "none", "solver": "sweep"},
-    "maca": {"metric": "maca", "residual": "none", "solver": "sweep"},
-    "sarqc": {"metric": "plain", "residual": 1.0, "solver": "sarqc"},
-    "guided": {"metric": "guided", "residual": "none", "solver": "sweep"},
-    "yaqa": {"metric": "plain", "residual": "none", "solver": "kronecker"},
-    "awq": {"metric": "plain", "residual": "none", "solver": "clipped", "input_scales": "awq"},
-    "clipped": {"metric": "plain", "residual": "none", "solver": "clipped"},
-    # The paper's controls: TARQ on other positions than rare ones.
-    "random": {"metric": "random", "residual": "cross-fitted", "solver": "sweep"},
-    "common": {"metric": "common", "residual": "cross-fitted", "solver": "sweep"},
-    "gradient": {"metric": "gradient", "residual": "cross-fitted", "solver": "sweep"},
-    # arXiv 2605.27808, pinned, whatever the defaults come to be.
-    "tarq-paper": {
-        # What the paper says: RareBAL at c = 1 without a cap, rare below Zipf 3, the residual's direction from the
-        # unweighted cross-moment with its own α, scales by its eq. 1, GPTQ's sweep with damping 0.01 in natural order.
-        "metric": "rarebal",
-        "cost_ratio": 1.0,
-        "max_lambda": None,
-        "tail_threshold": 3.0,
-        "residual": "paper",
-        "symmetric": True,
-        "scale_rule": "minmax",
-        "solver": "sweep",
-        "damp": 0.01,
-        "act_order": "none",
-        # Our reading: it tags tokens and weighs x_t by the token at t, which is the one read; it says nothing of
-        # padding, so those frames count like any other; and it has tags from transcripts alone, so none on frames.
-        "tail_positions": "input",
-        "padding_weight": 1.0,
-        "frame_tags": "none",
-    },
-}
 
 #: Headings of the command line.
 METHOD, CALIBRATION, CHECKPOINT, RESOURCES = "Method", "Calibration", "Checkpoint", "Resources"
@@ -103,11 +58,9 @@ class Lattice(Checked):
 
     bits: int = option(4, METHOD, "Bits a weight: 2, 3, 4 or 8.", "int", choices=(2, 3, 4, 8))
     group_size: int = option(128, METHOD, "Input features that share a scale.", "int", low=1, high=1 << 20)
-    symmetric: bool = option(
-        True, METHOD, "An integer zero point per group, instead of one fixed in the middle.", "bool"
-    )
+    symmetric: bool = option(False, METHOD, "The zero point is the middle code, or an integer of each group.", "bool")
     scale_rule: ScaleRule = option(
-        "absmax", METHOD, "How a group's scale is chosen: absmax, minmax (paper eq. 1) or mse.", ScaleRule
+        "mse", METHOD, "How a group's scale is chosen: absmax, minmax (paper eq. 1) or mse.", ScaleRule
     )
     scale_dtype: ScaleDtype = option(
         "auto", CHECKPOINT, "Scales are stored in auto (as the model is), float16, bfloat16 or float32.", ScaleDtype
@@ -159,7 +112,7 @@ class Method(Checked):
     """
 
     metric: str = option(
-        "rarebal",
+        "plain",
         METHOD,
         "Which positions count how much: rarebal, plain (GPTQ), the controls random and common, or by utterance "
         "(maca), attention (rsq) or the loss's gradient (guided, gradient).",
@@ -171,7 +124,7 @@ class Method(Checked):
         None, METHOD, "Cap on RareBAL's λ.", "float", low=POSITIVE, high=10**12, optional=True
     )
     residual: str | float = option(
-        "cross-fitted",
+        "cross-fitted-bias",
         METHOD,
         "Correction for the layers quantized before: cross-fitted, cross-fitted-bias, least-squares, qep, qronos, "
         "coreq, paper, none, or a number (a fixed α).",
@@ -181,7 +134,7 @@ class Method(Checked):
         high=10,
     )
     solver: str = option(
-        "sweep",
+        "refined",
         METHOD,
         "How codes are chosen: sweep (GPTQ's), beam (the best of several), refined or refined-beam (then refined under "
         "the metric), gptaq, kronecker (under the output's gradients too), sarqc, clipped or rtn (nearest).",
@@ -354,7 +307,7 @@ class Resources(Checked):
 
 @dataclass(frozen=True)
 class TarqConfig(Resources, Pool, Words, Method, Lattice):
-    """Configuration of one quantization run. ``TarqConfig()`` is TARQ at W4G128.
+    """Configuration of one quantization run. ``TarqConfig()`` is the method ``refined`` at W4G128.
 
     Its fields are those of :class:`Lattice`, :class:`Method`, :class:`Words`, :class:`Pool` and :class:`Resources`,
     where each is explained.

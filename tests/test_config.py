@@ -6,18 +6,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from tarq.config import PRESETS, Lattice, TarqConfig, Words
+from tarq.config import Lattice, TarqConfig, Words
 from tarq.errors import TarqError
 from tarq.option import options
+from tarq.presets import PRESETS
 
 
 def test_presets():
-    assert TarqConfig() == TarqConfig.preset("tarq")
-    assert TarqConfig().method == "tarq"
+    assert TarqConfig() == TarqConfig.preset("refined")
+    assert TarqConfig().method == "refined"
     for name in PRESETS:
         assert TarqConfig.preset(name).method == name
-    assert TarqConfig(cost_ratio=1.0).method == "tarq"
-    assert TarqConfig(metric="random").method == "random"
+    assert TarqConfig(cost_ratio=1.0).method == "refined"
+    assert TarqConfig(metric="random").method == "custom"
     assert TarqConfig(metric="maca").method == "custom"
     assert not TarqConfig.preset("rtn").needs_statistics
     assert TarqConfig.preset("rtn", residual="least-squares").needs_statistics

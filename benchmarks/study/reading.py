@@ -11,8 +11,9 @@ import yaml
 
 import tarq
 from benchmarks.study.grid import Arm, Block, CalibrationPool, Grid, Half, Job, Scored
-from tarq.config import PRESETS, Pool
+from tarq.config import Pool
 from tarq.errors import ConfigError
+from tarq.presets import PRESETS
 
 #: Fields of a configuration that the grid itself decides, by the key that does.
 AXES = {

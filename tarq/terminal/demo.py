@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tarq.config import CALIBRATION, METHOD, PRESETS, TarqConfig
+from tarq.config import CALIBRATION, METHOD, TarqConfig
 from tarq.files import write_json
+from tarq.presets import PRESETS
 from tarq.terminal.console import command, console, progress_console, say
 from tarq.terminal.options import (
     FIELDS,
@@ -99,7 +100,7 @@ def demonstrate(
     calibrating = replace(config, batch_size=min(config.batch_size, CALIBRATION_BATCH))
     with TemporaryDirectory(prefix="tarq-demo-") as folder:
         for width in bits:
-            for method in ("rtn", "gptq", "tarq"):
+            for method in ("rtn", "gptq", "refined"):
                 recognizer = api.load_recognizer(model, **where)
                 chosen = replace(calibrating, bits=width, **PRESETS[method])
                 report = api.quantize(recognizer, calibration, chosen, reporter=reporter)

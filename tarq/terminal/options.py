@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tarq.config import CALIBRATION, PRESETS, RESOURCES, TarqConfig
+from tarq.config import CALIBRATION, RESOURCES, TarqConfig
 from tarq.errors import ConfigError, OutputError
 from tarq.files import check_file
 from tarq.option import Option, options
+from tarq.presets import PRESETS
 
 if TYPE_CHECKING:
     from tarq.models.base import Recognizer
@@ -125,7 +126,7 @@ def _parameter(name: str, help: str | None) -> inspect.Parameter:
     kind: Any = str | None
     declarations = [f"--{name.replace('_', '-')}"]
     if field.kind == "bool":
-        kind, declarations = bool | None, [" /--asymmetric"]  # it can only be switched off
+        kind, declarations = bool | None, ["--symmetric/--asymmetric"]
     elif field.kind == "names":
         kind, settings["metavar"] = list[str] | None, METAVARS["names"]
     else:

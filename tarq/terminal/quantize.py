@@ -9,9 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
-from tarq.config import CALIBRATION, METHOD, PRESETS, RESOURCES, TarqConfig
+from tarq.config import CALIBRATION, METHOD, RESOURCES, TarqConfig
 from tarq.files import write_json
 from tarq.option import options
+from tarq.presets import PRESETS
 from tarq.terminal.console import command, console, progress_console, say
 from tarq.terminal.options import SPEECH, Device, Dtype, JsonFile, Overwrite, configured, where_to_run
 from tarq.terminal.progress import ScreenReporter
@@ -38,9 +39,9 @@ def quantize(
             metavar="NAME",
             rich_help_panel=METHOD,
             show_default=False,
-            help=f"Preset: {', '.join(PRESETS)}; other options override its parts. Default: tarq.",
+            help=f"Preset: {', '.join(PRESETS)}; other options override its parts. Default: refined.",
         ),
-    ] = Preset("tarq"),
+    ] = Preset("refined"),
     chosen: dict,
     device: Device = "auto",
     dtype: Dtype = "auto",

@@ -95,7 +95,7 @@ def test_settings_replace_values(grid):
         ({"arm": {}}, "unknown: arm; there are title, otherwise, models"),
         ({"models": {}}, "models: is empty"),
         ({"models": {"a/b": "x"}}, "models/a/b: a name must not be empty or hold a /"),
-        ({"arms": {"x": {"preset": "gtpq"}}}, "arms/x/preset: must be one of tarq, .*, not 'gtpq'"),
+        ({"arms": {"x": {"preset": "gtpq"}}}, "arms/x/preset: must be one of refined, .*, not 'gtpq'"),
         ({"arms": {"x": {"preset": "gptq", "override": {}}}}, "arms/x: unknown: override; there are preset, overrides"),
         ({"arms": {"x": {"preset": "gptq", "overrides": {"dump": 1}}}}, "arms/x/overrides: unknown .* fields: dump"),
         ({"arms": {"x": {"preset": "gptq", "overrides": {"damp": -1}}}}, "arms/x/overrides: damp must be"),

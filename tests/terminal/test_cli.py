@@ -192,7 +192,7 @@ def test_demo_on_a_model_and_speech_of_ones_own(model_folder, manifest, tmp_path
         "--json", tmp_path / "demo.json",
     )  # fmt: skip
     scores = json.loads((tmp_path / "demo.json").read_text())["sets"]["demo"]
-    methods = [f"{method} W{bits}" for bits in (4, 3) for method in ("RTN", "GPTQ", "TARQ")]
+    methods = [f"{method} W{bits}" for bits in (4, 3) for method in ("RTN", "GPTQ", "REFINED")]
     assert list(scores["models"]) == ["full precision", *methods]
     assert "next, on your own model" in out
 
@@ -206,7 +206,7 @@ def test_options_override_the_preset(model_folder, manifest, tmp_path):
     config = TarqConfig.from_dict(tarq.Report.read(tmp_path / "out").config)
     assert config == TarqConfig(
         metric="random", residual=0.5, group_size=64, tail_positions="either", samples=4, ignore=("model.encoder",),
-        padding_weight=0.1, symmetric=False, scale_rule="mse", scale_dtype="float16",
+        padding_weight=0.1, symmetric=False, scale_rule="mse", scale_dtype="float16", solver="sweep",
     )  # fmt: skip
 
 

@@ -8,8 +8,9 @@ import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from tarq.config import PRESETS, TarqConfig
+from tarq.config import TarqConfig
 from tarq.option import options
+from tarq.presets import PRESETS
 from tarq.terminal.cli import app
 
 runner = CliRunner()

@@ -15,7 +15,7 @@ from tarq.report import Reporter
 from tarq.speech.calibration import calibration_set
 from tarq.walk.walk import quantize_model
 
-CONFIG = tarq.TarqConfig(group_size=32, scale_dtype="float32", batch_size=3, samples=6, residual="cross-fitted-bias")
+CONFIG = tarq.TarqConfig(group_size=32, scale_dtype="float32", batch_size=3, samples=6, metric="rarebal")
 
 
 @pytest.fixture(scope="module")

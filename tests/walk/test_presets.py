@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import tarq
-from tarq.config import PRESETS
 from tarq.linear import QuantLinear
+from tarq.presets import PRESETS
 
 SETTINGS = {"group_size": 32, "scale_dtype": "float32", "batch_size": 3, "samples": 6}
 FC2 = "model.decoder.layers.1.fc2"

@@ -21,7 +21,7 @@ from tarq.speech.calibration import calibration_set
 from tarq.walk import inputs, walk
 from tarq.walk.walk import gather_moments, quantize_model
 
-CONFIG = tarq.TarqConfig(group_size=32, scale_dtype="float16", batch_size=3)
+CONFIG = tarq.TarqConfig.preset("tarq", group_size=32, scale_dtype="float16", batch_size=3)
 
 
 @pytest.fixture

@@ -1,0 +1,60 @@
+"""What each named method sets: data, from which configurations and the command line are made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+#: The lattice that GPTQ and its kin are published with: the zero point is the middle code.
+SYMMETRIC: dict[str, Any] = {"symmetric": True, "scale_rule": "absmax"}
+
+#: What the named methods set; everything else is the same path. What a preset leaves out keeps its default.
+PRESETS: dict[str, dict[str, Any]] = {
+    # Best of all arms measured on OpenAI's weights (docs/defaults.md), and therefore the default of every field.
+    "refined": {
+        "metric": "plain",
+        "residual": "cross-fitted-bias",
+        "solver": "refined",
+        "symmetric": False,
+        "scale_rule": "mse",
+    },
+    "tarq": {"metric": "rarebal", "residual": "cross-fitted", "solver": "sweep", **SYMMETRIC},
+    "gptq": {"metric": "plain", "residual": "none", "solver": "sweep", **SYMMETRIC},
+    "rtn": {"metric": "plain", "residual": "none", "solver": "rtn", **SYMMETRIC},
+    # The field's own, each with its paper, what it equals and where it differs in its file of tarq/method/.
+    "gptaq": {"metric": "plain", "residual": "none", "solver": "gptaq", **SYMMETRIC},
+    "qep": {"metric": "plain", "residual": "qep", "solver": "sweep", **SYMMETRIC},
+    "qronos": {"metric": "plain", "residual": "qronos", "solver": "sweep", **SYMMETRIC},
+    "coreq": {"metric": "plain", "residual": "coreq", "solver": "sweep", "act_order": "static", **SYMMETRIC},
+    "k-coreq": {"metric": "plain", "residual": "coreq", "solver": "beam", "act_order": "static", **SYMMETRIC},
+    "rsq": {"metric": "rsq", "residual": "none", "solver": "sweep", **SYMMETRIC},
+    "maca": {"metric": "maca", "residual": "none", "solver": "sweep", **SYMMETRIC},
+    "sarqc": {"metric": "plain", "residual": 1.0, "solver": "sarqc", **SYMMETRIC},
+    "guided": {"metric": "guided", "residual": "none", "solver": "sweep", **SYMMETRIC},
+    "yaqa": {"metric": "plain", "residual": "none", "solver": "kronecker", **SYMMETRIC},
+    "awq": {"metric": "plain", "residual": "none", "solver": "clipped", "input_scales": "awq", **SYMMETRIC},
+    "clipped": {"metric": "plain", "residual": "none", "solver": "clipped", **SYMMETRIC},
+    # The paper's controls: TARQ on other positions than rare ones.
+    "random": {"metric": "random", "residual": "cross-fitted", "solver": "sweep", **SYMMETRIC},
+    "common": {"metric": "common", "residual": "cross-fitted", "solver": "sweep", **SYMMETRIC},
+    "gradient": {"metric": "gradient", "residual": "cross-fitted", "solver": "sweep", **SYMMETRIC},
+    # arXiv 2605.27808, pinned, whatever the defaults come to be.
+    "tarq-paper": {
+        # What the paper says: RareBAL at c = 1 without a cap, rare below Zipf 3, the residual's direction from the
+        # unweighted cross-moment with its own α, scales by its eq. 1, GPTQ's sweep with damping 0.01 in natural order.
+        "metric": "rarebal",
+        "cost_ratio": 1.0,
+        "max_lambda": None,
+        "tail_threshold": 3.0,
+        "residual": "paper",
+        "symmetric": True,
+        "scale_rule": "minmax",
+        "solver": "sweep",
+        "damp": 0.01,
+        "act_order": "none",
+        # Our reading: it tags tokens and weighs x_t by the token at t, which is the one read; it says nothing of
+        # padding, so those frames count like any other; and it has tags from transcripts alone, so none on frames.
+        "tail_positions": "input",
+        "padding_weight": 1.0,
+        "frame_tags": "none",
+    },
+}
