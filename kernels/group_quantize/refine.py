@@ -21,7 +21,7 @@ def group_refine(
     factor: Factor,
     scheme: Scheme,
     *,
-    passes: int = 3,
+    passes: int = 4,
     backend: str | None = None,
 ) -> Quantized:
     """Lower the damped quadratic error of a layer that is quantized already; of no row it rises.

@@ -26,7 +26,7 @@ from .measure import Call, Case, Record, calling
 SHAPES = ((1280, 1280), (5120, 1280), (1280, 5120))  # outputs, inputs
 QUICK_SHAPES = ((1280, 1280),)
 LAYERS = 8  # taken together on a GPU
-PASSES = 3  # of the refinement
+PASSES = 4  # of the refinement
 
 _PEER = r"""
 import json, sys, time

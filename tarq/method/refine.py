@@ -26,7 +26,7 @@ class RefinedSweep(Sweep):
         rounds: passes over all groups.
     """
 
-    rounds: int = 3
+    rounds: int = 4
 
     def quantize(
         self,
