@@ -123,6 +123,8 @@ def _changed(scores: Mapping[str, Any], models: list[str]) -> list[ChangedWord]:
     for name in models:
         for kind in ("lost", "regained"):
             for word in every(scores["models"][name].get(kind)):
+                if isinstance(word, str):
+                    continue
                 key = (kind, word["id"], word.get("position", 0), word["word"])
                 _, heard = found.setdefault(key, (word["full_precision"], []))
                 heard.append(Heard(name, 1, 1, word["quantized"]))

@@ -13,6 +13,7 @@ from tarq.reports.statistics import FIGURES
 
 Kind = Literal["study", "evaluation"]
 FORMAT = 1  # of a study's results
+WORD = ("id", "word", "full_precision", "quantized")  # of a rare word that changed
 ERRORS = ("substitutions", "deletions", "insertions")
 
 
@@ -172,12 +173,28 @@ def check_evaluation(check: Check, evaluation: dict[str, Any]) -> None:
             for kind in ("lost", "regained"):
                 words = own.get(kind) or []
                 for i, word in enumerate(words if isinstance(words, list) else []):
-                    for name in ("id", "word", "full_precision", "quantized"):
-                        key = f"{place}/{kind}[{i}]"
-                        check.there(check.mapping(word, key), key, name)
+                    key = f"{place}/{kind}[{i}]"
+                    if not isinstance(word, str):  # older results hold the words alone
+                        check.texts([check.there(check.mapping(word, key), key, n) for n in WORD], key)
+                        if not isinstance(word.get("position", 0), int):
+                            raise check.fail(f"{key}/position", f"is {_shown(word['position'])}, not a number")
+            breakdown = check.inner(own, place, "breakdown", optional=True)
+            for part in ("kinds", "bands"):
+                for kind, known in check.inner(breakdown, f"{place}/breakdown", part, optional=True).items():
+                    key = f"{place}/breakdown/{part}/{kind}"
+                    names = (*ERRORS, "words")
+                    check.numbers([check.there(check.mapping(known, key), key, n) for n in names], key, len(names))
+                    _check_interval(check, check.there(known, key, "rate"), f"{key}/rate")
+                    if known.get("change") is not None:
+                        _check_interval(check, known["change"], f"{key}/change")
         for pair, figures in check.inner(scores, where, "differences", optional=True).items():
             for figure, known in check.mapping(figures, f"{where}/differences/{pair}").items():
                 _check_interval(check, known, f"{where}/differences/{pair}/{figure}")
+    for model, known in check.inner(evaluation, "", "quantized", optional=True).items():
+        layers = check.mapping(known, f"quantized/{model}").get("layers") or []
+        for i, layer in enumerate(layers if isinstance(layers, list) else [layers]):
+            key = f"quantized/{model}/layers[{i}]"
+            check.there(check.mapping(layer, key), key, "name")
     if not evaluation["sets"]:
         raise check.fail("sets", "is empty: nothing was scored")
 
