@@ -106,7 +106,11 @@ def _fake(
     passes: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
     contiguous = torch.contiguous_format
-    return tuple(torch.empty_like(tensor, memory_format=contiguous) for tensor in (codes, scales, loss))
+    return (
+        torch.empty_like(codes, memory_format=contiguous),
+        torch.empty_like(scales, memory_format=contiguous),
+        torch.empty_like(loss, memory_format=contiguous),
+    )
 
 
 dispatch.define(

@@ -112,7 +112,8 @@ def _groups(name: str, found: Mapping[str, Any] | None) -> list[Group]:
         change = known.get("change")
         moved = _interval(change) if change else None
         difference = Difference(moved.value, moved.low, moved.high, change.get("sign_flips") or 0.0) if moved else None
-        groups.append(Group(name, kind, *(known[e] for e in ERRORS), known["words"], rate, difference))
+        substitutions, deletions, insertions = (known[e] for e in ERRORS)
+        groups.append(Group(name, kind, substitutions, deletions, insertions, known["words"], rate, difference))
     return groups
 
 

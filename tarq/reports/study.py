@@ -43,7 +43,7 @@ def panels(
         cells.setdefault(cell.condition, {})[cell] = found
     made = [_Condition(results, condition, cells[condition], folder, speech, base) for condition in cells]
     told = statistics.adjusted_in_families([c for one in made for c in one.study.comparisons()])
-    main = {}
+    main: dict[str, _Condition] = {}
     for one in made:
         best = main.get(one.condition.model)
         if best is None or len(one.cells) > len(best.cells):

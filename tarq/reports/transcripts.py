@@ -87,7 +87,7 @@ def describe_words(panel: Panel, decoded: Decoded) -> list[str]:
 
 def _stored_kinds(decoded: Decoded) -> dict[str, dict[str, list[Counts]]]:
     """Arm to kind to counts of its draws, of the kinds that the results hold for all."""
-    runs = {FULL: [decoded.words]} if decoded.words else {}
+    runs: dict[str, Any] = {FULL: [decoded.words]} if decoded.words else {}
     runs |= decoded.counted
     found = {arm: [_with_common(run) for run in some] for arm, some in runs.items()}
     shared = [kind for kind in KINDS if found and all(kind in run for some in found.values() for run in some)]
@@ -151,10 +151,10 @@ def _groups(found: Mapping[str, Mapping[str, list[Counts]]], panel: Panel, kinds
             if not runs:
                 continue
             ours = known[arm, kind, len(runs)]
-            totals = [float(np.mean([getattr(run, name).sum() for run in runs])) for name in ERRORS]
+            s, d, i = (float(np.mean([getattr(run, name).sum() for run in runs])) for name in ERRORS)
             change = ours.minus(known[FULL, kind, len(runs)]) if arm != FULL and kind in full else None
             words = int(runs[0].words.sum())
-            groups.append(Group(arm, kind, *totals, words, ours.interval(), change, len(runs)))
+            groups.append(Group(arm, kind, s, d, i, words, ours.interval(), change, len(runs)))
     return groups
 
 

@@ -334,11 +334,9 @@ class Walk:
         scheme = self.config.scheme(self.plan[name].group_size)
         with _naming(name):
             check_scales(q.scales, scheme)
-        bias = (
-            linear.bias
-            if solution.bias is None
-            else solution.bias.to(self.recognizer.stored_dtype).to(linear.bias.dtype)
-        )
+        bias = linear.bias
+        if solution.bias is not None:  # as it will be stored, so that what follows makes up for its rounding
+            bias = solution.bias.to(self.recognizer.stored_dtype).to(linear.bias.dtype)
         return QuantLinear.from_codes(q.codes, q.scales, None if scheme.symmetric else q.zeros, scheme, bias)
 
     def _record(
