@@ -110,10 +110,10 @@ class Moments:
                     self.drift[side] += product
         self._bad.append(~torch.stack(finite).all())
         for means, rows in ((self.mean, x), (self.mean_full, x_full)):
-            for side, sums in (means or {}).items():
-                here = side_of[side]
-                kept = torch.where(here[:, None], rows.float(), 0)  # type: ignore[union-attr]
-                sums += torch.where(here, weight, 0).to(kept.dtype) @ kept
+            if means is not None and rows is not None:
+                ones = torch.ones(len(rows), 1, dtype=rows.dtype, device=rows.device)
+                for side, product in zip(SIDES, gram_sides(rows, tail, ones, weight), strict=True):
+                    means[side] += product[0]
 
     def bad_updates(self) -> list[int]:
         """Which calls of :meth:`update`, counted from 0, brought NaN or infinite activations."""

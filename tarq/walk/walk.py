@@ -334,7 +334,7 @@ class Walk:
         scheme = self.config.scheme(self.plan[name].group_size)
         with _naming(name):
             check_scales(q.scales, scheme)
-        bias = linear.bias
+        bias: Tensor | None = linear.bias
         if solution.bias is not None:  # as it will be stored, so that what follows makes up for its rounding
             bias = solution.bias.to(self.recognizer.stored_dtype).to(linear.bias.dtype)
         return QuantLinear.from_codes(q.codes, q.scales, None if scheme.symmetric else q.zeros, scheme, bias)
