@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,12 +14,12 @@ from transformers import PreTrainedModel
 from tarq import distributed
 from tarq.checkpoint import save as saving
 from tarq.checkpoint.compressed_tensors import quantization_config
-from tarq.config import TarqConfig
+from tarq.config import TarqConfig, given_config
 from tarq.data.audio import Audio, Encoded
 from tarq.data.intake import Intake
 from tarq.data.pools import read_ids
 from tarq.data.speech import Data, DrawnPool, Speech, draw, name_of, utterances_of
-from tarq.errors import DataError, ModelError
+from tarq.errors import ConfigError, DataError, ModelError
 from tarq.evaluation import evaluate
 from tarq.linear import slow_layers
 from tarq.method.arms import Arms
@@ -33,6 +33,7 @@ from tarq.recognizers import as_recognizer, load, load_recognizer, with_parts
 from tarq.report import Report, Reporter, peak_memory
 from tarq.speech.calibration import calibration_set
 from tarq.speech.transcription import transcribe_files
+from tarq.surroundings import plain_torch
 from tarq.version import __version__
 from tarq.walk.plan import check_fits, check_weights
 from tarq.walk.plan import plan as plan_layers
@@ -54,6 +55,7 @@ __all__ = [
 
 
 @distributed.raise_everywhere()
+@plain_torch()
 def quantize(
     model: PreTrainedModel | Recognizer,
     calibration: Data | Mapping[str, Data] | None,
@@ -96,8 +98,15 @@ def quantize(
         TarqError: a ModelError, DataError or CalibrationError; the model is then only partly quantized and
             should be loaded again.
     """
-    config = config or TarqConfig()
+    config = given_config(config)
     reporter = reporter or Reporter()
+    if isinstance(model, str | Path):
+        raise ModelError(
+            f"{model} is a name, and quantizing changes a model in place: give tarq.load_recognizer({model!r})"
+        )
+    for kind, given in (("metric", metric), ("residual", residual), ("solver", solver)):
+        if isinstance(given, str | type):
+            raise ConfigError(f"{kind} is {given!r}: give an object of your own, or name one in TarqConfig({kind}=…)")
     arms = Arms.of(config.to_dict(), metric, residual, solver)
     if arms.reads_audio:
         check_calibration(calibration, config)
@@ -199,7 +208,7 @@ def save(
 
 def transcribe(
     model: PreTrainedModel | Recognizer | str | Path,
-    audio: Sequence[Audio],
+    audio: Iterable[Audio],
     *,
     tokenizer: Any = None,
     feature_extractor: Any = None,
@@ -212,7 +221,7 @@ def transcribe(
 
     Args:
         model: a transformers model, a recognizer, a folder or a hub id.
-        audio: files, by their paths or in memory (``tarq.data.audio.Encoded``).
+        audio: files, by their paths or in memory (``tarq.data.audio.Encoded``); one alone will do.
         tokenizer: found where the model was loaded from when not given.
         feature_extractor: likewise.
         processor: likewise; see :func:`as_recognizer`.
@@ -235,7 +244,7 @@ def transcribe(
 
 def iter_transcripts(
     model: PreTrainedModel | Recognizer | str | Path,
-    audio: Sequence[Audio],
+    audio: Iterable[Audio],
     *,
     tokenizer: Any = None,
     feature_extractor: Any = None,
@@ -259,11 +268,25 @@ def iter_transcripts(
     Raises:
         ModelError: the model is not usable.
     """
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise ConfigError(f"batch_size is {batch_size!r}: give a whole number of at least 1")
+    files = _files(audio)
     recognizer = as_recognizer(model, tokenizer, feature_extractor, processor=processor, language=language)
     reporter = reporter or Reporter()
-    reporter.phase("transcribing", len(audio))
-    files = [a if isinstance(a, Encoded) else Path(a) for a in audio]
+    reporter.phase("transcribing", len(files))
     yield from transcribe_files(recognizer, files, batch_size, reporter)
+
+
+def _files(audio: Iterable[Audio]) -> list[Path | Encoded]:
+    """Files by path or in memory, of one or of several."""
+    given = [audio] if isinstance(audio, str | Path | Encoded) else list(audio)
+    for one in given:
+        if not isinstance(one, str | Path | Encoded):
+            raise DataError(
+                f"audio holds {type(one).__name__}: give paths, or tarq.data.audio.Encoded(NAME, BYTES) of a file in "
+                "memory; write samples to a WAV file first (soundfile.write)"
+            )
+    return [one if isinstance(one, Encoded) else Path(one) for one in given]
 
 
 def pool(
@@ -285,7 +308,7 @@ def pool(
     Raises:
         DataError: a corpus is not usable, or the kind of pool does not go with the number of corpora.
     """
-    config = config or TarqConfig()
+    config = given_config(config)
     named = dict(corpora) if isinstance(corpora, Mapping) else {"speech": corpora}
     intake = next((d.intake for d in named.values() if isinstance(d, Speech)), Intake(config.max_bad))
     speech = {
@@ -324,7 +347,7 @@ def plan(
         recognizer = with_parts(shapes, model, shapes.dtype, tokenizer, feature_extractor, processor, weights=False)
     else:
         recognizer = as_recognizer(model, tokenizer, feature_extractor, processor=processor)
-    return make_plan(recognizer, config or TarqConfig(), device)
+    return make_plan(recognizer, given_config(config), device)
 
 
 def check_calibration(calibration: Data | Mapping[str, Data] | None, config: TarqConfig) -> None:
@@ -334,7 +357,9 @@ def check_calibration(calibration: Data | Mapping[str, Data] | None, config: Tar
         DataError: a file of ids or of word frequencies is not usable, or a language has no frequencies.
         ModelError: there is no calibration speech for a method that needs some.
     """
-    if calibration is None or (not isinstance(calibration, str | Path) and len(calibration) == 0):
+    if calibration is None or (
+        isinstance(calibration, Sized) and not isinstance(calibration, str) and not len(calibration)
+    ):
         raise ModelError(f"{config.method} needs calibration speech: pass a manifest or another corpus (--calibration)")
     config.frequencies()
     if config.ids is not None:

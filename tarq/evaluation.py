@@ -11,19 +11,21 @@ import torch
 from transformers import PreTrainedModel
 
 from tarq import distributed
-from tarq.config import TarqConfig
+from tarq.config import TarqConfig, given_config
 from tarq.data.intake import Intake
 from tarq.data.sampling import first_usable, sample_utterances
 from tarq.data.speech import Data, utterances_of
 from tarq.data.utterance import Utterance
-from tarq.errors import DataError, ModelError
+from tarq.errors import ConfigError, DataError, ModelError
 from tarq.models.base import Recognizer
 from tarq.recognizers import as_recognizer
 from tarq.report import FILE_NAME, Report, Reporter
 from tarq.scoring.run import Evaluation, by_language, evaluate_models
+from tarq.surroundings import plain_torch
 
 
 @distributed.raise_everywhere()
+@plain_torch()
 def evaluate(
     models: Mapping[str, PreTrainedModel | Recognizer | str | Path],
     data: Mapping[str, Data],
@@ -59,7 +61,10 @@ def evaluate(
     Raises:
         TarqError: a model or a set is not usable.
     """
-    config = config or TarqConfig()
+    config = given_config(config)
+    for kind, named in (("models", models), ("data", data)):
+        if not isinstance(named, Mapping):
+            raise ConfigError(f"{kind} must be a mapping from label to one: {kind}={{'NAME': …}}")
     if reference is not None and reference not in models:
         raise ModelError(f"reference {reference!r} is none of the models {', '.join(models)}")
     recognizers = {

@@ -14,6 +14,7 @@ from tarq.data.audio import Encoded, read_audio
 from tarq.errors import DataError
 from tarq.models.base import Recognizer
 from tarq.report import Reporter
+from tarq.surroundings import plain_torch
 
 #: The last part of a window (seconds) in which the quietest place to cut is looked for.
 SEARCH = 5.0
@@ -42,6 +43,7 @@ def windows(waveform: NDArray[np.float32], size: int, sampling_rate: int) -> lis
     return [*pieces, waveform]
 
 
+@plain_torch()
 def transcribe_waveforms(
     recognizer: Recognizer,
     waveforms: Sequence[NDArray[np.float32]],
