@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sized
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,12 @@ from tarq import distributed
 from tarq.checkpoint import save as saving
 from tarq.checkpoint.compressed_tensors import quantization_config
 from tarq.checkpoint.folder import check_place, check_writable
-from tarq.config import TarqConfig
+from tarq.config import TarqConfig, given_config
 from tarq.data.audio import Audio, Encoded
 from tarq.data.intake import Intake
 from tarq.data.pools import read_ids
 from tarq.data.speech import Data, DrawnPool, draw, gathered
-from tarq.errors import DataError, ModelError
+from tarq.errors import ConfigError, DataError, ModelError
 from tarq.method.arms import Arms
 from tarq.method.metrics import Metric
 from tarq.method.residuals import Residual
@@ -32,7 +32,8 @@ from tarq.report import Report, Reporter, peak_memory
 from tarq.scoring.run import Evaluation, evaluate_models, with_intakes
 from tarq.scoring.sets import read_sets
 from tarq.speech.calibration import calibration_set
-from tarq.speech.transcription import transcribe_files
+from tarq.speech.transcription import audio_files, transcribe_files
+from tarq.surroundings import plain_torch
 from tarq.version import __version__
 from tarq.walk.estimate import Plan, make_plan
 from tarq.walk.plan import check_fits, check_weights
@@ -56,6 +57,7 @@ __all__ = [
 
 
 @distributed.raise_everywhere()
+@plain_torch()
 def quantize(
     model: PreTrainedModel | Recognizer,
     calibration: Data | Mapping[str, Data] | None,
@@ -98,8 +100,15 @@ def quantize(
         TarqError: a ModelError, DataError or CalibrationError; the model is then only partly quantized and
             should be loaded again.
     """
-    config = config or TarqConfig()
+    config = given_config(config)
     reporter = reporter or Reporter()
+    if isinstance(model, str | Path):
+        raise ModelError(
+            f"{model} is a name, and quantizing changes a model in place: give tarq.load_recognizer({model!r})"
+        )
+    for kind, given in (("metric", metric), ("residual", residual), ("solver", solver)):
+        if isinstance(given, str | type):
+            raise ConfigError(f"{kind} is {given!r}: give an object of your own, or name one in TarqConfig({kind}=…)")
     arms = Arms.of(config.to_dict(), metric, residual, solver)
     if arms.reads_audio:
         check_calibration(calibration, config)
@@ -200,7 +209,7 @@ def save(
 
 def transcribe(
     model: PreTrainedModel | Recognizer | str | Path,
-    audio: Sequence[Audio],
+    audio: Iterable[Audio],
     *,
     tokenizer: Any = None,
     feature_extractor: Any = None,
@@ -213,7 +222,7 @@ def transcribe(
 
     Args:
         model: a transformers model, a recognizer, a folder or a hub id.
-        audio: files, by their paths or in memory (``tarq.data.audio.Encoded``).
+        audio: files, by their paths or in memory (``tarq.data.audio.Encoded``); one alone will do.
         tokenizer: found where the model was loaded from when not given.
         feature_extractor: likewise.
         processor: likewise; see :func:`as_recognizer`.
@@ -236,7 +245,7 @@ def transcribe(
 
 def iter_transcripts(
     model: PreTrainedModel | Recognizer | str | Path,
-    audio: Sequence[Audio],
+    audio: Iterable[Audio],
     *,
     language: str | None = None,
     batch_size: int = 4,
@@ -252,14 +261,17 @@ def iter_transcripts(
     Raises:
         ModelError: the model is not usable.
     """
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise ConfigError(f"batch_size is {batch_size!r}: give a whole number of at least 1")
+    files = audio_files(audio)
     recognizer = as_recognizer(model, **parts, language=language)
     reporter = reporter or Reporter()
-    reporter.phase("transcribing", len(audio))
-    files = [a if isinstance(a, Encoded) else Path(a) for a in audio]
+    reporter.phase("transcribing", len(files))
     yield from transcribe_files(recognizer, files, batch_size, reporter)
 
 
 @distributed.raise_everywhere()
+@plain_torch()
 def evaluate(
     models: Mapping[str, PreTrainedModel | Recognizer | str | Path],
     data: Mapping[str, Data],
@@ -295,7 +307,10 @@ def evaluate(
     Raises:
         TarqError: a model or a set is not usable.
     """
-    config = config or TarqConfig()
+    config = given_config(config)
+    for kind, named in (("models", models), ("data", data)):
+        if not isinstance(named, Mapping):
+            raise ConfigError(f"{kind} must be a mapping from label to one: {kind}={{'NAME': …}}")
     if reference is not None and reference not in models:
         raise ModelError(f"reference {reference!r} is none of the models {', '.join(models)}")
     recognizers = {
@@ -335,7 +350,7 @@ def pool(
     Raises:
         DataError: a corpus is not usable, or the kind of pool does not go with the number of corpora.
     """
-    config = config or TarqConfig()
+    config = given_config(config)
     return draw(gathered(corpora, config.max_bad), config, max_duration=max_duration, reporter=reporter)
 
 
@@ -367,7 +382,7 @@ def plan(
         recognizer = shapes_of(model, tokenizer, feature_extractor, processor)
     else:
         recognizer = as_recognizer(model, tokenizer, feature_extractor, processor=processor)
-    return make_plan(recognizer, config or TarqConfig(), device)
+    return make_plan(recognizer, given_config(config), device)
 
 
 def check_output(path: str | Path, model: str | Path, *, overwrite: bool = False) -> None:
@@ -393,7 +408,9 @@ def check_calibration(calibration: Data | Mapping[str, Data] | None, config: Tar
         DataError: a file of ids or of word frequencies is not usable, or a language has no frequencies.
         ModelError: there is no calibration speech for a method that needs some.
     """
-    if calibration is None or (not isinstance(calibration, str | Path) and len(calibration) == 0):
+    if calibration is None or (
+        isinstance(calibration, Sized) and not isinstance(calibration, str) and not len(calibration)
+    ):
         raise ModelError(f"{config.method} needs calibration speech: pass a manifest or another corpus (--calibration)")
     config.frequencies()
     if config.ids is not None:

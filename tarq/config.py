@@ -350,3 +350,16 @@ class TarqConfig(Resources, Pool, Words, Method, Lattice):
             if all(getattr(self, key) == value for key, value in preset.items()):
                 return name
         return "custom"
+
+
+def given_config(config: TarqConfig | None) -> TarqConfig:
+    """The configuration a caller gave; the default one where none is given.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    if config is None:
+        return TarqConfig()
+    if not isinstance(config, TarqConfig):
+        raise ConfigError(f"config is {config!r:.80}: give a TarqConfig, such as TarqConfig(method='gptq', bits=4)")
+    return config

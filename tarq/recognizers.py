@@ -24,8 +24,10 @@ from tarq.models.base import Recognizer
 from tarq.models.features import check_settings
 from tarq.models.registry import adapt, family_of, model_class
 from tarq.models.wrappers import unwrapped
+from tarq.surroundings import plain_torch
 
 
+@plain_torch()
 def load(
     source: str | Path, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
 ) -> PreTrainedModel:
@@ -75,6 +77,7 @@ def load_recognizer(
     return recognizer
 
 
+@plain_torch()
 def as_recognizer(
     model: PreTrainedModel | Recognizer | str | Path,
     tokenizer: Any = None,

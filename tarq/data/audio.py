@@ -72,8 +72,8 @@ def read_audio(
 
     Channels are averaged; where that cancels them (opposite phase), the loudest is taken. Another rate is resampled by
     soxr (high quality). A segment is sought, so what lies before and after it is not decoded (Ogg Vorbis excepted:
-    libsndfile 1.2 seeks in it to the wrong place near the end of a file, so what lies before is decoded and dropped;
-    and files that libsndfile does not read as they stand).
+    libsndfile 1.2 seeks in it to the wrong place near the end of a file, so what lies before is decoded and dropped,
+    as it is in GSM and G.72x, which cannot be sought in; and files that libsndfile does not read as they stand).
 
     Args:
         audio: a path, or a file in memory.
@@ -179,9 +179,9 @@ def _bounds(audio: Audio, frames: int, rate: int, start: float, end: float | Non
 
 def _go_ahead_of(file: soundfile.SoundFile, frame: int) -> int:
     """Move to or ahead of a frame; how many frames ahead."""
-    if file.subtype == "VORBIS":
-        while file.tell() < frame and len(file.read(min(frame - file.tell(), PREROLL))):
-            pass
+    if file.subtype == "VORBIS" or not file.seekable():
+        while frame > 0 and (read := len(file.read(min(frame, PREROLL)))):
+            frame -= read
         return 0
     ahead = min(frame, PREROLL) if file.format == "MP3" or file.subtype == "OPUS" else 0
     if frame:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import re
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -25,8 +26,17 @@ TOLERANCE = 0.1
 #: What a broken header may say and no recording is.
 RATES = (1000, 1_000_000)
 CHANNELS = 64
+#: Samples that no recording has, not even one far beyond full scale (40 dB): floats that were never scaled.
+LOUDEST = 100.0
 #: No codec takes fewer bytes for a second of sound, not even of silence.
 LEAST_BYTES_PER_SECOND = 4
+#: Frames by the headers of formats that libsndfile alone reads here, where its log has them.
+_FRAMES_BY_LOG = {
+    "AVR": r"Frames\s*: (\d+)",
+    "MAT4": r"Cols\s*: (\d+)",
+    "MAT5": r"Cols\s*: (\d+)",
+    "SVX": r"OneShotHiSamples\s*: (\d+)",
+}
 #: Samples, of all channels together, that are decoded at a time: nothing is allocated for what a header claims.
 _BLOCK = 1 << 24
 
@@ -132,6 +142,12 @@ def _examined(audio: Audio, data: containers.Buffer, source: BytesIO | int) -> I
         return
     file = _soundfile(source)
     if file is None:
+        # libsndfile refuses some files for being cut (CAF); another program would read what is left of them unsaid.
+        if found.held and found.held < found.stated:
+            raise DataError(
+                f"{audio}: {found.held} of the {found.stated} bytes of audio that its header states are there: it is "
+                "cut short; get it anew"
+            )
         if _is_shortened(data):
             raise DataError(
                 f"{audio}: SPHERE audio compressed with shorten, which libsndfile does not read; convert it: "
@@ -173,6 +189,12 @@ def _check_header(audio: Audio, file: soundfile.SoundFile, size: int, found: con
             f"{audio}: its header states {seconds:.3g} s of audio, which its {size} bytes cannot hold; it is damaged: "
             "get it anew"
         )
+    lesser = _FRAMES_BY_LOG.get(file.format)
+    told = max(map(int, re.findall(lesser, file.extra_info)), default=0) / file.samplerate if lesser else 0.0
+    if told - seconds > TOLERANCE:
+        raise cut_short(audio, seconds, told)
+    if "truncated file" in file.extra_info:  # VOC
+        raise DataError(f"{audio}: it ends before its last block does: it is cut short; get it anew")
     if found.held and found.held < found.stated:
         stated = seconds * found.stated / found.held
         # MP3's own count is in frames, and libsndfile believes it.
@@ -233,7 +255,8 @@ def _whole_foreign(audio: Audio, key: Key) -> Whole:
     if decoded.stated is not None and decoded.stated - seconds > TOLERANCE + 0.05:
         raise cut_short(audio, seconds, decoded.stated)
     mono, notes = to_mono(audio, decoded.samples)
-    return _kept(key, Whole(mono, decoded.rate, (f"decoded by {decoded.decoder}", *notes)))
+    damage = (f"damaged, so some of it may be missing ({decoded.decoder}: {decoded.damage})",) if decoded.damage else ()
+    return _kept(key, Whole(mono, decoded.rate, (f"decoded by {decoded.decoder}", *damage, *notes)))
 
 
 #: The last file that was decoded as a whole: a talk's segments follow one another.
@@ -250,7 +273,7 @@ def _kept(key: Key, whole: Whole) -> Whole:
 def read_frames(audio: Audio, file: soundfile.SoundFile, frames: int) -> NDArray[np.float32]:
     """Float32 [samples, channels]: up to so many frames, fewer where the file ends before."""
     blocks: list[NDArray[np.float32]] = []
-    block, begin = max(_BLOCK // file.channels, 1), file.tell()
+    block, begin = max(_BLOCK // file.channels, 1), file.tell() if file.seekable() else 0
     while frames > 0:
         asked = min(frames, block)
         try:
@@ -284,6 +307,11 @@ def to_mono(audio: Audio, samples: NDArray[np.float32]) -> tuple[NDArray[np.floa
     """
     if not np.isfinite(samples).all():
         raise DataError(f"{audio}: the audio holds samples that are not finite; encode it anew or remove it")
+    if len(samples) and (peak := float(np.abs(samples).max())) > LOUDEST:
+        raise DataError(
+            f"{audio}: samples of up to {peak:.3g}, where full scale is 1: unscaled or damaged; divide "
+            "them by their full scale (32768 of 16 bits) and write it anew"
+        )
     channels = samples.shape[1]
     mono = samples.mean(axis=1, dtype=np.float32)
     if channels == 1 or not len(mono):

@@ -31,6 +31,10 @@ _BEGINNINGS = re.compile(
     rb"\x0bw|#!AMR|RIFF....AVI |caff|wvpk|FLV",
     re.S,
 )
+#: What ffmpeg says of packets that it drops; its exit status is 0 all the same.
+_DAMAGE = re.compile(
+    r"error (?:while decoding|submitting packet)[^\r\n]*|(?:packet |input )?corrupt\b[^\r\n]*|CRC mismatch", re.I
+)
 _DURATION = re.compile(r"^\s*Duration: (\d+):(\d+):(\d+(?:\.\d+)?)", re.M)
 
 
@@ -47,12 +51,14 @@ class Foreign:
         rate: in Hz.
         stated: seconds by the file's header; None where it says nothing reliable.
         decoder: its name.
+        damage: what it could not decode and went on after, by its first message; empty where there was nothing.
     """
 
     samples: NDArray[np.float32]
     rate: int
     stated: float | None
     decoder: str
+    damage: str = ""
 
 
 def mend() -> str:
@@ -108,7 +114,8 @@ def _by_ffmpeg(binary: str, path: Path) -> Foreign:
     reliable = match is not None and "Estimating duration from bitrate" not in told
     hours, minutes, seconds = map(float, match.groups()) if match and reliable else (0.0, 0.0, 0.0)
     stated = hours * 3600 + minutes * 60 + seconds
-    return Foreign(samples, rate, stated or None, "ffmpeg")
+    damage = _DAMAGE.search(told)
+    return Foreign(samples, rate, stated or None, "ffmpeg", damage[0].strip() if damage else "")
 
 
 def _by_torchcodec(path: Path) -> Foreign:

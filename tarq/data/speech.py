@@ -15,6 +15,7 @@ from tarq.data.manifests import write_manifest
 from tarq.data.pools import Pool, Rarity, draw_pool, given_pool
 from tarq.data.sampling import select_utterances
 from tarq.data.utterance import Utterance
+from tarq.errors import DataError
 from tarq.report import Reporter
 from tarq.words.frequencies import described
 
@@ -36,8 +37,21 @@ def name_of(data: Data) -> str:
 
 
 def utterances_of(data: Data, intake: Intake) -> Sequence[Utterance]:
-    """The utterances of a corpus that is named, or those given."""
-    return load_utterances(data, intake) if isinstance(data, str | Path) or is_dataset(data) else data
+    """The utterances of a corpus that is named, or those given, in whatever gives them one by one.
+
+    Raises:
+        DataError: the corpus is not usable, or what is given holds something else than utterances.
+    """
+    if isinstance(data, str | Path) or is_dataset(data):
+        return load_utterances(data, intake)
+    given = data if isinstance(data, Sequence) else list(data) if isinstance(data, Iterable) else [data]
+    stray = next((one for one in given if not isinstance(one, Utterance)), None)
+    if stray is not None:
+        raise DataError(
+            f"speech is given as {type(data).__name__} of {type(stray).__name__}: give the name of a corpus, or "
+            "objects of tarq.data.utterance.Utterance"
+        )
+    return given
 
 
 def gathered(data: Data | Mapping[str, Data], max_bad: int) -> dict[str, Speech]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch._dynamo.eval_frame import OptimizedModule
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
@@ -25,8 +25,9 @@ def unwrapped(model: Any) -> Any:
             model = model.module
         else:
             break
-    if isinstance(model, nn.Module):
-        _check_plain(model)
+    if not isinstance(model, nn.Module) or not hasattr(model, "config"):
+        raise ModelError(f"{type(model).__name__} is no transformers model: give one, a folder or a hub id")
+    _check_plain(model)
     return model
 
 
@@ -44,6 +45,8 @@ def _check_plain(model: nn.Module) -> None:
         what = type(module).__name__
         if isinstance(module, OptimizedModule):
             raise ModelError(f"{name} is compiled (torch.compile): give the model before its parts are compiled")
+        if module._compiled_call_impl is not None:
+            raise ModelError(f"{name or kind} is compiled in place (compile()): give the model before that")
         if what in ("FullyShardedDataParallel", "FSDPModule") or what.startswith("FSDP"):
             raise ModelError(f"{name or kind} is sharded ({what}): load the model whole; tarq shares the work itself")
         if hasattr(module, "_hf_hook"):
@@ -53,8 +56,22 @@ def _check_plain(model: nn.Module) -> None:
             )
         if isinstance(module, nn.Linear) and (module._forward_hooks or module._forward_pre_hooks):
             raise ModelError(f"{name} has forward hooks, which would be lost with the layer: remove them first")
+        # A packed layer computes x Wᵀ + b: whatever else a Linear does would be gone unsaid (LoRA of other
+        # libraries, scaled and noisy layers, wrapped forwards).
+        if isinstance(module, nn.Linear) and (
+            "forward" in vars(module) or type(module).forward is not nn.Linear.forward
+        ):
+            raise ModelError(
+                f"{name} has a forward of its own ({what}), which would be lost with the layer: fold it into weight "
+                "and bias and put a plain nn.Linear there"
+            )
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.is_meta:
             raise ModelError(f"{name} is on the meta device, without values: load the model with its weights")
         if type(tensor).__name__ == "DTensor" or type(tensor.data).__name__ == "DTensor":
             raise ModelError(f"{name} is sharded (DTensor): load the model whole; tarq shares the work itself")
+    for name, tensor in model.state_dict().items():
+        if not isinstance(tensor, Tensor):
+            raise ModelError(
+                f"{name} is no tensor but {type(tensor).__name__}, as of a layer that is quantized already"
+            )

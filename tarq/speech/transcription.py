@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +10,11 @@ import torch
 from numpy.typing import NDArray
 
 from tarq import distributed
-from tarq.data.audio import Encoded, read_audio
+from tarq.data.audio import Audio, Encoded, read_audio
 from tarq.errors import DataError
 from tarq.models.base import Recognizer
 from tarq.report import Reporter
+from tarq.surroundings import plain_torch
 
 #: The last part of a window (seconds) in which the quietest place to cut is looked for.
 SEARCH = 5.0
@@ -42,6 +43,7 @@ def windows(waveform: NDArray[np.float32], size: int, sampling_rate: int) -> lis
     return [*pieces, waveform]
 
 
+@plain_torch()
 def transcribe_waveforms(
     recognizer: Recognizer,
     waveforms: Sequence[NDArray[np.float32]],
@@ -110,3 +112,15 @@ def transcribe_files(
         results |= dict(zip(waveforms, texts, strict=True))
         for i in sorted(results):
             yield paths[i], results[i]
+
+
+def audio_files(audio: Iterable[Audio]) -> list[Path | Encoded]:
+    """Files by path or in memory, of one or of several."""
+    given = [audio] if isinstance(audio, str | Path | Encoded) else list(audio)
+    for one in given:
+        if not isinstance(one, str | Path | Encoded):
+            raise DataError(
+                f"audio holds {type(one).__name__}: give paths, or tarq.data.audio.Encoded(NAME, BYTES) of a file in "
+                "memory; write samples to a WAV file first (soundfile.write)"
+            )
+    return [one if isinstance(one, Encoded) else Path(one) for one in given]

@@ -16,7 +16,7 @@ from itertools import accumulate
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from tarq import distributed
 from tarq.config import TarqConfig

@@ -505,3 +505,50 @@ def test_a_file_is_opened_twice_at_most(tmp_path, monkeypatch):
     utterance.waveform()
     assert utterance.seconds() == SECONDS
     assert len(opened) == 2
+
+
+@pytest.mark.parametrize(
+    ("format", "subtype"), [("WAV", "GSM610"), ("WAV", "G721_32"), ("AU", "G721_32"), ("W64", "GSM610")]
+)
+def test_formats_that_cannot_be_sought_in_are_read(tmp_path, format, subtype):
+    """Telephony: libsndfile decodes GSM 6.10 and G.721 from the start on, and in no other way."""
+    file = tmp_path / "call"
+    wave = 0.3 * np.sin(2 * np.pi * 440 * np.arange(24000) / 8000)
+    soundfile.write(file, wave, 8000, format=format, subtype=subtype)
+    whole = read_audio(file, 8000)
+    assert len(whole) == pytest.approx(24000, abs=400)
+    assert np.abs(whole[:24000] - wave).mean() < 0.03
+    np.testing.assert_array_equal(read_audio(file, 8000, 1.0, 2.0), whole[8000:16000])
+    assert check_audio(file).seconds == pytest.approx(3, abs=0.05)
+
+
+@pytest.mark.parametrize("peak", [32767.0, 1e30])
+def test_float_samples_that_were_never_scaled_are_refused(tmp_path, peak):
+    wave = np.zeros(16000, np.float32)
+    wave[1000] = peak
+    soundfile.write(tmp_path / "a.wav", wave, 16000, subtype="FLOAT")
+    with pytest.raises(DataError, match=r"a\.wav: samples of up to .* where full scale is 1.*divide them"):
+        read_audio(tmp_path / "a.wav")
+    soundfile.write(tmp_path / "b.wav", wave / peak * 3, 16000, subtype="FLOAT")  # clips, but is a recording
+    assert read_audio(tmp_path / "b.wav").max() == 3
+
+
+@pytest.mark.parametrize("format", ["AVR", "MAT5", "SVX", "VOC", "CAF"])
+def test_lesser_formats_cut_short_are_refused(tmp_path, format):
+    file = tmp_path / "a.bin"
+    soundfile.write(file, 0.1 * np.ones(32000), 16000, format=format, subtype="PCM_16")
+    assert len(read_audio(file)) == 32000
+    file.write_bytes(file.read_bytes()[:40000])
+    with pytest.raises(DataError, match=r"a\.bin: .*cut short"):
+        read_audio(file)
+
+
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="no ffmpeg")
+def test_what_ffmpeg_drops_is_told(tmp_path):
+    soundfile.write(tmp_path / "a.wav", np.random.default_rng(0).normal(0, 0.1, 48000), 16000)
+    file = tmp_path / "a.aac"
+    subprocess.run(["ffmpeg", "-v", "error", "-i", tmp_path / "a.wav", file], check=True)
+    assert not any("damaged" in note for note in check_audio(file).notes)
+    data = file.read_bytes()
+    file.write_bytes(data[: len(data) // 2] + bytes(len(data) // 4) + data[len(data) * 3 // 4 :])
+    assert any("damaged, so some of it may be missing (ffmpeg: " in note for note in check_audio(file).notes)

@@ -68,6 +68,50 @@ def test_hooks_that_would_be_lost_are_refused(model):
         tarq.quantize(model, None, RTN)
 
 
+class Doubled(nn.Linear):
+    def forward(self, rows):
+        return 2 * super().forward(rows)
+
+
+def of_a_class_of_its_own(block):
+    block.fc1.__class__ = Doubled
+
+
+def with_another_forward(block):
+    plain = block.fc1.forward
+    block.fc1.forward = lambda rows: 2 * plain(rows)
+
+
+def compiled_in_place(block):
+    block.compile()
+
+
+def quantized_by_torch(block):
+    block.fc1 = torch.ao.nn.quantized.dynamic.Linear(8, 8)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (of_a_class_of_its_own, r"layers\.1\.fc1 has a forward of its own \(Doubled\).*fold it into"),
+        (with_another_forward, r"layers\.1\.fc1 has a forward of its own \(Linear\)"),
+        (compiled_in_place, r"layers\.1 is compiled in place"),
+        (quantized_by_torch, r"layers\.1\.fc1\..* is no tensor but \w+, as of a layer that is quantized already"),
+    ],
+)
+def test_what_a_packed_layer_would_not_do_is_refused(model, change, message):
+    change(model.model.encoder.layers[1])
+    with pytest.raises(ModelError, match=message):
+        tarq.quantize(model, None, RTN)
+
+
+def test_a_linear_of_another_class_with_the_plain_forward_is_packed(model):
+    layer = model.model.encoder.layers[1].fc1
+    layer.__class__ = nn.modules.linear.NonDynamicallyQuantizableLinear
+    tarq.quantize(model, None, RTN)
+    assert "model.encoder.layers.1.fc1" in packed(model)
+
+
 def test_weights_without_values_are_refused(model, model_folder):
     model.model.encoder.layers[0].fc1.to("meta")
     with pytest.raises(ModelError, match=r"model\.encoder\.layers\.0\.fc1\.weight is on the meta device"):
