@@ -44,7 +44,7 @@ def utterances_of(data: Data, intake: Intake) -> Sequence[Utterance]:
     """
     if isinstance(data, str | Path) or is_dataset(data):
         return load_utterances(data, intake)
-    given = data if isinstance(data, Sequence) else list(data) if isinstance(data, Iterable) else [data]
+    given: Sequence[Any] = data if isinstance(data, Sequence) else list(data) if isinstance(data, Iterable) else [data]
     stray = next((one for one in given if not isinstance(one, Utterance)), None)
     if stray is not None:
         raise DataError(

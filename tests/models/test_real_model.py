@@ -24,7 +24,7 @@ def speech(assets):
 def test_quantize_save_load_transcribe(assets, speech, tmp_path):
     source = assets / "whisper-tiny-relearned"
     recognizer = tarq.load_recognizer(source)
-    report = tarq.quantize(recognizer, speech, tarq.TarqConfig(samples=4))
+    report = tarq.quantize(recognizer, speech, tarq.TarqConfig.preset("tarq", samples=4))
     tarq.save(recognizer, tmp_path / "out", report)
 
     assert {r.group_size for r in report.layers} == {128}
