@@ -56,8 +56,8 @@ def quantize(
         bool,
         typer.Option(
             "--dry-run",
-            help="Show each layer's group size or why it is left, sizes, time and memory; read no audio and no "
-            "weights, write nothing. Exit code 1 if something does not fit.",
+            help="Show each layer's group size or why it stays in full precision, and estimate size, time and memory; "
+            "read no audio and no weights, write nothing. Exit code 1 if something does not fit.",
         ),
     ] = False,
     overwrite: Overwrite = False,
@@ -77,7 +77,7 @@ def quantize(
 
         with distributed.process_group() as first:
             console.quiet = reporter.console.quiet = not first
-            # Whatever can be told is told before a model is loaded or downloaded.
+            # Check whatever can be checked before a model is loaded or downloaded.
             check_writable(out, overwrite, model)
             _check_place(out)
             where = where_to_run(device, dtype)
@@ -102,7 +102,7 @@ def quantize(
 
 
 def _check_place(out: Path) -> None:
-    """See that a folder can be made where OUT is to be.
+    """Check that the folder OUT can be created.
 
     Raises:
         OutputError: it cannot.

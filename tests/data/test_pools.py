@@ -268,5 +268,5 @@ def test_a_model_is_calibrated_on_the_ids_of_a_pool_and_of_another_model(model_f
     run("pool", manifest, "--ids", tmp_path / "ids.txt", "--json", tmp_path / "again.json")
     assert json.loads((tmp_path / "again.json").read_text())["ids"] == ids[::-1]
 
-    with pytest.raises(ValueError, match="and so does pool r-top"):
+    with pytest.raises(ValueError, match="both ids and pool r-top"):
         TarqConfig(ids="ids.txt", pool="r-top")
