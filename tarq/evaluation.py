@@ -1,4 +1,4 @@
-"""Scoring models of any kind on transcribed sets: both are loaded and looked at, then scored, language by language."""
+"""Scoring models of any kind on transcribed sets: both are loaded and checked, then scored language by language."""
 
 from __future__ import annotations
 
@@ -40,19 +40,19 @@ def evaluate(
 ) -> Evaluation:
     """Score models on transcribed sets: word error rates, teacher-forced divergence, paired intervals.
 
-    Utterances that state a ``language`` are prompted and scored in it; a set in several becomes one set a language.
-    Where ``torch.distributed`` is initialised, every process calls this alike, and each runs a share of the batches.
+    Utterances that state a ``language`` are prompted and scored in it; a set in several becomes one set per language.
+    Where ``torch.distributed`` is initialised, every process must make the same call; each runs a share of the batches.
 
     Args:
         models: label to model: a transformers model, a recognizer, a folder or a hub id.
         data: label to a corpus's name or to utterances.
-        intakes: label to what has been left out while utterances were loaded; it goes on counting.
-        reference: label of the full-precision model damage is measured against.
+        intakes: label to the record of what was left out while utterances were loaded; it keeps counting.
+        reference: label of the full-precision model to measure damage against.
         config: normaliser, threshold, language, batch size and seed are read from it.
-        device: where models that are loaded here go.
-        dtype: their computation.
+        device: of models that are loaded here.
+        dtype: computation dtype of models that are loaded here.
         samples: score a random sample of each set, drawn by the configuration's seed.
-        resamples: of the bootstrap.
+        resamples: number of bootstrap resamples.
         decode: False for the teacher-forced figures only.
         reporter: hears of progress.
 
@@ -65,7 +65,7 @@ def evaluate(
     recognizers = {
         label: as_recognizer(m, language=config.language, dtype=dtype, device=device) for label, m in models.items()
     }
-    config.frequencies()  # refused now, not after the work is done
+    config.frequencies()  # fails now, not after the work is done
     reporter = reporter or Reporter()
     found = {
         label: (intakes or {}).get(label) or getattr(d, "intake", None) or Intake(config.max_bad)
@@ -76,7 +76,7 @@ def evaluate(
         utterances = utterances_of(d, found[label])
         calibrated[label] = list(_calibrated_on(recognizers, utterances))
         reporter.phase(f"reading {label}")
-        # Every file is looked at before any work is done, so that a broken one does not end it in the middle.
+        # Every file is checked before any work is done, so that a broken one does not end the run midway.
         if samples is not None:
             sets[label] = sample_utterances(utterances, samples, config.seed, intake=found[label])
         else:
@@ -84,7 +84,7 @@ def evaluate(
     parts = {label: by_language(label, utterances, config.language) for label, utterances in sets.items()}
     names = Counter(name for spoken in parts.values() for name in spoken)
     if twice := [name for name, times in names.items() if times > 1]:
-        raise DataError(f"{twice[0]} names a set and a language's part of another: give sets other labels")
+        raise DataError(f"{twice[0]} is the label of one set and of a language of another: use other labels")
     result = evaluate_models(
         recognizers,
         {name: some for spoken in parts.values() for name, some in spoken.items()},
@@ -107,7 +107,7 @@ def evaluate(
 
 
 def _calibrated_on(models: Mapping[str, Recognizer], utterances: Sequence[Utterance]) -> Iterator[str]:
-    """Models whose calibration shares audio with a set, which flatters them."""
+    """Notes about models calibrated on audio of the set, whose scores are then too good."""
     for name, recognizer in models.items():
         folder = Path(str(recognizer.model.config._name_or_path))
         if not (folder / FILE_NAME).is_file():

@@ -1,7 +1,7 @@
-"""The sweep's codes and scales refined under the same metric, which never raises the loss (method.md §9).
+"""Refinement of the sweep's codes and scales under the same metric; it never raises the loss (method.md §9).
 
-Given codes, the scales of a row are a least-squares problem; given scales, each code has one best value while the
-others stand still. A few rounds of both lower ``‖(v − v̂) L‖²`` further than one sweep can.
+Given the codes, the scales of a row solve a least-squares problem; given the scales, each code has one best value with
+the others fixed. A few alternating rounds lower ``‖(v − v̂) L‖²`` further than one sweep can.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from tarq.kernels.scheme import Scheme
 from tarq.method.residuals import Statistics
 from tarq.method.solvers import Sweep, damped_loss
 
-#: Columns whose codes descend together before the rest of the gradient hears of it.
+#: Columns per block: the gradient of the other columns is updated after each block.
 BLOCK = 128
 _TINY = 1e-30
 
 
 @dataclass(frozen=True)
 class RefinedSweep(Sweep):
-    """The sweep, then rounds of scales given codes and codes given scales.
+    """The sweep, then alternating rounds: scales given codes, codes given scales.
 
     Attributes:
-        rounds: of both.
+        rounds: number of rounds.
     """
 
     rounds: int = 3
@@ -65,7 +65,7 @@ def expanded(q: Quantized, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor, 
 
 
 def refined(v: Tensor, q: Quantized, hessian: Tensor, factor: Factor, scheme: Scheme, rounds: int) -> Quantized:
-    """Codes and scales of [m, n] targets after some rounds; row by row the loss is at most that of ``q``."""
+    """Codes and scales of [m, n] targets after some rounds; no row's loss exceeds that of ``q``."""
     for _ in range(rounds):
         q = _better(q, replace(q, scales=refit_scales(v, q, hessian)), v, factor)
         q = _better(q, replace(q, codes=descend_codes(v, q, hessian, scheme)), v, factor)
@@ -73,11 +73,11 @@ def refined(v: Tensor, q: Quantized, hessian: Tensor, factor: Factor, scheme: Sc
 
 
 def refit_scales(v: Tensor, q: Quantized, hessian: Tensor) -> Tensor:
-    """The scales [m, G] that leave the least ``(v − v̂) H (v − v̂)ᵀ`` of each row, given its codes.
+    """The scales [m, G] that minimise ``(v − v̂) H (v − v̂)ᵀ`` of each row, given its codes.
 
     With ``z_g`` the levels of group g, zero elsewhere, they solve ``A s = r``, ``A_gh = z_g H z_hᵀ`` and
     ``r_g = z_g H vᵀ``.
-    In the dtype they are stored in; a scale that would not be positive and finite there stays as it was.
+    The result has the stored dtype; a scale that would not be positive and finite there keeps its old value.
     """
     m, groups = q.scales.shape
     levels, _, _, group = expanded(q, v.dtype)
@@ -90,7 +90,7 @@ def refit_scales(v: Tensor, q: Quantized, hessian: Tensor) -> Tensor:
         columns = slice(g * q.group_size, (g + 1) * q.group_size)
         a[:, g] = by_group((levels[:, columns] @ hessian[columns]) * levels).double()
     r = by_group((v @ hessian) * levels).double()
-    # A group without a level other than zero has no say: its scale stays.
+    # A group whose levels are all zero does not determine a scale: it keeps its own.
     diagonal = a.diagonal(dim1=1, dim2=2)
     empty = diagonal <= 0
     diagonal += torch.where(empty, 1.0, 1e-9 * diagonal.clamp_min(_TINY))
@@ -103,7 +103,7 @@ def refit_scales(v: Tensor, q: Quantized, hessian: Tensor) -> Tensor:
 def descend_codes(v: Tensor, q: Quantized, hessian: Tensor, scheme: Scheme) -> Tensor:
     """Codes after one pass of coordinate descent, columns in natural order.
 
-    With ``E = V − V̂``, the best level of column j while the others stand still is the integer nearest to
+    With ``E = V − V̂``, the best level of column j with the others fixed is the integer nearest to
     ``level_j + (E H)_j / (s_j H_jj)`` within the lattice. E and E H are kept up to date, block by block.
     """
     n = v.shape[1]
@@ -127,7 +127,7 @@ def descend_codes(v: Tensor, q: Quantized, hessian: Tensor, scheme: Scheme) -> T
 
 
 def _better(old: Quantized, new: Quantized, v: Tensor, factor: Factor) -> Quantized:
-    """Of each row the one with the smaller loss, its scales as stored and its products as the kernels make them."""
+    """For each row the candidate with the smaller loss, with scales as stored and products as in the kernels."""
     levels, scale, _, _ = expanded(new, v.dtype)
     loss = damped_loss(v - levels * scale, factor)
     lower = loss < old.loss

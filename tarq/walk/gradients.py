@@ -1,6 +1,6 @@
-"""Gradients of the loss at the outputs of Linears, in the full-precision model: one backward pass a batch.
+"""Gradients of the loss at the outputs of Linears, in the full-precision model: one backward pass per batch.
 
-The loss is the teacher-forced cross-entropy of the true tokens, summed, each with the weight the metric gives it. No
+The loss is the sum of the true tokens' teacher-forced cross-entropies, each with its weight from the metric. No
 parameter gets a gradient: the graph begins at the first Linear's output.
 """
 
@@ -22,10 +22,10 @@ from tarq.models.types import Batch
 
 @dataclass
 class OutputGradients:
-    """What a backward pass over the calibration set says of each Linear's output.
+    """Gradients at each Linear's output from a backward pass over the calibration set.
 
     Attributes:
-        norms: (layer, batch index) to [R] float32 squared norms, one a row; of this process's batches, on the CPU.
+        norms: (layer, batch index) to [R] float32 squared norms, one per row; of this process's batches, on the CPU.
         moments: layer to [m, m] float64 ``Σ g gᵀ`` over the whole set, on the model's device.
     """
 
@@ -48,11 +48,11 @@ def output_gradients(
     Args:
         recognizer: of the full-precision model, all of it on one device.
         batches: this process's, with their indices in the calibration set.
-        names: of Linears; one that a pass does not reach is left out.
-        target_weight: how much each target counts, :meth:`tarq.method.metrics.Metric.target_weight`.
+        names: of Linears; those that a pass does not reach are left out.
+        target_weight: the weight of each target, :meth:`tarq.method.metrics.Metric.target_weight`.
         rare_share: share of rare targets in the whole calibration set.
-        norms: give squared norms row by row.
-        moments: give second moments.
+        norms: compute squared norms row by row.
+        moments: compute second moments.
 
     Raises:
         CalibrationError: gradients are NaN or infinite.
@@ -85,7 +85,9 @@ def _backward(
         def hook(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
             calls = seen.setdefault(name, [])
             call = len(calls)
-            calls.append(torch.zeros(output.shape[:-1].numel(), device=output.device))  # it may reach no target
+            calls.append(
+                torch.zeros(output.shape[:-1].numel(), device=output.device)
+            )  # it may not contribute to any target
 
             def take(gradient: Tensor) -> None:
                 g = gradient.detach().flatten(0, -2).float()
@@ -93,7 +95,7 @@ def _backward(
                 if name in found.moments:
                     found.moments[name] += g.mT @ g
 
-            output = output + anchor  # so that there is a graph, whatever is in front
+            output = output + anchor  # so that there is a graph in any case
             output.register_hook(take)  # sees the gradient of this value, even if the model writes into it
             return output
 
@@ -113,7 +115,7 @@ def _backward(
 
 @contextmanager
 def _frozen(model: nn.Module) -> Iterator[None]:
-    """While open, no parameter asks for a gradient."""
+    """While open, no parameter requires a gradient."""
     asking = [p for p in model.parameters() if p.requires_grad]
     for parameter in asking:
         parameter.requires_grad_(False)
@@ -125,7 +127,7 @@ def _frozen(model: nn.Module) -> Iterator[None]:
 
 
 def rare_share(batches: Sequence[Batch]) -> float:
-    """Share of rare ones among the targets of a calibration set."""
+    """Share of rare targets in a calibration set."""
     every = sum(int((batch.targets != -100).sum()) for batch in batches)
     return sum(int(batch.rare_target.sum()) for batch in batches) / max(every, 1)
 
