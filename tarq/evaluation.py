@@ -54,7 +54,7 @@ def evaluate(
         samples: score a random sample of each set, drawn by the configuration's seed.
         resamples: number of bootstrap resamples.
         decode: False for the teacher-forced figures only.
-        reporter: hears of progress.
+        reporter: receives progress.
 
     Raises:
         TarqError: a model or a set is not usable.

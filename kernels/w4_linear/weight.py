@@ -59,7 +59,7 @@ class PackedWeight(NamedTuple):
         return self._replace(packed=packed, zeros=zeros, bits=bits)
 
     def check(self) -> None:
-        """See that everything fits, once: kernels would read past what does not.
+        """Check that everything fits, once: kernels would read past what does not.
 
         Only :data:`STORED` is checked in full; a backend makes its own layout from it.
 

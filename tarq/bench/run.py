@@ -55,7 +55,7 @@ def run(
         quick: small problems only, less time for each.
         seconds: for each contestant of each case.
         peer_python: interpreter that imports gptqmodel, a peer of group_quantize.
-        reporter: hears of progress.
+        reporter: receives progress.
 
     Returns:
         Records (:func:`~tarq.bench.measure.records_of`), and the ceilings by thread count.

@@ -23,7 +23,7 @@ _COUNTERS = ("num_batches_tracked", "position_ids")
 
 
 def check_dtypes(stored: dict[str, tuple[str, list[int]]], source: Any) -> None:
-    """See that stored tensors have the dtypes their names promise.
+    """Check that stored tensors have the dtypes their names promise.
 
     Raises:
         CheckpointError: one has not; names it.
@@ -39,7 +39,7 @@ def check_dtypes(stored: dict[str, tuple[str, list[int]]], source: Any) -> None:
 
 
 def check_finite(tensors: Iterable[tuple[str, Tensor]], where: str) -> None:
-    """See that real numbers are finite.
+    """Check that real numbers are finite.
 
     Raises:
         CheckpointError: a tensor holds NaN or infinity; names it.
@@ -57,8 +57,8 @@ def _is_finite(tensor: Tensor) -> bool:
 
 
 def check_layers(model: nn.Module, source: Any) -> None:
-    """See that packed layers are of the widths they were saved with, which padding hides, and that what they stand for
-    is finite in the scales' dtype.
+    """Check that packed layers are of the widths they were saved with, which padding hides, and that what they stand
+    for is finite in the scales' dtype.
 
     Raises:
         CheckpointError: one is not; names it.
@@ -86,7 +86,7 @@ def checksums(files: Iterable[Path]) -> str:
 
 
 def verify_checksums(folder: Path, files: Iterable[Path]) -> None:
-    """See that weights are what was saved, where the folder says what that was.
+    """Check that weights are what was saved, where the folder says what that was.
 
     Raises:
         CheckpointError: a file is another; names it.

@@ -79,7 +79,7 @@ def check_writable(path: Path, overwrite: bool, model: str | Path | None = None)
         model: the full-precision model's folder, which ``path`` may not be, contain or lie in.
 
     Raises:
-        CheckpointError: it must not be written; names what stands in the way and the mend.
+        CheckpointError: it must not be written; names what stands in the way and the fix.
     """
     path, target = Path(path), Path(path).resolve()
     if not str(path).strip() or str(path) == os.curdir:

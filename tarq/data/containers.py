@@ -69,17 +69,17 @@ class Layout:
 
 
 def not_audio(data: Buffer) -> str | None:
-    """What a file is that holds no audio, and the mend; None where that cannot be told from its first bytes."""
+    """What a file is that holds no audio, and the fix; None where that cannot be told from its first bytes."""
     head = bytes(data[:1024])
     if not head:
-        return "the file is empty (0 bytes): get it anew"
+        return "the file is empty (0 bytes): get it again"
     for magic, what in _NO_AUDIO.items():
         if head.startswith(magic):
             return f"it is {what}"
     if _PAGE.match(head.removeprefix(b"\xef\xbb\xbf")):
-        return "it is a web page (HTML or XML), as a failed download leaves it: get it anew"
+        return "it is a web page (HTML or XML), as a failed download leaves it: get it again"
     if not any(head) and not any(data[len(data) // 2 : len(data) // 2 + 1024]):
-        return "it holds nothing but zeros, as an unfinished download does: get it anew"
+        return "it holds nothing but zeros, as an unfinished download does: get it again"
     return None
 
 

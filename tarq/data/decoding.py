@@ -113,7 +113,7 @@ def opened(audio: Audio) -> Iterator[AsItStands | Whole]:
             what = "a folder" if stat.S_ISDIR(about.st_mode) else "a pipe, socket or device"
             raise DataError(f"{audio}: {what}, no audio file; give a file (save what a pipe delivers to one first)")
         if about.st_size == 0:
-            raise DataError(f"{audio}: the file is empty (0 bytes): get it anew")
+            raise DataError(f"{audio}: the file is empty (0 bytes): get it again")
         with mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) as data, _examined(audio, data, descriptor) as found:
             yield found
     finally:
@@ -126,7 +126,7 @@ def _examined(audio: Audio, data: containers.Buffer, source: BytesIO | int) -> I
         raise DataError(f"{audio}: not readable as audio: {what}")
     found = mp3.layout(data) if mp3.is_mp3(data) else containers.layout(data)
     if found.damage:
-        raise DataError(f"{audio}: {found.damage}; get it anew, or convert what there is to WAV, FLAC or Ogg")
+        raise DataError(f"{audio}: {found.damage}; get it again, or convert what there is to WAV, FLAC or Ogg")
     if found.parts:
         yield _whole_of_parts(audio, key_of(audio), found, data)
         return
@@ -160,18 +160,18 @@ def _check_header(audio: Audio, file: soundfile.SoundFile, size: int, found: con
     """Refuse what no recording is, and what holds less than it states."""
     if not RATES[0] <= file.samplerate <= RATES[1]:
         raise DataError(
-            f"{audio}: its header states {file.samplerate} Hz, which no recording has; it is damaged: get it anew"
+            f"{audio}: its header states {file.samplerate} Hz, which no recording has; it is damaged: get it again"
         )
     if file.channels > CHANNELS:
         raise DataError(
-            f"{audio}: its header states {file.channels} channels, and up to {CHANNELS} are read; get it anew, or take "
-            "one channel of it"
+            f"{audio}: its header states {file.channels} channels, and up to {CHANNELS} are read; get it again, or "
+            "extract one channel"
         )
     seconds = file.frames / file.samplerate
     if seconds > size / LEAST_BYTES_PER_SECOND + 1:
         raise DataError(
             f"{audio}: its header states {seconds:.3g} s of audio, which its {size} bytes cannot hold; it is damaged: "
-            "get it anew"
+            "get it again"
         )
     if found.held and found.held < found.stated:
         stated = seconds * found.stated / found.held
@@ -226,7 +226,7 @@ def _whole_foreign(audio: Audio, key: Key) -> Whole:
             decoded = ffmpeg.decode(Path(audio))
     except ffmpeg.ForeignError as error:
         raise DataError(
-            f"{audio}: not readable as audio ({error}); get it anew, or convert it to WAV, FLAC or Ogg"
+            f"{audio}: not readable as audio ({error}); get it again, or convert it to WAV, FLAC or Ogg"
         ) from error
     seconds = len(decoded.samples) / decoded.rate
     # Frames of AAC are up to 0.05 s long, and its encoders add one or two ahead.
@@ -283,7 +283,7 @@ def to_mono(audio: Audio, samples: NDArray[np.float32]) -> tuple[NDArray[np.floa
         samples: float32 [samples, channels].
     """
     if not np.isfinite(samples).all():
-        raise DataError(f"{audio}: the audio holds samples that are not finite; encode it anew or remove it")
+        raise DataError(f"{audio}: the audio holds samples that are not finite; re-encode it or remove it")
     channels = samples.shape[1]
     mono = samples.mean(axis=1, dtype=np.float32)
     if channels == 1 or not len(mono):
@@ -301,7 +301,7 @@ def to_mono(audio: Audio, samples: NDArray[np.float32]) -> tuple[NDArray[np.floa
 def cut_short(audio: Audio, held: float, stated: float) -> DataError:
     return DataError(
         f"{audio}: the audio ends after {held:.2f} of the {stated:.2f} s that its header states: it is cut short or "
-        "damaged; get it anew"
+        "damaged; get it again"
     )
 
 

@@ -176,7 +176,7 @@ def value(row: Mapping[str, Any], key: str, kind: type, where: str) -> Any:
     """
     found = row.get(key)
     if isinstance(found, str) and kind is str and any("\ud800" <= character <= "\udfff" for character in found):
-        raise DataError(f"{where}: {key!r} holds half a surrogate pair, which is no character; write it anew")
+        raise DataError(f"{where}: {key!r} holds half a surrogate pair, which is no character; write it again")
     if found is None or isinstance(found, kind):
         return found
     if isinstance(found, int) and not isinstance(found, bool):

@@ -256,7 +256,7 @@ def _open_saved(source: str, folder: Path, asked: str) -> Any:
                 [file["filename"] for file in json.loads(state.read_text())["_data_files"]] if state.is_file() else []
             )
             if any(PurePath(name).name != name for name in named):
-                raise DataError(f"{state}: it names data files in other folders, which are not opened; save it anew")
+                raise DataError(f"{state}: it names data files in other folders, which are not opened; save it again")
         dataset = datasets.load_from_disk(str(folder))
         if asked and isinstance(dataset, dict) and asked in dataset:
             return dataset[asked]
@@ -291,9 +291,9 @@ def _blaming(source: str) -> Iterator[None]:
                 "give its folder"
             )
         elif not is_hub(source):
-            mend = "it is damaged, or no data set in Parquet or Arrow files: write it anew"
+            mend = "it is damaged, or no data set in Parquet or Arrow files: write it again"
         else:
-            mend = "correct the name, or see to the network; a gated set wants its terms agreed to and `hf auth login`"
+            mend = "correct the name, or check the network; a gated set needs its terms accepted and `hf auth login`"
         raise DataError(f"{source}: cannot be read ({type(error).__name__}: {text}); {mend}") from error
 
 

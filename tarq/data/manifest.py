@@ -250,7 +250,7 @@ def _table_rows(path: Path, intake: Intake) -> Rows:
             except DataError as error:
                 intake.broken(where, error)
     except csv.Error as error:
-        raise DataError(f"{path}:{reader.line_num}: no table ({error}); see to its quotation marks") from error
+        raise DataError(f"{path}:{reader.line_num}: no table ({error}); check its quotation marks") from error
 
 
 def _unquoted(item: str) -> str:

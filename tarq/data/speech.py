@@ -55,7 +55,7 @@ def load_speech(
         where: ``KEY=VALUE`` conditions that utterances must meet.
         max_bad: broken audio files that may be left out of all corpora together, or of each if they stand ``apart``.
         apart: each corpus counts what it leaves out for itself.
-        reporter: hears of progress.
+        reporter: receives progress.
 
     Raises:
         DataError: a corpus is not usable.

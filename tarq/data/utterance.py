@@ -85,7 +85,7 @@ class Utterance:
         if checked.seconds < stated - tolerance:
             raise DataError(
                 f"{self.audio}: it has {checked.seconds:.2f} s of audio where the corpus states {stated:.2f} s: it is "
-                "cut short or another file; get it anew, or correct the duration"
+                "cut short or another file; get it again, or correct the duration"
             )
         if checked.seconds > stated + 2 * tolerance:
             return Checked(checked.seconds, (*checked.notes, "longer than the corpus states: all of it is taken"))

@@ -1,4 +1,4 @@
-"""A plain model out of what people wrap one in; whatever quantizing would silently take off is refused by name."""
+"""Unwraps models; wrappers whose effect quantizing would silently drop are refused by name."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MERGE = "merge them into the weights first (model = model.merge_and_unload(), th
 
 
 def unwrapped(model: Any) -> Any:
-    """The model within ``torch.compile``, ``DataParallel`` and ``DistributedDataParallel``; they share its weights.
+    """The model inside ``torch.compile``, ``DataParallel`` or ``DistributedDataParallel``, which share its weights.
 
     Raises:
         ModelError: it carries adapters, another library's quantization, hooks or compiled parts that would be lost, is
@@ -66,14 +66,14 @@ def _check_plain(model: nn.Module) -> None:
 
 
 def check_no_adapter(source: str | Path) -> None:
-    """See that no adapter lies beside a model on disk: whether it is loaded along depends on peft being installed.
+    """Check that there is no adapter beside a model on disk: transformers would load it if peft is installed.
 
     Raises:
         ModelError: one does.
     """
     try:
         found = find_adapter_config_file(str(source))
-    except OSError:  # no such repository, or no network: loading says so better
+    except OSError:  # no such repository, or no network: loading gives the better error
         return
     if found:
         raise ModelError(f"{source}: {Path(found).name} lies beside the model, a PEFT adapter: {MERGE}")

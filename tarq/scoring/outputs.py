@@ -125,7 +125,7 @@ def run_models(
 
 
 def check_weights(name: str, recognizer: Recognizer) -> None:
-    """See that a model can be scored at all.
+    """Check that a model can be scored at all.
 
     Raises:
         ModelError: a weight is NaN or infinite; names it.

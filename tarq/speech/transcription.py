@@ -54,7 +54,7 @@ def transcribe_waveforms(
     Args:
         waveforms: mono, at the recognizer's sampling rate, of any length.
         batch_size: windows decoded at once.
-        reporter: hears of each utterance.
+        reporter: receives each utterance.
         language: it is in; the recognizer's own when not given.
 
     Raises:
@@ -88,7 +88,7 @@ def transcribe_files(
     Args:
         paths: audio of any length, format and rate.
         batch_size: windows decoded at once; so many files are read before they are transcribed.
-        reporter: hears of each file.
+        reporter: receives each file.
         language: they are in; the recognizer's own when not given.
 
     Raises:

@@ -79,7 +79,7 @@ def demonstrate(
         data: label to other utterances, with transcripts, to score on.
         config: samples, batch size (:data:`CALIBRATION_BATCH` at most in calibration), seed and group size are read
             from it.
-        reporter: hears of progress.
+        reporter: receives progress.
         bits: bit widths, each with all three methods.
         device: where the models run.
         dtype: computation dtype of the scored models, :func:`scoring_dtype`'s choice when not given; calibration

@@ -69,7 +69,7 @@ def load_contextasr(source: Path, part: str | None, intake: Intake) -> list[Utte
 def _utterance(row: dict[str, Any], folder: Path, set_language: str, where: str) -> Utterance:
     missing = [key for key in COLUMNS if row.get(key) is None]
     if missing:
-        raise DataError(f"{where}: no {', '.join(missing)}; download the file anew")
+        raise DataError(f"{where}: no {', '.join(missing)}; download the file again")
     return Utterance(
         id=value(row, "uniq_id", str, where),
         audio=folder / value(row, "audio", str, where),

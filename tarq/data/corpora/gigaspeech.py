@@ -76,7 +76,7 @@ def load_gigaspeech(source: Path, part: str | None, intake: Intake) -> list[Utte
         chosen = [(audio, segment) for audio, segment in segments if f"{{{subset}}}" in segment["subsets"]]
         return _utterances(path, chosen, intake)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
-        raise DataError(f"{path}: not GigaSpeech's metadata ({error!r}); download it anew") from error
+        raise DataError(f"{path}: not GigaSpeech's metadata ({error!r}); download it again") from error
 
 
 def _utterances(path: Path, segments: list[tuple[dict[str, Any], dict[str, Any]]], intake: Intake) -> list[Utterance]:

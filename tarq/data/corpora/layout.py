@@ -44,9 +44,9 @@ def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); see to its place and permissions") from error
+        raise DataError(f"{path}: cannot be read ({error.strerror}); check its location and permissions") from error
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 text ({error}); convert it, or extract the archive anew") from error
+        raise DataError(f"{path}: not UTF-8 text ({error}); convert it, or extract the archive again") from error
 
 
 def header(path: Path, delimiter: str) -> list[str]:
@@ -81,7 +81,7 @@ def read_table(path: Path, delimiter: str, columns: Sequence[str]) -> Iterator[t
         values = line.rstrip("\r").split(delimiter)
         if len(values) != len(names):
             raise DataError(
-                f"{path}:{number}: {len(values)} values for {len(names)} columns; the file is damaged: extract it anew"
+                f"{path}:{number}: {len(values)} values for {len(names)} columns; the file is damaged: extract it again"
             )
         yield f"{path}:{number}", dict(zip(names, values, strict=True))
 
@@ -102,7 +102,7 @@ def is_there(audio: Path, where: str, name: str, intake: Intake) -> bool:
         what = "is a folder" if audio.is_dir() else "is no regular file" if audio.exists() else "does not exist"
     except OSError as error:  # a name no file can have
         what = f"cannot be looked for ({error.strerror})"
-    intake.broken(name, DataError(f"{where}: audio file {audio} {what}; correct the path or extract it anew"))
+    intake.broken(name, DataError(f"{where}: audio file {audio} {what}; correct the path or extract it again"))
     return False
 
 
@@ -122,7 +122,7 @@ def number(text: str, what: str, where: str) -> float:
     except ValueError:
         found = math.nan
     if not (math.isfinite(found) and found >= 0):
-        raise DataError(f"{where}: {what} is {text!r}; it needs to be a number of seconds: extract the corpus anew")
+        raise DataError(f"{where}: {what} is {text!r}; it needs to be a number of seconds: extract the corpus again")
     return found
 
 

@@ -52,7 +52,7 @@ def load_ljspeech(source: Path, part: str | None, intake: Intake) -> list[Uttera
             continue
         name, *texts = (field.strip() for field in line.rstrip("\r").split("|"))
         if not name or not 1 <= len(texts) <= 2:
-            intake.broken(where, DataError(f"{where}: not a name and a transcript with | between; get the file anew"))
+            intake.broken(where, DataError(f"{where}: not a name and a transcript with | between; get the file again"))
             continue
         audio = _audio(path.parent, name)
         identity = str(Path(name).with_suffix("")) if Path(name).suffix.lower() in SUFFIXES else name

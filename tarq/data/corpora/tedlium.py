@@ -70,7 +70,9 @@ def load_tedlium(source: Path, part: str | None, intake: Intake) -> list[Utteran
 def _segment(start: str, end: str, where: str) -> tuple[float, float]:
     seconds = number(start, "the start", where), number(end, "the end", where)
     if seconds[1] <= seconds[0]:
-        raise DataError(f"{where}: the segment ends at {end}, not after its start at {start}; extract the archive anew")
+        raise DataError(
+            f"{where}: the segment ends at {end}, not after its start at {start}; extract the archive again"
+        )
     return seconds
 
 
@@ -86,7 +88,7 @@ def _talk(split: Path, path: Path, intake: Intake) -> list[Utterance]:
             talk, _, speaker, start, end, label = fields[:6]
             seconds = _segment(start, end, f"{where}: not an STM line")
         except ValueError as error:
-            intake.broken(where, DataError(f"{where}: not an STM line ({error}); extract the archive anew"))
+            intake.broken(where, DataError(f"{where}: not an STM line ({error}); extract the archive again"))
             continue
         except DataError as error:
             intake.broken(where, error)
