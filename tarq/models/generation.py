@@ -256,7 +256,7 @@ def require_finite(logits: Tensor) -> Tensor:
     """
     if not bool(are_numbers(logits).all()):
         raise ModelError(
-            "the model computes NaN or infinity: its weights contain some or overflow in this dtype (try --dtype float32)"
+            "the model computes NaN or infinity: its weights have some or overflow in this dtype (try --dtype float32)"
         )
     return logits
 
