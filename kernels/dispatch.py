@@ -96,7 +96,7 @@ def choice(backend: str | None) -> str:
     choices = dict.fromkeys((*BACKENDS, *OWN_NAMES))
     if named not in choices:
         source = f"backend={named!r}" if backend else f"the environment variable {VARIABLE}={named}"
-        raise refused(f"{source} is no backend: choose one of {', '.join(choices)}", backend)
+        raise refused(f"{source} is not a backend: choose one of {', '.join(choices)}", backend)
     return named
 
 

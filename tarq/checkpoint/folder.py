@@ -114,13 +114,13 @@ def _check_replaceable(path: Path, target: Path) -> None:
         return
     if not (_is_packed(target / "config.json") or (target / FILE_NAME).is_file()):
         raise CheckpointError(
-            f"{path} is no tarq checkpoint: --overwrite replaces nothing else. Choose another folder, or remove it "
+            f"{path} is not a tarq checkpoint: --overwrite replaces nothing else. Choose another folder, or remove it "
             "yourself"
         )
     foreign = next((e.name for e in entries if not _is_ours(e)), None)
     if foreign is not None:
         raise CheckpointError(
-            f"{path} holds {foreign}, which is no part of a checkpoint: --overwrite would delete it. Move it away or "
+            f"{path} holds {foreign}, which is not part of a checkpoint: --overwrite would delete it. Move it away or "
             "choose another folder"
         )
 

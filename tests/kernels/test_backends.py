@@ -96,7 +96,7 @@ def test_names_are_taken_once(name: str):
 
 def test_an_unknown_name_in_the_environment_is_said_where_layers_are_made(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("TARQ_BACKEND", "fast")
-    with pytest.raises(TarqError, match="variable TARQ_BACKEND=fast is no backend: choose one of auto, ref"):
+    with pytest.raises(TarqError, match="variable TARQ_BACKEND=fast is not a backend: choose one of auto, ref"):
         make()
 
 

@@ -99,7 +99,7 @@ def is_there(audio: Path, where: str, name: str, intake: Intake) -> bool:
     try:
         if audio.is_file():
             return True
-        what = "is a folder" if audio.is_dir() else "is no regular file" if audio.exists() else "does not exist"
+        what = "is a folder" if audio.is_dir() else "is not a regular file" if audio.exists() else "does not exist"
     except OSError as error:  # a name no file can have
         what = f"cannot be looked for ({error.strerror})"
     intake.broken(name, DataError(f"{where}: audio file {audio} {what}; correct the path or extract it again"))
