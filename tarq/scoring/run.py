@@ -26,7 +26,7 @@ from tarq.words.frequencies import described
 from tarq.words.normalize import Normalizer
 from tarq.words.rarity import rare_counts
 
-#: Sets whose rare words stand in fewer utterances than this get a note: a bootstrap of so few says little.
+#: Sets whose rare words occur in fewer utterances than this get a note: a bootstrap over so few is unreliable.
 FEW = 10
 
 
@@ -58,13 +58,13 @@ class SetScores:
     Attributes:
         models: label to scores.
         differences: "B − A" to figure to paired difference, for every pair of models.
-        utterances, words, rare_words, entities: how much was scored.
-        language: it is spoken in, and models are prompted in.
-        normalizer: of that language, by name.
-        word_frequencies: which decide what is rare.
-        bad: broken files that were left out, with the reason; whoever loaded the set knows.
-        left_out: utterances left out by a convention of their corpus, counted by reason; likewise.
-        notes: what was left out or says little.
+        utterances, words, rare_words, entities: how many were scored.
+        language: of the speech and of the models' prompts.
+        normalizer: name of the normaliser.
+        word_frequencies: that define rare words.
+        bad: broken files that were left out while loading, with the reason.
+        left_out: utterances left out while loading by a convention of their corpus, counted by reason.
+        notes: what was left out or is unreliable.
     """
 
     utterances: int
@@ -112,7 +112,7 @@ def evaluate_models(
         data: label to utterances of one language (:func:`by_language`), each with a transcript.
         reference: label of the full-precision model that damage is measured against, or None.
         config: normaliser, threshold, batch size, seed, and the language of utterances that state none.
-        resamples: of the bootstrap.
+        resamples: number of bootstrap resamples.
         decode: also transcribe (word scores); otherwise the teacher-forced figures only.
 
     Raises:
@@ -127,7 +127,7 @@ def evaluate_models(
     spoken = {label: replace(config, language=_language(label, some, config)) for label, some in data.items()}
     for label, utterances in data.items():
         _check_set(label, utterances)
-        spoken[label].frequencies()  # refused now, not after work is done
+        spoken[label].frequencies()  # fails now, not after the work is done
     _check_comparable(models, reference)
     for name, recognizer in models.items():
         check_weights(name, recognizer)
@@ -142,7 +142,7 @@ def evaluate_models(
 
 
 def by_language(label: str, utterances: Sequence[Utterance], default: str) -> dict[str, Sequence[Utterance]]:
-    """A set under its label; where its utterances state several languages, one set for each, named ``label (de)``."""
+    """A set under its label, or one set per language, named ``label (de)``, if its utterances state several."""
     spoken: dict[str, list[Utterance]] = {}
     for utterance in utterances:
         spoken.setdefault(language_of(utterance, default), []).append(utterance)
@@ -159,7 +159,7 @@ def _language(label: str, utterances: Sequence[Utterance], config: TarqConfig) -
 
 
 def _check_comparable(models: Mapping[str, Recognizer], reference: str | None) -> None:
-    """Teacher forcing feeds every model the reference model's tokens and features."""
+    """Check that models fit the reference: teacher forcing feeds them its tokens and features."""
     if reference is None:
         return
     full = models[reference].model.config
@@ -169,13 +169,13 @@ def _check_comparable(models: Mapping[str, Recognizer], reference: str | None) -
             if ours != theirs:
                 raise ModelError(
                     f"{name} cannot be compared with {reference}: {field_name} is {ours}, there it is {theirs}; "
-                    "evaluate them apart"
+                    "evaluate them separately"
                 )
 
 
 def _check_set(label: str, utterances: Sequence[Utterance]) -> None:
     if not utterances:
-        raise DataError(f"{label}: no utterances to score: see what was left out, or give another set")
+        raise DataError(f"{label}: no utterances to score: check what was left out, or give another set")
     missing = [u.id for u in utterances if u.text is None]
     if missing:
         raise DataError(f"{label}: {len(missing)} utterances have no transcript to score against: {missing[0]}, …")
@@ -191,9 +191,9 @@ def _scores(
     thresholds: Sequence[float],
     resamples: int,
 ) -> SetScores:
-    """Figures, differences and words of one set, from what the models made of it."""
+    """Figures, differences and words of one set, from the models' outputs."""
     plain = config.text_normalizer(models[reference or next(iter(models))].spelling)
-    # Words, entities and rare words are counted in the same texts: each is normalised once.
+    # Words, entities and rare words are counted in the same texts, which are normalised once.
     normalizer = Normalizer(plain.name, lru_cache(maxsize=None)(plain.apply))
     measured = {
         name: _measured(name, utterances, outputs, normalizer=normalizer, config=config, thresholds=thresholds)
@@ -244,7 +244,7 @@ def _measured(
     config: TarqConfig,
     thresholds: Sequence[float],
 ) -> Measured:
-    """Words, entities and divergence of one model, as far as it was asked for them."""
+    """Words, entities and divergence of one model, as far as requested."""
     divergence = outputs.divergence.get(name)
     if name not in outputs.transcripts:
         return Measured(divergence=divergence)
@@ -265,7 +265,7 @@ def _measured(
 
 
 def _model_scores(figures: dict[str, Interval], measured: Measured, full: Measured | None) -> ModelScores:
-    """One model's scores; ``full`` is the reference model's, where there is one and it is another."""
+    """One model's scores; ``full`` is the reference model's, if there is another one."""
     if (words := measured.words) is None:
         return ModelScores(figures)
     counts = {
@@ -290,12 +290,12 @@ def _model_scores(figures: dict[str, Interval], measured: Measured, full: Measur
 
 
 def _few_rare_words(rare: Sequence[int]) -> list[str]:
-    """A note where rare figures say little or nothing."""
+    """A note if rare figures are unreliable or missing."""
     holding = sum(count > 0 for count in rare)
     if holding == 0:
         return ["no rare words in this set: rare figures have no value"]
     if holding < FEW:
-        return [f"rare words in {holding} of {len(rare)} utterances only: intervals of rare figures say little"]
+        return [f"rare words in {holding} of {len(rare)} utterances only: intervals of rare figures are unreliable"]
     return []
 
 

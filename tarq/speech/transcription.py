@@ -1,4 +1,4 @@
-"""Transcribing audio of any length: windows cut where it is quiet, decoded in batches, joined again."""
+"""Transcribing audio of any length: split into windows at quiet places, decoded in batches, joined again."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from tarq.errors import DataError
 from tarq.models.base import Recognizer
 from tarq.report import Reporter
 
-#: The last part of a window (seconds) in which the quietest place to cut is looked for.
+#: The last part of a window, in seconds, in which the quietest place to cut is searched.
 SEARCH = 5.0
-#: Stretch of audio (seconds) whose loudness decides how quiet a place is.
+#: Seconds of audio over which loudness is measured.
 FRAME = 0.02
 
 
@@ -55,10 +55,10 @@ def transcribe_waveforms(
         waveforms: mono, at the recognizer's sampling rate, of any length.
         batch_size: windows decoded at once.
         reporter: receives each utterance.
-        language: it is in; the recognizer's own when not given.
+        language: of the speech; the recognizer's by default.
 
     Raises:
-        ModelError: the model computes NaN or infinity, or the language is not its.
+        ModelError: the model computes NaN or infinity, or the language is not the model's.
     """
     size = int(recognizer.window * recognizer.sampling_rate)
     cut = [windows(w, size, recognizer.sampling_rate) for w in waveforms]
@@ -83,16 +83,16 @@ def transcribe_files(
     reporter: Reporter,
     language: str | None = None,
 ) -> Iterator[tuple[Path | Encoded, str | DataError]]:
-    """Each file with its transcript, or with the reason why it cannot be read, in order and as they are done.
+    """Yield each file with its transcript, or with the error if it cannot be read, in order, as they are done.
 
     Args:
-        paths: audio of any length, format and rate.
-        batch_size: windows decoded at once; so many files are read before they are transcribed.
+        paths: audio of any length, format and sampling rate.
+        batch_size: windows decoded at once, and files read ahead.
         reporter: receives each file.
-        language: they are in; the recognizer's own when not given.
+        language: of the speech; the recognizer's by default.
 
     Raises:
-        ModelError: the model computes NaN or infinity, or the language is not its.
+        ModelError: the model computes NaN or infinity, or the language is not the model's.
     """
     for start in range(0, len(paths), batch_size):
         results: dict[int, str | DataError] = {}
