@@ -1,15 +1,15 @@
-"""README's headline table: what 4 bits cost on official weights, by method, over several calibration draws.
+"""The README's tables: the cost of 4 bits on official weights, by method, over several calibration draws.
 
     python benchmarks/studies/headline.py MODEL … --calibration MANIFEST --data MANIFEST --json FILE
-    python benchmarks/studies/headline.py --table FILE …     # its tables, of one or several such files together
+    python benchmarks/studies/headline.py --table FILE …     # the tables of one or several such files
 
 A cell is a model, an arm and a draw. A draw is a seed that picks the calibration utterances, the same ones for every
-arm. Every cell is scored on the same utterances, of speakers that nothing was chosen on: speakers are sorted by id, the
-first half of them is there to choose by (``--half choose``), the second to report on (``--half report``, the default).
+arm. Every cell is scored on the same utterances, of speakers that no choice was based on: speakers are sorted by id;
+the first half is for choices (``--half choose``), the second for reporting (``--half report``, the default).
 
-FILE is written after each cell, and a run that finds cells in it goes on behind them. Cells come draw by draw, so that
-a run that is stopped leaves whole draws. Layers are scored as Linears of their expanded weights: what is measured are
-the codes, not the kernels. Everything is computed in float32.
+FILE is written after each cell, and a run resumes after the cells in it. Cells are measured draw by draw, so that a
+stopped run leaves complete draws. Layers are scored as Linears with expanded weights: the codes are measured, not the
+kernels. Everything is computed in float32.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What cells of a study come to: means over draws, differences within a draw, intervals over draws and utterances."""
+"""Summary of a study's cells: means over draws, differences within a draw, intervals over draws and utterances."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def _model_tables(results: dict[str, Any], model: str, arms: Sequence[str], pair
 
 
 def _recovered(values: dict[tuple[str, str], Resampled], arm: str) -> str:
-    """The share of GPTQ's damage to the true rare token that an arm does not do."""
+    """The share of GPTQ's ΔNLL on rare targets that an arm recovers."""
     figure = "delta_nll_rare"
     if arm in (FULL, BASE) or (arm, figure) not in values or (BASE, figure) not in values:
         return "–"
@@ -147,7 +147,7 @@ def _recovered(values: dict[tuple[str, str], Resampled], arm: str) -> str:
 
 
 def _text(figure: str, known: Interval | Difference) -> str:
-    """A value and its interval; a difference carries a sign, and is bold where it is clear of 0."""
+    """A value and its interval; a difference carries a sign, and is bold where it excludes 0."""
     _, factor, decimals = FIGURES[figure]
     if np.isnan(known.value):
         return "–"

@@ -43,7 +43,7 @@ if installed():
 
 
 def gram(x: Tensor, y: Tensor | None = None, weight: Tensor | None = None, *, backend: str | None = None) -> Tensor:
-    """Weighted sum of outer products ``Σ_t d_t y_t x_tᵀ`` (method.md §3, the ``Xᵀ D X`` of RareBAL).
+    """Weighted sum of outer products ``Σ_t d_t y_t x_tᵀ`` (the ``Xᵀ D X`` of RareBAL; arXiv 2605.27808, §3).
 
     Args:
         x: [T, n] activations, float64, float32, bfloat16 or float16; any strides.
@@ -73,7 +73,7 @@ def gram_sides(
 ) -> tuple[Tensor, Tensor]:
     """:func:`gram` of the rows outside the tail and of those in it, each row read once (``H_C, H_T``).
 
-    With ``y`` the difference of the full-precision inputs and ``x`` these are ``H_Δ,C, H_Δ,T`` (method.md §4).
+    With ``y`` the difference of the full-precision inputs and ``x`` these are ``H_Δ,C, H_Δ,T`` (arXiv 2605.27808, §4).
 
     Args:
         x, y, weight, backend: see :func:`gram`; a row of weight 0 is on neither side, even if it is not finite.

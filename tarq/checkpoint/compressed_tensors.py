@@ -1,4 +1,4 @@
-"""The format: compressed-tensors ``pack-quantized``, its configuration and how it is loaded packed (formats.md)."""
+"""The format: compressed-tensors ``pack-quantized``, its configuration and how it is loaded packed."""
 
 from __future__ import annotations
 

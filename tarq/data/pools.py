@@ -1,4 +1,4 @@
-"""Calibration pools: which utterances of one or several corpora a model is calibrated on (as in the paper; method §6).
+"""Calibration pools: which utterances of one or several corpora a model is calibrated on (as in arXiv 2605.27808).
 
 ρ of an utterance is the share of its words that are rare. Four kinds of pool:
 

@@ -1,4 +1,4 @@
-"""A bias that absorbs the mean: layers that have one are quantized about the mean of their input (method.md §9).
+"""A bias that absorbs the mean: layers that have one are quantized about the mean of their input.
 
 A Linear's bias stays in full precision, so it is free to move. ``b' = b + W μ_f − Ŵ μ`` minimises the weighted output
 error, whatever Ŵ is, and the remaining error is the same problem under centred moments

@@ -126,8 +126,7 @@ def rebalance(
         lam: weight of a tail position.
         lam_cross: the same for the cross-moment alone; ``lam`` by default.
         dtype: of the result. Only one float64 sum is held at a time: for a wide layer it is half a gigabyte.
-        centred: take moments about the mean: ``H − n μ μᵀ`` and ``H_Δ − n (μ_f − μ) μᵀ`` with ``n = Σ d`` (method.md
-            §9).
+        centred: take moments about the mean: ``H − n μ μᵀ`` and ``H_Δ − n (μ_f − μ) μᵀ`` with ``n = Σ d``.
 
     Raises:
         ValueError: centred moments without first ones.

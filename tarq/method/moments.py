@@ -1,4 +1,4 @@
-"""Running moments of one Linear input, common and tail positions side by side (method.md §3–4, §9)."""
+"""Running moments of one Linear input, common and tail positions side by side (arXiv 2605.27808, §3–4)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Refinement of the sweep's codes and scales under the same metric; it never raises the loss (method.md §9).
+"""Refinement of the sweep's codes and scales under the same metric; it never raises the loss.
 
 Given the codes, the scales of a row solve a least-squares problem; given the scales, each code has one best value with
 the others fixed. A few alternating rounds lower ``‖(v − v̂) L‖²`` further than one sweep can.

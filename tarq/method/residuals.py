@@ -2,7 +2,7 @@
 
 The partly quantized network feeds a layer ``x`` where full precision would have fed ``xf``. With
 ``H_Δ = Σ d (xf − x) xᵀ`` the direction ``D = W H_Δ (H + δI)⁻¹`` undoes the drift, and one scalar α per layer
-says how far to go along it (method.md §4; arXiv 2605.27808, §4). A residual may also move the layer's bias.
+says how far to go along it (arXiv 2605.27808, §4). A residual may also move the layer's bias.
 """
 
 from __future__ import annotations
@@ -126,7 +126,7 @@ def inner(a: Tensor, b: Tensor) -> float:
 
 
 def absorbed_mean(layer: Layer, w_hat: Tensor, statistics: Statistics) -> Tensor:
-    """``b + W μ_f − Ŵ μ``: the bias that minimises the weighted output error (method.md §9)."""
+    """``b + W μ_f − Ŵ μ``: the bias that minimises the weighted output error (:mod:`tarq.method.absorb`)."""
     mean, mean_full = statistics.moments.mean, statistics.moments.mean_full
     if mean is None or mean_full is None or layer.bias is None:
         raise ValueError("a bias that absorbs the mean needs first moments and a layer with a bias")

@@ -68,7 +68,7 @@ class Solver(Protocol):
 
 @dataclass(frozen=True)
 class Sweep(Solver):
-    """The Cholesky-based column sweep: GPTQ's codes without an inverse (kernels.md).
+    """The Cholesky-based column sweep: GPTQ's codes without an inverse (:mod:`tarq.kernels.group_quantize.op`).
 
     Attributes:
         damp: δ = damp · mean(diag H), raised tenfold each time a factorisation fails.

@@ -1,4 +1,4 @@
-"""Which words, subwords and positions are rare: the tail T of the method (paper §3, spec §2).
+"""Which words, subwords and positions are rare: the tail T of the method (arXiv 2605.27808, §3).
 
 A word is rare if its ``wordfreq`` Zipf score (log10 of its occurrences per billion words) is below a threshold,
 3 in the paper: less than one in a million. Names, numerals and terms need no labels: they are in the tail because

@@ -267,11 +267,11 @@ def test_what_is_no_audio_is_told_by_name(tmp_path, name, content, message):
 
 
 def test_folders_pipes_and_devices_are_no_files(tmp_path):
-    with pytest.raises(DataError, match="a folder, no audio file"):
+    with pytest.raises(DataError, match="a folder, not an audio file"):
         read_audio(tmp_path)
     if hasattr(os, "mkfifo"):
         os.mkfifo(tmp_path / "pipe.wav")  # opening it for reading would wait for ever
-        with pytest.raises(DataError, match=r"pipe\.wav: a pipe, socket or device, no audio file"):
+        with pytest.raises(DataError, match=r"pipe\.wav: a pipe, socket or device, not an audio file"):
             read_audio(tmp_path / "pipe.wav")
     with pytest.raises(DataError, match="cannot be opened"):
         read_audio("a\0b.wav")
@@ -444,7 +444,7 @@ def test_torchcodec_is_given_no_playlist(tmp_path, monkeypatch):
     monkeypatch.setattr(ffmpeg.shutil, "which", lambda _: None)
     monkeypatch.setattr(ffmpeg, "find_spec", lambda _: True)
     (tmp_path / "a.m4a").write_text("#EXTM3U\n#EXTINF:4,\nhttps://example.com/a.aac\n")
-    with pytest.raises(DataError, match=r"a\.m4a: .*begins like no audio that torchcodec is given"):
+    with pytest.raises(DataError, match=r"a\.m4a: .*begins like no audio format that torchcodec is given"):
         read_audio(tmp_path / "a.m4a")
 
 

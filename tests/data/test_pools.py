@@ -130,7 +130,7 @@ def test_kinds_that_do_not_fit_what_is_given():
     with pytest.raises(DataError, match="r-cross draws from several corpora"):
         draw_pool(one, "r-cross", 1, 0, RARITY)
     silent = {"a": [Utterance("a", Path("a.wav"), None, 1.0)]}
-    with pytest.raises(DataError, match="goes by the words of transcripts, and there are none"):
+    with pytest.raises(DataError, match="needs the words of transcripts, and there are none"):
         draw_pool(silent, "r-top", 1, 0, RARITY, require_text=False)
     with pytest.raises(DataError, match="none of 1 utterances qualifies"):
         draw_pool(one, "r-top", 1, 0, RARITY, max_duration=1.0)
