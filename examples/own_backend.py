@@ -15,10 +15,7 @@ class Bytes(Backend):
     name = "bytes"
 
     def can_run(self, config: Config) -> tuple[bool, str]:
-        return (
-            config.symmetric and not config.int8_activations,
-            "" if config.symmetric else "supports no zero points",
-        )
+        return config.symmetric and not config.int8_activations, "" if config.symmetric else "supports no zero points"
 
     def prepack(self, weight: PackedWeight) -> PackedWeight:
         weight.check()
