@@ -72,11 +72,11 @@ inline void fused_piece(const W4Layer& layer, const W4Product& product, const Ti
     Codes<S, parts, each> decode[count];
     for (int r = 0; r < count; ++r) decode[r].read(groups.zeros + (r0 + r) * groups.stride + group);
     for (int64_t b = first; b < end; ++b) {
-      const auto steps = S::steps_in_memory();  // here, or they would take all registers
+      const auto steps = S::steps_in_memory();  // loaded here: hoisted, they would take all registers
       const typename S::Window window = tile.window(b);
       typename S::Words words[count];
       for (int r = 0; r < count; ++r) words[r] = tile.load(r0 + r, b, window);
-      // The last step first: where it shifts words, they would be held meanwhile.
+      // The last step first: if it shifts words, they need not be held in the meantime.
 #pragma GCC unroll 8
       for (int j = S::steps - 1; j >= 0; --j) {
         typename S::Vector codes[count];
