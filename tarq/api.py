@@ -212,7 +212,7 @@ def transcribe(
     Args:
         model: a transformers model, a recognizer, a folder or a hub id.
         audio: files, by their paths or in memory (``tarq.data.audio.Encoded``).
-        tokenizer: found where the model was loaded from when not given.
+        tokenizer: by default the one where the model was loaded from.
         feature_extractor: likewise.
         processor: likewise; see :func:`as_recognizer`.
         language: of the speech; likewise.

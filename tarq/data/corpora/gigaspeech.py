@@ -35,7 +35,7 @@ def transcript(text: str) -> str | None:
     return " ".join(text.split()) or None
 
 
-#: ``speechcolab/gigaspeech`` (one agrees to its terms first): configurations xs, s, m, l, xl, dev and test;
+#: ``speechcolab/gigaspeech`` (gated: accept its terms first): configurations xs, s, m, l, xl, dev and test;
 #: splits train, validation and test; columns segment_id, speaker, text, audio, begin_time, end_time, audio_id,
 #: title, url, source, category, original_full_path.
 HUB = HubColumns(

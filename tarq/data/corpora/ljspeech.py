@@ -1,7 +1,7 @@
-"""LJ Speech and what is laid out like it: ``metadata.csv`` without column names, and ``wavs/``.
+"""LJ Speech and corpora in its layout: ``metadata.csv`` without column names, and ``wavs/``.
 
 A line is ``LJ001-0001|the transcript as read|the transcript, numerals written out``, separated by ``|`` without
-quotation; the third value may be missing. It is the transcript where it is there.
+quotation; the third value may be missing. If present, it is the transcript.
 """
 
 from __future__ import annotations

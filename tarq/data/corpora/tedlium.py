@@ -2,7 +2,7 @@
 
 The splits lie under ``legacy/`` in the archive of OpenSLR, and are archives of their own on the hub
 (``LIUM/tedlium``, ``TEDLIUM_release3/legacy/test.tar.gz``); talks converted to WAV or FLAC, in ``wav/`` or
-beside the STM files, are taken too. A line of an STM file is a segment of a talk::
+beside the STM files, are accepted too. A line of an STM file is a segment of a talk::
 
     AimeeMullins_2009P 1 AimeeMullins_2009P 17.82 28.81 <o,f0,female> i 'd like to share with you …
 
