@@ -107,7 +107,7 @@ def test_an_unknown_name_in_the_environment_is_said_where_layers_are_made(monkey
         (CPU, "cpp", ""),
         (CPU._replace(bits=3), "cpp", ""),
         (CPU._replace(bits=8), "reference", "cpp has no kernel for 8 bits"),
-        (CPU._replace(group_size=20), "cpp", "no multiple of 8"),
+        (CPU._replace(group_size=20), "cpp", "not a multiple of 8"),
         (CPU._replace(int8_activations=True), "cpp", ""),
         (CPU._replace(int8_activations=True, group_size=40), "reference", "rounds activations in groups of 32, 64"),
         (CPU._replace(device="mps"), "reference", "every call expands the weight"),
