@@ -1,10 +1,10 @@
-"""Everything that wants an NVIDIA GPU: build the CUDA extension, test it, tune, benchmark, say which bars are reached.
+"""Everything that needs an NVIDIA GPU: build the CUDA extension, test, tune, benchmark, report which bars are met.
 
     python3 benchmarks/gpu_check.py [build] [test] [tune] [bench] [--results FOLDER] [--quick]
 
-All but `tune` when none is named; `build` always runs, and takes no time where nothing changed. It runs with the
-interpreter that runs it, which needs torch for CUDA, Triton, nvcc and a C++ compiler. Nothing is installed and nothing
-downloaded: the package is built to `build/gpu/lib` and found there. Peers that Python finds are measured, others named.
+By default all but `tune`; `build` always runs, and takes no time if nothing changed. It uses the interpreter that runs
+it, which needs torch for CUDA, Triton, nvcc and a C++ compiler. Nothing is installed or downloaded: the package is
+built to `build/gpu/lib` and found there. Peers that can be imported are measured, the others named.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ NEEDED = (
 PEERS = {"gemlite": "w4_linear"}
 OPERATIONS = ("gram", "group_quantize", "w4_linear")
 
-#: Run whole on the GPU; of the others, the tests marked for one.
+#: Test files that run entirely on the GPU; of the others only tests marked for one.
 KERNEL_TESTS = ("tests/kernels/test_gram_triton.py", "tests/kernels/test_w4_linear_triton.py")
 MARKED_TESTS = tuple(
     name
@@ -71,7 +71,7 @@ def main() -> None:
         step("build", "setup.py", "-q", "build", "--build-base", str(BUILD), "--build-lib", str(BUILD / "lib"))
     if "bench" in stages:
         quick = ["--quick"] if options.quick else []
-        for operation in OPERATIONS:  # one after the other: what was measured is kept if a later one fails
+        for operation in OPERATIONS:  # one after the other, so that results are kept if a later one fails
             stem = options.results / f"{operation}-{slug}"
             files = ["--json", f"{stem}.json", "--plot", f"{stem}.png"]
             arguments = ["-P", "-m", "tarq", "bench", operation, "--device", "cuda", *quick, *files]
@@ -84,18 +84,18 @@ def main() -> None:
 
 
 def device_name() -> str:
-    """The GPU's name; ends the program where there is none, or torch cannot use it."""
+    """The GPU's name; ends the program if there is none or torch cannot use it."""
     import torch
 
     if torch.version.cuda is None:
         sys.exit(f"gpu-check: torch {torch.__version__} of {sys.executable} is a CPU build; PYTHON=… names another")
     if not torch.cuda.is_available():
-        sys.exit("gpu-check: torch sees no NVIDIA GPU; look at nvidia-smi and the driver")
+        sys.exit("gpu-check: torch finds no NVIDIA GPU; check nvidia-smi and the driver")
     return torch.cuda.get_device_name()
 
 
 def step(name: str, *arguments: str, check: bool = True) -> bool:
-    """Run this interpreter on the built package; whether it succeeded. The program ends where it did not and must."""
+    """Run this interpreter on the built package; returns whether it succeeded (``check``: ends the program if not)."""
     environment = os.environ | {
         "TARQ_CUDA": "1",
         "TARQ_TEST_PACKAGE": str(BUILD / "lib"),

@@ -1,4 +1,4 @@
-"""A `w4_linear` backend of your own, in plain PyTorch: codes lie as bytes, so that a call need not unpack them.
+"""A custom `w4_linear` backend in plain PyTorch: codes are stored as bytes, so that a call need not unpack them.
 
 Run it: python examples/own_backend.py
 """
@@ -15,7 +15,7 @@ class Bytes(Backend):
     name = "bytes"
 
     def can_run(self, config: Config) -> tuple[bool, str]:
-        return config.symmetric and not config.int8_activations, "" if config.symmetric else "knows no zero points"
+        return config.symmetric and not config.int8_activations, "" if config.symmetric else "supports no zero points"
 
     def prepack(self, weight: PackedWeight) -> PackedWeight:
         weight.check()

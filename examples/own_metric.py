@@ -1,4 +1,4 @@
-"""A metric of one's own: positions count by how loud their layer's input is, so that silence counts little.
+"""A custom metric: positions are weighted by the norm of their layer's input, so that silence counts little.
 
 Run it: ``python examples/own_metric.py``
 """
@@ -12,10 +12,10 @@ from tarq.method.metrics import Metric
 
 @dataclass(frozen=True)
 class Loudness(Metric):
-    activations: bool = True  # weights differ from layer to layer: call reassign with what each layer reads
+    activations: bool = True  # weights differ between layers: call reassign with each layer's input
 
     def assign(self, tail, exists, key):
-        return tail, None  # rare positions on their own side, every weight 1
+        return tail, None  # rare positions form the tail side; every weight is 1
 
     def balance(self, parts):
         return 2.0, ""  # a rare position counts twice

@@ -1,4 +1,4 @@
-"""A residual of one's own: the cross-fitted one about the mean, which a layer's bias takes up (method.md §9).
+"""A custom residual: the cross-fitted one about the mean, which a layer's bias absorbs.
 
 Run it: ``python examples/own_residual.py``
 """
@@ -12,10 +12,10 @@ from tarq.method.residuals import CrossFitted, absorbed_mean
 
 @dataclass(frozen=True)
 class MeanInBias(CrossFitted):
-    first_moments: bool = True  # gather the means of both paths, too
+    first_moments: bool = True  # also accumulate the means of both paths
 
     def centres(self, layer):
-        # A constant added to every key moves no softmax, so keys need no bias.
+        # A constant added to every key does not change the softmax, so keys need no bias.
         return layer.bias is not None or layer.name.endswith("k_proj")
 
     def bias(self, layer, w_hat, statistics):

@@ -1,4 +1,4 @@
-"""A solver of one's own: the sweep's codes, each then moved to where the layer's loss is least, column by column.
+"""A custom solver: the sweep's codes, then each moved to minimise the layer's loss, column by column.
 
 Run it: ``python examples/own_solver.py``
 """
@@ -23,7 +23,7 @@ class Descent(Sweep):
             if statistics.factor.dead[j]:
                 continue
             s = q.scales[:, j // scheme.group_size].float()
-            step = (error @ H[j] / (s * H[j, j])).round()  # the best change of column j, all others as they are
+            step = (error @ H[j] / (s * H[j, j])).round()  # the best change of column j with all others fixed
             moved = (codes[:, j] + step).clamp(0, scheme.max_code)
             error[:, j] -= (moved - codes[:, j]) * s
             codes[:, j] = moved

@@ -2,12 +2,11 @@
 
 Every operation is a torch custom operator ``tarq::<name>``: its schema and fake implementation are
 declared in Python (``kernels/<name>/op.py``), its CPU implementation is registered by the compiled
-extension ``tarq._C``, its CUDA implementation by the extension or by ``op.py`` where Triton is there. On a
-device for which an operator has no kernel the reference runs, and one warning says so and why.
+extension ``tarq._C``, its CUDA implementation by the extension or, with Triton installed, by ``op.py``. On a
+device for which an operator has no kernel the reference runs, and one warning says why.
 
 ``backend="reference"`` (argument) or ``TARQ_BACKEND=reference`` (environment) forces the reference. ``w4_linear`` has
-a choice of backends, each with a name (``kernels/w4_linear/backends.py``); to the other operations such a name says
-nothing.
+several named backends (``kernels/w4_linear/backends.py``); the other operations ignore such a name.
 """
 
 from __future__ import annotations
@@ -23,26 +22,26 @@ import torch
 
 from ..errors import TarqError
 
-#: What every operation understands: the best that there is, the plain PyTorch, anything but it.
+#: Names valid for every operation: the best available, plain PyTorch, anything but plain PyTorch.
 BACKENDS = ("auto", "reference", "native")
 
 #: Names of backends that registered themselves for one operation.
 OWN_NAMES: list[str] = []
 
-#: The environment variable that stands for the argument ``backend`` where it is not given.
+#: The environment variable that replaces the argument ``backend`` if it is not given.
 VARIABLE = "TARQ_BACKEND"
 
 
 class BackendError(TarqError):
-    """A backend that is unknown, or cannot run what it is asked to."""
+    """A backend is unknown, or cannot run the operation."""
 
 
 class BackendArgumentError(BackendError, ValueError):
-    """The same where it is named by an argument: a wrong call, no wrong environment, which no file is to blame for."""
+    """A :class:`BackendError` for a backend named by an argument: a wrong call, hence also a ``ValueError``."""
 
 
 def refused(text: str, argument: str | None) -> BackendError:
-    """The error to raise, where the backend is named by an argument, or else by the environment."""
+    """The error class for a backend named by an argument, or otherwise by the environment."""
     return BackendArgumentError(text) if argument else BackendError(text)
 
 
@@ -55,7 +54,7 @@ def _load_extension() -> str | None:
     return None
 
 
-#: Why the compiled extension is not there (the import error's text), or None when it is.
+#: Why the compiled extension is missing (the import error's text), or None.
 EXTENSION_ERROR: str | None = _load_extension()
 
 #: Operators whose CUDA kernels are Triton's, and those whose are the extension's; others have none.
@@ -80,39 +79,39 @@ def define(name: str, schema: str, reference: Callable, fake: Callable) -> None:
     torch.library.impl(qualified, "CompositeExplicitAutograd", reference)
 
 
-@cache  # as asking takes 25 µs; kernels are registered before an operator is first called
+@cache  # cached: asking takes 25 µs, and kernels are registered before an operator is first called
 def has_native(name: str, device: str) -> bool:
-    """Whether ``tarq::name`` has a kernel of its own on ``device`` (``"cpu"``, ``"cuda"``)."""
+    """Whether ``tarq::name`` has a native kernel on ``device`` (``"cpu"``, ``"cuda"``)."""
     key = torch._C._dispatch_key_for_device(device)
     return torch._C._dispatch_has_kernel_for_dispatch_key(f"tarq::{name}", key)
 
 
 def choice(backend: str | None) -> str:
-    """The backend asked for: the argument, or else ``TARQ_BACKEND``, or else ``auto``.
+    """The requested backend: the argument, or else ``TARQ_BACKEND``, or else ``auto``.
 
     Raises:
-        BackendError: it is unknown; the message says where it comes from and what there is.
+        BackendError: it is unknown; the message names its source and the known ones.
     """
     named = backend or os.environ.get(VARIABLE) or "auto"
     choices = dict.fromkeys((*BACKENDS, *OWN_NAMES))
     if named not in choices:
         source = f"backend={named!r}" if backend else f"the environment variable {VARIABLE}={named}"
-        raise refused(f"{source} is no backend: choose one of {', '.join(choices)}", backend)
+        raise refused(f"{source} is not a backend: choose one of {', '.join(choices)}", backend)
     return named
 
 
 def use_reference(backend: str | None, name: str, device: str) -> bool:
     """Resolve the ``backend`` argument (or ``TARQ_BACKEND``) of ``tarq::name`` on ``device``.
 
-    Where there is no native kernel and none is asked for, the first call warns that the reference runs.
+    Without a native kernel, the first call warns that the reference runs, unless it was requested.
 
     Raises:
-        BackendError: the backend is unknown, or ``native`` is asked for and absent.
+        BackendError: the backend is unknown, or ``native`` is requested and missing.
     """
     wanted = choice(backend)
     if wanted == "reference":
         return True
-    # A traced call is left to the dispatcher, which finds the reference as well: the question cannot be traced.
+    # A traced call is left to the dispatcher, which also finds the reference: has_native() cannot be traced.
     if torch.compiler.is_compiling() or has_native(name, device):
         return False
     if wanted == "native":
@@ -124,16 +123,16 @@ def use_reference(backend: str | None, name: str, device: str) -> bool:
 
 @cache
 def warn_reference(name: str, device: str) -> None:
-    """Say, once for each operator and device, that the reference runs where a kernel should."""
+    """Warn, once per operator and device, that the reference runs instead of a kernel."""
     warnings.warn(
         f"tarq::{name} has no native kernel on {device}, where the slow reference runs instead{reason(name, device)}",
         RuntimeWarning,
-        stacklevel=4,  # who called the operation
+        stacklevel=4,  # the caller of the operation
     )
 
 
 def reason(name: str, device: str) -> str:
-    """Why there is no kernel and the mend, to end a sentence; nothing where there could not be one."""
+    """Why there is no kernel, and the fix, as the end of a sentence; empty if there cannot be one."""
     if device == "cuda" and name in TRITON:
         return "" if find_spec("triton") else ": Triton is not installed; pip install triton"
     if device != "cpu" and (device != "cuda" or name not in EXTENSION):

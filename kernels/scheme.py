@@ -18,11 +18,11 @@ class Scheme:
         symmetric: zero point fixed at ``2**(bits-1)``; otherwise an integer zero point per group.
         scale_rule: how a symmetric group's scale is chosen: ``absmax`` (max|w| / (2**bits - 1) · 2),
             ``minmax`` ((max − min) / (2**bits − 1), the paper's eq. 1, clips skewed groups) or ``mse``
-            (the shrink of ``absmax`` with the least squared error). Asymmetric groups span min…max
+            (the shrunken ``absmax`` with the smallest squared error). Asymmetric groups span min…max
             (``absmax`` and ``minmax`` alike) or its best shrink (``mse``).
 
     Raises:
-        ValueError: a field is outside its choices.
+        ValueError: a field has a value that is not allowed.
     """
 
     bits: int = 4

@@ -1,6 +1,6 @@
-"""What the Triton kernels of all operations share: the chip, how tensors are read as vectors, what is compiled.
+"""Shared by the Triton kernels of all operations: chip properties, alignment for vector loads, compile signatures.
 
-Nothing here imports Triton, which takes a second.
+Nothing here imports Triton, which would take a second.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-#: Bytes of a vector load or store: what an address must be a multiple of for one.
+#: Bytes of a vector load or store, to which its address must be aligned.
 ALIGNMENT = 16
 
-#: An H200's compute capability and number of SMs: those of kernels that are interpreted.
+#: An H200's compute capability and number of SMs, assumed for interpreted kernels.
 INTERPRETED = (9, 0), 132
 
 
@@ -36,14 +36,14 @@ def chip(device: torch.device) -> tuple[tuple[int, int], int]:
 
 
 def on_device_of(tensor: Tensor) -> AbstractContextManager:
-    """Launches inside go to the tensor's GPU. Free where that is the current one, as it nearly always is."""
+    """Launch on the tensor's GPU within the block; costs nothing if that is the current one, as it usually is."""
     if not tensor.is_cuda or tensor.device.index == torch.cuda.current_device():
         return nullcontext()
     return torch.cuda.device(tensor.device)
 
 
 def aligned(tensor: Tensor) -> Tensor:
-    """The tensor if it is contiguous and starts where vector loads may, else a copy that does."""
+    """The tensor if it is contiguous and aligned for vector loads, otherwise such a copy."""
     if tensor.is_contiguous() and tensor.data_ptr() % ALIGNMENT == 0:
         return tensor
     return tensor.clone(memory_format=torch.contiguous_format)
@@ -74,7 +74,7 @@ def specialization(
     multiples: Collection[str] = (),
     unaligned: Collection[str] = (),
 ) -> tuple[dict[str, str], dict[tuple[int], int | None], dict[tuple[int], list]]:
-    """What Triton compiles a launch for, so that a kernel can be compiled ahead of it.
+    """The signature that Triton compiles a launch for, for ahead-of-time compilation.
 
     Args:
         kernel: a ``triton.JITFunction``.

@@ -74,27 +74,26 @@ def quantize(
 ) -> Report:
     """Quantize the Linear layers of a speech model's blocks, in place.
 
-    Where ``torch.distributed`` is initialised, every process calls this alike: each takes a share of the work and all
-    end with the same model.
+    Where ``torch.distributed`` is initialised, every process must make the same call: each takes a share of the work,
+    and all end with the same model.
 
     Args:
         model: a transformers model (or a :class:`Recognizer`, which brings its own tokenizer).
-        calibration: transcribed speech: a corpus by its name, utterances, or label to such for several corpora.
-            None for a method that looks at the weights alone (``rtn``).
-        config: what to do; TARQ at W4G128 by default.
-        tokenizer: found where the model was loaded from when not given.
+        calibration: transcribed speech: the path or name of a corpus, utterances, or a mapping from label to either for
+            several corpora. None for a method that needs the weights alone (``rtn``).
+        config: of the run; TARQ at W4G128 by default.
+        tokenizer: by default the one where the model was loaded from.
         feature_extractor: likewise.
         processor: likewise; see :func:`as_recognizer`.
-        metric: takes the place of the one the configuration names: a weight for every position, say
-            (:class:`tarq.method.metrics.Metric`).
-        residual: likewise: where the codes aim (:class:`tarq.method.residuals.Residual`).
-        solver: likewise: how the codes are chosen (:class:`tarq.method.solvers.Solver`).
-        offload: device that blocks go to one at a time to be quantized, while the model and its hidden states stay
-            where the model is; None to quantize there.
-        reporter: hears of progress.
+        metric: how positions are weighted (:class:`tarq.method.metrics.Metric`); replaces the configuration's.
+        residual: the target of the codes (:class:`tarq.method.residuals.Residual`); replaces the configuration's.
+        solver: how codes are chosen (:class:`tarq.method.solvers.Solver`); replaces the configuration's.
+        offload: device that blocks are moved to, one at a time, to be quantized, while the model and its hidden states
+            stay where the model is; None to quantize there.
+        reporter: receives progress.
 
     Returns:
-        The report: configuration, versions, calibration, one record per layer, everything degraded.
+        The report: configuration, versions, calibration, one record per layer, and everything degraded.
 
     Raises:
         TarqError: a ModelError, DataError or CalibrationError; the model is then only partly quantized and
@@ -128,7 +127,7 @@ def quantize(
         recognizer.model.float()
         notes.append("computed in float32: a checkpoint stores no float64")
     config = config.with_scale_dtype(recognizer.stored_dtype)
-    # Whatever shapes and weights forbid is told before any audio is read.
+    # Raise what shapes and weights forbid before any audio is read.
     check_fits(plan_layers(recognizer, config))
     check_weights(recognizer, config)
     batches: list[Batch] = []
@@ -181,13 +180,13 @@ def save(
 ) -> None:
     """Write a compressed-tensors ``pack-quantized`` checkpoint, with the report beside it.
 
-    Of several processes, which must all call this, the first writes.
+    With several processes, all must call this; the first one writes.
 
     Args:
-        model: quantized, or a :class:`Recognizer` around it.
+        model: the quantized model, or a :class:`Recognizer` around it.
         path: folder to write; it appears only when it is complete.
         report: of the quantization.
-        tokenizer: saved along; found where the model was loaded from when not given.
+        tokenizer: saved along; by default the one where the model was loaded from.
         feature_extractor: likewise.
         processor: likewise; see :func:`as_recognizer`.
         overwrite: replace an existing checkpoint; a folder that holds anything else is left alone.
@@ -195,9 +194,9 @@ def save(
     Raises:
         CheckpointError: the folder may not be written, the model holds numbers that are not finite, or writing
             failed; nothing is left behind.
-        ModelError: the tokenizer or feature extractor is not found.
+        ModelError: the tokenizer or feature extractor was not found.
     """
-    # Without tokenizer and feature extractor nobody could transcribe with what is written.
+    # Without tokenizer and feature extractor the checkpoint could not transcribe.
     if not isinstance(model, Recognizer):
         model = as_recognizer(model, tokenizer, feature_extractor, processor=processor)
     with distributed.raise_everywhere():
@@ -218,7 +217,7 @@ def transcribe(
     batch_size: int = 4,
     reporter: Reporter | None = None,
 ) -> list[str]:
-    """Greedy transcripts of audio files of any length, format and rate.
+    """Greedy transcripts of audio files of any length, format and sampling rate.
 
     Args:
         model: a transformers model, a recognizer, a folder or a hub id.
@@ -227,8 +226,11 @@ def transcribe(
         feature_extractor: likewise.
         processor: likewise; see :func:`as_recognizer`.
         language: of the speech; likewise.
-        batch_size: windows a forward pass takes at once.
-        reporter: hears of progress.
+        batch_size: windows per forward pass.
+        reporter: receives progress.
+
+    Returns:
+        One transcript per file, in the order given.
 
     Raises:
         DataError: a file cannot be read.
@@ -252,7 +254,7 @@ def iter_transcripts(
     reporter: Reporter | None = None,
     **parts: Any,
 ) -> Iterator[tuple[Path | Encoded, str | DataError]]:
-    """:func:`transcribe` file by file: each with its transcript as it is done, or with why it cannot be read.
+    """:func:`transcribe` file by file: yields each file with its transcript, or with the error if it cannot be read.
 
     Args:
         model, audio, language, batch_size, reporter: see :func:`transcribe`.
@@ -338,17 +340,18 @@ def pool(
     max_duration: float | None = 30.0,
     reporter: Reporter | None = None,
 ) -> DrawnPool:
-    """Draw a calibration pool and count its rare words; its ``utterances`` are calibration for :func:`quantize`.
+    """Draw a calibration pool and count its rare words; pass its ``utterances`` to :func:`quantize`.
 
     Args:
-        corpora: transcribed speech: a corpus by its name, utterances, or label to such for several corpora.
-        config: ``pool``, ``ids``, ``samples``, ``seed``, ``max_bad`` and what says which words are rare are read
+        corpora: transcribed speech: the path or name of a corpus, utterances, or a mapping from label to either for
+            several corpora.
+        config: ``pool``, ``ids``, ``samples``, ``seed``, ``max_bad`` and the fields that define rare words are read
             from it.
         max_duration: longer utterances are left out (seconds); None takes any.
-        reporter: hears of progress.
+        reporter: receives progress.
 
     Raises:
-        DataError: a corpus is not usable, or the kind of pool does not go with the number of corpora.
+        DataError: a corpus is not usable, or the kind of pool does not fit the number of corpora.
     """
     config = given_config(config)
     return draw(gathered(corpora, config.max_bad), config, max_duration=max_duration, reporter=reporter)
@@ -365,15 +368,15 @@ def plan(
 ) -> Plan:
     """What :func:`quantize` will do to a model: each layer's group size or why it is left, sizes, time, memory.
 
-    Only shapes are looked at: of a folder or a hub id no weights are loaded, and no audio is read.
+    Only shapes are used: for a folder or a hub id no weights are loaded, and no audio is read.
 
     Args:
         model: a transformers model, a recognizer, a folder or a hub id.
         config: of the run; TARQ at W4G128 by default.
-        tokenizer: found where the model comes from when not given.
+        tokenizer: by default the one where the model comes from.
         feature_extractor: likewise.
         processor: likewise; see :func:`as_recognizer`.
-        device: whose speed and memory the estimate is for.
+        device: the device to estimate speed and memory for.
 
     Raises:
         ModelError: there is no usable model, it is quantized already, or a name to ignore matches no layer.
@@ -402,11 +405,11 @@ def check_output(path: str | Path, model: str | Path, *, overwrite: bool = False
 
 
 def check_calibration(calibration: Data | Mapping[str, Data] | None, config: TarqConfig) -> None:
-    """See that what a run is calibrated on, and by, is there: before a model is loaded.
+    """Check that a run's calibration speech and word lists are usable, before a model is loaded.
 
     Raises:
         DataError: a file of ids or of word frequencies is not usable, or a language has no frequencies.
-        ModelError: there is no calibration speech for a method that needs some.
+        ModelError: a method needs calibration speech and there is none.
     """
     if calibration is None or (
         isinstance(calibration, Sized) and not isinstance(calibration, str) and not len(calibration)

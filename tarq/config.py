@@ -1,8 +1,8 @@
-"""Every choice of a quantization run; the command line, the report and a rerun derive from it.
+"""Every setting of a quantization run; the command line, the report and a rerun derive from it.
 
-A choice is a field with its help, its panel and the values it takes (:mod:`tarq.option`). Fields are gathered by
-concern: :class:`Lattice`, :class:`Method`, :class:`Words`, :class:`Pool`, :class:`Resources`. :class:`TarqConfig` is
-all of them, flat; whoever needs one concern takes that class.
+A setting is a field with its help, its panel and the values it takes (:mod:`tarq.option`). Fields are grouped by
+concern: :class:`Lattice`, :class:`Method`, :class:`Words`, :class:`Pool`, :class:`Resources`. :class:`TarqConfig`
+holds all of them, flat; code that needs one concern takes that class.
 """
 
 # ruff: noqa: RUF009 - option() is dataclasses.field() with what the field says of itself
@@ -44,31 +44,36 @@ METHOD, CALIBRATION, CHECKPOINT, RESOURCES = "Method", "Calibration", "Checkpoin
 
 @dataclass(frozen=True)
 class Lattice(Checked):
-    """What weights are rounded to, and which are.
+    """What weights are rounded to, and which weights are.
 
     Attributes:
-        bits: 2, 3, 4 or 8 bits a weight.
+        bits: 2, 3, 4 or 8 bits per weight.
         group_size: input features that share a scale; a layer it does not divide gets the largest of
             64, 32, 16, 8 that does, and the report says so.
         symmetric: zero point fixed at the middle code; False for an integer zero point per group.
         scale_rule: ``absmax``, ``minmax`` (paper eq. 1) or ``mse``; see :class:`tarq.kernels.scheme.Scheme`.
         scale_dtype: dtype scales are stored in; ``auto`` is the dtype the checkpoint was stored in.
-        ignore: names of Linear layers to leave alone; a name matches the layer or everything below it.
+        ignore: names of Linear layers to keep in full precision; a name matches the layer or everything below it.
     """
 
-    bits: int = option(4, METHOD, "Bits a weight: 2, 3, 4 or 8.", "int", choices=(2, 3, 4, 8))
+    bits: int = option(4, METHOD, "Bits per weight: 2, 3, 4 or 8.", "int", choices=(2, 3, 4, 8))
     group_size: int = option(128, METHOD, "Input features that share a scale.", "int", low=1, high=1 << 20)
     symmetric: bool = option(False, METHOD, "The zero point is the middle code, or an integer of each group.", "bool")
     scale_rule: ScaleRule = option(
         "mse", METHOD, "How a group's scale is chosen: absmax, minmax (paper eq. 1) or mse.", ScaleRule
     )
     scale_dtype: ScaleDtype = option(
-        "auto", CHECKPOINT, "Scales are stored in auto (as the model is), float16, bfloat16 or float32.", ScaleDtype
+        "auto",
+        CHECKPOINT,
+        "Dtype of the stored scales: auto (the checkpoint's), float16, bfloat16 or float32.",
+        ScaleDtype,
     )
-    ignore: tuple[str, ...] = option((), CHECKPOINT, "Leave this layer or block alone (repeatable).", "names")
+    ignore: tuple[str, ...] = option(
+        (), CHECKPOINT, "Keep this layer or block in full precision (repeatable).", "names"
+    )
 
     def scheme(self, group_size: int | None = None) -> Scheme:
-        """The lattice, with the group size a layer really gets."""
+        """The scheme of a layer, given the group size it actually gets."""
         from tarq.kernels.scheme import Scheme
 
         return Scheme(self.bits, group_size or self.group_size, self.symmetric, self.scale_rule)
@@ -91,8 +96,8 @@ class Method(Checked):
             utterance (``maca``), attention (``rsq``) or gradient (``guided``; ``gradient``, of a rare-balanced loss).
         cost_ratio: c of ``λ = c · tr(H_C) / tr(H_T)``; the paper has 1, a quarter measured better.
         max_lambda: cap on λ, none by default.
-        residual: correction for the drift of the layers already quantized: ``cross-fitted`` (weighted
-            cross-moment, α judged on utterances it was not fitted on), ``least-squares`` (the same direction,
+        residual: correction for the error of the layers already quantized: ``cross-fitted`` (weighted
+            cross-moment, α estimated on utterances it was not fitted on), ``least-squares`` (the same direction,
             α that minimises the error on the calibration set itself), ``cross-fitted-bias`` (about the mean of the
             inputs, which the layers' biases absorb), ``qep``, ``qronos`` and ``coreq`` (those methods' own), ``paper``
             (its α), ``none``, or a float used as a fixed α.
@@ -103,10 +108,10 @@ class Method(Checked):
             the output) or ``rtn`` (round to nearest).
         input_scales: ``awq`` scales inputs in full precision first, where something in front can take the scales.
         damp: δ = damp · mean(diag H) is added to the metric's diagonal.
-        act_order: ``none``, or ``static``: scales first, then columns by falling diag(H).
+        act_order: ``none``, or ``static``: scales are fixed first, then columns are swept by falling diag(H).
         tail_positions: a position is tagged by its ``input`` token, its ``target`` token, or ``either``.
-        frame_tags: rows of audio are tagged by where the model itself hears a rare word (``aligned``: the best CTC
-            path, or the decoder's attention to them), or not at all (``none``); ``auto`` is ``aligned`` for
+        frame_tags: audio frames are tagged where the model itself places a rare word (``aligned``: by the best CTC
+            path or the decoder's attention), or not at all (``none``); ``auto`` is ``aligned`` for
             CTC models, which have no other positions, and ``none`` for the rest.
         padding_weight: weight of encoder frames beyond the end of the audio.
     """
@@ -119,7 +124,7 @@ class Method(Checked):
         "choice",
         choices=tuple(METRICS),
     )
-    cost_ratio: float = option(0.25, METHOD, "c of RareBAL; the paper has 1.", "float", low=0, high=10**6)
+    cost_ratio: float = option(0.25, METHOD, "RareBAL's c; the paper uses 1.", "float", low=0, high=10**6)
     max_lambda: float | None = option(
         None, METHOD, "Cap on RareBAL's λ.", "float", low=POSITIVE, high=10**12, optional=True
     )
@@ -148,12 +153,17 @@ class Method(Checked):
         InputScales,
     )
     damp: float = option(0.01, METHOD, "Damping, as a share of the metric's mean diagonal.", "float", low=0, high=100)
-    act_order: ActOrder = option("none", METHOD, "Order of the columns: none (as they are) or static.", ActOrder)
+    act_order: ActOrder = option(
+        "none", METHOD, "Column order of the sweep: none (as stored) or static (by falling diag(H)).", ActOrder
+    )
     tail_positions: TailPositions = option(
-        "target", METHOD, "A position is rare by its input token, its target token, or either.", TailPositions
+        "target", METHOD, "Which token makes a position rare: its input, its target, or either.", TailPositions
     )
     frame_tags: FrameTags = option(
-        "auto", METHOD, "Tag rows of audio: aligned, none, or auto (aligned for CTC, none elsewhere).", FrameTags
+        "auto",
+        METHOD,
+        "How audio frames are tagged as rare: aligned, none, or auto (aligned for CTC, none elsewhere).",
+        FrameTags,
     )
     padding_weight: float = option(
         0.1, METHOD, "Weight of encoder frames beyond the end of the audio.", "float", low=0, high=10**6
@@ -172,7 +182,7 @@ class Method(Checked):
 
     @property
     def needs_statistics(self) -> bool:
-        """Whether any calibration audio is read: rounding to nearest looks at the weights alone."""
+        """Whether any calibration audio is read: rounding to nearest needs the weights alone."""
         return self.arms().reads_audio
 
 
@@ -184,8 +194,8 @@ class Words(Checked):
         tail_threshold: a word is rare below this Zipf frequency (3 is one per million words).
         language: of the word frequencies and of the prompt of a multilingual model; an utterance whose manifest
             line has a ``language`` keeps its own.
-        word_frequencies: a file of words and counts that takes the place of ``wordfreq``'s lists, in every language.
-        normalizer: text normaliser that cuts transcripts into words: ``english``, ``basic`` or ``none``;
+        word_frequencies: a file of words and counts used in place of ``wordfreq``'s lists, in every language.
+        normalizer: text normaliser that splits transcripts into words: ``english``, ``basic`` or ``none``;
             ``auto`` is ``english`` for English and ``basic`` for other languages.
     """
 
@@ -193,17 +203,23 @@ class Words(Checked):
         3.0, CALIBRATION, "A word is rare below this Zipf frequency.", "float", low=0, high=12
     )
     language: str = option(
-        "en", CALIBRATION, "Of the speech: word frequencies, and the prompt of a multilingual model.", "language"
+        "en",
+        CALIBRATION,
+        "Language of the speech: selects word frequencies and a multilingual model's prompt.",
+        "language",
     )
     word_frequencies: str | None = option(
         None,
         CALIBRATION,
-        "A file of words and counts in place of wordfreq's list for the language.",
+        "File of words and counts to use in place of wordfreq's list.",
         "path",
         optional=True,
     )
     normalizer: str = option(
-        "auto", CALIBRATION, "Cuts transcripts into words: auto (by language), english, basic or none.", Normalization
+        "auto",
+        CALIBRATION,
+        "Text normaliser for splitting transcripts into words: auto (by language), english, basic or none.",
+        Normalization,
     )
 
     def text_normalizer(self, spelling: Mapping[str, str] | None = None, language: str | None = None) -> Normalizer:
@@ -222,7 +238,7 @@ class Words(Checked):
         return get_normalizer(name, spelling if name == "english" else None, language or self.language)
 
     def frequencies(self, language: str | None = None) -> Frequencies:
-        """Where the Zipf scores come from, checked.
+        """The source of the Zipf scores, checked.
 
         Args:
             language: of the words; the configuration's by default.
@@ -237,68 +253,76 @@ class Words(Checked):
 
 @dataclass(frozen=True)
 class Pool(Checked):
-    """Which utterances are calibrated on, and what the model is taught of them.
+    """Which utterances are calibrated on, and with which transcripts.
 
     Attributes:
         pool: which utterances are drawn: ``uniform``, or by their share of rare words ``r-top``, ``r-mix`` or
             ``r-cross`` (:mod:`tarq.data.pools`).
-        ids: a file that names the calibration utterances, of which then none are drawn: a pool's JSON (``tarq pool
-            --json``), a checkpoint or its report, or a text file with an id a line.
+        ids: a file that names the calibration utterances, instead of drawing them: a pool's JSON (``tarq pool
+            --json``), a checkpoint or its report, or a text file with one id per line.
         samples: calibration utterances drawn.
         transcripts: teacher-force on ``reference`` transcripts (the model's own where one is missing), or
-            on the model's ``self``-made full-precision hypotheses throughout.
-        timestamps: teach transcripts ``without`` times, ``with`` the times of their begin and end, or ``alternate``
-            from utterance to utterance (Whisper).
+            on the full-precision model's own hypotheses throughout (``self``).
+        timestamps: teacher-force transcripts ``without`` timestamps, ``with`` those of their start and end, or
+            ``alternate`` from utterance to utterance (Whisper).
         max_bad: broken audio files that may be left out, of the calibration speech or of each scored set.
-        seed: of the sampling of utterances and of the random controls.
+        seed: random seed of the sampling of utterances and of the random controls.
     """
 
     pool: PoolKind = option(
         "uniform",
         CALIBRATION,
-        "Which utterances are drawn: uniform (at random), or by their share of rare words r-top, r-mix or r-cross.",
+        "How utterances are drawn: uniform (at random), or by share of rare words: r-top, r-mix or r-cross.",
         PoolKind,
     )
     ids: str | None = option(
         None,
         CALIBRATION,
-        "Instead of drawing, take the utterances of a pool's --json, of a checkpoint, or of a file of ids.",
+        "Use these utterances instead of drawing: the --json of a pool, a checkpoint, or a file of ids.",
         "path",
         optional=True,
     )
-    samples: int = option(128, CALIBRATION, "Utterances drawn.", "int", low=1, high=10**9)
+    samples: int = option(128, CALIBRATION, "Number of utterances to draw.", "int", low=1, high=10**9)
     transcripts: Transcripts = option(
-        "reference", CALIBRATION, "Taught are reference transcripts, or the model's own (self).", Transcripts
+        "reference", CALIBRATION, "Transcripts to calibrate on: reference, or the model's own (self).", Transcripts
     )
     timestamps: Timestamps = option(
-        "without", CALIBRATION, "Teach transcripts without times, with them, or alternate (Whisper).", Timestamps
+        "without",
+        CALIBRATION,
+        "Timestamps in the transcripts to calibrate on: without, with, or alternate (Whisper).",
+        Timestamps,
     )
     max_bad: int = option(
-        0, CALIBRATION, "Broken audio files to leave out (of each set) before giving up.", "int", low=0, high=10**9
+        0,
+        CALIBRATION,
+        "Leave out up to this many broken audio files of each set before giving up.",
+        "int",
+        low=0,
+        high=10**9,
     )
-    seed: int = option(0, CALIBRATION, "Of what is drawn at random.", "int", low=0, high=2**63 - 1)
+    seed: int = option(0, CALIBRATION, "Random seed.", "int", low=0, high=2**63 - 1)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.ids is not None and self.pool != "uniform":
-            raise ConfigError(f"ids say which utterances, and so does pool {self.pool}: leave one out")
+            raise ConfigError(f"both ids and pool {self.pool} choose the utterances: leave one out")
 
 
 @dataclass(frozen=True)
 class Resources(Checked):
-    """What a run may take; none of it changes the result, but for the order sums are made in.
+    """What a run may use; none of it changes the result, except for the order of summation.
 
     Attributes:
-        batch_size: utterances a forward pass takes at once.
-        activation_memory: GB (1e9 bytes) for what one block's Linears read in full precision and what its parts came
-            to; what does not fit is computed again for each group of Linears. The result is the same.
+        batch_size: utterances per forward pass.
+        activation_memory: GB (1e9 bytes) for the full-precision inputs of one block's Linears and the outputs of its
+            parts; what does not fit is recomputed for each group of Linears. The result is the same.
     """
 
-    batch_size: int = option(4, RESOURCES, "Utterances a forward pass takes at once.", "int", low=1, high=10**6)
+    batch_size: int = option(4, RESOURCES, "Utterances per forward pass.", "int", low=1, high=10**6)
     activation_memory: float = option(
         4.0,
         RESOURCES,
-        "GB for activations within a block; what does not fit is computed again.",
+        "GB for activations within a block; what does not fit is recomputed.",
         "float",
         low=0,
         high=10**6,
@@ -313,7 +337,7 @@ class TarqConfig(Resources, Pool, Words, Method, Lattice):
     where each is explained.
 
     Raises:
-        ConfigError: a field is outside its choices; the message names it.
+        ConfigError: a field has a value that is not allowed; the message names it.
     """
 
     @classmethod
@@ -332,7 +356,7 @@ class TarqConfig(Resources, Pool, Words, Method, Lattice):
         """The inverse of :meth:`to_dict`, so that a run can be redone from its report.
 
         Raises:
-            ConfigError: a field is unknown, or its value is none of its own.
+            ConfigError: a field is unknown, or its value is not allowed.
         """
         unknown = set(fields) - set(cls.__dataclass_fields__)
         if unknown:
@@ -345,7 +369,7 @@ class TarqConfig(Resources, Pool, Words, Method, Lattice):
 
     @property
     def method(self) -> str:
-        """The preset these switches equal, or ``custom``."""
+        """The preset that these fields match, or ``custom``."""
         for name, preset in PRESETS.items():
             if all(getattr(self, key) == value for key, value in preset.items()):
                 return name

@@ -1,8 +1,8 @@
-"""Several processes as one: sharing work out, adding sums up, failing together. All of torch.distributed is here.
+"""Several processes as one: sharding work, reducing sums, failing together. Only this module uses torch.distributed.
 
-Every process runs the same program on the same data and comes to the same result; only work that is shared out differs.
-In a single process every function here does nothing. Errors are handled where processes meet: whatever they tell each
-other, they first tell whether they failed, so a process that failed goes to its next meeting and takes all with it.
+Every process runs the same program on the same data and arrives at the same result; only sharded work differs. In a
+single process every function here does nothing. Errors are handled at collectives: before any payload, processes
+exchange whether they failed, so a process that failed joins the next collective and makes all others raise too.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from tarq.errors import TarqError
 
 T = TypeVar("T")
 
-#: Attribute of an error that every process has heard of.
+#: Attribute that marks an error known to every process.
 _SHARED = "shared_by_all_processes"
 
 
 class ProcessError(TarqError):
-    """What failed in another process, where its user could not have mended it."""
+    """A failure in another process that is not a :class:`TarqError`."""
 
 
 def launched() -> bool:
@@ -40,13 +40,13 @@ def world() -> int:
 
 
 def rank() -> int:
-    """Which of them this is; the first, 0, is the one that writes and shows."""
+    """Which of them this is; the first, 0, writes files and shows results."""
     return dist.get_rank() if world() > 1 else 0
 
 
 @contextmanager
 def process_group() -> Iterator[bool]:
-    """Be one of the processes ``torchrun`` started, and end together; gives whether this is the first of them.
+    """Join the processes that ``torchrun`` started, and end together; yields whether this is the first of them.
 
     Raises:
         Exception: what was raised inside, in any of them.
@@ -66,7 +66,7 @@ def process_group() -> Iterator[bool]:
 
 @contextmanager
 def raise_everywhere() -> Iterator[None]:
-    """An error in one process is raised in all of them: none waits for one that has left.
+    """Raise an error of one process in all of them, so that none waits for one that has left.
 
     Raises:
         Exception: this process's own, or another's: a :class:`TarqError` as it is, anything else as a ProcessError.
@@ -84,26 +84,26 @@ def raise_everywhere() -> Iterator[None]:
 
 
 def is_shared(error: BaseException) -> bool:
-    """Whether every process raises this error, so that one of them saying so is enough."""
+    """Whether every process raises this error, so that one of them can report it."""
     return getattr(error, _SHARED, False)
 
 
 def local_device(device: str) -> str:
-    """``cuda`` is a GPU of its own for each process of a machine."""
+    """The device of this process: ``cuda`` becomes a separate GPU for each process of a machine."""
     return f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if device == "cuda" and launched() else device
 
 
 def shard(items: Sequence[T]) -> Sequence[T]:
-    """This process's share: every item whose turn its rank is, round after round."""
+    """This process's share of the items, assigned round-robin by rank."""
     return items[rank() :: world()]
 
 
 def all_gather(own: Sequence[T], device: torch.device | str = "cpu") -> list[T]:
-    """Everybody's results of :func:`shard` items, in the items' order.
+    """The results of all processes for :func:`shard`ed items, in the items' order.
 
     Args:
         own: picklable; results of this process.
-        device: where tensors in what the others send go.
+        device: where tensors received from the others go.
     """
     if world() == 1:
         return list(own)
@@ -113,22 +113,22 @@ def all_gather(own: Sequence[T], device: torch.device | str = "cpu") -> list[T]:
 
 
 def broadcast(make: Callable[[], T]) -> T:
-    """What the first process makes, given to all."""
+    """Broadcast the first process's result to all."""
     return all_gather([make()] if rank() == 0 else [])[0]
 
 
 def barrier() -> None:
-    """Wait for the others; raises if one comes with an error instead."""
+    """Wait for the others; raises if one of them failed."""
     if world() > 1:
         _exchange(None)
 
 
 def reduce(sums: Iterable[Tensor], to: int | None = None) -> None:
-    """Sums over each process's share of the work become those over all of it, in place.
+    """Add the sums of all processes' shares, in place.
 
     Args:
-        sums: as many in each process, of the same shapes.
-        to: the one process that needs them, where it is one; in the others they are then of no use.
+        sums: the same number in each process, of the same shapes.
+        to: the only process that needs them, if there is one; in the others their contents are then undefined.
     """
     if world() == 1:
         return
@@ -141,14 +141,14 @@ def reduce(sums: Iterable[Tensor], to: int | None = None) -> None:
 
 
 class _Failure:
-    """What a process brings to a meeting when it has failed."""
+    """The payload of a process that has failed."""
 
     def __init__(self, kind: type[TarqError], text: str) -> None:
         self.kind, self.text = kind, text
 
 
 def _exchange(own: Any, device: torch.device | str = "cpu") -> list[Any]:
-    """Everybody's payload, by rank. Raises what another process failed with, unless this one failed itself."""
+    """The payloads of all processes, by rank. Raises another process's error, unless this one failed itself."""
     # Not all_gather_object: tensors would come back on the sender's device.
     file = io.BytesIO()
     torch.save(own, file)

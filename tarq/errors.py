@@ -1,11 +1,11 @@
-"""The errors tarq raises at its user: each message names the file, line or option, and the mend.
+"""The errors tarq raises for its user: each message names the file, line or option, and the fix.
 
-A wrong call from code (shapes that do not fit, a mode that does not exist) stays a ``ValueError``.
+A wrong call from code (shapes that do not fit, an unknown mode) raises a plain ``ValueError``.
 """
 
 
 class TarqError(Exception):
-    """Base of every error a user can mend; the command line prints it without a traceback."""
+    """Base of every error a user can fix; the command line prints it without a traceback."""
 
 
 class ConfigError(TarqError, ValueError):

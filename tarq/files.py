@@ -14,16 +14,16 @@ from tarq.errors import OutputError
 
 
 def write_whole(path: Path, text: str) -> None:
-    """Write a text file (UTF-8) that is complete or not there; what was there before stays until then.
+    """Write a text file (UTF-8) whole or not at all; an existing file stays until the new one is complete.
 
-    The text goes to a temporary file beside ``path``, onto the disk, and takes its name at the end. A link is followed.
-    What is no ordinary file (``/dev/stdout``, a pipe) cannot be replaced and is written to directly.
+    The text goes to a temporary file beside ``path``, is synced to disk and then renamed. Links are followed. A path
+    that is not a regular file (``/dev/stdout``, a pipe) cannot be replaced and is written to directly.
 
     Raises:
-        OutputError: the path cannot be written; names it and the mend.
+        OutputError: the path cannot be written; names it and the fix.
     """
     path = Path(path)
-    data = text.encode(errors="surrogateescape")  # names of files may hold bytes that are not UTF-8
+    data = text.encode(errors="surrogateescape")  # file names may contain bytes that are not UTF-8
     try:
         if path.exists() and not path.is_file() and not path.is_dir():
             path.write_bytes(data)
@@ -44,7 +44,7 @@ def write_json(path: Path, value: Any, indent: int = 1) -> None:
 
 
 def to_json(value: Any, indent: int | None = 1) -> str:
-    """A value as strict JSON: NaN and infinities, which JSON lacks, are ``null``, and results are never lost to one.
+    """A value as strict JSON: NaN and infinities, which JSON lacks, become ``null``, so that they never lose a result.
 
     Raises:
         TypeError: something in the value has no JSON form.
@@ -53,10 +53,10 @@ def to_json(value: Any, indent: int | None = 1) -> str:
 
 
 def check_file(path: Path) -> None:
-    """See, before any work is done, that :func:`write_whole` will be able to write a file.
+    """Check, before any work is done, that :func:`write_whole` will be able to write a file.
 
     Raises:
-        OutputError: it will not; names the path and the mend.
+        OutputError: it will not; names the path and the fix.
     """
     path = Path(path)
     try:
@@ -91,10 +91,10 @@ def _replace(path: Path, data: bytes) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Have the names in a folder reach the disk, where the system can."""
+    """Sync a folder's entries to disk, where the system can."""
     try:
         handle = os.open(folder, os.O_RDONLY)
-    except OSError:  # Windows opens no folders
+    except OSError:  # Windows cannot open folders
         return
     try:
         os.fsync(handle)
@@ -105,7 +105,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def current_umask() -> int:
-    """The permissions that new files of this process lack."""
+    """The umask of this process."""
     umask = os.umask(0)
     os.umask(umask)
     return umask

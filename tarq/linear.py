@@ -14,14 +14,14 @@ from tarq.kernels.scheme import Scheme
 from tarq.kernels.w4_linear import Config, PackedWeight, dequantize, pack, pack_zeros, packed_words
 from tarq.kernels.w4_linear.backends import as_stored
 
-#: What scales may be.
+#: The dtypes that scales may have.
 SCALES = torch.float16, torch.bfloat16, torch.float32
 
 
 class QuantLinear(nn.Module):
-    """A linear layer whose weight is what compressed-tensors' ``pack-quantized`` layout holds, never expanded.
+    """A linear layer whose weight stays in compressed-tensors' ``pack-quantized`` layout and is never expanded.
 
-    Its state dict is what the checkpoint holds, under the same names:
+    Its state dict has the checkpoint's tensors under the checkpoint's names:
 
     - ``weight_packed`` int32 [N, ceil(K · bits / 32)]
     - ``weight_scale`` [N, ceil(K / group_size)] in ``scale_dtype``
@@ -30,18 +30,19 @@ class QuantLinear(nn.Module):
     - ``bias`` [N], if there is one
 
     A ``w4_linear`` backend computes it (:mod:`tarq.kernels.w4_linear.backends`), chosen when the layer is packed,
-    loaded or moved; ``TARQ_BACKEND`` is read then. ``backend`` names it, ``slow_because`` says what holds it back. The
-    package's own have kernels for 2, 3 and 4 bits; 8 bits are right but slow, as every call expands the weight.
+    loaded or moved; ``TARQ_BACKEND`` is read then. ``backend`` names it; ``slow_because`` says why it is slow, if it
+    is. The built-in backends have kernels for 2, 3 and 4 bits; 8 bits are correct but slow, as every call expands the
+    weight.
 
     Casting the module (``.to(dtype)``, ``.half()``, ``.bfloat16()``) casts the bias only. Scales keep the dtype
     they were saved in, because rounding them would change the weights; loading a state dict adopts the dtype
     of its scales. Inside an autocast region activations are cast as ``nn.Linear`` casts them.
 
-    In memory the weights lie as the backend reads them (:meth:`prepack`, which packing, loading and moving do). The
-    state dict stays as above, bit for bit. Whoever sets the buffers by hand sets them as above and then calls
+    In memory the weights have the backend's layout (:meth:`prepack`, called by packing, loading and moving). The
+    state dict stays as above, bit for bit. After setting the buffers by hand, in the layout above, call
     :meth:`prepack`; until then the reference computes the layer.
 
-    Nothing here is trainable: packed weights, scales and bias are buffers. Gradients with respect to the input
+    Nothing in the layer is trainable: packed weights, scales and bias are buffers. Gradients with respect to the input
     are computed (so layers around this one can be trained), through a weight expanded for the backward pass.
 
     Setting ``int8_activations`` rounds the layer's input to 8 bits, group by group
@@ -49,7 +50,7 @@ class QuantLinear(nn.Module):
     their norm, and without gradients. It is not part of the state dict. :func:`use_int8_activations` sets it where
     there is a kernel for it.
 
-    There is no ``weight`` attribute: a dense copy made unnoticed would undo the packing. Use
+    There is no ``weight`` attribute: a dense copy made by accident would undo the packing. Use
     :meth:`dequantize`.
 
     Args:
@@ -57,11 +58,11 @@ class QuantLinear(nn.Module):
         out_features: N.
         scheme: bits, group size and symmetry.
         bias: whether the layer has one.
-        scale_dtype: float16, bfloat16 or float32; the bias starts in it too.
+        scale_dtype: float16, bfloat16 or float32; the initial dtype of the bias too.
         device: where the buffers are; they are not initialised (``"meta"`` allocates nothing).
 
     Raises:
-        ValueError: ``scale_dtype`` is none of the three.
+        ValueError: ``scale_dtype`` is none of the three dtypes.
     """
 
     weight_packed: Tensor
@@ -121,7 +122,7 @@ class QuantLinear(nn.Module):
             bias: float [N] or None; kept in its dtype.
 
         Raises:
-            ValueError: a shape or dtype is not that, a code does not fit, a scale is not finite, or ``zeros``
+            ValueError: a shape or dtype is wrong, a code does not fit, a scale is not finite, or ``zeros``
                 contradicts the scheme.
         """
         if (zeros is None) != scheme.symmetric:
@@ -134,7 +135,7 @@ class QuantLinear(nn.Module):
             if tensor is not None and tuple(tensor.shape) != shape:
                 raise ValueError(f"{name} must have shape {list(shape)}, not {list(tensor.shape)}")
         if not torch.isfinite(scales).all():
-            raise ValueError("scales must be finite: with others the layer's outputs would not be")
+            raise ValueError("scales must be finite, or the layer's outputs would not be")
         layer = cls(columns, rows, scheme, bias=False, scale_dtype=scales.dtype, device="meta")
         layer.weight_packed = packed
         layer.weight_scale = scales.detach().contiguous()
@@ -155,8 +156,8 @@ class QuantLinear(nn.Module):
         return packed_linear.multiply(backend, x, weight)
 
     def packed_weight(self) -> PackedWeight:
-        """The layer's tensors as they lie in memory."""
-        # The dictionary, not attributes: nn.Module looks buffers up last, half a microsecond each.
+        """The layer's tensors in their memory layout."""
+        # The dictionary, not attributes: nn.Module looks buffers up last, which costs half a microsecond each.
         tensors = self._buffers
         return PackedWeight(
             tensors["weight_packed"],  # type: ignore[arg-type]
@@ -182,7 +183,7 @@ class QuantLinear(nn.Module):
 
     @property
     def prepacked(self) -> bool:
-        """Whether the weights lie as a backend reads them."""
+        """Whether the weights are in a backend's layout."""
         return self._held is not None
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
@@ -194,7 +195,7 @@ class QuantLinear(nn.Module):
         return weight if dtype is None else weight.to(dtype)
 
     def packed_bytes(self) -> int:
-        """Bytes that stand for the weight in a checkpoint: codes, scales, zero points and shape, not the bias."""
+        """Bytes of the weight in a checkpoint: codes, scales, zero points and shape, without the bias."""
         bits, groups = self.scheme.bits, self.weight_scale.numel() // self.out_features
         words = self.out_features * packed_words(self.in_features, bits)
         if self.weight_zero_point is not None:
@@ -211,13 +212,13 @@ class QuantLinear(nn.Module):
         )
 
     def prepack(self, device: torch.device | None = None) -> None:
-        """Choose the backend for a device, the one the weights are on when not given, and lay them out for it.
+        """Choose the backend for a device (by default the weights' device) and convert the weights to its layout.
 
-        Nothing happens where they are laid out already, or on ``meta``, where there are none.
+        Does nothing if they are converted already or on ``meta``.
 
         Raises:
             BackendError: ``TARQ_BACKEND`` is unknown, or what it names cannot run the layer.
-            ValueError: a buffer's shape, dtype or device does not fit; it is named.
+            ValueError: a buffer's shape, dtype or device does not fit; names the buffer.
         """
         if self.prepacked or self.weight_packed.is_meta:
             return
@@ -228,7 +229,7 @@ class QuantLinear(nn.Module):
         self.backend = backend.name
 
     def unprepack(self) -> None:
-        """Undo :meth:`prepack`: the buffers are those of a checkpoint again."""
+        """Undo :meth:`prepack`: restore the checkpoint's layout."""
         if self.prepacked:
             self._hold(self._as_stored())
             self._held = self.backend = None
@@ -238,14 +239,14 @@ class QuantLinear(nn.Module):
         self.bias, self._held = weight.bias, (weight.bits, weight.layout)
 
     def _as_stored(self) -> PackedWeight:
-        """The weight as the checkpoint has it."""
+        """The weight in the checkpoint's layout."""
         return as_stored(self.packed_weight()).widened(self.scheme.bits)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantLinear:
         self.unprepack()
         scale = self.weight_scale
         super()._apply(fn, recurse)
-        if self.weight_scale.dtype != scale.dtype:  # a cast, which is not for scales: see the class docstring
+        if self.weight_scale.dtype != scale.dtype:  # a cast does not apply to scales: see the class docstring
             self.weight_scale = scale.to(self.weight_scale.device)
         self.prepack()
         return self
@@ -270,14 +271,14 @@ class QuantLinear(nn.Module):
         shape = state_dict.get(f"{prefix}weight_shape")
         expected = [self.out_features, self.in_features]
         if shape is not None and not shape.is_meta and shape.tolist() != expected:
-            # Words are padded, so widths such as 127 and 128 pack alike: only this tells them apart.
+            # Words are padded, so widths such as 127 and 128 pack alike: only weight_shape distinguishes them.
             errors = args[-1]
             errors.append(f"{prefix}weight_shape is {shape.tolist()}, but this layer is {expected}")
         super()._load_from_state_dict(state_dict, prefix, *args)
         self.prepack()
 
     def _wrong_dtypes(self, state_dict: dict[str, Any], prefix: str) -> list[str]:
-        """What to say of tensors that loading would cast without a word, or take as they are."""
+        """Errors for tensors that loading would silently cast, or accept as they are."""
         words = (torch.int32,)
         wanted = {"weight_packed": words, "weight_zero_point": words, "weight_scale": SCALES}
         found = {prefix + name: (state_dict.get(prefix + name), dtypes) for name, dtypes in wanted.items()}
@@ -289,20 +290,20 @@ class QuantLinear(nn.Module):
 
 
 class Int8Layers(int):
-    """How many layers round their input to 8 bits, as an integer.
+    """How many layers round their input to 8 bits: an integer with attributes.
 
     Attributes:
         exact: names of the packed layers that do not.
-        reasons: why not, each once.
+        reasons: the distinct reasons why not.
     """
 
     exact: tuple[str, ...] = ()
     reasons: tuple[str, ...] = ()
 
     def told(self) -> str:
-        """What a user should know: which layers stay exact and why; empty where all round."""
+        """A note for the user: which layers keep exact inputs and why; empty if all round."""
         if not self and not self.exact:
-            return "a full-precision model, which has no packed layers to round the inputs of: quantize it first"
+            return "a full-precision model, which has no packed layers: quantize it first"
         if not self.exact:
             return ""
         share = f"{len(self.exact)} of {self + len(self.exact)} packed layers keep exact inputs"
@@ -310,13 +311,13 @@ class Int8Layers(int):
 
 
 def use_int8_activations(model: nn.Module) -> Int8Layers:
-    """Have each :class:`QuantLinear` that gains by it round its input to 8 bits.
+    """Make each :class:`QuantLinear` that has a kernel for it round its input to 8 bits.
 
-    It takes a backend that has a kernel for it: on a CPU at most 4 bits and groups of 32, 64, a multiple of 128, or all
-    inputs; on a GPU none has. The other layers go on as exact as they were.
+    This requires a backend with such a kernel: on a CPU at most 4 bits and groups of 32, 64, a multiple of 128, or all
+    inputs; on a GPU none has. The other layers keep exact inputs.
 
     Returns:
-        How many do, with what is to be said of the others.
+        How many do, and a note about the others.
     """
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, QuantLinear)}
     reasons = {name: _no_int8_kernel(layer) for name, layer in layers.items()}
@@ -329,7 +330,7 @@ def use_int8_activations(model: nn.Module) -> Int8Layers:
 
 
 def _no_int8_kernel(layer: QuantLinear) -> str:
-    """Why no backend but the reference runs the layer with int8 activations; empty where one does."""
+    """Why only the reference backend can run the layer with int8 activations; empty if another can."""
     config = Config.of(layer._as_stored(), layer.weight_packed.device, int8_activations=True)
     others = [entry for entry in packed_linear.survey(config) if entry[0] != "reference"]
     if any(able for _, able, _ in others):
@@ -339,9 +340,9 @@ def _no_int8_kernel(layer: QuantLinear) -> str:
 
 
 def slow_layers(model: nn.Module) -> list[str]:
-    """What a user should know of layers that are right but slower than they could be: a sentence for each reason.
+    """Notes about layers that are correct but slow, a sentence per reason.
 
-    Such as 8 bits, which have no kernel, or a GPU or groups for which every call expands the weight.
+    Examples: 8 bits, which have no kernel; a GPU or a group size for which every call expands the weight.
     """
     reasons = Counter(m.slow_because for m in model.modules() if isinstance(m, QuantLinear) and m.slow_because)
     return [f"{count} packed layers are slow: {reason}" for reason, count in reasons.items()]

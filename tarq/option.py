@@ -1,4 +1,4 @@
-"""A field of a configuration that says what it is for and which values it takes, and refuses all others by name."""
+"""A configuration field that documents itself, declares which values it takes and refuses all others."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ POSITIVE = 5e-324
 
 @dataclass(frozen=True)
 class Option:
-    """What a field of the configuration says of itself beside its name and default.
+    """The metadata of a configuration field beside its name and default.
 
     Attributes:
         help: one or two sentences, for the command line.
-        panel: under which heading the command line lists it.
+        panel: the heading under which the command line lists it.
         kind: ``int``, ``float``, ``bool``, ``str``, ``choice``, ``path``, ``language``, ``names`` (a tuple of
             strings) or ``residual`` (a choice or a float).
         choices: values of a ``choice``, an ``int`` or the names of a ``residual``; empty for any.
         low: smallest number.
         high: largest number.
-        optional: None is a value too.
+        optional: whether None is allowed.
     """
 
     help: str
@@ -40,10 +40,10 @@ class Option:
     optional: bool = False
 
     def check(self, value: Any) -> Any:
-        """The value in the field's own type.
+        """The value in the field's type.
 
         Raises:
-            ConfigError: it is none the field takes; says which are, and what was given, without the field's name.
+            ConfigError: the field does not take it; says which values it takes and what was given, without its name.
         """
         if value is None and self.optional:
             return None
@@ -86,7 +86,7 @@ def _int(option: Option, value: Any) -> int | None:
 
 def _float(option: Option, value: Any) -> float | None:
     number: Any = value
-    # NaN passes no comparison; infinities and the largest whole numbers are beyond every float.
+    # NaN fails every comparison; infinities and the largest integers exceed every float.
     real = isinstance(value, Real) and not isinstance(value, bool) and abs(number) <= sys.float_info.max
     return float(value) if real and option.low <= value <= option.high else None
 
@@ -106,7 +106,7 @@ def _language(option: Option, value: Any) -> str | None:
 
 
 def _names(option: Option, value: Any) -> tuple[str, ...] | None:
-    # A text on its own would be taken for the list of its characters.
+    # A lone string would be taken for the list of its characters.
     if isinstance(value, str) or not isinstance(value, list | tuple):
         return None
     return tuple(value) if all(isinstance(name, str) and name.strip() for name in value) else None
@@ -135,7 +135,7 @@ def option(default: Any, panel: str, help: str, kind: Any, **limits: Any) -> Any
 
 @dataclass(frozen=True)
 class Checked:
-    """Fields that are checked as they are set."""
+    """Fields that are checked when they are set."""
 
     def __post_init__(self) -> None:
         for name, known in options(type(self)).items():
@@ -146,5 +146,5 @@ class Checked:
 
 
 def options(config: type | Checked) -> dict[str, Option]:
-    """Field name to what it says of itself, in order."""
+    """Field name to its metadata, in order."""
     return {f.name: f.metadata["option"] for f in fields(config) if "option" in f.metadata}

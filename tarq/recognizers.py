@@ -1,4 +1,4 @@
-"""From whatever stands for a model, a folder say, to a recognizer: the model with the parts its family needs."""
+"""From a folder, a hub id or a model to a recognizer: the model with the parts its family needs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def load(
 
     Args:
         source: folder or hub id of a full-precision or a compressed-tensors ``pack-quantized`` checkpoint.
-        dtype: of the computation; float32 on a CPU, elsewhere the stored dtype, when not given.
+        dtype: of the computation; by default float32 on a CPU and the stored dtype elsewhere.
         device: where the model goes.
 
     Raises:
@@ -60,10 +60,10 @@ def load_recognizer(
         source: folder or hub id, full precision or packed.
         dtype: of the computation; see :func:`load`.
         device: where the model goes.
-        language: of the speech; when not given, what the checkpoint itself names, or English.
+        language: of the speech; by default the one that the checkpoint names, or English.
         int8_activations: round the inputs of layers of at most 4 bits to 8 bits, group by group: faster on a CPU, less
             exact.
-        offload: leave the model in RAM, in the dtype it has on ``device``; for :func:`quantize` with ``offload``.
+        offload: keep the model in RAM, in the dtype it would have on ``device``; for :func:`quantize` with ``offload``.
 
     Raises:
         ModelError: parts are missing, the family is not supported, or no layer can round its inputs.
@@ -88,17 +88,17 @@ def as_recognizer(
     dtype: torch.dtype | None = None,
     device: str | torch.device = "cpu",
 ) -> Recognizer:
-    """Whatever stands for a model, behind the interface of its family, set to a language.
+    """A recognizer from a model, a folder or a hub id, behind the interface of its family, set to a language.
 
     Args:
         model: a recognizer, a transformers model, a folder or a hub id.
         tokenizer: found where the model comes from when not given.
         feature_extractor: likewise.
         processor: likewise; only audio-language models need one, and it holds the other two.
-        language: of the speech; when not given, a recognizer keeps the one it has, and others begin with what
-            the checkpoint itself names, or English.
-        dtype: of the computation, of a model that is loaded here.
-        device: of a model that is loaded here.
+        language: of the speech; by default a recognizer keeps its own, and other models start with the one that
+            the checkpoint names, or English.
+        dtype: computation dtype, if the model is loaded here.
+        device: device, if the model is loaded here.
 
     Raises:
         ModelError: parts are missing or the family is not supported.
@@ -118,10 +118,13 @@ def as_recognizer(
             recognizer.check_weights()
     if language is not None:
         own = recognizer.own_language()
-        if language == "en" and own not in (None, "en"):  # the default everywhere, so perhaps nobody asked for it
+        if language == "en" and own not in (
+            None,
+            "en",
+        ):  # "en" is the default and may not have been asked for
             raise ModelError(
                 f"the model's generation_config.json says that it transcribes {own!r}, not 'en': pass language={own!r} "
-                f"(--language {own}), or take forced_decoder_ids and language out of that file"
+                f"(--language {own}), or remove forced_decoder_ids and language from that file"
             )
         recognizer.language = language
     return recognizer
@@ -136,7 +139,7 @@ def _with_parts(
     processor: Any,
     weights: bool = True,
 ) -> Recognizer:
-    """A model with the parts its family needs, those given or those that lie beside it."""
+    """A model with the parts its family needs: those given, or those beside it."""
     family = family_of(loaded.config.model_type, type(loaded).__name__)
     if family.needs_processor:
         family.check_installed()
@@ -188,7 +191,7 @@ def shapes_of(
 
 
 def _part(source: str | Path, name: str, given: Any, auto: Any) -> Any:
-    """The tokenizer, feature extractor or processor given, or the one that lies beside the model."""
+    """The given tokenizer, feature extractor or processor, or the one beside the model."""
     if given is not None:
         return given
     try:

@@ -1,4 +1,4 @@
-"""What a run tells: progress while it goes, a record of every layer and everything degraded after it."""
+"""What a run reports: progress while it runs; afterwards a record of every layer and everything degraded."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class LayerReport(Figures):
         name: qualified name in the model.
         stage: encoder, projector or decoder.
         shape: (out, in) features.
-        bits: bits a weight; 0 when skipped.
-        group_size: as used.
-        positions: calibration positions seen.
-        tail_positions: those of them in the tail.
-        skipped: why the layer was left in full precision, empty when it was not.
+        bits: bits per weight; 0 if skipped.
+        group_size: the group size used.
+        positions: number of calibration positions.
+        tail_positions: how many of them are in the tail.
+        skipped: why the layer was left in full precision; empty if it was not.
         notes: everything degraded or unusual.
     """
 
@@ -49,19 +49,19 @@ class Report:
     """A whole quantization run; saved beside the checkpoint as ``tarq_report.json``.
 
     Attributes:
-        model: where the full-precision model came from.
-        config: of the run, :meth:`tarq.TarqConfig.to_dict`.
+        model: folder or hub id of the full-precision model.
+        config: the run's :meth:`tarq.TarqConfig.to_dict`.
         versions: of tarq and the libraries that shape the result.
-        calibration: source, ids, digests of the audio's places, counts, seconds of audio, rare share of words,
-            transcript style, languages, the pool and its ρ, which word frequencies, what was broken or left out, and
-            for each stage how many rows are heard audio, tokens, in the tail, and padding.
-        layers: one record each.
+        calibration: source, ids, digests of the audio's locations, counts, seconds of audio, share of rare words,
+            transcript style, languages, the pool and its ρ, the word frequencies used, what was broken or left out,
+            and for each stage the number of rows that are audio, tokens, in the tail, and padding.
+        layers: one record per layer.
         left_out: matrices outside the blocks' Linears (heads, stems, pointwise convolutions), with the reason.
         sizes: bytes of the quantized Linears' weights before and after, and of the whole checkpoint.
         seconds: wall time of the walk.
-        memory: ``ram_peak_bytes``, the most the process ever held, loading the model included; on a GPU
-            ``device_peak_bytes``, the most torch had allocated there during the run. Of several processes the largest.
-        processes: that shared the work.
+        memory: ``ram_peak_bytes``, the process's peak memory, including loading the model; on a GPU also
+            ``device_peak_bytes``, torch's peak allocation there during the run. The maximum over all processes.
+        processes: how many shared the work.
         notes: everything degraded or unusual about the run as a whole.
     """
 
@@ -78,7 +78,7 @@ class Report:
     notes: list[str] = field(default_factory=list)
 
     def to_json(self) -> str:
-        """Strict JSON: a figure that is no number is ``null``."""
+        """Strict JSON: NaN and infinities become ``null``."""
         return to_json(asdict(self)) + "\n"
 
     @classmethod
@@ -86,7 +86,7 @@ class Report:
         """The report beside a checkpoint. Fields that a newer tarq added are left out, and a note says so.
 
         Raises:
-            CheckpointError: it is missing or not a report; names the field.
+            CheckpointError: it is missing or is not a report; names the field.
         """
         path = Path(folder) / FILE_NAME
         try:
@@ -114,7 +114,7 @@ _KINDS |= {"list": (list,), "tuple": (list,), "dict": (dict,)}
 
 
 def _read(record: type, stored: Any, where: str, newer: set[str]) -> Any:
-    """A record of stored fields, each of its type; the names of unknown ones are added to ``newer``."""
+    """A record from stored fields, whose types are checked; names of unknown fields are added to ``newer``."""
     if not isinstance(stored, dict):
         raise CheckpointError(f"{where} is not a tarq report: {type(stored).__name__} where fields are expected")
     known = {f.name: f for f in fields(record)}
@@ -134,7 +134,7 @@ def peak_memory(device: torch.device) -> dict[str, int]:
     """:attr:`Report.memory` of this process."""
     import torch
 
-    # Not getrusage: what it gives outlives exec, so that it may be the parent's.
+    # Not getrusage: its peak survives exec, so it may be the parent's.
     status = Path("/proc/self/status").read_text()
     peak = {"ram_peak_bytes": 1024 * int(status.split("VmHWM:")[1].split()[0])}
     if device.type == "cuda":
@@ -143,16 +143,16 @@ def peak_memory(device: torch.device) -> dict[str, int]:
 
 
 class Reporter:
-    """Hears of progress; this one is silent, screens override what they show."""
+    """Receives progress; this one is silent, and subclasses override what they show."""
 
     def phase(self, text: str, total: int | None = None) -> None:
-        """A new phase of work begins, with so many steps if known."""
+        """A new phase of work begins, with ``total`` steps if known."""
 
     def advance(self, steps: int = 1) -> None:
         """Steps of the current phase are done."""
 
     def start(self, layers: int) -> None:
-        """The walk begins over so many layers."""
+        """The walk over ``layers`` layers begins."""
 
     def layer(self, record: LayerReport) -> None:
         """A layer is done."""

@@ -98,7 +98,7 @@ def test_a_concern_stands_alone():
 def test_every_field_says_what_it_is_for():
     for name, known in options(TarqConfig).items():
         assert known.help.endswith("."), name
-        assert known.panel in ("Method", "Calibration", "Checkpoint", "Resources")
+        assert known.panel in ("Method", "Speech", "Checkpoint", "Resources")
 
 
 def test_the_papers_preset_is_pinned():

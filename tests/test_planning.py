@@ -115,6 +115,6 @@ def test_pools_from_python(manifest, tmp_path):
     drawn.write_manifest(tmp_path / "pool.jsonl")
     again = tarq.pool(tmp_path / "pool.jsonl", TarqConfig(samples=3))
     assert {u.id for u in again.utterances} == {u.id for u in drawn.utterances}
-    assert tarq.pool(manifest, TarqConfig(samples=99)).notes == ["8 of the 99 asked qualify"]
+    assert tarq.pool(manifest, TarqConfig(samples=99)).notes == ["only 8 of the 99 utterances asked for qualify"]
     several = tarq.pool({"a": manifest, "b": manifest}, TarqConfig(pool="r-cross", samples=4))
     assert set(several.pool.sources) <= {"a", "b"}

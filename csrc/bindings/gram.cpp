@@ -33,7 +33,7 @@ tarq::GramRows rows_of(const at::Tensor& t) {
   return {t.const_data_ptr(), float_type(t), t.stride(0), t.size(1), nullptr, nullptr};
 }
 
-/// Copies what lies below the diagonal of out [n, n] above it. Squares pass through a buffer, so that every
+/// Mirrors the lower triangle of out [n, n] to the upper one. Squares pass through a buffer, so that every
 /// cache line is read and written once: rows a power of two apart lie in few sets of the cache.
 void mirror(float* out, int64_t n) {
   constexpr int64_t kSquare = 16;

@@ -36,7 +36,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> group_quantize(
   const int64_t layers = weight.size(0), m = weight.size(1), n = weight.size(2);
   TORCH_CHECK(layers <= kMaxLayers, "at most ", kMaxLayers, " layers in one call");
   const c10::cuda::CUDAGuard guard(weight.device());
-  const at::NoTF32Guard precise;  // whatever the caller allows elsewhere: errors feed back into codes
+  const at::NoTF32Guard precise;  // even if the caller allows TF32: errors feed back into codes
   const cudaStream_t stream = c10::cuda::getCurrentCUDAStream();
   const int64_t groups = (n + group_size - 1) / group_size;
   const auto options = weight.options();

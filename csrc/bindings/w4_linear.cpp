@@ -134,8 +134,8 @@ void multiply_few(const tarq::W4FewRows& kernel, const tarq::W4Layer& layer, con
 /// The same for any number of rows.
 void multiply_many(const tarq::W4ManyRows& kernel, const tarq::W4Layer& layer, const at::Tensor& x,
                    tarq::Float type, int64_t rows, char* y) {
-  // A copy of many rows at once would be fresh pages at every call, as memory above malloc's largest
-  // threshold is.
+  // Copying many rows at once would allocate fresh pages at every call, as malloc does above its mmap
+  // threshold.
   constexpr int64_t kPackedBytes = 8 << 20, kInputsPerThread = 1 << 16;
   const int64_t k = layer.in_features, fit = std::max<int64_t>(kPackedBytes / (k * 4), 1);
   const int64_t pieces = (rows + fit - 1) / fit;
@@ -172,12 +172,12 @@ void decode(const tarq::W4ManyRows& kernel, const tarq::W4Layer& layer, int64_t 
              });
 }
 
-/// Many rows of bf16 where the library's product is fast: weights are made dense, a slice at a time. The
+/// Many rows of bf16 where the library's product is fast: weights are expanded slice by slice. Expanding the
 /// whole layer at once would cost its memory and fresh pages at every call.
 at::Tensor multiply_dense(const tarq::W4ManyRows& kernel, const tarq::W4Layer& layer, const at::Tensor& x,
                           const std::optional<at::Tensor>& bias) {
   constexpr int64_t kDenseBytes = 24 << 20;
-  // The product below is this operator's own affair: no autograd graph, no cast of its operands.
+  // The product below is internal to this operator: no autograd graph, no cast of its operands.
   const at::AutoDispatchBelowADInplaceOrView below;
   const c10::impl::ExcludeDispatchKeyGuard no_autocast(c10::DispatchKey::AutocastCPU);
   const int64_t fit = std::max<int64_t>(kDenseBytes / (layer.in_features * 2) / 64, 1) * 64;
@@ -207,11 +207,11 @@ double seconds(Call call) {
   return time.count();
 }
 
-/// bf16 rows from which on a layer may be made dense: decoding it costs as much as about 40 rows do.
+/// Number of bf16 rows from which a layer may be expanded: decoding it costs as much as about 40 rows.
 constexpr int64_t kDenseRows = 128;
 
-/// How many times as fast as `multiply_many` `multiply_dense` is at its fewest rows: a small layer, both in
-/// turns, the best of each, in a few milliseconds.
+/// Speed of `multiply_dense` relative to `multiply_many` at its fewest rows: on a small layer, alternating,
+/// the best of each, in a few milliseconds.
 double dense_gain() {
   constexpr int64_t size = 512;
   const tarq::W4ManyRows& kernel = tarq::w4_many_rows();
@@ -239,10 +239,10 @@ double dense_gain() {
   return own / dense;
 }
 
-/// Whether a product of so many bf16 rows is to be the library's, of dense weights. Where processors have
-/// matrix units that is twice as fast from `kDenseRows` on and ten times in the end; elsewhere it is slower.
-/// It is measured once; the bound is far from both, so that processes on one machine choose alike.
-/// TARQ_CPU_ISA decides without measuring: avx512_bf16 takes it, every other name does not.
+/// Whether a product of so many bf16 rows should be the library's, on expanded weights. With matrix units
+/// that is twice as fast from `kDenseRows` on and ten times for many rows; elsewhere it is slower. It is
+/// measured once; the threshold is far from both cases, so that processes on one machine choose alike.
+/// TARQ_CPU_ISA decides without measuring: avx512_bf16 uses it, every other name does not.
 bool dense_chosen(int64_t rows) {
   constexpr double kBound = 1.4;
   if (rows < kDenseRows || !tarq::isa_allowed(tarq::Isa::avx512_bf16)) return false;

@@ -1,4 +1,4 @@
-// What this machine can do at most: loops that only read, or only multiply and add in registers.
+// The peak rates of this machine: loops that only read, or only multiply and add in registers.
 #pragma once
 
 #include <cstdint>

@@ -1,5 +1,5 @@
 // The floating-point types of tensors, and their scalar conversions. The functions are in an anonymous
-// namespace: a copy compiled for a newer instruction set must not be the one the linker keeps for everybody.
+// namespace: a copy compiled for a newer instruction set must not be the one the linker keeps for all.
 #pragma once
 
 #include <cstdint>
@@ -34,7 +34,7 @@ inline uint16_t float_to_bf16(float value) {  // round to nearest even
 inline float half_to_float(uint16_t half) {
   const uint32_t sign = uint32_t(half & 0x8000) << 16, rest = half & 0x7fff;
   if (rest >= 0x7c00) return from_bits(sign | 0x7f800000 | (rest & 0x3ff) << 13);
-  // The exponent field is 112 short; scaling by 2^112 mends that for subnormal numbers too.
+  // The exponent field is 112 short; scaling by 2^112 corrects that, for subnormal numbers too.
   return from_bits(sign | to_bits(from_bits(rest << 13) * 0x1p112f));
 }
 

@@ -18,8 +18,8 @@ namespace {
 constexpr const char* kNames[] = {"scalar", "avx2", "avx512", "avx512_bf16", "avx512_vnni", "avx512_amx"};
 constexpr int kCount = int(sizeof(kNames) / sizeof(*kNames));
 
-/// Whether the processor has AMX with int8 and the system lets this process use it: their state is large, so
-/// Linux wants to be asked.
+/// Whether the processor has AMX with int8 and the system lets this process use it: its state is large, so
+/// Linux requires a request.
 bool tiles_granted() {
 #if defined(__x86_64__) && defined(__linux__)
   constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM
@@ -61,8 +61,8 @@ double rate(Multiply kind) {
   return operations / std::max(time.count(), 1e-9);
 }
 
-/// How many times the rate of fp32 products those of bf16 have. The best of several runs, in turns: what
-/// disturbs one of them does not count, and a clock that changes changes both.
+/// Rate of bf16 products relative to fp32 ones. The best of several alternating runs, so that a disturbance
+/// of one does not count and a change of clock affects both.
 double bf16_rate() {
   double bf16 = 0.0, f32 = 0.0;
   for (int turn = 0; turn < 16; ++turn) {
@@ -99,9 +99,9 @@ bool isa_named() {
 bool bf16_chosen() {
   if (!isa_allowed(Isa::avx512_bf16)) return false;
   if (isa_named()) return true;  // nothing else allows it
-  // Processors run them at half the rate of fp32, where they gain nothing, at the same or at twice, where
-  // they win, having half as much to load and decode. The bound lies far from all three: near one of them two
-  // processes on one machine could choose differently.
+  // Processors run them at half the rate of fp32, where they gain nothing, or at the same or twice the rate,
+  // where they win, having half as much to load and decode. The threshold is far from all three: near one of
+  // them, two processes on one machine could choose differently.
   constexpr double kBound = 0.7;
   static const bool faster = bf16_rate() > kBound;
   return faster;

@@ -14,16 +14,16 @@ enum class Isa : int { scalar, avx2, avx512, avx512_bf16, avx512_vnni, avx512_am
 std::vector<std::string> isa_names();
 
 /// Whether kernels of this instruction set may run: the machine has it, and it is part of what TARQ_CPU_ISA
-/// names, if that names anything. Throws std::runtime_error where it names none of `isa_names`. The variable
-/// is read at every call: it costs nothing beside a product, and lets one process test them all.
+/// names, if that names anything. Throws std::runtime_error if it names none of `isa_names`. The variable
+/// is read at every call: that costs nothing beside a product, and lets one process test them all.
 bool isa_allowed(Isa isa);
 
 /// Whether TARQ_CPU_ISA names an instruction set.
 bool isa_named();
 
-/// Whether products of bf16 numbers are to use their own instructions: allowed and seen to be faster than
-/// fp32 ones by a clear margin, which the first call measures in a millisecond at most. TARQ_CPU_ISA decides
-/// without measuring: avx512_bf16 takes them, every other name does not.
+/// Whether products of bf16 numbers should use bf16 instructions: if allowed and clearly faster than fp32,
+/// which the first call measures in a millisecond at most. TARQ_CPU_ISA decides without measuring:
+/// avx512_bf16 uses them, every other name does not.
 bool bf16_chosen();
 
 }  // namespace tarq

@@ -27,7 +27,7 @@ define(
     _fake_sides,
 )
 if installed():
-    # Importing triton takes a second: only a GPU's first call pays it.
+    # Importing triton takes a second: only the first call on a GPU pays for it.
     @torch.library.impl("tarq::gram", "CUDA")
     def _gram_cuda(x: Tensor, y: Tensor | None, weight: Tensor | None) -> Tensor:
         from .triton.launch import gram_triton
@@ -43,13 +43,13 @@ if installed():
 
 
 def gram(x: Tensor, y: Tensor | None = None, weight: Tensor | None = None, *, backend: str | None = None) -> Tensor:
-    """Weighted sum of outer products ``Σ_t d_t y_t x_tᵀ`` (method.md §3, the ``Xᵀ D X`` of RareBAL).
+    """Weighted sum of outer products ``Σ_t d_t y_t x_tᵀ`` (the ``Xᵀ D X`` of RareBAL; arXiv 2605.27808, §3).
 
     Args:
         x: [T, n] activations, float64, float32, bfloat16 or float16; any strides.
-        y: [T, k], same dtype; ``x`` itself when not given (the result is then symmetric).
-        weight: [T] real weight of each row; all ones when not given.
-        backend: ``auto``, ``reference`` or ``native``. float64 always runs as the reference.
+        y: [T, k], same dtype; by default ``x`` itself (the result is then symmetric).
+        weight: [T] real weight of each row; by default all ones.
+        backend: ``auto``, ``reference`` or ``native``. float64 always runs on the reference.
 
     Returns:
         [k, n] in float32 (float64 for float64 inputs).
@@ -73,10 +73,10 @@ def gram_sides(
 ) -> tuple[Tensor, Tensor]:
     """:func:`gram` of the rows outside the tail and of those in it, each row read once (``H_C, H_T``).
 
-    With ``y`` the difference of the full-precision inputs and ``x`` these are ``H_Δ,C, H_Δ,T`` (method.md §4).
+    With ``y`` the difference of the full-precision inputs and ``x`` these are ``H_Δ,C, H_Δ,T`` (arXiv 2605.27808, §4).
 
     Args:
-        x, y, weight, backend: see :func:`gram`; a row of weight 0 is on neither side, whatever it holds.
+        x, y, weight, backend: see :func:`gram`; a row of weight 0 is on neither side, even if it is not finite.
         tail: [T] bool.
 
     Returns:

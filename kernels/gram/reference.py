@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def gram_reference(x: Tensor, y: Tensor | None, weight: Tensor | None) -> Tensor:
-    """``Σ_t d_t y_t x_tᵀ`` over the rows of ``x`` and ``y`` (``y = x`` and ``d = 1`` where not given)."""
+    """``Σ_t d_t y_t x_tᵀ`` over the rows of ``x`` and ``y`` (by default ``y = x`` and ``d = 1``)."""
     x = x.to(accumulator(x))
     y = x if y is None else y.to(x.dtype)
     if weight is not None:

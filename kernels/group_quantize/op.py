@@ -1,4 +1,4 @@
-"""``group_quantize`` as torch operators, and what a caller uses: factorize once, quantize what shares it.
+"""``group_quantize`` as torch operators, and its Python interface: factorize once, quantize all that share the factor.
 
 ``tarq::upper_cholesky`` factors H = L Lᵀ with L upper triangular; ``tarq::group_quantize`` is the sweep. It
 needs no inverse. With E = W − Ŵ against the original weights,
@@ -6,7 +6,7 @@ needs no inverse. With E = W − Ŵ against the original weights,
     ‖w − ŵ‖²_H = Σ_j (Σ_{i≤j} e_i L_ij)²
     so ŵ_j = round(w_j + Σ_{i<j} e_i L_ij / L_jj)
 
-which are the codes of GPTQ (``reference.textbook_sweep``, arXiv 2210.17323) for one Cholesky, in place of two
+which gives the codes of GPTQ (``reference.textbook_sweep``, arXiv 2210.17323) with one Cholesky instead of two
 and an inverse.
 """
 
@@ -30,11 +30,11 @@ class Factor:
 
     Attributes:
         upper: ``[n, n]`` upper triangular L with ``H + δI = L Lᵀ`` (H permuted if there is an ``order``).
-        damp: the damping it took, as a share of the mean diagonal.
+        damp: the damping used, as a share of the mean diagonal.
         retries: how often damping was raised because the Cholesky failed.
         dead: ``bool [n]``, natural order: inputs that were always zero (H_jj = 0). Their diagonal is the mean
             of the others', and :func:`group_quantize` zeroes their weights itself.
-        order: the columns' order of visit, ``int64 [n]``, or None for the natural one.
+        order: the order in which columns are visited, ``int64 [n]``, or None for the natural one.
     """
 
     upper: torch.Tensor
@@ -89,10 +89,10 @@ class Quantized:
 
     @property
     def coarse_groups(self) -> int:
-        """Groups whose weights are too small for their scale, which is the least normal number of its dtype.
+        """Number of groups whose scale was raised to the smallest normal number of its dtype.
 
-        In float16 (6.1e-5) their weights are rounded more coarsely than the scheme says, in the end to zero: something
-        for a report. Waits for the device.
+        In float16 (6.1e-5) their weights are rounded more coarsely than the scheme says, ultimately to zero, which
+        belongs in a report. Synchronises with the device.
         """
         return int((self.scales <= torch.finfo(self.scales.dtype).tiny).sum())
 
@@ -116,20 +116,20 @@ def factorize(
     order: torch.Tensor | None = None,
     backend: str | None = None,
 ) -> Factor:
-    """Factor ``H + δI = L Lᵀ`` with ``δ = damp · mean(diag H)`` over the inputs that were seen.
+    """Factor ``H + δI = L Lᵀ`` with ``δ = damp · mean(diag H)`` over the nonzero inputs.
 
-    A failed Cholesky is retried with ten times the damping, up to ``max_damp``; the result says how often.
+    A failed Cholesky is retried with ten times the damping, up to ``max_damp``; the result records how often.
 
     Args:
         hessian: ``[n, n]`` symmetric, ``float32`` or ``float64``; only its upper triangle is read.
-        damp: damping to begin with, not negative.
-        max_damp: damping to give up at, ``damp`` or more.
+        damp: initial damping, not negative.
+        max_damp: largest damping to try, at least ``damp``.
         order: visit the columns in this order (``int64 [n]``, a permutation): static act-order.
         backend: ``auto | reference | native``.
 
     Raises:
-        ValueError: ``hessian`` is not square, of another dtype, on the meta device, not finite, or all zero (its input
-            was never seen); a damping is negative or not finite; or ``order`` is no permutation.
+        ValueError: ``hessian`` is not square, of another dtype, on the meta device, not finite, or all zero (its
+            input is always zero); a damping is negative or not finite; or ``order`` is not a permutation.
         torch.linalg.LinAlgError: no damping up to ``max_damp`` makes it positive definite.
     """
     if hessian.dim() != 2 or hessian.shape[0] != hessian.shape[1] or hessian.shape[0] == 0:
@@ -142,14 +142,14 @@ def factorize(
         raise ValueError(f"damping must be finite, from 0 to max_damp, not damp = {damp}, max_damp = {max_damp}")
     if order is not None and not _is_permutation(order, hessian.shape[0]):
         raise ValueError(f"order must be a permutation of 0 … {hessian.shape[0] - 1}, int64")
-    # The sum is finite in all sound cases and costs one pass; element by element only where it is not.
+    # The sum is finite for valid inputs and costs one pass; elements are checked only if it is not.
     if not torch.isfinite(hessian.sum()) and not torch.isfinite(hessian).all():
         raise ValueError("the Hessian has values that are not finite: the calibration activations overflowed")
     diagonal = hessian.diagonal()
     dead = diagonal == 0
     live = diagonal[~dead]
     if live.numel() == 0:
-        raise ValueError("the Hessian is zero: this layer's input was never seen")
+        raise ValueError("the Hessian is zero: this layer's input is always zero")
     mean = float(live.double().mean())
     diagonal = diagonal.masked_fill(dead, mean)
     if order is not None:
@@ -182,16 +182,16 @@ def group_quantize(
     """Quantize ``weight`` under the metric that ``factor`` factors.
 
     Args:
-        weight: ``[m, n]``, any floating dtype; computed in that of the factor. Columns of dead inputs count
-            as zero, and so become zero.
-        factor: of the Hessian of the layer's inputs; its order, if it has one, is the order of visit.
+        weight: ``[m, n]``, any floating dtype; computed in that of the factor. Columns of dead inputs are treated as
+            zero, and so become zero.
+        factor: of the Hessian of the layer's inputs; columns are visited in its order, if it has one.
         scheme: the lattice.
         scale_dtype: what scales are rounded to: ``float16``, ``bfloat16`` or ``float32``.
         backend: ``auto | reference | native``.
 
     Raises:
-        ValueError: shapes do not fit, the weight is no finite float matrix or too large for scales of this dtype, or
-            the backend is not there.
+        ValueError: shapes do not fit, the weight is not a finite float matrix or too large for scales of this dtype,
+            or the backend is not available.
     """
     return group_quantize_layers([weight], [factor], scheme, scale_dtype=scale_dtype, backend=backend)[0]
 
@@ -209,7 +209,7 @@ def group_quantize_layers(
     On CUDA, layers of one shape are swept together: one layer of 1,280 rows fills a fraction of a large chip.
 
     Args:
-        weights, factors: as many of each; see :func:`group_quantize` for these and the rest.
+        weights, factors: equally many; see :func:`group_quantize` for these and the rest.
 
     Raises:
         ValueError: see :func:`group_quantize`.
@@ -219,7 +219,7 @@ def group_quantize_layers(
     layers = [_ready(weight, factor) for weight, factor in zip(weights, factors, strict=True)]
     alike: dict[tuple, list[int]] = {}
     for i, (weight, factor) in enumerate(zip(layers, factors, strict=True)):
-        # A CPU is full with one layer.
+        # One layer occupies a whole CPU.
         alone = None if weight.is_cuda else i
         alike.setdefault((alone, weight.shape, weight.dtype, weight.device, factor.order is None), []).append(i)
 
@@ -248,13 +248,13 @@ def _is_permutation(order: torch.Tensor, n: int) -> bool:
 
 
 def _ready(weight: torch.Tensor, factor: Factor) -> torch.Tensor:
-    """The weight in the factor's dtype with the columns of dead inputs zeroed, once it is found sound."""
+    """The weight, checked, in the factor's dtype, with the columns of dead inputs zeroed."""
     n = factor.upper.shape[0]
     if weight.dim() != 2 or weight.shape[1] != n:
         raise ValueError(f"the weight must be [m, {n}] for this factor, not {list(weight.shape)}")
     check_weight(weight)
     weight = weight.detach().to(factor.upper.dtype)
-    check_weight(weight)  # float32 does not hold all of float64
+    check_weight(weight)  # float64 exceeds float32's range
     return weight.masked_fill(factor.dead, 0) if bool(factor.dead.any()) else weight
 
 

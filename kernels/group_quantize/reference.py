@@ -14,7 +14,7 @@ from ..scheme import Scheme
 #: Columns between two lazy updates.
 BLOCK = 128
 
-#: Factors of the ``mse`` rule's grid, tried in this order; the first of equally good ones is kept.
+#: Factors of the ``mse`` rule's grid, tried in this order; the first one wins a tie.
 SHRINKS = tuple(1.0 - 0.02 * k for k in range(36))
 
 #: A change of a row's loss below this share of it may be a rounding error of the arithmetic.
@@ -22,10 +22,10 @@ SLACK = {torch.float32: 1e-4, torch.float64: 1e-10}
 
 
 def stored_scale(scale: torch.Tensor, scale_dtype: torch.dtype) -> torch.Tensor:
-    """``scale`` rounded to what ``scale_dtype`` holds, kept within its normal numbers; dtype unchanged.
+    """``scale`` rounded to values of ``scale_dtype`` and clamped to its normal numbers; dtype unchanged.
 
-    What is kept from being too large is refused afterwards (:func:`check_scales`), what is kept from being too small is
-    told (``Quantized.coarse_groups``).
+    Scales clamped from above are refused afterwards (:func:`check_scales`); those clamped from below are counted
+    (``Quantized.coarse_groups``).
     """
     limits = torch.finfo(scale_dtype)
     return scale.clamp(limits.tiny, limits.max).to(scale_dtype).to(scale.dtype)
@@ -37,10 +37,10 @@ def reach(scheme: Scheme) -> int:
 
 
 def check_scales(scales: torch.Tensor, scheme: Scheme) -> None:
-    """Refuse scales with which a weight would be infinite in the dtype they are stored in.
+    """Refuse scales with which a weight would be infinite in their stored dtype.
 
     Raises:
-        ValueError: one is too large; the message says what to do.
+        ValueError: one is too large; the message gives the fix.
     """
     if scales.numel() == 0:
         return
@@ -55,16 +55,16 @@ def check_scales(scales: torch.Tensor, scheme: Scheme) -> None:
 
 
 def check_weight(weight: torch.Tensor) -> None:
-    """Refuse a weight that nothing can be computed from.
+    """Refuse an unusable weight.
 
     Raises:
-        ValueError: it is no matrix of floats, is on the meta device, or has values that are not finite.
+        ValueError: it is not a float matrix, is on the meta device, or has values that are not finite.
     """
     if weight.dim() != 2 or not weight.is_floating_point():
         raise ValueError(f"the weight must be a float matrix [m, n], not {weight.dtype} {list(weight.shape)}")
     if weight.is_meta:
         raise ValueError("the weight is on the meta device, where there are no values: load it first")
-    # The sum is finite in all sound cases and costs one pass; element by element only where it is not.
+    # The sum is finite for valid inputs and costs one pass; elements are checked only if it is not.
     if not torch.isfinite(weight.sum()) and not torch.isfinite(weight).all():
         raise ValueError("the weight has values that are not finite")
 
@@ -78,8 +78,8 @@ def group_scales(weights: torch.Tensor, scheme: Scheme, scale_dtype: torch.dtype
     """Scale and zero point of groups of weights.
 
     Scales are rounded to ``scale_dtype`` before anything is rounded with them, because that is what the
-    checkpoint stores. An all-zero group gets scale 1; where ``minmax`` has no span (all weights equal)
-    it falls back to ``absmax``. Asymmetric ranges include 0, so that the zero point is a code.
+    checkpoint stores. An all-zero group gets scale 1; if ``minmax`` has no span (all weights equal), it
+    falls back to ``absmax``. Asymmetric ranges include 0, so that the zero point is a code.
 
     Args:
         weights: ``[..., g]``, any floating dtype; computed in it.
@@ -130,7 +130,7 @@ def natural_scales(weight: torch.Tensor, scheme: Scheme, scale_dtype: torch.dtyp
 def round_to_nearest(
     weight: torch.Tensor, scheme: Scheme, scale_dtype: torch.dtype = torch.float32
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Every weight to the nearest code of its group: the baseline that sees no data.
+    """Every weight to the nearest code of its group: the baseline without data.
 
     Args:
         weight: ``[m, n]``, any floating dtype.
@@ -141,7 +141,7 @@ def round_to_nearest(
         codes ``uint8 [m, n]``, scales ``scale_dtype [m, G]``, zeros ``uint8 [m, G]``.
 
     Raises:
-        ValueError: the weight is no finite float matrix, or too large for scales of this dtype.
+        ValueError: the weight is not a finite float matrix, or too large for scales of this dtype.
     """
     check_weight(weight)
     scales, zeros = natural_scales(weight, scheme, scale_dtype)
@@ -158,13 +158,13 @@ def textbook_sweep(
     scale_dtype: torch.dtype = torch.float32,
     order: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """GPTQ as its paper writes it: invert the Hessian, then one column after another.
+    """GPTQ as in its paper: invert the Hessian, then quantize column by column.
 
     Args:
         weight: ``[m, n]``; the sweep runs in its dtype.
-        hessian: ``[n, n]``, damped already, in natural order.
-        scheme: the lattice; a group's scale comes from its weights as they stand (already compensated) when
-            the sweep reaches its first column.
+        hessian: ``[n, n]``, already damped, in natural order.
+        scheme: the lattice; a group's scale comes from its weights as compensated when the sweep reaches its
+            first column.
         scale_dtype: what the scales are stored in.
         order: static act-order, a permutation of the columns: scales are fixed first, from the original
             weights, then columns are visited in this order; each keeps its natural group.

@@ -1,7 +1,7 @@
 """A linear layer from packed weights.
 
-``weight`` (what is packed), ``packing`` (codes to words), ``reference`` (the specification), ``op`` (torch operators),
-``backends`` (who computes a layer; yours too), ``native`` (C++ and Triton).
+``weight`` (the packed tensors), ``packing`` (codes to words), ``reference`` (the specification), ``op`` (torch
+operators), ``backends`` (registry, for your own too), ``native`` (C++ and Triton).
 """
 
 from . import native  # registers its backends

@@ -1,8 +1,8 @@
-"""What computes a packed linear layer: backends, which register themselves, and which of them a layer gets.
+"""Backends of packed linear layers: they register themselves, and each layer is assigned one.
 
-A backend says which layers it runs (``can_run``), lays their weights out once (``prepack``) and multiplies (``run``).
-:func:`register` adds one of your own; it is asked before those that are already there. ``examples/own_backend.py`` does
-it in a few lines. Those of the package are in ``native.py``.
+A backend declares which layers it runs (``can_run``), converts their weights to its layout once (``prepack``) and
+multiplies (``run``). :func:`register` adds one of your own, which is preferred to those registered before.
+``examples/own_backend.py`` does it in a few lines. The built-in ones are in ``native.py``.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Config(NamedTuple):
 
     @classmethod
     def of(cls, weight: PackedWeight, device: torch.device, int8_activations: bool = False) -> Config:
-        """That of a weight as it is stored, on a device."""
+        """The configuration of a weight as stored, on a device."""
         here = device.type == "cuda" and torch.cuda.is_available()
         return cls(
             device=device.type,
@@ -61,42 +61,42 @@ class Config(NamedTuple):
 class Backend:
     """One way to compute ``y = x · Wᵀ + bias``; subclass it, set ``name`` and define ``can_run`` and ``run``."""
 
-    #: What ``TARQ_BACKEND`` and the argument ``backend`` call it, and the name of its layout if it has one of its own.
+    #: Its name in ``TARQ_BACKEND`` and the argument ``backend``, and of its own layout if it has one.
     name: str
 
-    #: The one type of device it runs on, or None: any.
+    #: The only device type it runs on, or None for any.
     device: str | None = None
 
     def can_run(self, config: Config) -> tuple[bool, str]:
-        """Whether it runs such layers, and why not; or what holds it back if it does, nothing if nothing does.
+        """Whether it runs such layers; and why not, or if it does, why it is slow (empty if it is not).
 
-        It is not asked about other devices than its own.
+        It is only called for its own device type.
         """
         raise NotImplementedError
 
     def prepack(self, weight: PackedWeight) -> PackedWeight:
-        """The weight as :meth:`run` reads it; called once, when a layer is loaded.
+        """The weight in the layout that :meth:`run` reads; called once, when a layer is loaded.
 
         Args:
-            weight: of the layout ``stored``.
+            weight: in the layout ``stored``.
 
         Returns:
             The weight itself, or one whose ``layout`` is this backend's name.
 
         Raises:
-            ValueError: the weight is not sound: :meth:`run` need not look at it again.
+            ValueError: the weight is invalid; :meth:`run` need not check it again.
         """
         weight.check()
         return weight
 
     def unprepack(self, weight: PackedWeight) -> PackedWeight:
-        """Undo :meth:`prepack`, whatever width it has given the codes: the layout ``stored``."""
+        """Undo :meth:`prepack`, including any change of code width: back to the layout ``stored``."""
         return weight
 
     def run(self, x: Tensor, weight: PackedWeight) -> Tensor:
         """``x`` [..., K] to [..., N] in its dtype, with a weight from :meth:`prepack`.
 
-        The caller sees to gradients and to float64.
+        The caller handles gradients and float64.
 
         Args:
             x: float32, bfloat16 or float16, any strides.
@@ -112,7 +112,7 @@ class Backend:
 
 
 class Reference(Backend):
-    """Plain PyTorch, on every device and of every width: the specification."""
+    """Plain PyTorch, for every device and bit width: the specification."""
 
     name = "reference"
 
@@ -130,7 +130,7 @@ _backends: dict[str, Backend] = {}
 
 
 def register(backend: Backend) -> None:
-    """Add a backend. Of those that can run a layer, the one registered last gets it.
+    """Add a backend. Of the backends that can run a layer, the one registered last is used.
 
     Raises:
         ValueError: its name is taken.
@@ -142,7 +142,7 @@ def register(backend: Backend) -> None:
 
 
 def unregister(name: str) -> None:
-    """Take a backend out again; layers that it laid out cannot run without it."""
+    """Remove a backend; layers in its layout cannot run without it."""
     get(name)
     del _backends[name]
     dispatch.OWN_NAMES.remove(name)
@@ -164,31 +164,31 @@ def get(name: str) -> Backend:
 
 
 def as_stored(weight: PackedWeight) -> PackedWeight:
-    """The weight in the layout of a checkpoint, whichever backend laid it out."""
+    """The weight in the checkpoint's layout, whatever its current one."""
     return weight if weight.layout == STORED else get(weight.layout).unprepack(weight)
 
 
 def survey(config: Config) -> list[tuple[str, bool, str]]:
-    """Every backend in the order they are asked: name, whether it runs such layers, why not or what holds it back."""
+    """Every backend in order of preference: name, whether it runs such layers, and why not or why it is slow."""
     return [(backend.name, *ability(backend, config)) for backend in reversed(_backends.values())]
 
 
 def ability(backend: Backend, config: Config) -> tuple[bool, str]:
-    """``can_run`` of a backend, on whatever device."""
+    """``can_run`` of a backend, including the check of the device."""
     if backend.device not in (None, config.device):
         return False, f"runs on {backend.device}"
     return backend.can_run(config)
 
 
 def select(config: Config, name: str | None = None) -> tuple[Backend, str]:
-    """The backend that runs such layers, and what holds it back, which is warned of once unless it was asked for.
+    """The backend that runs such layers, and why it is slow if it is, with one warning unless it was requested.
 
     Args:
         config: of the layers.
-        name: ``auto``, ``native`` (any but the reference) or a backend's; what ``TARQ_BACKEND`` says when not given.
+        name: ``auto``, ``native`` (any but the reference) or a backend's name; by default that of ``TARQ_BACKEND``.
 
     Raises:
-        BackendError: the name is unknown, or what it names cannot run them; the message says why.
+        BackendError: the name is unknown, or that backend cannot run them; the message says why.
     """
     wanted = dispatch.choice(name)
     found = survey(config)

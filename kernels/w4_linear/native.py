@@ -25,7 +25,7 @@ def takes_int8(group_size: int, in_features: int) -> bool:
 
 
 class Cpp(Backend):
-    """The compiled extension's kernels, for the best instruction set of the CPU. Codes lie in 4 bits each."""
+    """The compiled extension's kernels, for the best instruction set of the CPU. Codes take 4 bits each."""
 
     name, device = "cpp", "cpu"
 
@@ -36,7 +36,7 @@ class Cpp(Backend):
             return False, f"has no kernel for {config.bits} bits, only for 4 and fewer"
         if config.int8_activations and not takes_int8(config.group_size, config.in_features):
             return False, "rounds activations in groups of 32, 64, a multiple of 128, or of all inputs"
-        return True, "" if config.group_size % 8 == 0 else "groups that are no multiple of 8 are slow"
+        return True, "" if config.group_size % 8 == 0 else "groups that are not a multiple of 8 are slow"
 
     def prepack(self, weight: PackedWeight) -> PackedWeight:
         weight.check()
@@ -50,7 +50,7 @@ class Cpp(Backend):
 
 
 class Triton(Backend):
-    """Triton's kernels, with weights in an order of their own (``triton/layout.py``). Codes lie in 4 bits each."""
+    """The Triton kernels, with their own weight layout (``triton/layout.py``). Codes take 4 bits each."""
 
     name, device = layout.K_BLOCKS, "cuda"
 
@@ -79,7 +79,7 @@ class Triton(Backend):
     def run(self, x: Tensor, weight: PackedWeight) -> Tensor:
         if torch.compiler.is_compiling() or type(x) is not Tensor or not x.is_cuda:
             return _product_k_blocks(x, *weight[:6])  # which can be traced
-        return _launcher()(x, weight)  # past the dispatcher, which takes as long as a small kernel
+        return _launcher()(x, weight)  # bypasses the dispatcher, which takes as long as a small kernel
 
 
 @cache

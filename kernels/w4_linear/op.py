@@ -1,8 +1,8 @@
 """``w4_linear``, whose weights stay packed: its torch operators, and the functions over all backends.
 
-The operators take the fields of a :class:`PackedWeight` one by one, as a schema must. ``tarq::w4_linear`` and
-``tarq::w4_linear_int8`` take those of the layout as stored, ``tarq::w4_linear_k_blocks`` those of the Triton kernels'
-layout. The reference serves each on every device that has no kernel of its own.
+The operators take the fields of a :class:`PackedWeight` one by one, as a torch schema requires. ``tarq::w4_linear`` and
+``tarq::w4_linear_int8`` take the stored layout, ``tarq::w4_linear_k_blocks`` that of the Triton kernels. The reference
+serves each on every device without a kernel.
 """
 
 from __future__ import annotations
@@ -66,21 +66,22 @@ if installed():
 
 
 def w4_linear(x: Tensor, weight: PackedWeight, backend: str | None = None) -> Tensor:
-    """``y = x · Wᵀ + bias`` with W as it is packed, never expanded where there is a kernel.
+    """``y = x · Wᵀ + bias`` with packed W, which a kernel never expands.
 
     W is ``(code − zero) · scale``, not rounded to the scales' dtype; sums are float32. With bfloat16 or float16 ``x``
-    a backend may round W to that dtype, as a dense model would hold it. float16 on a CPU computes in float32. With AVX2
-    an input below 5e-29 loses bits.
+    a backend may round W to that dtype, as in a dense model. float16 on a CPU is computed in float32. With AVX2 an
+    input below 5e-29 loses bits.
 
-    How a CPU multiplies bfloat16 is measured by the first call: in float32, unless bfloat16's own instructions gain
-    by a clear margin. ``TARQ_CPU_ISA=avx512_bf16`` takes those unmeasured, any other name that the CPU has float32.
+    How a CPU multiplies bfloat16 is decided by a measurement in the first call: in float32, unless the bfloat16
+    instructions are clearly faster. ``TARQ_CPU_ISA=avx512_bf16`` selects them without measuring; any other name that
+    the CPU supports selects float32.
 
     Args:
-        x: float32, bfloat16 or float16 [..., K]; any leading shape (empty included), any strides. float64 runs as the
+        x: float32, bfloat16 or float16 [..., K]; any leading shape (empty included), any strides. float64 runs on the
             reference.
-        weight: of any layout; a layer that is called often has it laid out for a backend once
-            (:meth:`~.backends.Backend.prepack`), which :class:`tarq.QuantLinear` does.
-        backend: ``reference``, ``native`` or a backend's name forces one; None takes the best there is.
+        weight: in any layout; for repeated calls, convert it once to a backend's
+            (:meth:`~.backends.Backend.prepack`), as :class:`tarq.QuantLinear` does.
+        backend: ``reference``, ``native`` or a backend's name forces one; None takes the best available.
 
     Returns:
         [..., N], contiguous, in the dtype of ``x``. Gradients reach ``x`` and ``bias`` (through a weight
@@ -99,15 +100,15 @@ def w4_linear(x: Tensor, weight: PackedWeight, backend: str | None = None) -> Te
         return multiply(chosen, x, weight if weight.layout == name else chosen.prepack(as_stored(weight)))
     if dispatch.use_reference(backend, "w4_linear", x.device.type) or weight.bits != 4:
         return multiply(get("reference"), x, as_stored(weight))
-    # The operator of that backend reads what is stored on every device.
+    # This backend's operator reads the stored layout on every device.
     return multiply(get("cpp" if weight.layout == STORED else weight.layout), x, weight)
 
 
 def w4_linear_int8(x: Tensor, weight: PackedWeight, backend: str | None = None) -> Tensor:
-    """:func:`w4_linear` with activations rounded to 8 bits, a scale a group: integer products, faster, less exact.
+    """:func:`w4_linear` with activations rounded to 8 bits, one scale per group: integer products, faster, less exact.
 
     Every call rounds x group by group to ``max|x| / 127`` steps, the granularity of the weight's scales (what
-    onnxruntime's ``MatMulNBits`` does at accuracy level 4). Weights are used as they are; sums over groups are
+    onnxruntime's ``MatMulNBits`` does at accuracy level 4). Weights are not rounded further; sums over groups are
     float32. Products of normal activations differ from :func:`w4_linear`'s by about 0.7 % of their norm.
 
     Args, Returns: as :func:`w4_linear`; a NaN or infinity makes its row NaN. There are no gradients.
@@ -121,10 +122,10 @@ def w4_linear_int8(x: Tensor, weight: PackedWeight, backend: str | None = None) 
 
 
 def multiply(backend: Backend, x: Tensor, weight: PackedWeight) -> Tensor:
-    """``run`` of a backend, with what it need not see to: gradients and float64.
+    """``run`` of a backend, with gradients and float64, which backends need not handle.
 
     Args:
-        backend: which laid the weight out.
+        backend: the one of the weight's layout.
         x, weight: as :func:`w4_linear`.
 
     Raises:

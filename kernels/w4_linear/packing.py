@@ -2,8 +2,8 @@
 
 Codes are unsigned (``0 … 2**bits − 1``). compressed-tensors packs the signed code plus ``2**(bits−1)``, which
 is the same unsigned number. A row is one dense little-endian bit string: code k takes bits
-``bits·k … bits·(k+1) − 1``, and the last word is filled up with zero bits. Eight codes of b bits are
-therefore exactly b bytes, whatever b is; that is all the code below uses.
+``bits·k … bits·(k+1) − 1``, and the last word is padded with zero bits. Eight codes of b bits are
+therefore exactly b bytes for every b, which is all the code below relies on.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ def pack(codes: Tensor, bits: int) -> Tensor:
         int32 [N, ceil(K · bits / 32)].
 
     Raises:
-        ValueError: ``codes`` is not a uint8 matrix, is on the meta device, a code does not fit, or ``bits`` is none of
-            the four.
+        ValueError: ``codes`` is not a uint8 matrix, is on the meta device, a code does not fit, or ``bits`` is not
+            supported.
     """
     _check_bits(bits)
     if codes.dtype != torch.uint8 or codes.dim() != 2:
@@ -62,7 +62,7 @@ def unpack(packed: Tensor, bits: int, count: int) -> Tensor:
         uint8 [N, count].
 
     Raises:
-        ValueError: ``packed`` is not an int32 matrix of that width, or ``bits`` is none of the four.
+        ValueError: ``packed`` is not an int32 matrix of that width, or ``bits`` is not supported.
     """
     _check_bits(bits)
     if packed.dtype != torch.int32 or packed.dim() != 2 or packed.shape[1] != packed_words(count, bits):
@@ -107,24 +107,24 @@ def unpack_zeros(packed: Tensor, bits: int, count: int) -> Tensor:
 def repack(
     weight_packed: Tensor, weight_zero_point: Tensor | None, in_features: int, bits: int, new_bits: int
 ) -> tuple[Tensor, Tensor | None]:
-    """A layer's codes and zero points at another width, for the same weights and scales: its own inverse.
+    """A layer's codes and zero points at another bit width, for the same weights and scales; it is its own inverse.
 
-    Codes that come with zero points stay what they are; symmetric ones move with the zero point that their width
-    implies, from ``2**(bits−1)`` to ``2**(new_bits−1)``.
+    Codes with explicit zero points keep their values; symmetric ones shift with the zero point implied by their width,
+    from ``2**(bits−1)`` to ``2**(new_bits−1)``.
 
     Args:
         weight_packed: int32 [N, ceil(in_features · bits / 32)].
         weight_zero_point: int32 [ceil(N · bits / 32), G], or None: symmetric.
         in_features: K.
-        bits: 2, 3, 4 or 8, the width they have.
-        new_bits: likewise, the width they get.
+        bits: 2, 3, 4 or 8, the current width.
+        new_bits: likewise, the new width.
 
     Raises:
         ValueError: as :func:`unpack`; or a code or zero point does not fit the new width.
     """
     codes = unpack(weight_packed, bits, in_features)
     if weight_zero_point is None:
-        # uint8 wraps: codes too small to move down come out too large, and pack() refuses them.
+        # uint8 wraps: codes too small to shift down become too large, and pack() refuses them.
         return pack(codes + (2 ** (new_bits - 1) - 2 ** (bits - 1)), new_bits), None
     return pack(codes, new_bits), pack_zeros(unpack_zeros(weight_zero_point, bits, len(codes)), new_bits)
 

@@ -31,7 +31,7 @@ def dequantize(
         [N, K] in the dtype of ``weight_scale``, in which both steps are computed.
 
     Raises:
-        ValueError: a tensor's shape or dtype is not that.
+        ValueError: a tensor's shape or dtype is wrong.
     """
     codes = unpack(weight_packed, bits, in_features)
     rows, groups = codes.shape[0], -(-in_features // group_size)
@@ -45,19 +45,19 @@ def dequantize(
     def spread(per_group: Tensor) -> Tensor:
         return per_group.repeat_interleave(group_size, dim=1, output_size=groups * group_size)[:, :in_features]
 
-    # Differences of codes are small integers, exact in all three dtypes: the one rounding is the product's.
+    # Differences of codes are small integers, exact in all three dtypes: only the product is rounded.
     return (codes.to(weight_scale.dtype) - spread(zeros)) * spread(weight_scale)
 
 
 def w4_linear(x: Tensor, weight: PackedWeight) -> Tensor:
     """``y = x · Wᵀ + bias``, the product in float32 (float64 for float64 x), rounded once to x's dtype.
 
-    W is ``(code − zero) · scale`` as it is: :func:`dequantize` rounds each weight to the scales' dtype, which a
-    checkpoint expanded to dense weights has to and a product need not.
+    W is ``(code − zero) · scale`` without rounding; :func:`dequantize` rounds each weight to the scales' dtype, as
+    dense weights require.
 
     Args:
         x: float [..., K].
-        weight: of the layout ``stored``, any width.
+        weight: in the layout ``stored``, any bit width.
 
     Returns:
         [..., N] in the dtype of ``x``.
@@ -93,7 +93,7 @@ def round_activations(x: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
     grouped = torch.nn.functional.pad(x.float(), (0, groups * group_size - columns)).view(rows, groups, group_size)
     largest = grouped.abs().amax(-1)
     usable = largest.isfinite() & (largest >= 2.0**-124)  # below it 127 / max overflows
-    most = torch.full_like(largest, 127)  # a number over a tensor would be its reciprocal times the number
+    most = torch.full_like(largest, 127)  # dividing a number by a tensor would multiply by the reciprocal
     inverse = torch.where(usable, most / largest, 0.0)
     codes = torch.where(usable[..., None], (grouped * inverse[..., None]).round(), 0.0).to(torch.int8)
     scale = torch.where(usable, largest / most, torch.where(largest.isfinite(), 0.0, torch.nan))
@@ -101,7 +101,7 @@ def round_activations(x: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
 
 
 def w4_linear_int8(x: Tensor, weight: PackedWeight) -> Tensor:
-    """:func:`w4_linear` of activations rounded to 8 bits, a scale a group; the weights stay unrounded."""
+    """:func:`w4_linear` of activations rounded to 8 bits, one scale per group; the weights are not rounded."""
     columns = weight.in_features
     codes, scale = round_activations(x.reshape(-1, columns), weight.group_size)
     spread = scale.repeat_interleave(weight.group_size, dim=1)[:, :columns]

@@ -1,4 +1,4 @@
-"""A packed weight and what belongs to it, as one value: what every backend of ``w4_linear`` takes."""
+"""A packed weight with its scales, zero points and bias as one value, which every ``w4_linear`` backend takes."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from torch import Tensor
 
 from .packing import packed_words, repack
 
-#: compressed-tensors' ``pack-quantized`` layout, which checkpoints have and every backend can start from.
+#: compressed-tensors' ``pack-quantized`` layout, that of checkpoints, from which every backend can convert.
 STORED = "stored"
 
-#: What activations, scales and biases may be, for a message and as dtypes.
+#: Dtypes of activations, scales and biases: for messages, and as values.
 FLOATS = "float32, bfloat16 or float16", (torch.float32, torch.bfloat16, torch.float16)
 
 
 class PackedWeight(NamedTuple):
     """W [N, K] and the bias of a linear layer: ``W = (code − zero) · scale``.
 
-    The shapes are those of the layout :data:`STORED`; a backend's own layout is described where it is made.
+    Shapes are those of the layout :data:`STORED`; other layouts are described with their backends.
 
     - ``packed`` int32 [N, ceil(K · bits / 32)]: the code of input k is in bits ``bits·k …`` of its row
     - ``scale`` float16, bfloat16 or float32 [N, G] with G = ceil(K / group_size)
@@ -28,7 +28,7 @@ class PackedWeight(NamedTuple):
     - ``in_features`` K
     - ``group_size``: consecutive inputs that share a scale; the last group may be shorter
     - ``bits``: 2, 3, 4 or 8
-    - ``layout``: the name of the order the three tensors are in
+    - ``layout``: the name of the layout of the first three tensors
     """
 
     packed: Tensor
@@ -42,14 +42,14 @@ class PackedWeight(NamedTuple):
 
     @property
     def out_features(self) -> int:
-        """N, in every layout: ``packed`` of the Triton kernels has a dimension before it."""
+        """N, in every layout (in that of the Triton kernels ``packed`` has another dimension before it)."""
         return self.packed.shape[-2]
 
     def widened(self, bits: int) -> PackedWeight:
         """The same weights with codes of another width (:func:`~tarq.kernels.w4_linear.repack`); its own inverse.
 
         Raises:
-            ValueError: the layout is another than :data:`STORED`, or a code does not fit.
+            ValueError: the layout is not :data:`STORED`, or a code does not fit.
         """
         if bits == self.bits:
             return self
@@ -59,12 +59,12 @@ class PackedWeight(NamedTuple):
         return self._replace(packed=packed, zeros=zeros, bits=bits)
 
     def check(self) -> None:
-        """See that everything fits, once: kernels would read past what does not.
+        """Check all tensors once: kernels would read out of bounds otherwise.
 
-        Only :data:`STORED` is checked in full; a backend makes its own layout from it.
+        Only :data:`STORED` is checked in full; backends derive their layouts from it.
 
         Raises:
-            ValueError: sizes are not positive, or a tensor's shape, dtype or device does not fit; it is named.
+            ValueError: sizes are not positive, or a tensor's shape, dtype or device does not fit; names it.
         """
         for name, value in (("in_features", self.in_features), ("group_size", self.group_size)):
             if value <= 0:
@@ -92,7 +92,7 @@ class PackedWeight(NamedTuple):
 
 
 def check_input(x: Tensor, weight: PackedWeight) -> None:
-    """What has to be looked at in every call: dtype, last dimension and device of the activations.
+    """Check the activations of a call: dtype, last dimension and device.
 
     Raises:
         RuntimeError: one of them does not fit; the message names it.

@@ -1,1 +1,1 @@
-"""Benchmarks of the three operations: every contestant in turn, ratios of medians, and the machine's own ceilings."""
+"""Benchmarks of the three operations: contestants take turns; ratios of medians; the machine's measured ceilings."""

@@ -1,7 +1,7 @@
-"""The speed that a CPU and a GPU should reach, held against the records of a run.
+"""Speed targets ("bars") for a CPU and a GPU, compared with the records of a run.
 
-On a GPU, speed-ups of a packed layer over float16 are the best that were published for an H100 by Marlin, tinygemm and
-gemlite at so many rows of a 4096 × 4096 layer. ``python -m tarq.bench.bars FILE.json`` prints a line a bar.
+On a GPU, the speed-ups of a packed layer over float16 are the best published for an H100 by Marlin, tinygemm and
+gemlite at that number of rows of a 4096 × 4096 layer. ``python -m tarq.bench.bars FILE.json`` prints one line per bar.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from .measure import Record
 #: On a GPU, rows: speed-up over float16.
 PUBLISHED = {1: 2.32, 8: 1.66, 16: 1.63, 64: 0.74}
 
-#: Outputs and inputs that they are asked of: that layer, and Whisper-large's.
+#: Outputs and inputs of the layers they apply to: that layer, and Whisper-large's.
 LAYERS = ([4096, 4096], [1280, 1280], [5120, 1280], [1280, 5120])
 
-#: Share of the memory bandwidth that one row of a layer too large for any cache should take.
+#: Share of the memory bandwidth that one row of a layer too large for any cache should reach.
 BANDWIDTH, LARGE = 0.8, [1, 16384, 16384]
 
 #: On a CPU, layers of which one row is held against other packed ones; the layer that is read from memory.
@@ -40,7 +40,7 @@ GRAM, GRAM_INPUTS, LOOP, FUSED = 8.0, 5120, 20.0, 1.0
 
 @dataclass(frozen=True)
 class Verdict:
-    """A bar, what it asks for and what was measured; the more the better, unless it asks for ``at_most``."""
+    """A bar, its target and the measured value; more is better, unless ``at_most``."""
 
     bar: str
     wanted: float
@@ -53,7 +53,7 @@ class Verdict:
 
 
 def verdicts(records: Sequence[Record]) -> Iterator[Verdict]:
-    """Every bar that the records speak of."""
+    """Every bar that the records cover."""
     yield from _of_gpu([r for r in records if "capability" in r])
     yield from _of_cpu([r for r in records if "capability" not in r])
 

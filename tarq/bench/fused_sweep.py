@@ -1,8 +1,8 @@
-"""A peer of ``group_quantize`` on a GPU: GPTQ's sweep as llm-compressor fuses it.
+"""A peer of ``group_quantize`` on a GPU: GPTQ's sweep, fused as in llm-compressor.
 
 The Hessian is inverted (Cholesky, inverse, Cholesky); then a kernel walks the 128 columns of a block with 16 rows of
-the weight in registers, and a matrix product updates the columns behind. Scales are fixed beforehand, from the original
-weights. Layers of one shape go together.
+the weight in registers, and a matrix product updates the columns after them. Scales are fixed beforehand, from the
+original weights. Layers of one shape are processed together.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ BLOCK, ROWS = 128, 16
 def block_kernel(
     work_ptr, inverse_ptr, scale_ptr, error_ptr, m, n, first, most, BLOCK: tl.constexpr, ROWS: tl.constexpr
 ):
-    """Round the columns of a block one by one and take each one's error out of those to its right.
+    """Round the columns of a block one by one and compensate each one's error in those to its right.
 
     Grid: tiles of rows, layers.
 

@@ -1,8 +1,8 @@
-"""Cases of ``gram``: one Gram matrix, one cross product, and the four sums RareBAL and the residual want.
+"""Cases of ``gram``: one Gram matrix, one cross product, and the four sums that RareBAL and the residual need.
 
 Peers: torch's matmul of the same rows, in float32 (what llm-compressor and GPTQModel do: they upcast 16-bit rows), and
-in the rows' own dtype; against the four sums, the two products that a plain metric wants. Rows are float32 and bfloat16
-on a CPU, of both 16-bit dtypes on a GPU, as its activations are.
+in the rows' own dtype; against the four sums, the two products that a plain metric needs. Rows are float32 and bfloat16
+on a CPU, and both 16-bit dtypes on a GPU, like activations there.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ def product(y: Tensor, x: Tensor) -> Tensor:
 
 
 def upcast(y: Tensor, x: Tensor) -> Tensor:
-    """``Yᵀ X`` of float32 copies: what keeps float32 sums of 16-bit rows."""
+    """``Yᵀ X`` of float32 copies, the usual way to get float32 sums of 16-bit rows."""
     return y.float().T @ x.float()
 
 
 def two_products(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """What a plain metric and residual want."""
+    """The products that a plain metric and residual need."""
     return upcast(x, x), upcast(y, x)
 
 
@@ -54,7 +54,7 @@ def errors(x: Tensor) -> Record:
 
 
 def cases(device: torch.device, *, quick: bool) -> Iterator[Case]:
-    """Cases on a device; a quick run keeps to the narrow layer."""
+    """Cases on a device; a quick run takes only the narrow layer."""
     gpu = device.type == "cuda"
     copies = " of float32 copies" if gpu else ""
     for rows, n in QUICK_SHAPES if quick else GPU_SHAPES if gpu else SHAPES:

@@ -54,7 +54,7 @@ for line in sys.stdin:
 
 
 class GPTQModelPeer:
-    """GPTQModel in its own interpreter, on the same weight and Hessian, with as many threads.
+    """GPTQModel in a separate interpreter, on the same weight and Hessian, with the same number of threads.
 
     Raises:
         RuntimeError: the interpreter does not import gptqmodel.
@@ -75,11 +75,11 @@ class GPTQModelPeer:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:
-            raise RuntimeError("the peer ended without an answer: does its interpreter import gptqmodel?")
+            raise RuntimeError("the peer ended without an answer: can its interpreter import gptqmodel?")
         return json.loads(line)
 
     def save(self, weight: Tensor, hessian: Tensor) -> Path:
-        """A problem where :meth:`run` finds it."""
+        """Save a problem for :meth:`run`."""
         path = Path(self.folder.name) / f"{weight.shape[0]}x{weight.shape[1]}.pt"
         torch.save((weight, hessian), path)
         return path
@@ -126,7 +126,7 @@ def ours_together(weights: Tensor, hessians: Tensor) -> list[Quantized]:
 
 
 def column_loop(weight: Tensor, damped: Tensor) -> None:
-    """Inverse and textbook sweep, a Python iteration a column."""
+    """Inverse and textbook sweep, a Python loop over columns."""
     textbook_sweep(weight, damped, Scheme())
 
 
@@ -148,7 +148,7 @@ def _loss_over_peer(weight: Tensor, hessian: Tensor, saved: Path) -> Record:
 
 
 def cases(device: torch.device, *, quick: bool, peer_python: str | None = None) -> Iterator[Case]:
-    """Cases on a device; a quick run keeps to the square layer."""
+    """Cases on a device; a quick run takes only the square layer."""
     gpu = device.type == "cuda"
     peer = GPTQModelPeer(peer_python) if peer_python and not gpu else None
     for m, n in QUICK_SHAPES if quick else SHAPES:

@@ -1,4 +1,4 @@
-"""What every benchmark shares: a case, its timing, the machine's ceilings, and the records made of them."""
+"""Shared by all benchmarks: cases, timing, the machine's ceilings, and records."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..kernels import dispatch
 from ..report import Reporter
 from ..version import __version__
 
-#: Takes the number of the copy to work on. A float is the call's own measure of its seconds.
+#: Takes the number of the copy to work on. A returned float is the call's own measurement, in seconds.
 Call = Callable[[int], Any]
 Record = dict[str, Any]
 
@@ -28,18 +28,18 @@ SHORT, REST = 0.02, 0.004
 #: Calls in a CUDA graph, at least: its own launch is then a small part.
 GRAPH_CALLS = 20
 
-#: Copies of a problem, at most: a chip with a large cache and a small layer would take too many.
+#: Most copies of a problem: a chip with a large cache and a small layer would need too many.
 MOST_COPIES = 128
 
 
 def calling(function: Callable[..., Any], *args: Any) -> Call:
-    """The call of ``function(*args)``, the same for every copy."""
+    """A call of ``function(*args)``, the same for every copy."""
     return lambda _: function(*args)
 
 
 @dataclass(frozen=True)
 class Case:
-    """One problem and who solves it.
+    """One problem and its contestants.
 
     Attributes:
         op: operation, with its variant ("gram", "gram, four sums").
@@ -69,19 +69,19 @@ class Case:
 
 @dataclass(frozen=True)
 class Ceilings:
-    """The most this machine was seen to do: bytes read a second, and operations a second by kind."""
+    """The measured peaks of this machine: bytes read per second, and operations per second by kind."""
 
     read: float
     flops: dict[str, float]
 
     def rate(self, kind: str) -> float | None:
-        """Operations a second; those on bfloat16 are float32's where it has no units of its own. None: not measured."""
+        """Operations per second; bfloat16 falls back to float32 if it has no units. None: not measured."""
         return self.flops.get(kind, self.flops.get("float32") if kind == "bfloat16" else None)
 
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """torch's threads for a while."""
+    """Set torch's number of threads temporarily."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -91,7 +91,7 @@ def threads(count: int) -> Iterator[None]:
 
 
 def medians(calls: dict[str, Call], copies: int, seconds: float, device: torch.device) -> dict[str, float]:
-    """Median seconds of each call; they take turns, so that a busy moment meets all of them.
+    """Median seconds of each call; they take turns, so that a busy moment affects all of them.
 
     On a CPU a short call follows a rest and a burst of itself, and the mean of another burst is taken: the threads of
     the one before, which wait for more work on the same cores, have gone to sleep by then, its own are awake, and clock
@@ -151,12 +151,12 @@ def replayed(call: Call, copies: int, device: torch.device, least: int = GRAPH_C
 
 
 def copies_beyond_cache(size: int, device: torch.device) -> int:
-    """Problems of ``size`` bytes that a GPU's L2 does not hold: a model's layers are not there from token to token."""
+    """How many problems of ``size`` bytes that exceed a GPU's L2: a model's layers do not stay there between tokens."""
     return min(-(-2 * torch.cuda.get_device_properties(device).L2_cache_size // size), MOST_COPIES)
 
 
 def ceilings(device: torch.device) -> Ceilings:
-    """Measure them: the best of a few runs, on torch's present number of threads."""
+    """Measure them: the best of a few runs, with torch's current number of threads."""
 
     def best(call: Call, count: float, runs: int = 5) -> float:
         call(0)
@@ -168,7 +168,7 @@ def ceilings(device: torch.device) -> Ceilings:
         for dtype in (torch.float32, torch.bfloat16):
             a = torch.randn(n, n, device=device, dtype=dtype)
             flops[str(dtype).removeprefix("torch.")] = best(calling(torch.matmul, a, a), 2.0 * n**3)
-        # Reading alone, and reading and writing: whichever moves more bytes a second.
+        # Reading alone, or reading and writing: whichever moves more bytes per second.
         read = best(lambda _: block.sum(), block.nbytes)
         return Ceilings(max(read, best(lambda _: other.copy_(block), 2.0 * block.nbytes)), flops)
     if dispatch.EXTENSION_ERROR is not None:
@@ -185,7 +185,7 @@ def ceilings(device: torch.device) -> Ceilings:
 
 
 def _silently(function: Callable[..., Any], *args: Any) -> None:
-    """Call it and drop what it returns, which would be taken for seconds."""
+    """Call it and drop its result, which would be taken for seconds."""
     function(*args)
 
 
@@ -201,7 +201,7 @@ def device_name(device: torch.device) -> str:
 
 
 def versions(device: torch.device) -> Record:
-    """Of the libraries that a timing depends on."""
+    """Versions of the libraries that a timing depends on."""
     known: Record = {"tarq": __version__, "torch": torch.__version__}
     if device.type == "cuda":
         import triton
@@ -214,7 +214,7 @@ def versions(device: torch.device) -> Record:
 def records_of(
     case: Case, known: Ceilings, seconds: float, device: torch.device, reporter: Reporter | None = None
 ) -> list[Record]:
-    """Time a case; one record for each of ours with each peer. A peer that fails is left out, and the reporter told.
+    """Time a case: one record per pair of our variants and peers. A peer that fails is reported and left out.
 
     ``ratio`` is our time over the peer's: below 1 ours is faster. ``roofline`` is the share of the bound that the
     machine's ceilings set, 1 being all of it: the greater of bytes over read bandwidth and operations over their

@@ -23,7 +23,7 @@ OPERATIONS: dict[str, Callable[..., Iterator[Case]]] = {
 
 
 class StatusReporter(Reporter):
-    """The present phase on one line of a terminal. Needs none of what other screens show: a GPU machine may lack it."""
+    """The current phase on one line of a terminal; needs no further packages, which a GPU machine may lack."""
 
     def __init__(self, status: Status) -> None:
         self.status = status
@@ -55,7 +55,7 @@ def run(
         quick: small problems only, less time for each.
         seconds: for each contestant of each case.
         peer_python: interpreter that imports gptqmodel, a peer of group_quantize.
-        reporter: hears of progress.
+        reporter: receives progress.
 
     Returns:
         Records (:func:`~tarq.bench.measure.records_of`), and the ceilings by thread count.
@@ -79,7 +79,7 @@ def run(
 
 
 def show(console: Console, records: Sequence[Record], known: dict[int, Ceilings]) -> None:
-    """A line a case and variant: time, share of the bound, and our time over each peer's."""
+    """One line per case and variant: time, share of the bound, and our time over each peer's."""
     for op in dict.fromkeys(r["op"] for r in records):
         mine = [r for r in records if r["op"] == op]
         peers = list(dict.fromkeys(r["peer"] for r in mine))
@@ -112,7 +112,7 @@ def _time(seconds: float) -> str:
 
 
 def plot(records: Sequence[Record], path: Path) -> None:
-    """Bars of peer's time over ours, on a logarithmic scale; right of the line ours is faster.
+    """Bars of peer's time over ours, on a logarithmic scale; ours is faster to the right of the line.
 
     Raises:
         ImportError: matplotlib is not installed.

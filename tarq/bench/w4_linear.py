@@ -4,7 +4,7 @@ Peers: ``nn.Linear`` (float32 and bfloat16 on a CPU, both 16-bit dtypes on a GPU
 where they are installed, onnxruntime's ``MatMulNBits`` on a CPU (accuracy level 4 rounds activations to int8, level 0
 computes in float32) and gemlite on a GPU, which tunes itself for every shape.
 
-On a GPU layers are walked through in turn, more of them than its L2 holds, and launched as CUDA graphs.
+On a GPU, calls cycle through more layers than L2 holds and are launched as CUDA graphs.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Layers:
         self.dense = {dtype: [d.to(dtype) for d in dense] for dtype in self._dense_dtypes()}
         weights = [PackedWeight(p, s, None, None, inputs, GROUP) for p, s in zip(self.packed, self.scales, strict=True)]
         self.gemlite: list[torch.nn.Module] = []
-        # As a loaded layer has them.
+        # As in a loaded layer.
         self.layers = [get("triton").prepack(w) for w in weights] if device.type == "cuda" else weights
         if device.type == "cuda" and importlib.util.find_spec("gemlite"):
             self.gemlite = self._gemlite(codes)
@@ -82,7 +82,7 @@ class Layers:
         for dtype, weights in self.dense.items():
             name = f"{str(dtype).removeprefix('torch.')} linear"
             calls[name] = lambda i, x=x.to(dtype), weights=weights: linear(x, weights[i])  # type: ignore[misc]
-        if len(x) <= 256:  # beyond, it takes seconds, and nobody would use it
+        if len(x) <= 256:  # beyond, it takes seconds and would not be used
             name = "_weight_int4pack_mm" + ("" if self.device.type == "cuda" else "_for_cpu")
             product = getattr(torch.ops.aten, name)
             calls["torch int4pack (bfloat16)"] = lambda i: product(
@@ -102,7 +102,7 @@ class Layers:
 
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
-        options.add_session_config_entry("session.force_spinning_stop", "1")  # or its threads would keep our cores busy
+        options.add_session_config_entry("session.force_spinning_stop", "1")  # or its threads would occupy our cores
         groups, runs = self.inputs // GROUP, []
         for packed, scale in zip(self.packed, self.scales, strict=True):
             # Two codes a byte, low nibble first: the bytes of our words.
@@ -145,7 +145,7 @@ class Layers:
 
 
 def _version(package: str) -> str:
-    """A blank and its version; nothing where it can be imported and was not installed, as from a folder."""
+    """A blank and its version; empty if it is importable but not installed, as from a folder."""
     try:
         return f" {version(package)}"
     except PackageNotFoundError:
@@ -153,7 +153,7 @@ def _version(package: str) -> str:
 
 
 def cases(device: torch.device, *, quick: bool) -> Iterator[Case]:
-    """Cases on a device; a quick run keeps to one layer and three row counts."""
+    """Cases on a device; a quick run takes one layer and three row counts."""
     gpu = device.type == "cuda"
     shapes = QUICK_SHAPES if quick else GPU_SHAPES if gpu else SHAPES
     rows = QUICK_ROWS if quick else GPU_ROWS if gpu else ROWS

@@ -1,1 +1,1 @@
-"""Checkpoints: compressed-tensors out and in, folders written whole or not at all."""
+"""Checkpoints: writing and reading compressed-tensors; folders are written whole or not at all."""

@@ -1,4 +1,4 @@
-"""What weights must be to be loaded or saved: finite, whole, of the dtypes and widths they claim."""
+"""Checks on weights before loading and saving: finite, complete, of the dtypes and widths they claim."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from tarq.errors import CheckpointError
 from tarq.finite import is_finite, not_finite
 from tarq.linear import QuantLinear
 
-#: What the last part of a tensor's name says of its dtype, as safetensors calls it; other tensors are real numbers.
+#: Last part of a tensor's name to its dtypes, by safetensors' names; other tensors are floating point.
 _DTYPES = {"weight_packed": ("I32",), "weight_zero_point": ("I32",), "weight_shape": ("I64",)}
 _REAL = ("F64", "F32", "F16", "BF16")
 _COUNTERS = ("num_batches_tracked", "position_ids")
 
 
 def check_dtypes(stored: dict[str, tuple[str, list[int]]], source: Any) -> None:
-    """See that stored tensors have the dtypes their names promise.
+    """Check that stored tensors have the dtypes that their names imply.
 
     Raises:
-        CheckpointError: one has not; names it.
+        CheckpointError: one does not; names it.
     """
     for name, (dtype, _) in stored.items():
         part = name.rpartition(".")[2]
@@ -39,7 +39,7 @@ def check_dtypes(stored: dict[str, tuple[str, list[int]]], source: Any) -> None:
 
 
 def check_finite(tensors: Iterable[tuple[str, Tensor]], where: str) -> None:
-    """See that real numbers are finite.
+    """Check that floating-point tensors are finite.
 
     Raises:
         CheckpointError: a tensor holds NaN or infinity; names it.
@@ -50,8 +50,8 @@ def check_finite(tensors: Iterable[tuple[str, Tensor]], where: str) -> None:
 
 
 def check_layers(model: nn.Module, source: Any) -> None:
-    """See that packed layers are of the widths they were saved with, which padding hides, and that what they stand for
-    is finite in the scales' dtype.
+    """Check that packed layers have the widths they were saved with, which padding hides, and that their weights are
+    finite in the scales' dtype.
 
     Raises:
         CheckpointError: one is not; names it.
@@ -74,15 +74,15 @@ def check_layers(model: nn.Module, source: Any) -> None:
 
 
 def checksums(files: Iterable[Path]) -> str:
-    """SHA-256 of files of one folder, a line each, as ``sha256sum`` writes them."""
+    """SHA-256 of files of one folder, one per line, as ``sha256sum`` writes them."""
     return "".join(f"{_digest(file)}  {file.name}\n" for file in sorted(files))
 
 
 def verify_checksums(folder: Path, files: Iterable[Path]) -> None:
-    """See that weights are what was saved, where the folder says what that was.
+    """Check that weights match the folder's checksums, if it has any.
 
     Raises:
-        CheckpointError: a file is another; names it.
+        CheckpointError: a file differs; names it.
     """
     sums = folder / CHECKSUMS
     if not sums.is_file():
@@ -97,7 +97,7 @@ def verify_checksums(folder: Path, files: Iterable[Path]) -> None:
     for file in files:
         if file.name in known and _digest(file) != known[file.name]:
             raise CheckpointError(
-                f"{file} is not the file that was saved ({sums.name} tells): copy it again; if it was changed on "
+                f"{file} is not the file that was saved (see {sums.name}): copy it again; if it was changed on "
                 f"purpose, delete {sums.name}"
             )
 

@@ -1,4 +1,4 @@
-"""The format: compressed-tensors ``pack-quantized``, its configuration and how it is loaded packed (formats.md)."""
+"""The format: compressed-tensors ``pack-quantized``, its configuration and how it is loaded packed."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from tarq.linear import QuantLinear
 FORMAT = "pack-quantized"
 #: The format's version this package writes.
 FORMAT_VERSION = "0.20.0"
-#: A pattern of ``targets`` or ``ignore`` may repeat so often, and only characters: others can take forever to match.
+#: Most repetitions in a pattern of ``targets`` or ``ignore``, of characters only: others can take forever to match.
 _MOST_REPEATS = 3
 
 
 def quantization_config(model: nn.Module, group_size: int | None = None) -> dict[str, Any]:
     """The ``quantization_config`` entry of config.json for a model with :class:`QuantLinear` layers.
 
-    Layers are grouped by scheme; the commonest one targets ``Linear``, the others name their layers. Where all have
-    one scheme, ``dequantize`` tells transformers to expand them as it loads them: otherwise it does so in the first
+    Layers are grouped by scheme; the commonest one targets ``Linear``, the others name their layers. If all share one
+    scheme, ``dequantize`` makes transformers expand them while loading. Without it, transformers expands in the first
     call of the whole model, and ``generate`` of an encoder-decoder, which calls the encoder alone first, fails. Other
     readers of the format ignore the entry.
 
     Args:
         model: with packed layers.
-        group_size: all layers' as they are stored (:func:`common_group_size`); each its own when not given.
+        group_size: of all layers as stored (:func:`common_group_size`); by default each layer's own.
 
     Raises:
         CheckpointError: no layer is quantized.
@@ -45,7 +45,7 @@ def quantization_config(model: nn.Module, group_size: int | None = None) -> dict
     named = _named(model)
     for name, module in model.named_modules():
         if isinstance(module, QuantLinear):
-            # How a scale was chosen is no property of the checkpoint.
+            # How a scale was chosen is not a property of the checkpoint.
             s = module.scheme
             schemes.setdefault(Scheme(s.bits, group_size or s.group_size, s.symmetric), []).append(named(name))
     if not schemes:
@@ -57,7 +57,7 @@ def quantization_config(model: nn.Module, group_size: int | None = None) -> dict
         "quant_method": "compressed-tensors",
         "format": FORMAT,
         "quantization_status": "compressed",
-        # transformers from 5.23 expands every layer by the first group's scheme, whatever the layer's own is.
+        # transformers from 5.23 on expands every layer by the first group's scheme, whatever the layer's own.
         **({} if special else {"dequantize": True}),
         "config_groups": {
             f"group_{i}": {
@@ -83,9 +83,9 @@ def quantization_config(model: nn.Module, group_size: int | None = None) -> dict
 
 
 def common_group_size(model: nn.Module) -> int | None:
-    """The group size in which every layer's scales can be written down, so that the checkpoint has one scheme.
+    """The group size in which every layer's scales can be stored, so that the checkpoint has one scheme.
 
-    None where that is not needed (all have one size) or no help (bits or symmetry differ).
+    None if that is not needed (all have one size) or does not help (bits or symmetry differ).
     """
     schemes = [m.scheme for m in model.modules() if isinstance(m, QuantLinear)]
     sizes = {s.group_size for s in schemes}
@@ -94,7 +94,7 @@ def common_group_size(model: nn.Module) -> int | None:
 
 
 def repeat_groups(state: dict[str, torch.Tensor], model: nn.Module, group_size: int) -> None:
-    """Write a state dict's scales and zero points in smaller groups: each is repeated, the weights are the same."""
+    """Store a state dict's scales and zero points in smaller groups by repeating them; the weights are the same."""
     for name, layer in model.named_modules():
         if isinstance(layer, QuantLinear) and layer.scheme.group_size != group_size:
             groups = -(-layer.in_features // group_size)
@@ -129,11 +129,11 @@ def _repeats(layer: QuantLinear) -> int:
 
 
 def _named(model: nn.Module) -> Callable[[str], str]:
-    """How a configuration names a layer: by its module's name, or by an expression where it is stored under another.
+    """A layer's name in a configuration: its module's name, or an expression if it is stored under another name.
 
     transformers renames some models' tensors on the way in and back on the way out (``model.language_model`` is
-    ``language_model.model`` in the files of Voxtral and Qwen2-Audio). It looks layers up by module, vLLM by what
-    the files call them.
+    ``language_model.model`` in the files of Voxtral and Qwen2-Audio). It looks layers up by module name, vLLM by the
+    name in the files.
     """
 
     def named(name: str) -> str:
@@ -148,15 +148,15 @@ def _named(model: nn.Module) -> Callable[[str], str]:
 
 
 def names_layer(pattern: str, name: str) -> bool:
-    """Whether an entry of ``ignore`` or ``targets`` names a layer: as it stands, or as an expression after ``re:``."""
+    """Whether an entry of ``ignore`` or ``targets`` names a layer: literally, or as an expression after ``re:``."""
     return re.match(pattern[3:], name) is not None if pattern.startswith("re:") else pattern == name
 
 
 def check_config(config: Any) -> list[tuple[list[str], Scheme]]:
-    """The targets and schemes of a ``quantization_config``, every field of it looked at.
+    """The targets and schemes of a ``quantization_config``, with every field checked.
 
     Raises:
-        CheckpointError: it is not what tarq loads, or a field has no meaning; names the field.
+        CheckpointError: tarq cannot load it, or a field is invalid; names the field.
     """
     if not isinstance(config, dict):
         raise CheckpointError(f"quantization_config must be an object, not {config!r}")
@@ -203,7 +203,7 @@ def _check_patterns(field: str, patterns: Any) -> None:
         raise CheckpointError(f"quantization_config is not usable: {field} must be a list of names, not {patterns!r}")
     for pattern in patterns:
         if pattern.startswith("re:"):
-            # What is escaped, and what brackets hold, are characters.
+            # Escaped characters and bracket expressions count as characters.
             bare = re.sub(r"\[\^?\]?[^\]]*\]", "x", re.sub(r"\\.", "x", pattern[3:], flags=re.DOTALL))
             if re.search(r"\)[*+{]", bare) or len(re.findall(r"[*+{]", bare)) > _MOST_REPEATS:
                 raise CheckpointError(
@@ -233,7 +233,7 @@ def layer_schemes(config: dict[str, Any], model: nn.Module) -> dict[str, Scheme]
 
 
 def make_packed(model: nn.Module, config: dict[str, Any], scale_dtype: torch.dtype) -> None:
-    """Put an empty :class:`QuantLinear` in the place of every layer a ``quantization_config`` packs."""
+    """Replace every layer that a ``quantization_config`` packs by an empty :class:`QuantLinear`."""
     for name, scheme in layer_schemes(config, model).items():
         linear = cast(nn.Linear, model.get_submodule(name))
         packed = QuantLinear(

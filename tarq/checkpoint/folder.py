@@ -26,7 +26,7 @@ from tarq.report import FILE_NAME
 
 #: SHA-256 of the weights, as ``sha256sum -c`` reads it.
 CHECKSUMS = "SHA256SUMS"
-#: Tokenizer, processor and normaliser files: part of a model wherever it goes.
+#: Tokenizer, processor and normaliser files, which are part of a model.
 SIDE_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -50,7 +50,7 @@ SIDE_FILES = (
     "*.jinja",
     "params.json",
 )
-#: Whatever else a checkpoint's folder may hold and still be replaced.
+#: Other files that a checkpoint's folder may contain and still be replaced.
 _OWN_FILES = (
     "config.json",
     "generation_config.json",
@@ -70,16 +70,16 @@ _FOLDERS = ("additional_chat_templates",)
 def check_writable(path: Path, overwrite: bool, model: str | Path | None = None) -> None:
     """Refuse, before any work is done, a folder that cannot or must not be written.
 
-    What exists is replaced only with ``overwrite``, and then only a tarq checkpoint: a folder whose config.json names
-    packed weights or which has a report, and which holds nothing but files of a checkpoint. An empty folder will do.
+    An existing folder is replaced only with ``overwrite``, and only if it is a tarq checkpoint: its config.json names
+    packed weights or it has a report, and it contains only files of a checkpoint. An empty folder is accepted.
 
     Args:
         path: the folder.
         overwrite: replace an existing checkpoint.
-        model: the full-precision model's folder, which ``path`` may not be, contain or lie in.
+        model: the full-precision model's folder, which ``path`` may not be, contain or be inside.
 
     Raises:
-        CheckpointError: it must not be written; names what stands in the way and the mend.
+        CheckpointError: it must not be written; names the reason and the fix.
     """
     path, target = Path(path), Path(path).resolve()
     if not str(path).strip() or str(path) == os.curdir:
@@ -124,13 +124,13 @@ def _check_replaceable(path: Path, target: Path) -> None:
         return
     if not (_is_packed(target / "config.json") or (target / FILE_NAME).is_file()):
         raise CheckpointError(
-            f"{path} is no tarq checkpoint: --overwrite replaces nothing else. Choose another folder, or remove it "
+            f"{path} is not a tarq checkpoint: --overwrite replaces nothing else. Choose another folder, or remove it "
             "yourself"
         )
     foreign = next((e.name for e in entries if not _is_ours(e)), None)
     if foreign is not None:
         raise CheckpointError(
-            f"{path} holds {foreign}, which is no part of a checkpoint: --overwrite would delete it. Move it away or "
+            f"{path} holds {foreign}, which is not part of a checkpoint: --overwrite would delete it. Move it away or "
             "choose another folder"
         )
 
@@ -151,16 +151,16 @@ def _is_packed(config: Path) -> bool:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary folder that becomes ``path`` when the block ends well, and vanishes when it does not.
+    """A temporary folder that becomes ``path`` if the block succeeds, and is removed if it fails.
 
-    On Linux the two change places in one step, so that at every moment ``path`` is the old folder or the new one.
-    Elsewhere the old one is away for an instant; should the process be killed in it, the next save puts it back.
+    On Linux the two are exchanged atomically, so that ``path`` is always either the old folder or the new one.
+    Elsewhere the old one is missing for an instant; if the process is killed then, the next save restores it.
     A SIGTERM ends the process as an exception would, so that nothing temporary stays.
 
     Raises:
         CheckpointError: the operating system refused to write (full disk, no permission).
     """
-    path = path.resolve()  # a link is followed: what it points to is replaced
+    path = path.resolve()  # a link is followed: its target is replaced
     scratch = None
     try:
         with _exception_on_sigterm():
@@ -190,7 +190,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def interrupted(path: Path) -> Path | None:
-    """The checkpoint a killed process left beside ``path`` when it was about to replace it, if there is one."""
+    """The checkpoint that a process killed while replacing ``path`` left beside it, if there is one."""
     left = sorted(path.parent.glob(f".{escape(path.name)}.*.partial/old"))
     return next((found for found in left if found.is_dir()), None)
 
@@ -200,7 +200,7 @@ def _mark(path: Path) -> str:
 
 
 def _tidy(path: Path) -> None:
-    """Put back a checkpoint that a killed process left, and remove such processes' temporary folders."""
+    """Restore a checkpoint left by a killed process, and remove such processes' temporary folders."""
     left = interrupted(path)
     if left is not None and not path.exists():
         left.rename(path)
@@ -222,8 +222,8 @@ def _alive(pid: int) -> bool:
 
 
 def _settle(folder: Path) -> None:
-    """Undo the private modes of mkdtemp and safetensors (a checkpoint is an ordinary folder of ordinary files), and
-    have everything reach the disk, so that a power cut after the renaming finds no empty files."""
+    """Undo the private modes of mkdtemp and safetensors (a checkpoint has ordinary permissions), and sync everything
+    to disk, so that a power cut after the renaming leaves no empty files."""
     umask = current_umask()
     folder.chmod(0o777 & ~umask)
     for file in folder.rglob("*"):
@@ -235,7 +235,7 @@ def _settle(folder: Path) -> None:
 
 
 def _exchanged(new: Path, path: Path) -> bool:
-    """Have two folders change places in one step, where the system can."""
+    """Exchange two folders atomically, where the system can."""
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if sys.platform == "linux" else None
     here, exchange = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of linux/fs.h
     return rename is not None and rename(here, os.fsencode(new), here, os.fsencode(path), exchange) == 0
@@ -243,7 +243,7 @@ def _exchanged(new: Path, path: Path) -> bool:
 
 @contextmanager
 def _exception_on_sigterm() -> Iterator[None]:
-    """Have SIGTERM raise :class:`SystemExit` within, where nobody has decided otherwise."""
+    """Make SIGTERM raise :class:`SystemExit` within, unless another handler is installed."""
     ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
     def leave(number: int, _: Any) -> None:

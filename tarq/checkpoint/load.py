@@ -1,4 +1,4 @@
-"""Models in: full precision, or packed without expanding them."""
+"""Loading models: full precision, or packed without expanding them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _MOST_LAYERS = 4096
 
 
 def computing_dtype(source: str | Path, device: str | torch.device) -> torch.dtype:
-    """The dtype a model computes in on a device when none is asked: float32 on a CPU, elsewhere as stored.
+    """The default computation dtype on a device: float32 on a CPU, elsewhere as stored.
 
     Args:
         source: folder or hub id.
@@ -48,19 +48,19 @@ def load_model(
 ):
     """A full-precision or packed model from a local folder or the hub; packed weights stay packed.
 
-    Weights are read from safetensors alone and no code of the folder is ever run.
+    Only safetensors are read, and no code of the folder is ever run.
 
     Args:
         source: folder or hub id.
         model_class: from the configuration and the source to the transformers class.
-        dtype: of the computation; on a CPU float32, elsewhere the stored dtype, when not given.
+        dtype: of the computation; by default float32 on a CPU and the stored dtype elsewhere.
         device: where the model goes.
 
     Returns:
-        (model, dtype most of it is stored in; of a packed one that of its scales).
+        (model, the dtype most of it is stored in; for a packed one that of its scales).
 
     Raises:
-        ModelError: not a model, or of no class that is supported.
+        ModelError: it is not a model, or not of a supported class.
         CheckpointError: weights are damaged, or packed in another format.
     """
     if torch.device(device).type == "meta":
@@ -96,7 +96,7 @@ def load_model(
         )
     except TarqError:
         raise
-    except Exception as error:  # whatever safetensors, transformers or the file system make of a damaged file
+    except Exception as error:  # safetensors, transformers and the file system raise anything for a damaged file
         _check_shapes(loaded_as, config, quantization, stored_dtype, stored_tensors, source)
         raise CheckpointError(f"{source}: could not load the weights: {first_line(error)}") from error
     _check_keys(info, quantization is not None, source)
@@ -112,7 +112,7 @@ def load_model(
         merge_groups(model)
     checks.check_finite([*model.named_parameters(), *model.named_buffers()], str(source))
     model = model.to(device=device)
-    if first != dtype:  # otherwise what the model keeps in float32 stays so
+    if first != dtype:  # otherwise, parts the model keeps in float32 stay so
         _cast(model, dtype)
     return model.eval(), stored_dtype
 
@@ -120,10 +120,10 @@ def load_model(
 def _config(folder: Path, source: str | Path, fields: dict[str, Any]) -> Any:
     for key, value in fields.items():
         if key.endswith("layers") and isinstance(value, int) and value > _MOST_LAYERS:
-            raise ModelError(f"{folder / 'config.json'}: {key} is {value}; more than {_MOST_LAYERS} are not believed")
+            raise ModelError(f"{folder / 'config.json'}: {key} is {value}; more than {_MOST_LAYERS} are implausible")
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    except Exception as error:  # a field of the wrong type has many errors
+    except Exception as error:  # a field of the wrong type raises various errors
         raise ModelError(f"{source}: no model there that transformers can read: {first_line(error)}") from error
     if (folder / "generation_config.json").exists():
         read_json(folder / "generation_config.json")
@@ -137,7 +137,7 @@ def _config(folder: Path, source: str | Path, fields: dict[str, Any]) -> Any:
 
 
 def _stored_dtype(stored: dict[str, tuple[str, list[int]]]) -> torch.dtype:
-    """Of the scales where there are some, else of most weights: config.json may say nothing, or wrong."""
+    """The dtype of the scales if there are any, otherwise of most weights: config.json may omit it or be wrong."""
     return _TORCH.get(dominant(stored, ".weight_scale") or dominant(stored) or "F32", torch.float32)
 
 
@@ -160,7 +160,7 @@ def _check_shapes(
         if quantization is not None:
             make_packed(model, quantization, scale_dtype)
         expected = revert_weight_conversion(model, dict(model.state_dict()))
-    except Exception:  # config.json itself is what is wrong, and the first error says so
+    except Exception:  # config.json itself is wrong, and the first error says so
         return
     for name, tensor in expected.items():
         shape = stored[name][1] if name in stored else None
@@ -172,7 +172,7 @@ def _check_shapes(
 
 
 def _cast(model: nn.Module, dtype: torch.dtype) -> None:
-    """Compute in the dtype; what is not stored (rotary frequencies, positions) stays exact, as in transformers."""
+    """Cast to the dtype; buffers that are not stored (rotary frequencies, positions) stay exact, as in transformers."""
     stored = model.state_dict().keys()
     computed = {name: b for name, b in model.named_buffers(remove_duplicate=False) if name not in stored}
     model.to(dtype=dtype)

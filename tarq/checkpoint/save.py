@@ -1,4 +1,4 @@
-"""Checkpoints out: packed weights, and all that a model needs beside them."""
+"""Saving checkpoints: packed weights, and all that a model needs beside them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tarq.files import write_json, write_whole
 from tarq.linear import QuantLinear
 from tarq.report import FILE_NAME, Report
 
-#: Files that list tokens with their ids: carried over only where the saved tokenizer agrees with them.
+#: Files that list tokens with their ids: copied only if the saved tokenizer agrees with them.
 _VOCABULARIES = {"vocab.json": ("vocab.json", "merges.txt"), "added_tokens.json": ("added_tokens.json",)}
 
 
@@ -33,16 +33,16 @@ def save(
 ) -> None:
     """Write a compressed-tensors checkpoint, which transformers loads as it is.
 
-    Everything is written into a temporary folder beside ``path`` which is renamed at the end, so a crash, a
-    full disk or an interrupt leaves no half checkpoint and an overwritten one is intact until then.
+    Everything is written into a temporary folder beside ``path`` that is renamed at the end, so a crash, a full disk
+    or an interrupt leaves no incomplete checkpoint, and an existing one stays intact until then.
 
     Args:
         model: with :class:`QuantLinear` layers. Whatever is not quantized is stored in their scales' dtype,
-            since the format knows one dtype a model.
+            since the format has one dtype per model.
         path: folder to write.
         parts: tokenizer, feature extractor or processor, each with ``save_pretrained(folder)``.
-        tokenizer: whose files beside the full-precision model are part of it.
-        report: written along; the checkpoint's bytes, and what was done to store it, are noted in it.
+        tokenizer: its files beside the full-precision model are copied.
+        report: written along, with the checkpoint's size and notes on how it was stored.
         overwrite: replace an existing checkpoint.
 
     Raises:
@@ -84,7 +84,7 @@ def _state(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, torch.Tensor
     cast_once: dict[int, torch.Tensor] = {}
 
     def stored(tensor: torch.Tensor) -> torch.Tensor:
-        # Tied weights share storage, and must still share it once cast, or they are written twice.
+        # Tied weights share storage and must still share it after the cast, or they would be written twice.
         if not tensor.is_floating_point() or tensor.dtype == dtype:
             return tensor
         return cast_once.setdefault(tensor.data_ptr(), tensor.to(dtype))
@@ -99,14 +99,13 @@ def _state(model: PreTrainedModel, dtype: torch.dtype) -> dict[str, torch.Tensor
 
 
 def _state_decoding(file: Path, config: dict[str, Any]) -> None:
-    """State in generation_config.json what transformers would choose unlike tarq where nothing is stated.
+    """State in generation_config.json the settings whose defaults in transformers differ from tarq's.
 
-    The task: a multilingual Whisper of which neither task nor language is asked is prompted with the language it
-    detects and no task. It then leaves words out and runs into loops, full precision too, in float32 and float16.
-    The files of 2022 state the task in ``forced_decoder_ids``, which a task here would silence: they stay as they are.
+    The task: without task and language, transformers prompts a multilingual Whisper with the language it detects and no
+    task. It then drops words and loops, in full precision too, in float32 and float16. Files of 2022 state the task in
+    ``forced_decoder_ids``, which a task here would override: they are left as they are.
 
-    The number of beams: transformers' pipeline takes five where none is stated, which is slower; tarq's own
-    transcripts are greedy.
+    The number of beams: transformers' pipeline uses five by default, which is slower; tarq's transcripts are greedy.
 
     Args:
         file: generation_config.json; models without one decode no text.
@@ -127,12 +126,12 @@ def _state_decoding(file: Path, config: dict[str, Any]) -> None:
 
 
 def _carry_side_files(folder: Path, source: str, tokenizer: Any) -> None:
-    """Copy tokenizer, processor and normaliser files that lie beside the full-precision model and were not written."""
+    """Copy tokenizer, processor and normaliser files beside the full-precision model that were not written yet."""
     origin = Path(source) if source else None
     if origin is not None and not origin.is_dir():
         origin = cached(source)
     if origin is not None:
-        # Where the tokenizer is another one, the vocabulary beside the model is not its own.
+        # A different tokenizer has another vocabulary than the one beside the model.
         vocabulary = tokenizer.get_vocab() if hasattr(tokenizer, "get_vocab") else {}
         left = {n for f, names in _VOCABULARIES.items() if not _agrees(origin / f, vocabulary) for n in names}
         for file in sorted({f for pattern in SIDE_FILES for f in origin.glob(pattern)}):

@@ -1,4 +1,4 @@
-"""Where a model comes from: a folder, or the hub's files in the local cache; refused by name what cannot be taken."""
+"""Locating a model: a folder, or the hub's files in the local cache; unusable files are refused by name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tarq.errors import CheckpointError, ModelError
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "model-*.safetensors")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
-#: Prefixes that wrappers put before every name of a model they hold.
+#: Prefixes that wrappers put before every parameter name.
 _WRAPPERS = {
     "_orig_mod.": "a model compiled by torch.compile; save the model within (model._orig_mod)",
     "module.": "a model in DataParallel; save the model within (model.module)",
@@ -25,9 +25,9 @@ _WRAPPERS = {
 
 
 def located(source: str | Path) -> Path:
-    """The folder of a model: as it is, or of a hub id in the local cache, downloaded first where it is not there.
+    """The folder of a model: itself, or that of a hub id in the local cache, downloaded first if necessary.
 
-    From the hub only safetensors, JSON and tokenizer files are taken, never code.
+    Only safetensors, JSON and tokenizer files are downloaded, never code.
 
     Raises:
         ModelError: there is no such folder or repository, or the hub cannot be reached.
@@ -68,7 +68,7 @@ def _from_hub(name: str) -> Path:
             "model where there is a network and give its folder"
         ) from error
     except (HfHubHTTPError, OSError, ValueError) as error:
-        raise ModelError(f"{name}: no such folder, and not to be had from the hub: {first_line(error)}") from error
+        raise ModelError(f"{name}: no such folder, and not available from the hub: {first_line(error)}") from error
 
 
 def cached(name: str) -> Path | None:
@@ -77,7 +77,7 @@ def cached(name: str) -> Path | None:
 
     try:
         return Path(snapshot_download(name, local_files_only=True))
-    except (OSError, ValueError):  # not there, or no hub id
+    except (OSError, ValueError):  # not there, or not a hub id
         return None
 
 
@@ -99,10 +99,10 @@ def read_json(file: Path) -> dict[str, Any]:
 
 
 def check_folder(folder: Path, name: str | Path) -> dict[str, Any]:
-    """The config.json of a folder, after a look at what lies around it; nothing in the folder is run.
+    """The config.json of a folder, after a check of the other files; nothing in the folder is run.
 
     Raises:
-        ModelError: adapter files, weights in pickles only, no weights, or a config.json that cannot be taken.
+        ModelError: adapter files, weights in pickles only, no weights, or an unusable config.json.
     """
     check_no_adapter(name)
     config = read_json(folder / "config.json")
@@ -191,7 +191,7 @@ def headers(files: list[Path]) -> dict[str, tuple[str, list[int]]]:
 
 
 def dominant(dtypes: dict[str, tuple[str, list[int]]], ending: str = "") -> str | None:
-    """The floating dtype that most of the stored numbers have, of the tensors whose names end so."""
+    """The floating dtype of most stored numbers, over the tensors whose names end so."""
     counts: Counter[str] = Counter()
     for name, (dtype, shape) in dtypes.items():
         if name.endswith(ending) and dtype in ("F64", "F32", "F16", "BF16"):

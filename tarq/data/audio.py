@@ -1,9 +1,9 @@
-"""The one door audio comes in by: any format, rate and number of channels, whole files or segments.
+"""The only reader of audio: any format, rate and number of channels, whole files or segments.
 
-A file is decoded to its end and compared with what its header says. libsndfile decodes what it knows; where it reads
-too little without a word (streamed WAV, MP3 that does not say its length, files joined to one, chained Ogg) the file is
-handed to it in parts that it reads whole (``tarq.data.containers``, ``tarq.data.mp3``); the rest goes to ffmpeg or
-torchcodec (``tarq.data.ffmpeg``). Whatever was out of the ordinary is told in notes.
+A file is decoded to its end and compared with its header. libsndfile decodes the formats it knows. Where it would
+silently read too little (streamed WAV, MP3 that does not state its length, concatenated files, chained Ogg), the file
+is given to it in parts that it reads whole (``tarq.data.containers``, ``tarq.data.mp3``). Other formats go to ffmpeg or
+torchcodec (``tarq.data.ffmpeg``). Anything unusual is reported in notes.
 """
 
 from __future__ import annotations
@@ -33,27 +33,27 @@ from tarq.errors import DataError
 
 __all__ = ["FOREIGN_SUFFIXES", "SUFFIXES", "Audio", "Checked", "Encoded", "audio_duration", "check_audio", "read_audio"]
 
-#: File names ending so are taken for audio that libsndfile reads …
+#: File suffixes of audio that libsndfile reads …
 SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".sph", ".aif", ".aiff", ".au", ".caf", ".w64")
-#: … and these for audio that ffmpeg or torchcodec reads.
+#: … and of audio that ffmpeg or torchcodec reads.
 FOREIGN_SUFFIXES = (
     *(".m4a", ".m4b", ".mp4", ".mov", ".aac", ".webm", ".mka", ".mkv"),
     *(".wma", ".amr", ".3gp", ".wv", ".ac3"),
 )
-#: Frames of MP3 borrow bits from those before them, and Opus's decoder remembers: so many samples are decoded ahead
-#: of a segment and dropped.
+#: Samples decoded ahead of a segment and dropped: MP3 frames borrow bits from those before them, and Opus's decoder has
+#: state.
 PREROLL = 16 * 1152
-#: Speech in fewer bytes is hardly possible: a file that would be so is decoded before its length is believed.
+#: Speech hardly fits in fewer bytes: a file that claims so is decoded before its stated length is trusted.
 PLAUSIBLE_BYTES_PER_SECOND = 1000
 
 
 @dataclass(frozen=True)
 class Checked:
-    """What a look at a file or segment found.
+    """The result of checking a file or segment.
 
     Attributes:
-        seconds: how long it is.
-        notes: what was out of the ordinary and how it was dealt with.
+        seconds: its length.
+        notes: what was unusual and how it was handled.
     """
 
     seconds: float
@@ -78,15 +78,15 @@ def read_audio(
     Args:
         audio: a path, or a file in memory.
         sampling_rate: in Hz.
-        start, end: of the segment, in seconds; to the end of the file where ``end`` is None.
-        notes: gets what was out of the ordinary: the decoder, a length that was found by counting, the channel taken.
+        start, end: of the segment, in seconds; to the end of the file if ``end`` is None.
+        notes: receives what was unusual: the decoder, a length found by counting, the channel taken.
 
     Returns:
         float32 [samples]; full scale is ±1.
 
     Raises:
-        DataError: the file is missing, no regular file, no audio, unreadable, empty or cut short; its header claims
-            what no file can hold; the segment lies outside it; or it holds samples that are not finite.
+        DataError: the file is missing, not a regular file, not audio, unreadable, empty or truncated; its header claims
+            more than the file can hold; the segment lies outside it; or samples are not finite.
     """
     with opened(audio) as found:
         decoded = _segment(audio, found, start, end)
@@ -101,10 +101,10 @@ def read_audio(
 
 
 def check_audio(audio: Audio, start: float = 0.0, end: float | None = None, *, longest: float | None = None) -> Checked:
-    """Find out now whether ``read_audio`` will fail, and how long the file or segment is.
+    """Check whether ``read_audio`` will fail, and how long the file or segment is.
 
     Args:
-        longest: in seconds; what is longer by its header is not decoded.
+        longest: in seconds; audio that is longer by its header is not decoded.
 
     Raises:
         DataError: see ``read_audio``.
@@ -123,10 +123,10 @@ def check_audio(audio: Audio, start: float = 0.0, end: float | None = None, *, l
 
 
 def audio_duration(audio: Audio) -> float:
-    """Seconds of audio in a file: from its header where that can be believed, else by decoding.
+    """Seconds of audio in a file: from its header if that can be trusted, otherwise by decoding.
 
     Raises:
-        DataError: the file is missing, unreadable or cut short, or its header claims what no file can hold.
+        DataError: the file is missing, unreadable or cut short, or its header claims more than the file can hold.
     """
     key = key_of(audio)
     if key is not None and key in _DURATIONS:
@@ -136,7 +136,7 @@ def audio_duration(audio: Audio) -> float:
         return found.seconds
 
 
-#: Seconds of files that were looked at, so that asking again opens nothing.
+#: Seconds of checked files, so that asking again opens nothing.
 _DURATIONS: dict[Key, float] = {}
 
 
@@ -172,7 +172,7 @@ def _bounds(audio: Audio, frames: int, rate: int, start: float, end: float | Non
     if first >= frames or last > frames + TOLERANCE * rate:
         raise DataError(
             f"{audio}: the segment from {start:g} to {last / rate:g} s lies outside the file, which has "
-            f"{frames / rate:g} s; the file is cut short or is another one: replace it"
+            f"{frames / rate:g} s; the file is truncated or the wrong one: replace it"
         )
     return first, min(last, frames)
 

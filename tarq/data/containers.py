@@ -1,8 +1,8 @@
-"""What the bytes of an audio file say of its length, read without decoding.
+"""The length of an audio file by its container, without decoding.
 
-libsndfile reads what it can and says nothing: of a WAV cut short it gives what is left, of a chained Ogg the first
-link, of a streamed WAV whose size was never filled in nothing. So a file's own account is read here and compared
-with what there is. MP3 has a module of its own (``tarq.data.mp3``).
+libsndfile reads what it can and reports nothing: of a truncated WAV it returns what is left, of a chained Ogg the first
+link, of a streamed WAV whose size was never filled in nothing. So the length that a file states is read here and
+compared with the data it has. MP3 has its own module (``tarq.data.mp3``).
 
 Sources: Multimedia Programming Interface 1.0 (RIFF), RFC 3533 (Ogg), RFC 9639 (FLAC), EBU Tech 3306 (RF64), and the
 formats' own descriptions for AIFF, AU, CAF, W64 and NIST SPHERE.
@@ -19,7 +19,7 @@ Buffer = bytes | mmap
 
 #: Sizes a program writes that does not know the length yet, and from which on others do (sox, ffmpeg, arecord).
 _STREAMED = 0x7FFF0000
-#: First bytes of what is taken for audio by its name, and what it is.
+#: First bytes of files that are not audio despite their name, and what they are.
 _NO_AUDIO = {
     b"version https://git-lfs": "a Git LFS pointer in place of the file: run `git lfs pull`",
     b"PK\x03\x04": "a ZIP archive: unpack it",
@@ -27,7 +27,7 @@ _NO_AUDIO = {
     b"Rar!": "a RAR archive: unpack it",
     b"7z\xbc\xaf": "a 7z archive: unpack it",
     b"BZh": "a bzip2 archive: unpack it",
-    b"%PDF": "a PDF document: put the audio in its place",
+    b"%PDF": "a PDF document: replace it by the audio",
     b"\x89PNG": "a picture: put the audio in its place",
     b"\xff\xd8\xff": "a picture: put the audio in its place",
 }
@@ -38,7 +38,7 @@ _PAGE = re.compile(
 
 @dataclass(frozen=True)
 class Part:
-    """A stretch of a file that is decoded as a file of its own: ``head``, then the bytes from ``start`` to ``stop``."""
+    """A part of a file that is decoded as a separate file: ``head``, then the bytes from ``start`` to ``stop``."""
 
     head: bytes
     start: int
@@ -51,14 +51,14 @@ class Part:
 
 @dataclass(frozen=True)
 class Layout:
-    """A file's own account of itself.
+    """What a file states about itself.
 
     Attributes:
-        parts: to decode one after the other; none where the file is decoded as it stands.
-        held, stated: how much audio there is and how much the file says there is, both in bytes, pages or frames; 0
-            where it says nothing.
-        damage: what cannot be read over; empty where there is nothing of the kind.
-        notes: what was found odd and how it is dealt with.
+        parts: to decode one after the other; none if the file is decoded as it is.
+        held, stated: how much audio there is and how much the file states, both in bytes, pages or frames; 0 if it
+            states nothing.
+        damage: damage that cannot be skipped; empty if there is none.
+        notes: what is unusual and how it is handled.
     """
 
     parts: tuple[Part, ...] = ()
@@ -69,22 +69,22 @@ class Layout:
 
 
 def not_audio(data: Buffer) -> str | None:
-    """What a file is that holds no audio, and the mend; None where that cannot be told from its first bytes."""
+    """What a file without audio is, and the fix; None if its first bytes do not show it."""
     head = bytes(data[:1024])
     if not head:
-        return "the file is empty (0 bytes): get it anew"
+        return "the file is empty (0 bytes): get it again"
     for magic, what in _NO_AUDIO.items():
         if head.startswith(magic):
             return f"it is {what}"
     if _PAGE.match(head.removeprefix(b"\xef\xbb\xbf")):
-        return "it is a web page (HTML or XML), as a failed download leaves it: get it anew"
+        return "it is a web page (HTML or XML), as a failed download leaves it: get it again"
     if not any(head) and not any(data[len(data) // 2 : len(data) // 2 + 1024]):
-        return "it holds nothing but zeros, as an unfinished download does: get it anew"
+        return "it holds nothing but zeros, as an unfinished download does: get it again"
     return None
 
 
 def layout(data: Buffer) -> Layout:
-    """The account of a file in a format known here; an empty one of any other."""
+    """What a file in a known format states; empty for other formats."""
     kinds = {
         b"RIFF": _riff,
         b"RF64": _riff,
@@ -100,12 +100,12 @@ def layout(data: Buffer) -> Layout:
     reader = kinds.get(bytes(data[:4]))
     try:
         return Layout() if reader is None else reader(data)
-    except (struct.error, ValueError, IndexError):  # the header itself is cut short: for the decoder to say
+    except (struct.error, ValueError, IndexError):  # the header itself is truncated: the decoder reports it
         return Layout()
 
 
 def _riff(data: Buffer) -> Layout:
-    """WAV: the data chunk's size against the file's; placeholders of streamed WAV; WAV files joined to one."""
+    """WAV: the data chunk's size against the file's; placeholders of streamed WAV; WAV files concatenated."""
     order = ">" if data[:4] == b"RIFX" else "<"
     at, wide, align = 12, 0, 0
     while at + 8 <= len(data):
@@ -138,7 +138,7 @@ def _riff(data: Buffer) -> Layout:
         and not re.fullmatch(rb"[\x20-\x7e]{4}", data[end : end + 4])
         and any(data[end:])
     ):
-        return Layout(held=size + trailing, stated=size, damage=f"{trailing} bytes more follow than its header says")
+        return Layout(held=size + trailing, stated=size, damage=f"{trailing} more bytes follow than its header states")
     return Layout(held=rest, stated=size)
 
 
@@ -147,10 +147,10 @@ def _starts(data: Buffer, pattern: re.Pattern[bytes]) -> list[int]:
 
 
 def _joined(data: Buffer, starts: list[int], kind: str) -> Layout:
-    """Files of one kind, one after the other."""
+    """Concatenated files of one kind."""
     parts = tuple(Part(b"", a, b) for a, b in zip(starts, [*starts[1:], len(data)], strict=True))
     inner = layout(parts[-1].of(data))
-    note = f"{len(parts)} {kind} files joined to one: all are read"
+    note = f"{len(parts)} {kind} files concatenated: all are read"
     return Layout(parts, inner.held, inner.stated, inner.damage, (note,))
 
 
@@ -167,7 +167,7 @@ def _ogg(data: Buffer) -> Layout:
             lost, at = lost + 1, found
             continue
         flags, stream, number = data[at + 5], *struct.unpack_from("<II", data, at + 14)
-        if flags & 2 and not first_pages:  # the streams of a link all begin before anything else
+        if flags & 2 and not first_pages:  # all streams of a link begin before any other page
             links.append(at)
             numbers.clear()
         first_pages = bool(flags & 2)

@@ -1,4 +1,4 @@
-"""Opening and decoding audio: what libsndfile reads as it stands, what it reads in parts, what other programs read."""
+"""Opening and decoding audio: by libsndfile directly, by libsndfile in parts, or by other programs."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from tarq.data import containers, ffmpeg, mp3
 from tarq.errors import DataError
 
-#: Seconds by which a segment may end after its file, and a file before what its header says.
+#: Seconds by which a segment may end after its file, and a file before the length in its header.
 TOLERANCE = 0.1
-#: What a broken header may say and no recording is.
+#: Limits that no real recording exceeds; a damaged header may.
 RATES = (1000, 1_000_000)
 CHANNELS = 64
 #: Samples that no recording has, not even one far beyond full scale (40 dB): floats that were never scaled.
@@ -46,7 +46,7 @@ class Encoded:
     """An audio file held in memory, as a row of a data set on the hub has it.
 
     Attributes:
-        name: what messages call it.
+        name: its name in messages.
         data: the file's bytes.
     """
 
@@ -64,7 +64,7 @@ Key = tuple[str, int, int] | None
 
 
 class _Bytes(BytesIO):
-    """Bytes in which a seek before the start, as a damaged header asks for, fails as it does in a file: unsaid."""
+    """Bytes in which a seek before the start, as a damaged header may cause, fails silently, as in a file."""
 
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         try:
@@ -88,7 +88,7 @@ class Whole:
 
 @dataclass(frozen=True)
 class AsItStands:
-    """A file that libsndfile reads as it stands, of ``size`` bytes; ``notes`` on its layout."""
+    """A file that libsndfile reads directly, of ``size`` bytes; ``notes`` on its layout."""
 
     file: soundfile.SoundFile
     size: int
@@ -96,13 +96,13 @@ class AsItStands:
 
     @property
     def seconds(self) -> float:
-        """By its header."""
+        """Its length by its header."""
         return self.file.frames / self.file.samplerate
 
 
 @contextmanager
 def opened(audio: Audio) -> Iterator[AsItStands | Whole]:
-    """The file, opened once: as libsndfile reads it, or decoded where that cannot be done piece by piece.
+    """The file, opened once: as a libsndfile file, or decoded if it cannot be read piece by piece.
 
     Raises:
         DataError: see ``read_audio``; also what libsndfile raises within the block.
@@ -121,9 +121,9 @@ def opened(audio: Audio) -> Iterator[AsItStands | Whole]:
         about = os.fstat(descriptor)
         if not stat.S_ISREG(about.st_mode):
             what = "a folder" if stat.S_ISDIR(about.st_mode) else "a pipe, socket or device"
-            raise DataError(f"{audio}: {what}, no audio file; give a file (save what a pipe delivers to one first)")
+            raise DataError(f"{audio}: {what}, not an audio file; give a file (save a pipe's output to one first)")
         if about.st_size == 0:
-            raise DataError(f"{audio}: the file is empty (0 bytes): get it anew")
+            raise DataError(f"{audio}: the file is empty (0 bytes): get it again")
         with mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ) as data, _examined(audio, data, descriptor) as found:
             yield found
     finally:
@@ -136,7 +136,7 @@ def _examined(audio: Audio, data: containers.Buffer, source: BytesIO | int) -> I
         raise DataError(f"{audio}: not readable as audio: {what}")
     found = mp3.layout(data) if mp3.is_mp3(data) else containers.layout(data)
     if found.damage:
-        raise DataError(f"{audio}: {found.damage}; get it anew, or convert what there is to WAV, FLAC or Ogg")
+        raise DataError(f"{audio}: {found.damage}; get it again, or convert what there is to WAV, FLAC or Ogg")
     if found.parts:
         yield _whole_of_parts(audio, key_of(audio), found, data)
         return
@@ -164,30 +164,30 @@ def _examined(audio: Audio, data: containers.Buffer, source: BytesIO | int) -> I
 
 
 def _soundfile(source: BytesIO | int) -> soundfile.SoundFile | None:
-    """None where libsndfile does not know the format."""
+    """None if libsndfile does not know the format."""
     try:
         return soundfile.SoundFile(source, closefd=False)
-    # TypeError: soundfile's answer to a headerless file (.raw), whose rate nobody can know.
+    # TypeError: raised by soundfile for a headerless file (.raw), whose rate is unknown.
     except (soundfile.SoundFileError, OSError, TypeError):
         return None
 
 
 def _check_header(audio: Audio, file: soundfile.SoundFile, size: int, found: containers.Layout) -> None:
-    """Refuse what no recording is, and what holds less than it states."""
+    """Refuse implausible headers, and files that hold less than they state."""
     if not RATES[0] <= file.samplerate <= RATES[1]:
         raise DataError(
-            f"{audio}: its header states {file.samplerate} Hz, which no recording has; it is damaged: get it anew"
+            f"{audio}: its header states {file.samplerate} Hz, which no recording has; it is damaged: get it again"
         )
     if file.channels > CHANNELS:
         raise DataError(
-            f"{audio}: its header states {file.channels} channels, and up to {CHANNELS} are read; get it anew, or take "
-            "one channel of it"
+            f"{audio}: its header states {file.channels} channels, and up to {CHANNELS} are read; get it again, or "
+            "extract one channel"
         )
     seconds = file.frames / file.samplerate
     if seconds > size / LEAST_BYTES_PER_SECOND + 1:
         raise DataError(
             f"{audio}: its header states {seconds:.3g} s of audio, which its {size} bytes cannot hold; it is damaged: "
-            "get it anew"
+            "get it again"
         )
     lesser = _FRAMES_BY_LOG.get(file.format)
     told = max(map(int, re.findall(lesser, file.extra_info)), default=0) / file.samplerate if lesser else 0.0
@@ -197,7 +197,7 @@ def _check_header(audio: Audio, file: soundfile.SoundFile, size: int, found: con
         raise DataError(f"{audio}: it ends before its last block does: it is cut short; get it anew")
     if found.held and found.held < found.stated:
         stated = seconds * found.stated / found.held
-        # MP3's own count is in frames, and libsndfile believes it.
+        # An MP3 states its length in frames, and libsndfile trusts it.
         held, stated = (seconds * found.held / found.stated, seconds) if file.format == "MP3" else (seconds, stated)
         if stated - held > TOLERANCE:
             raise cut_short(audio, held, stated)
@@ -233,7 +233,7 @@ def _whole_of_parts(audio: Audio, key: Key, found: containers.Layout, data: cont
 
 
 def _whole_foreign(audio: Audio, key: Key) -> Whole:
-    """What libsndfile does not read, decoded by another program."""
+    """A file that libsndfile cannot read, decoded by another program."""
     if key is not None and _LAST.get(key) is not None:
         return _LAST[key]
     if not ffmpeg.available():
@@ -248,7 +248,7 @@ def _whole_foreign(audio: Audio, key: Key) -> Whole:
             decoded = ffmpeg.decode(Path(audio))
     except ffmpeg.ForeignError as error:
         raise DataError(
-            f"{audio}: not readable as audio ({error}); get it anew, or convert it to WAV, FLAC or Ogg"
+            f"{audio}: not readable as audio ({error}); get it again, or convert it to WAV, FLAC or Ogg"
         ) from error
     seconds = len(decoded.samples) / decoded.rate
     # Frames of AAC are up to 0.05 s long, and its encoders add one or two ahead.
@@ -288,7 +288,7 @@ def read_frames(audio: Audio, file: soundfile.SoundFile, frames: int) -> NDArray
 
 
 def _decodable(file: soundfile.SoundFile, start: int) -> int:
-    """About how many frames from ``start`` on can be decoded, in a file that cannot be to its end."""
+    """About how many frames from ``start`` on can be decoded in a damaged file."""
     count = 0
     try:
         file.seek(start)
@@ -300,7 +300,7 @@ def _decodable(file: soundfile.SoundFile, start: int) -> int:
 
 
 def to_mono(audio: Audio, samples: NDArray[np.float32]) -> tuple[NDArray[np.float32], tuple[str, ...]]:
-    """The mean of the channels, or the loudest where the mean cancels them; and a note where it does.
+    """The mean of the channels, or the loudest if the mean cancels them, with a note.
 
     Args:
         samples: float32 [samples, channels].
@@ -317,9 +317,9 @@ def to_mono(audio: Audio, samples: NDArray[np.float32]) -> tuple[NDArray[np.floa
     if channels == 1 or not len(mono):
         return mono, ()
     power = samples.var(axis=0, dtype=np.float64)
-    # Channels that have nothing to do with each other leave Σ power / channels²; a tenth of it is cancellation.
+    # Uncorrelated channels leave Σ power / channels²; a tenth of it is cancellation.
     if power.sum() / channels**2 > 10 * max(float(mono.var(dtype=np.float64)), 1e-14):
-        loudest = int((power >= 0.99 * power.max()).argmax())  # the first of equals
+        loudest = int((power >= 0.99 * power.max()).argmax())  # the first one in a tie
         return np.ascontiguousarray(samples[:, loudest]), (
             f"its {channels} channels are in opposite phase and cancel each other: only channel {loudest + 1} is taken",
         )
@@ -329,12 +329,12 @@ def to_mono(audio: Audio, samples: NDArray[np.float32]) -> tuple[NDArray[np.floa
 def cut_short(audio: Audio, held: float, stated: float) -> DataError:
     return DataError(
         f"{audio}: the audio ends after {held:.2f} of the {stated:.2f} s that its header states: it is cut short or "
-        "damaged; get it anew"
+        "damaged; get it again"
     )
 
 
 def key_of(audio: Audio) -> Key:
-    """A file as it is now; None where it is in memory or cannot be asked."""
+    """A file's current identity; None if it is in memory or cannot be queried."""
     if isinstance(audio, Encoded):
         return None
     try:

@@ -1,4 +1,4 @@
-"""Audio that libsndfile does not read (AAC, M4A, MP4, WebM, WMA …), through ffmpeg or torchcodec where there is one.
+"""Audio that libsndfile does not read (AAC, M4A, MP4, WebM, WMA …), through ffmpeg or torchcodec if installed.
 
 ffmpeg opens files of known containers only, from the disk alone: a playlist that names other files or addresses is not
 followed.
@@ -39,17 +39,17 @@ _DURATION = re.compile(r"^\s*Duration: (\d+):(\d+):(\d+(?:\.\d+)?)", re.M)
 
 
 class ForeignError(Exception):
-    """A decoder refused a file; says why."""
+    """A decoder refused a file; the message says why."""
 
 
 @dataclass(frozen=True)
 class Foreign:
-    """What a decoder gave.
+    """A decoder's output.
 
     Attributes:
         samples: float32 [samples, channels].
         rate: in Hz.
-        stated: seconds by the file's header; None where it says nothing reliable.
+        stated: seconds by the file's header; None if it states nothing reliable.
         decoder: its name.
         damage: what it could not decode and went on after, by its first message; empty where there was nothing.
     """
@@ -62,12 +62,12 @@ class Foreign:
 
 
 def mend() -> str:
-    """What to do where no decoder is installed."""
+    """What to do if no decoder is installed."""
     return "install ffmpeg (or `pip install torchcodec`), or convert it to WAV, FLAC or Ogg"
 
 
 def available() -> bool:
-    """Whether there is a decoder for what libsndfile does not read."""
+    """Whether there is a decoder for formats that libsndfile does not read."""
     return shutil.which("ffmpeg") is not None or find_spec("torchcodec") is not None
 
 
@@ -110,7 +110,7 @@ def _by_ffmpeg(binary: str, path: Path) -> Foreign:
         except soundfile.SoundFileError as error:
             raise ForeignError("ffmpeg found no samples in it") from error
     match = _DURATION.search(told)
-    # Of a stream without a header (ADTS, MP3) ffmpeg only guesses.
+    # For a stream without a header (ADTS, MP3) ffmpeg only guesses.
     reliable = match is not None and "Estimating duration from bitrate" not in told
     hours, minutes, seconds = map(float, match.groups()) if match and reliable else (0.0, 0.0, 0.0)
     stated = hours * 3600 + minutes * 60 + seconds
@@ -121,7 +121,7 @@ def _by_ffmpeg(binary: str, path: Path) -> Foreign:
 def _by_torchcodec(path: Path) -> Foreign:
     data = path.read_bytes()
     if not _BEGINNINGS.match(data):
-        raise ForeignError("it begins like no audio that torchcodec is given")
+        raise ForeignError("it begins like no audio format that torchcodec is given")
     try:
         from torchcodec.decoders import AudioDecoder
 

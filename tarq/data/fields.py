@@ -1,8 +1,8 @@
-"""Fields of a manifest's rows: the spellings that are known for them, and what a row says by them.
+"""Fields of a manifest's rows: their known spellings, and their values in a row.
 
-Manifests of NeMo, SpeechBrain, `datasets` and many a script name the same few things differently. The first spelling of
-a row in the order below is read. A key that looks like a field and is not known is named in a remark, so
-that nothing is ignored unsaid.
+Manifests of NeMo, SpeechBrain, `datasets` and many scripts name the same fields differently. The first spelling found
+in the order below is read. A key that looks like a field but is unknown is named in a remark, so that nothing is
+ignored silently.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SPELLINGS: dict[str, tuple[str, ...]] = {
     "end": ("end", "end_time", "stop", "end_s", "end_seconds", "segment_end"),
     "language": ("language", "lang", "locale", "lang_id", "language_id", "source_lang", "lang_code"),
 }
-#: What a key has in it that may mean a field.
+#: Substrings of keys that may mean a field.
 _STEMS = {
     "audio": r"audio|wav|file|path",
     "text": r"text|transcri|sentence|utterance|caption",
@@ -49,13 +49,13 @@ _STEMS = {
     "end": r"\bend|end\b|stop",
     "language": r"lang|locale",
 }
-#: Fields whose own name is kept out of ``extra``, and those that any spelling of is.
+#: Fields whose name is kept out of ``extra``, and fields of which every spelling is.
 _KEPT_OUT = ("audio", "text", "duration", "start", "end")
 NUMBERS = ("duration", "start", "end")
 
 
 def spelled(key: str) -> str:
-    """A key as it is compared."""
+    """A key in the form used for comparison."""
     return re.sub(r"[\s-]+", "_", key.strip().casefold())
 
 
@@ -71,7 +71,7 @@ def fields_of(keys: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
 
 @lru_cache(maxsize=1024)
 def _remarks(keys: tuple[str, ...]) -> tuple[str, ...]:
-    """What is to be said of a row's keys."""
+    """Remarks on a row's keys."""
     fields = fields_of(keys)
     remarks = [
         f"{field} is read from {there[0]!r}, not from {', '.join(map(repr, there[1:]))}"
@@ -95,12 +95,12 @@ def _remarks(keys: tuple[str, ...]) -> tuple[str, ...]:
 def utterance_of(
     row: Mapping[str, Any], folders: tuple[Path, ...], source: Path, where: str, intake: Intake
 ) -> Utterance | None:
-    """A row of a manifest; None where it was left out as broken, which the intake counts.
+    """A row of a manifest; None if it was left out as broken, which the intake counts.
 
     Args:
-        folders: its audio is named relative to; the first that has it.
+        folders: that its audio path may be relative to; the first that has it is used.
         source: the manifest, for remarks.
-        where: the row is, for messages.
+        where: location of the row, for messages.
 
     Raises:
         DataError: it is one broken row too many.
@@ -127,7 +127,9 @@ def _utterance(row: Mapping[str, Any], folders: tuple[Path, ...], where: str) ->
         row = {**row, key: given["path"]}
     name = value(row, key, str, where)
     if name is None or not name.strip():
-        raise DataError(f"{where}: no 'audio'; every line names its audio file (as {', '.join(SPELLINGS['audio'])})")
+        raise DataError(
+            f"{where}: no 'audio'; every line must name its audio file (as {', '.join(SPELLINGS['audio'])})"
+        )
     if re.match(r"\w+://", name):
         raise DataError(f"{where}: {name} is an address, and nothing is fetched; download it, and name the file")
     duration, start, end = (seconds(row, keys.get(field, field), where) for field in NUMBERS)
@@ -158,13 +160,13 @@ def _utterance(row: Mapping[str, Any], folders: tuple[Path, ...], where: str) ->
 
 
 def _first(folders: tuple[Path, ...], name: str) -> Path:
-    """The first that exists, else the first; an absolute name stays as it is."""
+    """The first that exists, otherwise the first; an absolute name is kept."""
     candidates = [folder / name for folder in folders]
     if len(candidates) == 1:
         return candidates[0]
     try:
         return next((path for path in candidates if path.is_file()), candidates[0])
-    except OSError:  # a name no file can have
+    except OSError:  # an impossible file name
         return candidates[0]
 
 
@@ -172,11 +174,11 @@ def value(row: Mapping[str, Any], key: str, kind: type, where: str) -> Any:
     """``row[key]`` as ``kind``; None where absent or null. Whole numbers pass as float, and as an id.
 
     Raises:
-        DataError: it is of another type, or text with half a character in it.
+        DataError: it has another type, or is text with half a surrogate pair.
     """
     found = row.get(key)
     if isinstance(found, str) and kind is str and any("\ud800" <= character <= "\udfff" for character in found):
-        raise DataError(f"{where}: {key!r} holds half a surrogate pair, which is no character; write it anew")
+        raise DataError(f"{where}: {key!r} holds half a surrogate pair, which is not a character; write it again")
     if found is None or isinstance(found, kind):
         return found
     if isinstance(found, int) and not isinstance(found, bool):
@@ -201,7 +203,7 @@ def seconds(row: Mapping[str, Any], key: str, where: str) -> float | None:
 
 
 def strings(row: Mapping[str, Any], key: str, where: str) -> tuple[str, ...]:
-    """``row[key]``, a list of strings; none where absent or null.
+    """``row[key]``, a list of strings; empty where absent or null.
 
     Raises:
         DataError: it is something else.

@@ -5,12 +5,12 @@ A data set is named ``hub:OWNER/NAME[@REVISION]:[CONFIG/]SPLIT``, with ``[:N]`` 
 ``hub:openslr/librispeech_asr:clean/train.100[:2000]``, ``hub:OWNER/NAME@refs/convert/parquet:en/test``. A folder that
 holds Parquet or Arrow files (a clone of such a repository) is named ``FOLDER:[CONFIG/]SPLIT``.
 
-Audio is never decoded by ``datasets`` (which would want torchcodec): a row's bytes are kept, encoded as they are,
+Audio is never decoded by ``datasets`` (which would need torchcodec): a row's encoded bytes are kept as they are
 and read by ``tarq.data.audio``. So a whole split is held in memory in its compressed form; ``[:N]`` bounds it.
 
-Which columns hold what is looked up by the columns a data set has: each corpus's file declares its own
-(``HUB``); any other set is read by the usual names. Either way the intake is told which. Where its ids repeat (FLEURS
-numbers sentences, which several people read), the row's number follows the id.
+A known corpus is recognised by its columns, which its file declares (``HUB``); any other set is read by the usual
+column names. Either way the intake notes which. Where ids repeat (FLEURS numbers sentences, which several people read),
+the row's number is appended to the id.
 
 A row is not trusted: of the files it names, only those below the data set's own location are opened.
 """
@@ -34,9 +34,9 @@ from tarq.data.utterance import Utterance, stated_language
 from tarq.errors import DataError
 
 PREFIX = "hub:"
-#: Where repositories of data sets are, for fsspec.
+#: Location of data set repositories, for fsspec.
 LOCATION = "hf://datasets/"
-#: Columns tried where no corpus claims the set; texts in the Open ASR Leaderboard's order.
+#: Columns tried if no corpus claims the set; texts in the Open ASR Leaderboard's order.
 TEXTS = ("text", "sentence", "normalized_text", "transcript", "transcription")
 IDS = ("id", "utterance_id", "audio_id", "segment_id", "uniq_id", "file", "path")
 LANGUAGES = ("locale", "lang_id", "language", "lang")
@@ -51,10 +51,10 @@ class HubColumns:
     Attributes:
         name: of the corpus; its text conventions also apply to a set that no corpus claims by its columns but
             that is called so (the configurations of ESB).
-        needs: columns that tell it from others.
+        needs: columns by which it is recognised.
         id, text, speaker, entities: columns.
-        languages: columns that may say which language it is; the first that holds a tag or a name does.
-        transcript: a transcript by the corpus's text conventions; None where it is not to be scored.
+        languages: columns that may state the language; the first that holds a tag or a name is used.
+        transcript: from text to transcript by the corpus's conventions; None if it is not to be scored.
         repository, rows: a repository that ``datasets`` cannot read as it is, and a function from its location and
             the part asked for to its rows.
     """
@@ -90,7 +90,7 @@ def load_hub(source: str, corpora: Sequence[HubColumns], intake: Intake) -> list
         intake: counts what is left out.
 
     Raises:
-        DataError: ``datasets`` is absent, the set cannot be had, has no audio, or too many rows have none.
+        DataError: ``datasets`` is not installed, the set cannot be read, has no audio, or too many rows have none.
     """
     name, _, part = source.removeprefix(PREFIX).partition(":")
     repository, _, revision = name.partition("@")
@@ -120,7 +120,7 @@ def load_saved(source: Path, part: str | None, corpora: Sequence[HubColumns], in
 
 
 def _place(repository: str) -> str | Path:
-    """Where a repository's files are."""
+    """Location of a repository's files."""
     location = LOCATION + repository
     return location if "://" in location else Path(location)
 
@@ -141,13 +141,13 @@ def load_dataset_object(data: Any, corpora: Sequence[HubColumns], intake: Intake
 
 
 def undecoded(dataset: Any, column: str) -> Any:
-    """A streamed data set whose audio column gives ``{"path", "bytes"}``, whatever kind of files it comes from."""
+    """A streamed data set whose audio column yields ``{"path", "bytes"}``, whatever its files are."""
     import datasets
 
     @dataclass
     class Undecoded(datasets.Audio):
-        # Audio(decode=False) would do, were it not that data sets made of files (audiofolder, webdataset) are
-        # encoded on the way, for which Audio wants torchcodec though the audio is encoded already.
+        # Audio(decode=False) would do, but data sets made of files (audiofolder, webdataset) are
+        # re-encoded on the way, for which Audio needs torchcodec even though the audio is encoded already.
         decode: bool = False
 
         def encode_example(self, value: Any) -> dict[str, Any]:
@@ -176,7 +176,7 @@ def _read(
     features = dataset.features or {}
     names = list(features)
     audio = [name for name in names if isinstance(features[name], datasets.Audio)]
-    # Tables made without `datasets` have the bytes, and nothing that says they are audio.
+    # Tables made without `datasets` have the bytes, but do not declare them as audio.
     audio += [name for name in names if isinstance(features[name], dict) and "bytes" in features[name]]
     if not audio:
         raise DataError(f"{source}: no audio column; it has {', '.join(names) or 'none that are declared'}")
@@ -198,7 +198,7 @@ def _read(
 
 
 def _tell(source: str, columns: HubColumns, known: bool, audio: str, names: Sequence[str], intake: Intake) -> None:
-    """Tell the intake which columns are taken for what."""
+    """Note in the intake which columns are read as what."""
     if known:
         intake.remark(f"{source}: read as {columns.name}, by its columns {', '.join(columns.needs)}")
         return
@@ -256,7 +256,7 @@ def _open_saved(source: str, folder: Path, asked: str) -> Any:
                 [file["filename"] for file in json.loads(state.read_text())["_data_files"]] if state.is_file() else []
             )
             if any(PurePath(name).name != name for name in named):
-                raise DataError(f"{state}: it names data files in other folders, which are not opened; save it anew")
+                raise DataError(f"{state}: it names data files in other folders, which are not opened; save it again")
         dataset = datasets.load_from_disk(str(folder))
         if asked and isinstance(dataset, dict) and asked in dataset:
             return dataset[asked]
@@ -278,12 +278,12 @@ def _only_split(source: str, dataset: Any, config: str) -> Any:
 
 @contextmanager
 def _blaming(source: str) -> Iterator[None]:
-    """Whatever goes wrong within the block is a DataError naming the source."""
+    """Turn any error within the block into a DataError that names the source."""
     try:
         yield
     except DataError:
         raise
-    except Exception as error:  # the network, the hub, fsspec, pyarrow: each raises its own
+    except Exception as error:  # the network, the hub, fsspec and pyarrow all raise their own errors
         text = " ".join(str(error).split("\nExample of usage")[0].split())
         if "scripts are no longer supported" in text:
             mend = (
@@ -291,14 +291,14 @@ def _blaming(source: str) -> Iterator[None]:
                 "give its folder"
             )
         elif not is_hub(source):
-            mend = "it is damaged, or no data set in Parquet or Arrow files: write it anew"
+            mend = "it is damaged, or no data set in Parquet or Arrow files: write it again"
         else:
-            mend = "correct the name, or see to the network; a gated set wants its terms agreed to and `hf auth login`"
+            mend = "correct the name, or check the network; a gated set needs its terms accepted and `hf auth login`"
         raise DataError(f"{source}: cannot be read ({type(error).__name__}: {text}); {mend}") from error
 
 
 def _usual(names: Sequence[str], called: str, corpora: Sequence[HubColumns]) -> HubColumns:
-    """The usual columns, with the text conventions of the corpus a set is called by."""
+    """The usual columns, with the text conventions of the corpus that the set is named after."""
     found = [next((n for n in usual if n in names), None) for usual in (IDS, TEXTS, SPEAKERS, ("entities",))]
     own = next((c for c in corpora if c.name in called.lower()), None)
     name, transcript = ("", str) if own is None else (own.name, own.transcript)
@@ -350,7 +350,7 @@ def _utterances(
 
 
 def _language(row: dict[str, Any], columns: HubColumns) -> dict[str, str]:
-    """What a row says of its language, as ``Utterance.extra`` has it; nothing where it says none."""
+    """The language a row states, in the form of ``Utterance.extra``; empty if it states none."""
     stated = (stated_language(str(row[column])) for column in columns.languages if row.get(column))
     language = next(filter(None, stated), None)
     return {} if language is None else {"language": language}

@@ -1,4 +1,4 @@
-"""What became of speech on its way in: what was left out, what was odd and how it was read, how much is transcribed."""
+"""A record of loading speech: what was left out, what was unusual and how it was read, how much is transcribed."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _NAMED = 5
 
 @dataclass
 class Intake:
-    """Counts what is met while utterances are loaded, chosen and checked.
+    """Counts what happens while utterances are loaded, chosen and checked.
 
     Attributes:
         max_bad: how many broken files or lines may be left out; the next one is an error.
         bad: what was broken, by utterance id (by file where one file holds many utterances), with the reason.
         left_out: utterances left out by a convention of their corpus, counted by reason.
-        handled: what was odd about audio and how it was read, to the ids of the utterances it was met in.
-        remarks: how a corpus was understood: which columns were taken for what, which were not known.
+        handled: what was unusual about audio and how it was read, to the ids of the utterances concerned.
+        remarks: how a corpus was interpreted: which columns were read as what, which were unknown.
         transcribed, untranscribed: utterances loaded with a transcript and without one.
     """
 
@@ -38,7 +38,7 @@ class Intake:
         """Leave a broken file or line out.
 
         Raises:
-            DataError: that is one too many; names the file.
+            DataError: there are too many; names the file.
         """
         self.bad[name] = str(error)
         if len(self.bad) > self.max_bad:
@@ -46,19 +46,19 @@ class Intake:
             raise DataError(f"{error} (--max-bad N leaves out up to N broken files{before})") from error
 
     def odd(self, name: str, notes: Iterable[str]) -> None:
-        """Keep what was out of the ordinary about an utterance's audio."""
+        """Record what was unusual about an utterance's audio."""
         for note in notes:
             names = self.handled.setdefault(note, [])
             if name not in names:
                 names.append(name)
 
     def remark(self, text: str) -> None:
-        """Keep how a corpus was understood; once."""
+        """Record once how a corpus was interpreted."""
         if text not in self.remarks:
             self.remarks.append(text)
 
     def notes(self) -> list[str]:
-        """A line for each thing worth knowing."""
+        """A line for each finding."""
         notes = list(self.remarks)
         if self.untranscribed:
             total = self.transcribed + self.untranscribed

@@ -1,13 +1,13 @@
-"""Manifests: a table of utterances, one a row, as JSON or with columns.
+"""Manifests: a table of utterances, one per row, as JSON or with columns.
 
-- JSON lines (``.jsonl``, ``.json`` as NeMo writes it): an object a line;
+- JSON lines (``.jsonl``, ``.json`` as NeMo writes it): one object per line;
 - a JSON array of objects, an object with one such array, or an object of objects by id (SpeechBrain);
 - CSV and TSV with a line of column names (``,``, ``;``, ``|`` or tab).
 
 A row names its audio file, absolute or relative to the manifest's folder; transcript, duration (seconds), id, speaker,
-entities (a list of strings), language, start and end (seconds, of a segment of the file) are optional. They are known
-by several spellings (``tarq.data.fields``); other keys are kept as ``extra``, to select utterances by. Without an id
-an utterance is called by its audio path as written, less the suffix, and its segment.
+entities (a list of strings), language, start and end (seconds, of a segment of the file) are optional. Several
+spellings are known (``tarq.data.fields``); other keys are kept as ``extra``, for selecting utterances. Without an id,
+an utterance is named by its audio path as written, without the suffix, and its segment.
 
 A folder is read by the manifest in it: ``manifest.jsonl``, or the ``metadata`` table of `datasets`' audiofolder, at its
 top or in a folder for each split, or any other table in it that names audio files.
@@ -32,7 +32,7 @@ from tarq.errors import DataError
 from tarq.files import write_whole
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv")
-#: Folders beside a manifest that audio is looked for in, where it is not in the manifest's own.
+#: Folders beside a manifest in which audio is looked for if it is not in the manifest's folder.
 BESIDE = ("audio", "clips", "wavs", "wav")
 Rows = Iterator[tuple[str, dict[str, Any]]]
 
@@ -77,7 +77,7 @@ def _tables(source: Path) -> dict[str, Path]:
     if splits:
         return {path.parent.name: path for path in reversed(splits)}
     tables = [path for path in sorted(source.glob("*.*")) if path.suffix.lower() in SUFFIXES and _names_audio(path)]
-    # What lies beside an audio file of its name tells of that file alone.
+    # A table named like an audio file beside it describes that file alone.
     tables = [path for path in tables if not any(path.with_suffix(ending).is_file() for ending in AUDIO_SUFFIXES)]
     stems = [path.stem for path in tables]
     return {path.stem if stems.count(path.stem) == 1 else path.name: path for path in tables}
@@ -107,7 +107,7 @@ def write_manifest(path: Path, utterances: Sequence[Utterance], extra: Sequence[
     """Write utterances as a manifest that ``load_manifest`` reads back.
 
     Audio below the manifest's folder is named relative to it, other files by their absolute path; audio in memory
-    is written to a folder beside the manifest, called like it with ``.audio`` at the end.
+    is written to a folder beside the manifest, with the same name and ``.audio`` at the end.
 
     Args:
         path: the manifest.
@@ -147,10 +147,10 @@ def write_manifest(path: Path, utterances: Sequence[Utterance], extra: Sequence[
 
 
 def json_lines(path: Path, intake: Intake | None = None) -> Rows:
-    """Where each object of a JSONL file is (``file:line``), and the object.
+    """Each object of a JSONL file with its location (``file:line``).
 
     Args:
-        intake: counts lines that are none as broken; by default the first is an error.
+        intake: counts lines that are not objects as broken; by default the first one is an error.
 
     Raises:
         DataError: text that is not UTF-8, invalid JSON, or something else than objects.
@@ -164,7 +164,7 @@ def json_lines(path: Path, intake: Intake | None = None) -> Rows:
             row = json.loads(line)
         # ValueError: also an integer of thousands of digits. RecursionError: thousands of brackets.
         except (ValueError, RecursionError) as error:
-            intake.broken(where, DataError(f"{where}: invalid JSON ({error}); there is one JSON object a line"))
+            intake.broken(where, DataError(f"{where}: invalid JSON ({error}); write one JSON object per line"))
             continue
         if not isinstance(row, dict):
             intake.broken(where, DataError(f'{where}: not a JSON object; write {{"audio": "…", "text": "…"}}'))
@@ -215,7 +215,7 @@ def _delimiter(line: str, path: Path) -> str:
 
 
 def _table_rows(path: Path, intake: Intake) -> Rows:
-    """Rows of a CSV or TSV file; of a TSV file every line is a row, whatever marks of quotation are in it."""
+    """Rows of a CSV or TSV file; in a TSV file every line is a row, whatever quotation marks it has."""
     text = read_text(path)
     first = text.partition("\n")[0]
     tabs = path.suffix.lower() == ".tsv"
@@ -250,11 +250,11 @@ def _table_rows(path: Path, intake: Intake) -> Rows:
             except DataError as error:
                 intake.broken(where, error)
     except csv.Error as error:
-        raise DataError(f"{path}:{reader.line_num}: no table ({error}); see to its quotation marks") from error
+        raise DataError(f"{path}:{reader.line_num}: no table ({error}); check its quotation marks") from error
 
 
 def _unquoted(item: str) -> str:
-    """A value of a TSV file that was written with quotation marks, as some programs do."""
+    """A value of a TSV file, without the quotation marks that some programs write."""
     item = item.rstrip("\r")
     inside = item[1:-1]
     if len(item) > 1 and item[0] == item[-1] == '"' and '"' not in inside.replace('""', ""):
@@ -263,7 +263,7 @@ def _unquoted(item: str) -> str:
 
 
 def _cell(key: str, item: str, keys: Mapping[str, tuple[str, ...]], numbers: set[str], where: str) -> Any:
-    """A value of a table: a number where the column has numbers; nothing where it is blank and no transcript."""
+    """A value of a table: a number if the column has numbers; nothing if it is blank and not a transcript."""
     if not item.strip() and key not in keys.get("text", ()):
         return None
     if key in keys.get("entities", ()):

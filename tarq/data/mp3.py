@@ -1,9 +1,9 @@
-"""MP3 frame by frame: how much audio a file holds, whatever its first frame says.
+"""MP3 frame by frame: how much audio a file has, whatever its first frame states.
 
 An MP3 has no header. Encoders put the number of frames into a first frame without sound (Xing, Info or VBRI); without
-it a decoder guesses the length from the first bit rate, and libsndfile then stops where the guess ends; of files joined
-to one it reads what the first one's count covers. Here the frames are counted, and where the file does not say the
-right number it is cut into parts, each given a first frame that does.
+it a decoder guesses the length from the first bit rate, and libsndfile then stops where the guess ends; of concatenated
+files it reads what the first one's count covers. Here the frames are counted, and if the file states a wrong number it
+is split into parts, each given a first frame with the right one.
 
 Source: ISO/IEC 11172-3, 2.4 and 13818-3, 2.4 (frame headers); the Xing header as LAME writes it.
 """
@@ -25,7 +25,7 @@ _KBITS = {
 
 @dataclass(frozen=True)
 class _Frame:
-    """Where a frame of layer III begins, its size in bytes (``whole``: all of them are there), and what it counts.
+    """A frame of layer III: its start, its size in bytes (``whole``: all of them are there), and the count it states.
 
     ``counted`` is the number of frames that a Xing, Info or VBRI header states, 0 in one that states none, and None in
     a frame of sound.
@@ -46,11 +46,11 @@ def is_mp3(data: Buffer) -> bool:
 
 
 def layout(data: Buffer) -> Layout:
-    """An MP3's account of itself; an empty one where fewer than two frames are found."""
-    runs: list[list[_Frame]] = []  # each begins where a counting frame does, or where the one before is complete
+    """What an MP3 states about itself; empty if fewer than two frames are found."""
+    runs: list[list[_Frame]] = []  # each begins at a counting frame, or after the one before is complete
     for frame in _frames(data):
         head = runs[-1][0] if runs else None
-        # A few frames more than counted are an encoder's; more are another file.
+        # A few frames beyond the count come from the encoder; more are another file.
         complete = head is not None and head.counted and len(runs[-1]) - 1 >= head.counted + 3
         if head is None or frame.counted is not None or complete:
             runs.append([])
@@ -71,7 +71,7 @@ def layout(data: Buffer) -> Layout:
     if len(runs) == 1 and runs[0][0].counted:
         return Layout(notes=tuple(notes))
     if len([run for run in sounding if run]) > 1:
-        notes.insert(0, f"{len(runs)} MP3 files joined to one: all are read")
+        notes.insert(0, f"{len(runs)} MP3 files concatenated: all are read")
     else:
         notes.insert(0, "an MP3 that does not say its length: its frames were counted")
     parts = []
@@ -84,11 +84,11 @@ def layout(data: Buffer) -> Layout:
 
 
 def _frames(data: Buffer) -> Iterator[_Frame]:
-    """The frames of layer III, in order; tags and what is none are passed over."""
+    """The frames of layer III, in order; tags and other bytes are skipped."""
     at, synced = 0, False
     while at + 4 <= len(data):
         head = _header(data, at)
-        # A frame out of the blue is one only if another follows.
+        # A frame at an unexpected place counts only if another follows.
         follows = head is not None and (synced or at + head >= len(data) or _header(data, at + head) is not None)
         if head is not None and follows:
             yield _Frame(at, head, at + head <= len(data), _counted(data, at, head))
@@ -114,7 +114,7 @@ def _after_tag(data: Buffer, at: int) -> int:
 
 
 def _header(data: Buffer, at: int) -> int | None:
-    """Bytes of the frame of layer III that begins here; None where none does."""
+    """Bytes of the frame of layer III that begins here; None if none does."""
     if at + 4 > len(data) or data[at] != 0xFF or data[at + 1] & 0xE6 != 0xE2:
         return None
     version, bits = data[at + 1] >> 3 & 3, data[at + 2]
@@ -148,12 +148,12 @@ def _counted(data: Buffer, at: int, size: int) -> int | None:
 
 
 def _counting(data: Buffer, first: _Frame, frames: int) -> bytes:
-    """A frame without sound, like ``first``, whose Xing header counts the frames after it."""
+    """A silent frame like ``first`` whose Xing header counts the frames after it."""
     head = bytearray(data[first.at : first.at + 4])
     head[1] |= 1  # no checksum
     version = head[1] >> 3 & 3
     place = 4 + _side(data, first.at)
-    # The least bit rate whose frame holds the header.
+    # The smallest bit rate whose frame holds the header.
     bits = next(b for b in (k << 4 | head[2] & 0x0C for k in range(1, 15)) if _size(version, b) >= place + 12)
     head[2] = bits
     return bytes(head).ljust(place, b"\0") + (b"Xing" + struct.pack(">II", 1, frames)).ljust(

@@ -1,4 +1,4 @@
-"""Calibration pools: which utterances of one or several corpora a model is calibrated on (paper's, method §6).
+"""Calibration pools: which utterances of one or several corpora a model is calibrated on (as in arXiv 2605.27808).
 
 ρ of an utterance is the share of its words that are rare. Four kinds of pool:
 
@@ -8,9 +8,9 @@
 - ``r-cross``: as ``r-top``, over several corpora together. (The paper first takes the top ⌈4N/3⌉ of each; as that is
   more than the N it then takes of all, it does not change which they are.)
 
-Where utterances have the same ρ, the seed decides; the order in which a file system lists a corpus decides nothing.
+Ties in ρ are broken by the seed; the order in which a file system lists a corpus has no effect.
 
-A pool drawn before is taken again by its ids: a ``given`` pool.
+An earlier pool can be reused by its ids: a ``given`` pool.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Rarity:
         if not math.isfinite(config.tail_threshold):
             raise DataError(f"tail_threshold is {config.tail_threshold}: give a finite Zipf score, such as 3")
         self._spoken: dict[str, tuple[Normalizer, Frequencies]] = {}
-        # A transcript is asked for when utterances are ranked, drawn and reported.
+        # Cached: a transcript is needed when utterances are ranked, drawn and reported.
         self._counts: dict[tuple[str, str], tuple[int, int]] = {}
 
     def counts(self, text: str | None, language: str | None = None) -> tuple[int, int]:
@@ -87,7 +87,7 @@ class Rarity:
 
 @dataclass(frozen=True)
 class Pool:
-    """What was drawn; every list has one entry an utterance.
+    """The pool drawn; every list has one entry per utterance.
 
     Attributes:
         kind: of pool.
@@ -106,7 +106,7 @@ class Pool:
 
     @cached_property
     def rho(self) -> list[float]:
-        """ρ of each utterance; nan where it has no words (a model is to transcribe it)."""
+        """ρ of each utterance; NaN if it has no words (a model is to transcribe it)."""
         return [rare / words if words else math.nan for words, rare in zip(self.words, self.rare_words, strict=True)]
 
     def summary(self, source: str | None = None) -> dict[str, Any]:
@@ -142,9 +142,9 @@ def draw_pool(
     """Draw a pool; see above for its kinds.
 
     Args:
-        corpora: label to utterances. Ids that occur in several corpora get their corpus's label in front.
-        count: how many, at least 1; fewer where fewer qualify, which the caller compares and reports.
-        seed: of the random draws, and of the order among equals.
+        corpora: label to utterances. Ids that occur in several corpora are prefixed with the corpus's label.
+        count: at least 1; fewer are returned if fewer qualify, which the caller reports.
+        seed: of the random draws and of the order among ties.
         rarity: which words are rare.
         max_duration, require_text, intake: see ``tarq.data.sampling.first_usable``.
 
@@ -160,8 +160,8 @@ def draw_pool(
     ranked = drawn
     if kind != "uniform":
         if not any(utterance.text for utterance in drawn):
-            raise DataError(f"{kind} goes by the words of transcripts, and there are none: draw a uniform pool")
-        ranked = sorted(drawn, key=lambda utterance: -rarity.rho(utterance))  # stable: equals as drawn
+            raise DataError(f"{kind} needs the words of transcripts, and there are none: draw a uniform pool")
+        ranked = sorted(drawn, key=lambda utterance: -rarity.rho(utterance))  # stable: ties keep the drawn order
     chosen = first_usable(
         ranked,
         math.ceil(count / 2) if kind == "r-mix" else count,
@@ -188,7 +188,7 @@ def given_pool(
     """The utterances that a file names, in its order (:func:`read_ids`).
 
     Args:
-        corpora: as the pool was drawn from, so that ids that occur in several have the same label in front.
+        corpora: those the pool was drawn from, so that repeated ids get the same prefix.
         file: of the ids.
         rarity, max_duration, require_text, intake: see :func:`draw_pool`.
 
@@ -229,14 +229,17 @@ def _pool(
 
 
 def read_ids(path: Path) -> list[str]:
-    """The ids of a pool: from its JSON (``tarq pool --json``), a checkpoint or its report, or a text file, one a line.
+    """The ids of a pool: from its JSON (``tarq pool --json``), a checkpoint or its report, or a text file, one per
+    line.
 
     Raises:
-        DataError: there is no such file, it is not UTF-8, is damaged, holds no ids, or one twice.
+        DataError: there is no such file, it is not UTF-8, is damaged, has no ids, or repeats one.
     """
     file = path / FILE_NAME if path.is_dir() else path
     if not file.is_file():
-        raise DataError(f"{file}: no such file; give a pool's JSON, a checkpoint's report or a file of ids, one a line")
+        raise DataError(
+            f"{file}: no such file; give a pool's JSON, a checkpoint's report or a file of ids, one per line"
+        )
     text = read_text(file)
     if text.lstrip().startswith("{"):
         try:
@@ -248,15 +251,17 @@ def read_ids(path: Path) -> list[str]:
     else:
         ids = [line.strip() for line in text.split("\n") if line.strip()]
     if not ids:
-        raise DataError(f"{file}: no ids in it; give a pool's JSON, a calibrated checkpoint's report, or an id a line")
+        raise DataError(
+            f"{file}: no ids in it; give a pool's JSON, a calibrated checkpoint's report, or one id per line"
+        )
     name, times = Counter(ids).most_common(1)[0]
     if times > 1:
-        raise DataError(f"{file}: id {name!r} occurs {times} times; remove what is too much")
+        raise DataError(f"{file}: id {name!r} occurs {times} times; remove the duplicates")
     return ids
 
 
 def _apart(corpora: Mapping[str, Sequence[Utterance]]) -> Mapping[str, Sequence[Utterance]]:
-    """The corpora; where an id is in more than one, every id has its corpus's label in front."""
+    """The corpora; if an id is in more than one, every id is prefixed with its corpus's label."""
     ids = Counter(utterance.id for utterances in corpora.values() for utterance in utterances)
     if len(corpora) == 1 or max(ids.values()) == 1:
         return corpora

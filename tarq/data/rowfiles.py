@@ -1,4 +1,4 @@
-"""The audio of a data set's row: its bytes, or a file that lies below the data set's own location and nowhere else."""
+"""The audio of a data set's row: its bytes, or a file below the data set's own location, never elsewhere."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def encoded(value: Any, source: str, name: str, location: str | Path | None) -> 
     """A row's audio: its bytes, or the file it names.
 
     Args:
-        location: below which it may name files: the address of a repository, or a folder; None for any file here.
+        location: the only place it may name files in: a repository's address or a folder; None for any local file.
 
     Raises:
         DataError: it has no audio, or names something elsewhere.

@@ -1,4 +1,4 @@
-"""Choosing utterances: by conditions, at random, the first that can be used."""
+"""Choosing utterances: by conditions, at random, or the first usable ones."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tarq.errors import DataError
 
 
 def select_utterances(utterances: Sequence[Utterance], conditions: Sequence[str]) -> list[Utterance]:
-    """Those that meet every ``KEY=VALUE`` condition, KEY being ``id``, ``speaker`` or another manifest key.
+    """The utterances that meet every ``KEY=VALUE`` condition, KEY being ``id``, ``speaker`` or another manifest key.
 
     Args:
         conditions: VALUE is compared with the manifest's value as text (``in_training=false``).
@@ -27,7 +27,7 @@ def select_utterances(utterances: Sequence[Utterance], conditions: Sequence[str]
     for condition in conditions:
         key, equals, wanted = condition.partition("=")
         if not equals or not key.strip():
-            raise DataError(f"{condition!r} is no condition: write KEY=VALUE")
+            raise DataError(f"{condition!r} is not a condition: write KEY=VALUE")
         values = [{"id": u.id, "speaker": u.speaker, **u.extra}.get(key) for u in chosen]
         if all(value is None for value in values):
             raise DataError(f"no utterance has a {key!r}, which {condition!r} asks for")
@@ -51,8 +51,7 @@ def sample_utterances(
     """A uniform sample without replacement, in the order drawn.
 
     The same utterances (in whatever order) and seed give the same sample, and a smaller ``count`` a prefix
-    of it. Where fewer than ``count`` qualify, all of them are returned: the caller compares the length and
-    reports it.
+    of it. If fewer than ``count`` qualify, all of them are returned, and the caller reports it.
 
     Args:
         count: how many, at least 1.
@@ -67,7 +66,7 @@ def sample_utterances(
 
 
 def shuffled(utterances: Sequence[Utterance], seed: int) -> list[Utterance]:
-    """In an order that the ids and the seed decide, not that in which a file system lists a corpus."""
+    """In an order determined by the ids and the seed, not by how a file system lists a corpus."""
     ordered = sorted(utterances, key=lambda utterance: utterance.id)
     return [ordered[index] for index in np.random.default_rng(seed).permutation(len(ordered))]
 
@@ -80,13 +79,13 @@ def first_usable(
     require_text: bool = False,
     intake: Intake | None = None,
 ) -> list[Utterance]:
-    """The first ``count`` candidates that can be used; headers and audio of the others are not looked at.
+    """The first ``count`` usable candidates; headers and audio of the others are not read.
 
     Args:
         count: how many, at least 1.
-        max_duration: leave out longer ones, in seconds; files are asked where the corpus says nothing.
+        max_duration: leave out longer ones, in seconds; read from the file if the corpus does not state it.
         require_text: leave out those without a transcript or with a blank one.
-        intake: decode each one's audio, leave out what is broken, and count what is odd.
+        intake: decode each one's audio, leave out broken ones, and count what is unusual.
 
     Raises:
         DataError: ``count`` is below 1, no candidate qualifies, or too many are broken; without an intake, a header
@@ -110,7 +109,7 @@ def first_usable(
 def usable(
     candidates: Iterable[Utterance], max_duration: float | None, require_text: bool, intake: Intake | None
 ) -> Iterator[Utterance]:
-    """The candidates that can be used, each looked at when it is asked for; see ``first_usable``."""
+    """The usable candidates, each checked only when it is requested; see ``first_usable``."""
     for utterance in candidates:
         if require_text and not (utterance.text or "").strip():
             continue

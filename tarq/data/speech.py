@@ -1,4 +1,4 @@
-"""Corpora by their names, loaded before any model is, so that what is wrong with them is told at once."""
+"""Corpora by their names, loaded before any model, so that their errors are reported at once."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tarq.errors import DataError
 from tarq.report import Reporter
 from tarq.words.frequencies import described
 
-#: Speech: a corpus by its name (``tarq.data.corpora.registry.load_utterances``), or its utterances.
+#: Speech: the path or name of a corpus (``tarq.data.corpora.registry.load_utterances``), or its utterances.
 Data = str | Path | Sequence[Utterance]
 
 
@@ -32,7 +32,7 @@ class Speech(list[Utterance]):
 
 
 def name_of(data: Data) -> str:
-    """What a report calls speech: its corpus's name, where it has one."""
+    """The name of speech in a report: its corpus's name, if it has one."""
     return str(data) if isinstance(data, str | Path) else getattr(data, "source", "utterances")
 
 
@@ -79,14 +79,14 @@ def load_speech(
     apart: bool = False,
     reporter: Reporter | None = None,
 ) -> dict[str, Speech]:
-    """The utterances of corpora, by short names that tell them apart.
+    """The utterances of corpora, by short unique names.
 
     Args:
         sources: as ``tarq.data.corpora.registry.load_utterances`` takes them.
         where: ``KEY=VALUE`` conditions that utterances must meet.
-        max_bad: broken audio files that may be left out of all corpora together, or of each if they stand ``apart``.
-        apart: each corpus counts what it leaves out for itself.
-        reporter: hears of progress.
+        max_bad: broken audio files that may be left out of all corpora together, or from each if ``apart``.
+        apart: count what is left out separately for each corpus.
+        reporter: receives progress.
 
     Raises:
         DataError: a corpus is not usable.
@@ -102,7 +102,7 @@ def load_speech(
 
 
 def labelled(sources: Sequence[str]) -> dict[str, str]:
-    """Short name to source: the last part of each path, with as many parts before it as tell them apart."""
+    """Short name to source: the last part of each path, with as many parts before it as make it unique."""
     unique = list(dict.fromkeys(sources))
     parts = {s: [p for p in s.removesuffix("manifest.jsonl").split("/") if p] or [s] for s in unique}
     deepest = max(map(len, parts.values()), default=0)
@@ -121,10 +121,10 @@ class DrawnPool:
     """A calibration pool and how it was drawn.
 
     Attributes:
-        pool: its utterances, where each is from, and how many of its words are rare.
-        asked: utterances asked for; there may be fewer that qualify.
-        settings: what it was drawn by, for a report.
-        word_frequencies: which decided what is rare.
+        pool: its utterances, their sources and counts of rare words.
+        asked: number of utterances asked for; fewer may qualify.
+        settings: of the draw, for a report.
+        word_frequencies: the word frequencies that define rare words.
         notes: everything left out.
     """
 
@@ -136,7 +136,7 @@ class DrawnPool:
 
     @property
     def utterances(self) -> list[Utterance]:
-        """What was drawn, ready to be calibrated on."""
+        """The utterances drawn, for calibration."""
         return self.pool.utterances
 
     def to_dict(self) -> dict[str, Any]:
@@ -182,7 +182,7 @@ def draw(
         asked = pool.candidates
     notes = intake.notes()
     if len(pool.utterances) < asked:
-        notes.append(f"{len(pool.utterances)} of the {asked} asked qualify")
+        notes.append(f"only {len(pool.utterances)} of the {asked} utterances asked for qualify")
     if "note" in frequencies:
         notes.append(frequencies["note"])
     settings = {

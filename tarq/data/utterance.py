@@ -25,18 +25,18 @@ NO_LANGUAGE = ("und", "mul", "mis", "zxx")
 
 @dataclass(frozen=True)
 class Utterance:
-    """A stretch of speech: a file of its own or a segment of a longer one, with what is known about it.
+    """An utterance: a whole file or a segment of a longer one, with what is known about it.
 
     Attributes:
         id: unique within its corpus.
         audio: the audio file, on disk or in memory.
-        text: the reference transcript, by the conventions of its corpus; None when there is none. An empty
-            string is a transcript: nothing is said.
-        duration: seconds, where the corpus states them; ``seconds()`` asks the file otherwise.
-        speaker: who speaks, where known.
-        entities: the names and terms in the transcript, where a corpus marks them.
-        extra: whatever else a corpus says of it, for selecting utterances by.
-        start, end: the segment of the file, in seconds; the whole file where ``end`` is None and ``start`` 0.
+        text: the reference transcript, by the conventions of its corpus; None if there is none. An empty string is a
+            transcript: nothing is said.
+        duration: seconds, if the corpus states them; otherwise ``seconds()`` reads the file.
+        speaker: the speaker, if known.
+        entities: the names and terms in the transcript, if the corpus marks them.
+        extra: other fields of the corpus, for selecting utterances.
+        start, end: the segment of the file, in seconds; the whole file if ``end`` is None and ``start`` 0.
 
     Raises:
         DataError: the id is empty, or a time is negative, not finite, or out of order.
@@ -69,7 +69,7 @@ class Utterance:
         """Decode the audio, and compare its length with what the corpus states.
 
         Args:
-            longest: in seconds; what is stated to be longer is not decoded.
+            longest: in seconds; an utterance stated to be longer is not decoded.
 
         Raises:
             DataError: the audio cannot be read (``read_audio``), or is shorter than stated.
@@ -80,39 +80,39 @@ class Utterance:
         checked = check_audio(self.audio, self.start, self.end, longest=longest)
         if stated is None or self.start or self.end is not None:
             return checked
-        # Manifests round, some to whole seconds, and MP3s are counted with what their encoder adds at both ends.
+        # Manifests round, some to whole seconds, and MP3 lengths may include the encoder's padding.
         tolerance = max(0.5 if stated == round(stated) else 0.25, 0.01 * stated)
         if checked.seconds < stated - tolerance:
             raise DataError(
                 f"{self.audio}: it has {checked.seconds:.2f} s of audio where the corpus states {stated:.2f} s: it is "
-                "cut short or another file; get it anew, or correct the duration"
+                "truncated or the wrong file; get it again, or correct the duration"
             )
         if checked.seconds > stated + 2 * tolerance:
-            return Checked(checked.seconds, (*checked.notes, "longer than the corpus states: all of it is taken"))
+            return Checked(checked.seconds, (*checked.notes, "longer than the corpus states: all of it is used"))
         return checked
 
     def seconds(self) -> float:
-        """How long it is: as stated, by its segment, or by its file. Raises DataError where that is unreadable."""
+        """Its length: as stated, by its segment, or by its file. Raises DataError if the file is unreadable."""
         if self.duration is not None:
             return self.duration
         return (audio_duration(self.audio) if self.end is None else self.end) - self.start
 
     @property
     def origin(self) -> str:
-        """The audio it is, whatever it is called: file and segment, as a short digest for a report."""
+        """Identity of the audio, whatever its id: a short digest of file and segment, for a report."""
         file = str(self.audio) if isinstance(self.audio, Encoded) else str(self.audio.resolve())
         return hashlib.sha256(f"{file} {self.start} {self.end}".encode()).hexdigest()[:16]
 
 
 def language_of(utterance: Utterance, default: str) -> str:
-    """The language an utterance says it is in (``en`` of ``en-US``), or the run's."""
+    """The language an utterance states (``en`` of ``en-US``), or the run's."""
     stated = str(utterance.extra.get("language") or default)
     return re.split("[-_]", stated)[0].lower()
 
 
 @cache
 def stated_language(stated: str) -> str | None:
-    """The tag of a language as a corpus states it: ``de_de`` as it is, ``de`` of ``German``; None of anything else."""
+    """The tag of a language as a corpus states it: ``de_de`` as it is, ``de`` for ``German``; None otherwise."""
     first = re.split("[-_]", stated)[0]
     if langcodes.tag_is_valid(first):
         return None if first.lower() in NO_LANGUAGE else stated
@@ -123,7 +123,7 @@ def stated_language(stated: str) -> str | None:
 
 
 def check_ids(where: str, utterances: Sequence[Utterance]) -> None:
-    """Scores and samples go by id.
+    """Check that ids are unique, since scores and samples are keyed by id.
 
     Raises:
         DataError: an id occurs twice; names the set (``where``) and the id.

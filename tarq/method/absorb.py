@@ -1,8 +1,8 @@
-"""A bias that absorbs the mean: layers that have one are quantized about the mean of their input (method.md §9).
+"""A bias that absorbs the mean: layers that have one are quantized about the mean of their input.
 
-A Linear's bias stays in full precision, so it is free to move. Of all biases ``b' = b + W μ_f − Ŵ μ`` leaves the least
-weighted output error, whatever Ŵ is, and what is left of the error is the same problem under centred moments
-``H − n μ μᵀ`` and ``H_Δ − n (μ_f − μ) μᵀ``. So codes need not spend their few levels on what is constant.
+A Linear's bias stays in full precision, so it is free to move. ``b' = b + W μ_f − Ŵ μ`` minimises the weighted output
+error, whatever Ŵ is, and the remaining error is the same problem under centred moments
+``H − n μ μᵀ`` and ``H_Δ − n (μ_f − μ) μᵀ``. So the codes need not represent what is constant.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tarq.method.residuals import CrossFitted, Layer, Statistics, absorbed_mean
 class CrossFittedBias(CrossFitted):
     """The cross-fitted residual about the mean, for layers whose output may be shifted; the others keep it as it is.
 
-    A layer with a bias takes the mean up there. Keys of softmax attention need no bias: ``q·(k + β)`` adds the same
+    A layer with a bias absorbs the mean there. Keys of softmax attention need no bias: ``q·(k + β)`` adds the same
     number to every score of a query.
     """
 

@@ -21,7 +21,7 @@ from tarq.method.residuals import Fold, Layer, Statistics, Target, inner
 
 @dataclass(frozen=True)
 class Solution:
-    """The quantized weight of one Linear and how it came about.
+    """The quantized weight of one Linear, with figures and notes.
 
     Attributes:
         quantized: codes, scales and zero points.
@@ -46,18 +46,18 @@ def tail_aware_quantize(
 ) -> dict[str, Solution]:
     """Quantize the Linears that share one input.
 
-    Those whose moments the residual centres are solved apart from the others.
+    Layers whose moments the residual centres are solved separately from the others.
 
     Args:
         layers: with [m, n] weights.
-        parts: moments of the shared input, n wide, over parts of the calibration set, as many as the residual's folds.
+        parts: moments of the shared input, n wide, over parts of the calibration set: one per fold of the residual.
         arms: metric, residual and solver.
         scheme: the lattice.
         scale_dtype: dtype the scales are stored in.
-        outputs: name to [m, m] second moments of the gradients at a layer's output, where the solver asks for them.
+        outputs: name to [m, m] second moments of the gradients at a layer's output, if the solver asks for them.
 
     Returns:
-        By name, in the layers' order.
+        Solutions by name, in the layers' order.
 
     Raises:
         torch.linalg.LinAlgError: the metric is not positive definite even at the largest damping.
@@ -80,10 +80,10 @@ def algorithm_1(
     centred: bool = False,
     outputs: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Solution]:
-    """arXiv 2605.27808, Algorithm 1, in its letters; see :func:`tail_aware_quantize`.
+    """arXiv 2605.27808, Algorithm 1, in its notation; see :func:`tail_aware_quantize`.
 
-    W weight, H_C and H_T the moments of both sides, λ their balance, H = H_rB the metric with factor L, H_Δ the
-    cross-moment, V = W + α* D the target, Ŵ the result.
+    W weight, H_C and H_T the moments of common and tail positions, λ their balance, H = H_rB the metric with factor L,
+    H_Δ the cross-moment, V = W + α* D the target, Ŵ the result.
     """
     metric, residual, solver = arms.metric, arms.residual, arms.solver
     G = None if outputs is None else [outputs[layer.name] for layer in layers]
@@ -94,7 +94,7 @@ def algorithm_1(
     L = solver.factorize(moments.hessian)
     statistics = Statistics(moments, L, _folds(parts, lam, arms, centred))
 
-    # Aim: V = W + α* D with D = W H_Δ (H + δI)⁻¹; the paper finds α* from a pilot, which is rounded as V will be.
+    # Aim: V = W + α* D with D = W H_Δ (H + δI)⁻¹; the paper computes α* from a pilot rounded like V.
     def rounded(targets: Sequence[Tensor], g: Sequence[Tensor] | None) -> list[Quantized]:
         return solver.quantize(targets, statistics, scheme, scale_dtype, g)
 
@@ -111,7 +111,7 @@ def algorithm_1(
 
 
 def _folds(parts: Sequence[Moments], lam: float, arms: Arms, centred: bool) -> list[Fold]:
-    """Each part alone, where there are several."""
+    """Each part by itself, if there are several."""
     if len(parts) == 1:
         return []
     each = [rebalance([part], lam, dtype=arms.solver.dtype, centred=centred) for part in parts]
@@ -147,5 +147,5 @@ def _solution(
 
 
 def _mean_diagonal(hessian: Tensor, factor: Factor) -> float:
-    """What damping is relative to: the mean over the inputs that were not always zero."""
+    """The unit of damping: mean(diag H) over the inputs that were not always zero."""
     return float(hessian.diagonal()[~factor.dead].double().mean())

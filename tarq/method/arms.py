@@ -1,4 +1,4 @@
-"""The three arms of one run, and what they ask of the walk together."""
+"""The arms of one run (metric, residual and solver) and what they ask of the walk together."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Arms:
         residual: Residual | None = None,
         solver: Solver | None = None,
     ) -> Arms:
-        """Those a configuration names (``TarqConfig.to_dict()``), each unless it is given.
+        """The arms that a configuration names (``TarqConfig.to_dict()``), except those given.
 
         Raises:
             ValueError: a name is unknown.

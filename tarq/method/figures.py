@@ -1,4 +1,4 @@
-"""What is told of a quantized layer in numbers: made by the method, kept in the report."""
+"""The figures of a quantized layer: computed by the method, kept in the report."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from dataclasses import dataclass
 
 @dataclass(kw_only=True)
 class Figures:
-    """How a Linear's codes came about.
+    """Figures of how a Linear was quantized.
 
     Attributes:
         lam: λ of the tail positions; 1 is the plain metric.
         alpha: α of the residual; 0 is none.
-        loss: ``tr((V − Ŵ) H (V − Ŵ)ᵀ) / tr(W H Wᵀ)``, the squared output error made by rounding the target V, relative
-            to the squared output; None where nothing was measured.
+        loss: ``tr((V − Ŵ) H (V − Ŵ)ᵀ) / tr(W H Wᵀ)``, the squared output error from rounding the target V, relative
+            to the squared output; None if it was not measured.
         shift: ``tr((V − W) H (V − W)ᵀ) / tr(W H Wᵀ)``, how far the residual moved the target, likewise.
         damp: δ over mean(diag H), as used.
         damp_retries: how often damping was raised.

@@ -1,8 +1,8 @@
-"""Metrics: which calibration positions count how much.
+"""Metrics: how calibration positions are weighted.
 
-A metric says on which side of the statistics a position goes and with what weight (before anything is accumulated),
-and how the two sides are put together (after). A new one is a class here or anywhere: pass it to ``tarq.quantize``, or
-name it in :mod:`tarq.method.registry`.
+A metric assigns each position to a side of the statistics (common or tail) with a weight, before anything is
+accumulated, and combines the two sides afterwards. A new one is a class here or elsewhere: pass it to
+``tarq.quantize``, or name it in :mod:`tarq.method.registry`.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ class LayerRows:
 
     Attributes:
         layers: names of these Linears in the model.
-        tail: [R] bool, as :meth:`Metric.assign` put them.
-        weight: [R] float, likewise; 0 where a row is no position, or padding that has no weight.
+        tail: [R] bool, as :meth:`Metric.assign` returned.
+        weight: [R] float, likewise; 0 where a row is not a position, or is padding without weight.
         utterance: [R] int, which of the batch's utterances each row belongs to.
-        inputs: [R, n] what the Linears read.
+        inputs: [R, n] the Linears' input.
         gradients: [R] squared norm of the loss's gradient at the outputs of these Linears, in the full-precision
             model; None unless the metric asks for them, and where no target is reached from these Linears.
         gradient_scale: mean of these squared norms over the rows of the whole calibration set that have one.
@@ -49,7 +49,7 @@ class LayerRows:
 
 
 class Metric(Protocol):
-    """How much each position counts. Inherit from it: what is not overridden asks for nothing.
+    """The weight of each position. Inherit from it: the defaults ask the walk for nothing.
 
     Attributes:
         activations: whether weights depend on the layer; then :meth:`reassign` is called for each one.
@@ -66,16 +66,16 @@ class Metric(Protocol):
 
         Args:
             tail: [T] bool, positions tagged as rare.
-            exists: [T] bool, False on rows that only fill up a batch or lie beyond the audio.
-            key: names utterance and stage (``"decoder/utterance-id"``); whatever is random is seeded by it.
+            exists: [T] bool, False on rows that pad a batch or lie beyond the audio.
+            key: utterance and stage (``"decoder/utterance-id"``); seeds whatever is random.
 
         Returns:
-            [T] bool (the side that is re-weighted) and [T] float weights, or None for ones.
+            [T] bool, True on the tail side, and [T] float weights, or None for ones.
         """
         ...
 
     def balance(self, parts: Sequence[Moments]) -> tuple[float, str]:
-        """λ, the weight of a tail position against a common one, and what is unusual about it (or "").
+        """λ, the weight of a tail position relative to a common one, and a note if it is unusual (or "").
 
         Args:
             parts: moments of one input over parts of the calibration set.
@@ -92,26 +92,26 @@ class Metric(Protocol):
         return rows.tail, rows.weight
 
     def target_weight(self, rare: Tensor, share: float) -> Tensor:
-        """How much each target token's cross-entropy counts in the loss whose gradients are asked for.
+        """The weight of each target token's cross-entropy in the loss whose gradients are asked for.
 
         Args:
             rare: [B, T] bool, targets that belong to a rare word.
             share: of such targets in the whole calibration set.
 
         Returns:
-            [B, T] float; one each by default.
+            [B, T] float; ones by default.
         """
         return torch.ones(rare.shape)
 
 
 @dataclass(frozen=True)
 class Rebalanced:
-    """The moments of both sides put together.
+    """The combined moments of both sides.
 
     Attributes:
-        hessian: [n, n], the metric H = H_C + λ H_T; about the mean where they are centred.
+        hessian: [n, n], the metric H = H_C + λ H_T; about the mean if centred.
         cross: [n, n], the cross-moment H_Δ, likewise; None for unpaired moments.
-        mean: [n] ``μ = Σ d x / Σ d``; None where first moments were not asked for.
+        mean: [n] ``μ = Σ d x / Σ d``; None if first moments were not asked for.
         mean_full: [n] ``μ_f = Σ d xf / Σ d``; ``mean`` itself for unpaired moments.
         drift: [n, n] ``Σ d (xf − x)(xf − x)ᵀ``, likewise about the mean; None where it was not asked for.
     """
@@ -130,14 +130,14 @@ def rebalance(
     dtype: torch.dtype = torch.float64,
     centred: bool = False,
 ) -> Rebalanced:
-    """Both sides of the pooled moments put together, summed in float64.
+    """Combine both sides of the pooled moments, in float64.
 
     Args:
         parts: moments of one input over parts of the calibration set.
-        lam: how often a tail position counts.
-        lam_cross: the same for the cross-moment alone; ``lam`` when not given.
-        dtype: of the result. One float64 sum is held at a time: of a wide layer it is half a gigabyte.
-        centred: about the mean: ``H − n μ μᵀ`` and ``H_Δ − n (μ_f − μ) μᵀ`` with ``n = Σ d`` (method.md §9).
+        lam: weight of a tail position.
+        lam_cross: the same for the cross-moment alone; ``lam`` by default.
+        dtype: of the result. Only one float64 sum is held at a time: for a wide layer it is half a gigabyte.
+        centred: take moments about the mean: ``H − n μ μᵀ`` and ``H_Δ − n (μ_f − μ) μᵀ`` with ``n = Σ d``.
 
     Raises:
         ValueError: centred moments without first ones.
@@ -184,7 +184,7 @@ def rebalance(
 
 @dataclass(frozen=True)
 class Plain(Metric):
-    """Every position alike: GPTQ's metric."""
+    """All positions weighted equally: GPTQ's metric."""
 
     def assign(self, tail: Tensor, exists: Tensor, key: str) -> tuple[Tensor, Tensor | None]:
         return torch.zeros_like(tail), None
@@ -228,16 +228,16 @@ class RareBAL(Metric):
 
 @dataclass(frozen=True)
 class RandomControl(RareBAL):
-    """RareBAL on as many positions as the tail has, drawn from all of them: one of the paper's controls.
+    """RareBAL on a random set of positions of the tail's size, drawn from all: one of the paper's controls.
 
     Attributes:
-        seed: of the draw, together with the utterance and stage.
+        seed: random seed of the draw, together with the utterance and stage.
     """
 
     seed: int = 0
 
     def assign(self, tail: Tensor, exists: Tensor, key: str) -> tuple[Tensor, Tensor | None]:
-        # 32 bits, since that is all a CPU generator takes of its seed.
+        # 32 bits: a CPU generator uses no more of its seed.
         generator = torch.Generator().manual_seed(zlib.crc32(f"{self.seed}/{key}".encode()))
         pool = self.drawn_from(tail, exists).nonzero().flatten()
         count = min(int((tail & exists).sum()), len(pool))
@@ -260,11 +260,11 @@ class CommonControl(RandomControl):
 
 @dataclass(frozen=True)
 class PositionWeights(Metric):
-    """A real weight for each position, from wherever it comes: gradients, confidences, frequency buckets.
+    """A real weight for each position, from any source: gradients, confidences, frequency buckets.
 
     Attributes:
         weights: utterance-and-stage key (``"decoder/utterance-id"``) to [T] non-negative weights, or a
-            function of the key; where it has no entry (KeyError) every position counts as one.
+            function of the key; without an entry (KeyError), every position has weight one.
     """
 
     weights: Mapping[str, Tensor] | Callable[[str], Tensor]

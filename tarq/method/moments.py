@@ -1,4 +1,4 @@
-"""Running moments of one Linear input, common and tail positions side by side (method.md §3–4, §9)."""
+"""Running moments of one Linear input, common and tail positions side by side (arXiv 2605.27808, §3–4)."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ SIDES = ("common", "tail")
 class Moments:
     """``H_C, H_T, H_Δ,C, H_Δ,T`` of one input shared by one or more Linear layers.
 
-    Each position goes to exactly one of the two sides, so keeping them apart costs the arithmetic of a
-    single Gram matrix. Products are float32 per call, running sums float64: millions of rows do not drift.
-    Nothing is read back from the device while positions are added; :meth:`bad_updates` and :attr:`positions` do that.
+    Each position goes to exactly one of the two sides, so two sides cost the arithmetic of a
+    single Gram matrix. Products are float32 per call; running sums are float64, so that millions of rows do not lose
+    precision. Nothing is read back from the device while positions are added; :meth:`bad_updates` and :attr:`positions`
+    do that.
 
     Attributes:
         hessian: side to [n, n] float64, ``Σ d x xᵀ``.
@@ -68,7 +69,7 @@ class Moments:
 
     @property
     def seen(self) -> bool:
-        """Whether any input was ever other than zero."""
+        """Whether any input was ever nonzero."""
         return any(bool(self.hessian[side].diagonal().any()) for side in SIDES)
 
     def sums(self) -> Iterator[Tensor]:
@@ -83,7 +84,7 @@ class Moments:
             x: [T, n] inputs seen by the partly quantized network.
             x_full: [T, n] inputs of the full-precision network at the same positions (paired moments only).
             tail: [T] bool, positions on the tail side.
-            weight: [T] real weight of each position; a zero leaves the position out, whatever it holds.
+            weight: [T] real weight of each position; a zero leaves the position out, even if it is not finite.
 
         Raises:
             ValueError: paired moments without full-precision inputs.

@@ -1,4 +1,4 @@
-"""The sweep's codes and scales refined under the same metric, which never raises the loss (method.md §9).
+"""Refinement of the sweep's codes and scales under the same metric; it never raises the loss.
 
 Given codes, the scale of a group is a least-squares problem; given scales, each code has one best value while the
 others stand still. A few passes of both lower ``‖(v − v̂) L‖²`` further than one sweep can.

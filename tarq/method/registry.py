@@ -1,6 +1,6 @@
 """The arms a configuration can name: one line each. Light to import, since options and checks read the names.
 
-An arm is a dataclass; those of its fields that a configuration has too are set from it (``damp``, ``cost_ratio``, …).
+An arm is a dataclass; fields that a configuration also has are set from it (``damp``, ``cost_ratio``, …).
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def make_metric(name: str, **options: Any) -> Metric:
 
     Args:
         name: one of :data:`METRICS`.
-        options: of a configuration; the arm takes those it has.
+        options: fields of a configuration; the arm takes those it has.
 
     Raises:
         ValueError: the name is unknown.

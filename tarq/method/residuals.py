@@ -1,8 +1,8 @@
-"""Residuals: where a layer's codes should aim once the layers before it are quantized.
+"""Residuals: the target of a layer's codes once the layers before it are quantized.
 
 The partly quantized network feeds a layer ``x`` where full precision would have fed ``xf``. With
-``H_Δ = Σ d (xf − x) xᵀ`` the direction ``D = W H_Δ (H + δI)⁻¹`` undoes the drift, and one scalar α a layer
-says how far to go along it (method.md §4; arXiv 2605.27808, §4). A residual may also move the layer's bias.
+``H_Δ = Σ d (xf − x) xᵀ`` the direction ``D = W H_Δ (H + δI)⁻¹`` undoes the drift, and one scalar α per layer
+says how far to go along it (arXiv 2605.27808, §4). A residual may also move the layer's bias.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Layer:
     Attributes:
         name: in the model.
         weight: [m, n] W.
-        bias: [m], which stays in full precision; None where it has none.
+        bias: [m], which stays in full precision; None if it has none.
         shift_free: whether adding one vector to all its outputs changes nothing (keys of softmax attention).
     """
 
@@ -39,11 +39,11 @@ class Layer:
 
 @dataclass(frozen=True)
 class Fold:
-    """A part of the calibration set, to judge on it what another part suggests.
+    """A part of the calibration set, on which a direction fitted on another part is evaluated.
 
     Attributes:
         moments: of its positions alone, with the λ of the whole set.
-        factor: of its metric; None where none of its inputs is other than zero.
+        factor: of its metric; None if all its inputs are zero.
     """
 
     moments: Rebalanced
@@ -52,12 +52,12 @@ class Fold:
 
 @dataclass(frozen=True)
 class Statistics:
-    """What the calibration set says about one input, in the solver's dtype.
+    """The calibration statistics of one input, in the solver's dtype.
 
     Attributes:
         moments: the metric H and the cross-moment H_Δ.
         factor: of the damped metric, ``H + δI = L Lᵀ``.
-        folds: as many as the residual asked for; empty for one.
+        folds: as many as the residual asked for; empty if it asked for one.
     """
 
     moments: Rebalanced
@@ -73,7 +73,7 @@ class Target:
         weight: [m, n] ``V = W + α D``.
         alpha: α.
         energy: ``tr(αD H αDᵀ)``, how far the target moved in the metric.
-        note: what is degraded or unusual about it, or "".
+        note: anything degraded or unusual, or "".
     """
 
     weight: Tensor
@@ -82,12 +82,12 @@ class Target:
     note: str = ""
 
 
-#: From targets to their codes, under the metric at hand.
+#: From targets to their codes, under the current metric.
 Quantize = Callable[[Sequence[Tensor]], list[Quantized]]
 
 
 class Residual(Protocol):
-    """Where the codes should aim. Inherit from it: what is not overridden asks for nothing.
+    """The target of the codes. Inherit from it: the defaults ask the walk for nothing.
 
     Attributes:
         paired: whether the full-precision network is walked beside the quantized one; without it there is no H_Δ.
@@ -113,7 +113,7 @@ class Residual(Protocol):
         Args:
             weight: [m, n] W in the statistics' dtype.
             statistics: of the layer's input.
-            quantize: weights under this metric, for a pilot.
+            quantize: rounds targets under this metric, for a pilot.
         """
         ...
 
@@ -128,7 +128,7 @@ def inner(a: Tensor, b: Tensor) -> float:
 
 
 def absorbed_mean(layer: Layer, w_hat: Tensor, statistics: Statistics) -> Tensor:
-    """``b + W μ_f − Ŵ μ``: of all biases the one that leaves the least weighted output error (method.md §9)."""
+    """``b + W μ_f − Ŵ μ``: the bias that minimises the weighted output error (:mod:`tarq.method.absorb`)."""
     mean, mean_full = statistics.moments.mean, statistics.moments.mean_full
     if mean is None or mean_full is None or layer.bias is None:
         raise ValueError("a bias that absorbs the mean needs first moments and a layer with a bias")
@@ -147,7 +147,7 @@ class NoResidual(Residual):
 
 @dataclass(frozen=True)
 class Drift:
-    """The direction that undoes the drift of one layer, and what it takes to say how far to go.
+    """The direction that undoes the drift of one layer, and the quantities that determine α.
 
     Attributes:
         moved: [m, n] ``W H_Δ``.
@@ -163,7 +163,7 @@ class Drift:
 
 
 class AlongDrift(Residual):
-    """``V = W + α D``; a subclass says how α is found."""
+    """``V = W + α D``; a subclass computes α."""
 
     def target(self, weight: Tensor, statistics: Statistics, quantize: Quantize) -> Target:
         moments = statistics.moments
@@ -185,7 +185,7 @@ class AlongDrift(Residual):
 
 @dataclass(frozen=True)
 class FixedAlpha(AlongDrift):
-    """An α of the caller's along the least-squares direction.
+    """A fixed α along the least-squares direction.
 
     Attributes:
         length: α.
@@ -231,19 +231,19 @@ class CrossFitted(AlongDrift):
 
 
 def cross_fitted_alpha(weight: Tensor, folds: Sequence[Fold]) -> float:
-    """How far to trust D: each half's direction judged on the other half.
+    """How far to trust D: each half's direction is evaluated on the other half.
 
     On its own calibration positions α is never below 1, however much of D is noise: with n inputs and T
     positions, n/T of the drift's energy is fitted by chance. On positions it has not seen, a direction that
     is signal S plus noise N is best shortened to ``a = S / (S + N)``. A half has twice the noise of the
-    whole, so the whole deserves ``α = S / (S + N/2) = 2a / (1 + a)``.
+    whole, so the whole set's optimum is ``α = S / (S + N/2) = 2a / (1 + a)``.
 
     Args:
         weight: [m, n].
         folds: two halves of the calibration set, split by utterance.
 
     Returns:
-        α, not negative.
+        α, at least 0.
 
     Raises:
         ValueError: there are not two halves.

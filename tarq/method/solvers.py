@@ -1,7 +1,7 @@
 """Solvers: how codes are chosen under a metric.
 
 A solver factorises the metric once for all layers that share it and quantizes them together. A new one is a class here
-or anywhere: pass it to ``tarq.quantize``, or name it in :mod:`tarq.method.registry`.
+or elsewhere: pass it to ``tarq.quantize``, or name it in :mod:`tarq.method.registry`.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from tarq.method.residuals import Statistics
 
 
 class Solver(Protocol):
-    """Chooses the codes of a weight. Inherit from it: what is not overridden asks for nothing more than the metric.
+    """Chooses the codes of a weight. Inherit from it: the defaults ask the walk for the metric alone.
 
     Attributes:
-        dtype: of the targets and statistics it computes with.
-        paired: ask for H_Δ beside H, whatever the residual: the full-precision network is walked, too.
-        reads_audio: False for one that looks at the weights alone; without a residual no audio is read for it then.
+        dtype: of its targets and statistics.
+        paired: ask for H_Δ beside H, whatever the residual: the full-precision network is then walked too.
+        reads_audio: False for a solver that needs the weights alone; no audio is read then, unless for a residual.
         output_moments: ask for ``Σ g gᵀ`` of each layer, g the loss's gradient at its output in the full-precision
             model: one backward pass over the calibration set.
     """
@@ -60,18 +60,18 @@ class Solver(Protocol):
             outputs: [m, m] float64 ``Σ g gᵀ`` of each layer, where the solver asks for them.
 
         Returns:
-            One for each target. Its loss is each row's damped error ``‖(v − v̂) L‖²``, NaN where it was not measured;
-            what the layer's report says comes from it.
+            One result per target. Its loss is each row's damped error ``‖(v − v̂) L‖²``, NaN if it was not measured;
+            the layer's report is derived from it.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Sweep(Solver):
-    """The Cholesky-based column sweep: GPTQ's codes without an inverse (kernels.md).
+    """The Cholesky-based column sweep: GPTQ's codes without an inverse (:mod:`tarq.kernels.group_quantize.op`).
 
     Attributes:
-        damp: δ = damp · mean(diag H), raised tenfold as often as a factorisation fails.
+        damp: δ = damp · mean(diag H), raised tenfold each time a factorisation fails.
         act_order: ``static`` fixes the scales first and visits columns by falling diag(H).
         dtype: the sweep's arithmetic; float32 is the production choice.
     """
@@ -94,7 +94,7 @@ class Sweep(Solver):
     ) -> list[Quantized]:
         if statistics is None:
             raise ValueError("the sweep needs the factor of a metric")
-        # On a GPU those of one shape are swept at once.
+        # On a GPU, targets of one shape are swept together.
         return group_quantize_layers(targets, [statistics.factor] * len(targets), scheme, scale_dtype=scale_dtype)
 
 
@@ -104,7 +104,7 @@ class RoundToNearest(Solver):
 
     Attributes:
         damp: of the metric, for the residual.
-        dtype: in which weights are rounded.
+        dtype: the dtype weights are rounded in.
     """
 
     damp: float = 0.01
@@ -125,7 +125,7 @@ class RoundToNearest(Solver):
         done = []
         for target in targets:
             v = target.to(self.dtype)
-            if statistics is not None:  # an input that is always zero has no say
+            if statistics is not None:  # an input that is always zero does not matter
                 v = v.masked_fill(statistics.factor.dead, 0)
             no_metric = torch.full((len(v),), float("nan"), dtype=torch.float64, device=v.device)
             rounded = Quantized(*round_to_nearest(v, scheme, scale_dtype), no_metric, scheme.group_size)

@@ -1,4 +1,4 @@
-"""Which token each stretch of audio belongs to, by what a decoder's tokens attend to."""
+"""Aligns tokens to audio frames by a decoder's attention."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from torch.nn import functional
 def alignment_scores(attention: Tensor, smoothed: int) -> Tensor:
     """How much each token's attention stands out; a frame's token is the ``argmax`` over tokens.
 
-    A head attends here or there out of habit, so each frame's weights are standardised over the tokens; heads are
-    averaged after a median over neighbouring frames. This is how Whisper's own word timing prepares them, whose dynamic
-    programming then gives every token its stretch; here every frame takes its best token.
+    Heads have positional biases, so each frame's weights are standardised over the tokens; heads are averaged after a
+    median filter over neighbouring frames. Whisper's word timestamps prepare attention in the same way and then align
+    by dynamic programming; here every frame takes its best token.
 
     Args:
         attention: [heads, S tokens, T frames] weights of one utterance.

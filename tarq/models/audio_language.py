@@ -1,7 +1,7 @@
 """What audio-language models have in common: an audio tower, a projector, a language model that reads both.
 
-The decoder's sequence is ``prompt … audio … prompt, transcript, end``: the projected frames stand where the
-prompt has audio placeholders. So its rows are of two kinds, and :attr:`Positions.audio` says which is which.
+The decoder's sequence is ``prompt … audio … prompt, transcript, end``: the projected frames replace the
+prompt's audio placeholders. So its rows are of two kinds; :attr:`Positions.audio` says which are audio.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from tarq.models.common import require, teacher_forced, with_prompt
 from tarq.models.generation import check_generation, end_tokens, generate, new_tokens, transcripts_of
 from tarq.models.types import Batch, Example, Features, Positions, Prompted, Stage
 
-#: Longest transcript of a window, where generation_config.json does not say.
+#: Longest transcript of a window, in tokens, if generation_config.json does not say.
 MAX_NEW_TOKENS = 448
 
-#: Audio rows that a median is taken over where attention is smoothed: they are 40 or 80 ms long.
+#: Width of the median filter over attention, in audio rows of 40 or 80 ms.
 ROWS_SMOOTHED = 3
 
 
@@ -53,7 +53,7 @@ class AudioLanguageModel(Recognizer):
         self.audio_token = self.model.config.audio_token_id
         self._requests: dict[str, tuple[list[int], list[int]]] = {}
 
-    # What a family says.
+    # Defined by each family.
 
     @abstractmethod
     def request(self, waveform: np.ndarray, language: str) -> Sequence[int]:
@@ -65,11 +65,11 @@ class AudioLanguageModel(Recognizer):
 
     @abstractmethod
     def audio_tokens(self, features: Features) -> list[int]:
-        """How many rows of the decoder's sequence the audio of each utterance of a batch takes."""
+        """Number of rows of the decoder's sequence that the audio of each utterance of a batch takes."""
 
     @abstractmethod
     def encode_audio(self, features: Features) -> Tensor:
-        """The projector's output for a batch: [B, n, width], or the audio rows of all utterances on end."""
+        """The projector's output for a batch: [B, n, width], or the audio rows of all utterances concatenated."""
 
     @abstractmethod
     def to_projector(self, hidden: Tensor) -> Tensor:
@@ -80,10 +80,10 @@ class AudioLanguageModel(Recognizer):
         """The rows of the tower and of the projector."""
 
     def valid_audio_tokens(self, examples: Sequence[Example], features: Features) -> list[int]:
-        """How many of the audio rows are within the audio, where the model takes windows of one length."""
+        """Number of audio rows within the audio, if the model takes windows of one length."""
         return self.audio_tokens(features)
 
-    # What follows from it.
+    # Derived from the above.
 
     @property
     def max_target_tokens(self) -> int:
@@ -94,7 +94,7 @@ class AudioLanguageModel(Recognizer):
         return super().check() + check_generation(self.model.generation_config, size)
 
     def prefix(self, audio_tokens: int, language: str | None = None) -> list[int]:
-        """The prompt around so many audio rows, for a language (the recognizer's own when not given)."""
+        """The prompt around so many audio rows, for a language (by default the recognizer's)."""
         language = language or self.language
         if language not in self._requests:
             ids = list(self.request(np.zeros(self.sampling_rate, dtype=np.float32), language))
@@ -110,7 +110,7 @@ class AudioLanguageModel(Recognizer):
 
     @property
     def end_token(self) -> int:
-        """What follows a transcript: the tokenizer's end token where it is one of those that end it."""
+        """What follows a transcript: the tokenizer's end token, if the model ends transcripts with it."""
         ends, own = end_tokens(self.model, self.tokenizer), self.tokenizer.eos_token_id
         return own if own in ends else ends[0]
 
@@ -120,7 +120,7 @@ class AudioLanguageModel(Recognizer):
 
     @abstractmethod
     def tokens_of_frames(self, frames: int) -> int:
-        """How many audio rows an utterance of so many tower frames takes."""
+        """Number of audio rows of an utterance of so many tower frames."""
 
     def collate(self, examples: Sequence[Example]) -> Batch:
         features = self.stack([e.features for e in examples])
@@ -152,9 +152,9 @@ class AudioLanguageModel(Recognizer):
         )
 
     def frame_tags(self, batch: Batch) -> dict[str, Tensor]:
-        """Audio rows whose likeliest token belongs to a rare word, by what the rows that predict tokens attend to.
+        """Audio rows whose best token belongs to a rare word, by the attention of the rows that predict tokens.
 
-        The tower's frames go with the audio row they are merged into.
+        A tower frame follows the audio row it is merged into.
         """
         encoder, projector, decoder = (batch.positions[name] for name in ("encoder", "projector", "decoder"))
         valid = projector.exists & ~projector.padding
@@ -170,20 +170,20 @@ class AudioLanguageModel(Recognizer):
         }
 
     def _alignment_scores(self, batch: Batch, places: Tensor) -> list[Tensor]:
-        """What :func:`alignment_scores` makes, over all layers, of each utterance's rows at the given [B, T] places."""
+        """:func:`alignment_scores`, summed over all layers, of each utterance's rows at the given [B, T] places."""
         assert batch.scored is not None
         scored, is_target = batch.scored, batch.targets != -100
         scores: list[Tensor] = [torch.zeros(())] * len(batch.ids)
 
         def record(module: nn.Module, args: tuple, out: tuple[Tensor, Tensor]) -> None:
-            for b, weights in enumerate(out[1]):  # [heads, T, T]: seen one layer at a time, since all would not fit
+            for b, weights in enumerate(out[1]):  # [heads, T, T]: layer by layer, since all would not fit
                 rows = scored[b, is_target[b]].to(weights.device)
                 chosen = weights[:, rows][..., places[b].to(weights.device)]
                 scores[b] = scores[b] + alignment_scores(chosen.float().cpu(), ROWS_SMOOTHED)
 
         encoder_output = self.encode(batch.features)
         before = self.language_model.config._attn_implementation
-        self.language_model.set_attn_implementation("eager")  # the others do not give their weights
+        self.language_model.set_attn_implementation("eager")  # other implementations do not return attention weights
         handles = [layer.self_attn.register_forward_hook(record) for layer in self.language_model.layers]
         try:
             self._read(batch, encoder_output)
@@ -228,7 +228,7 @@ class AudioLanguageModel(Recognizer):
     def decode(self, encoder_output: list[Tensor], language: str | None = None) -> list[str]:
         prompts = [torch.tensor(self.prefix(len(rows), language)) for rows in encoder_output]
         ends = end_tokens(self.model, self.tokenizer)
-        # Padded on the left: what is generated follows the prompt directly.
+        # Padded on the left, so that generated tokens follow the prompt directly.
         ids = pad_sequence(prompts, batch_first=True, padding_value=self.end_token, padding_side="left").to(self.device)
         mask = pad_sequence([torch.ones_like(p) for p in prompts], batch_first=True, padding_side="left")
         generation, prompt = self.model.generation_config, ids.shape[1]
@@ -238,7 +238,7 @@ class AudioLanguageModel(Recognizer):
             most=new_tokens(generation, prompt, self.max_target_tokens, default=MAX_NEW_TOKENS),
             ends=ends,
             pad=self.end_token,
-            input_ids=ids,  # what penalties and bans of repetition go by; computed with are the embeddings
+            input_ids=ids,  # used by repetition penalties only; the model computes with the embeddings
             inputs_embeds=self._embedded(ids, encoder_output),
             attention_mask=mask.to(self.device),
         )

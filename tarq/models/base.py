@@ -1,4 +1,4 @@
-"""What the rest of tarq may ask of a speech model. One subclass a family; nothing else knows a family."""
+"""The interface of a speech model to the rest of tarq: one subclass per family; no other code depends on a family."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from tarq.models.types import Batch, Example, Features, Prompted, Stage
 
 
 class Recognizer(ABC):
-    """A speech model with the tokenizer and feature extractor it needs: one subclass a family.
+    """A speech model with the tokenizer and feature extractor it needs: one subclass per family.
 
     Args:
         model: the transformers model.
         tokenizer: of the transcripts.
         feature_extractor: from waveform to model input.
         stored_dtype: dtype of the weights on disk, which scales are stored in and checkpoints saved in.
-        processor: what holds both, where the family's prompts are made by it.
+        processor: holds both, if it makes the family's prompts.
 
     Raises:
         ModelError: a part does not fit the family.
@@ -33,16 +33,16 @@ class Recognizer(ABC):
 
     #: ``config.model_type`` values this family serves, with the transformers class each is loaded as.
     model_classes: ClassVar[Mapping[str, str]] = {}
-    #: Whether prompts come from the checkpoint's processor, which then must be there and is saved along.
+    #: Whether prompts come from the checkpoint's processor, which is then required and saved along.
     needs_processor: ClassVar[bool] = False
-    #: Whether frames of audio are the only positions there are, and so carry the tags.
+    #: Whether audio frames are the only positions, and so carry the tags.
     frames_only: ClassVar[bool] = False
-    #: Whether transcripts may be taught with times around them.
+    #: Whether transcripts may be teacher-forced with timestamps.
     has_timestamps: ClassVar[bool] = False
-    #: Ends of the names of Linears whose outputs one vector may be added to without any effect: keys that softmax
-    #: attention compares with queries as they are, without rotary or relative positions.
+    #: Name suffixes of Linears to whose outputs a constant vector can be added without any effect: keys of softmax
+    #: attention without rotary or relative positions.
     shift_free: ClassVar[tuple[str, ...]] = ()
-    #: Why layers outside the blocks stay in full precision: the end of a name to the reason.
+    #: Why layers outside the blocks stay in full precision: name suffix to reason.
     reasons: ClassVar[Mapping[str, str]] = {}
 
     def __init__(
@@ -62,7 +62,7 @@ class Recognizer(ABC):
 
     @classmethod  # noqa: B027 - most families need nothing
     def check_installed(cls) -> None:
-        """See that what the family's processor needs is installed.
+        """Check that what the family's processor needs is installed.
 
         Raises:
             ModelError: it is not; says what to install.
@@ -70,7 +70,7 @@ class Recognizer(ABC):
 
     @classmethod  # noqa: B027 - most have one layout
     def check_config(cls, config: Any, source: Any) -> None:
-        """See that a checkpoint is laid out as the family's transformers class reads it.
+        """Check that a checkpoint is laid out as the family's transformers class reads it.
 
         Raises:
             ModelError: it is not.
@@ -96,7 +96,7 @@ class Recognizer(ABC):
 
     @property
     def spelling(self) -> dict[str, str] | None:
-        """British to American spellings, where the tokenizer brings them."""
+        """British to American spellings, if the tokenizer has them."""
         return getattr(self.tokenizer, "english_spelling_normalizer", None) or None
 
     @property
@@ -106,21 +106,21 @@ class Recognizer(ABC):
 
     @property
     def window(self) -> float:
-        """Seconds of audio the model takes at once: what its feature extractor makes a window of, or 30."""
+        """Seconds of audio the model takes at once: its feature extractor's window, or 30."""
         samples = getattr(self.feature_extractor, "n_samples", None)
         return samples / self.sampling_rate if samples else 30.0
 
     @property
     def pads(self) -> bool:
-        """Whether utterances of unlike length may share a batch.
+        """Whether utterances of different lengths may share a batch.
 
-        False where a model normalises or attends over the padding too, as if it were heard: what it computes for
-        an utterance would then depend on its neighbours, so each goes alone.
+        False if a model normalises or attends over padding as if it were audio: its output for an utterance would then
+        depend on the others in the batch, so each is run alone.
         """
         return True
 
     def own_language(self) -> str | None:
-        """The language that the checkpoint itself transcribes when it is asked for none, where it says so."""
+        """The language that the checkpoint transcribes by default, if it states one."""
         return None
 
     @property
@@ -138,9 +138,9 @@ class Recognizer(ABC):
 
         Args:
             text: the transcript.
-            frames: encoder positions within the audio, for families that write its length into the sequence.
-            timestamps: with the times at which it begins and ends, for families that have them.
-            language: it is in; the recognizer's own when not given.
+            frames: encoder positions within the audio, for families whose sequence depends on the audio's length.
+            timestamps: with start and end timestamps, for families that have them.
+            language: of the transcript; the recognizer's by default.
 
         Raises:
             ModelError: the language is not the model's.
@@ -150,7 +150,7 @@ class Recognizer(ABC):
         """Token ids of a text, and the [start, end) characters each covers.
 
         Raises:
-            ModelError: the tokenizer gives no offsets, which tagging rare words needs.
+            ModelError: the tokenizer gives no offsets, which are needed to tag rare words.
         """
         if not getattr(self.tokenizer, "is_fast", False):
             raise ModelError(
@@ -161,10 +161,10 @@ class Recognizer(ABC):
         return list(encoded["input_ids"]), [tuple(span) for span in encoded["offset_mapping"]]
 
     def check(self) -> list[str]:
-        """See that tokenizer, feature extractor and generation configuration are the model's, without any audio.
+        """Check that tokenizer, feature extractor and generation configuration fit the model, without any audio.
 
         Returns:
-            Notes on what is done otherwise than the checkpoint asks.
+            Notes on settings of the checkpoint that are not followed.
 
         Raises:
             ModelError: one of them does not fit.
@@ -175,26 +175,26 @@ class Recognizer(ABC):
 
     @abstractmethod
     def check_features(self) -> None:
-        """See that the feature extractor makes what the model reads.
+        """Check that the feature extractor's output fits the model.
 
         Raises:
             ModelError: it does not.
         """
 
     def check_tokenizer(self) -> None:
-        """See that the tokenizer is the model's.
+        """Check that the tokenizer fits the model.
 
         Raises:
             ModelError: it gives no offsets, or other tokens than the model has.
         """
-        self.tokens("")  # says so where there are no offsets
+        self.tokens("")  # raises if there are no offsets
         size = self.model.config.get_text_config(decoder=True).vocab_size
         vocabulary = self.vocabulary
-        # Special tokens may lie beyond: many CTC models were made without their tokenizer's <s> and </s>.
+        # Special tokens may exceed it: many CTC models were made without their tokenizer's <s> and </s>.
         special = set(self.tokenizer.all_special_ids)
         words = {token: i for token, i in vocabulary.items() if i not in special}
         beyond = sorted((i, token) for token, i in words.items() if i >= size)
-        # For a folder without tokenizer files transformers makes up an empty tokenizer instead of failing.
+        # For a folder without tokenizer files transformers creates an empty tokenizer instead of failing.
         if not words or len(beyond) == len(words):
             raise ModelError(
                 f"the tokenizer does not fit the model ({len(vocabulary)} tokens, the model has {size}): "
@@ -207,27 +207,25 @@ class Recognizer(ABC):
             )
 
     def reason_to_skip(self, example: Example) -> str:
-        """Why the model cannot be taught this example, or an empty string."""
+        """Why this example cannot be teacher-forced, or an empty string."""
         count, limit = len(example.prompted.ids), self.max_target_tokens
         return f"{count} tokens, the decoder takes {limit}" if count > limit else ""
 
     def stack(self, features: Sequence[Features]) -> dict[str, Tensor]:
-        """Audio arguments of several utterances, of one shape here; families that pad do it here."""
+        """Stack the audio arguments of several utterances of one shape; families that pad override this."""
         return {name: torch.stack([f[name] for f in features]) for name in features[0]}
 
     @abstractmethod
     def collate(self, examples: Sequence[Example]) -> Batch:
-        """Stack examples, on the CPU: several models on different devices may read one batch."""
+        """Stack examples on the CPU: several models on different devices may read one batch."""
 
     def frame_tags(self, batch: Batch) -> dict[str, Tensor]:
-        """Where the model hears rare words: stage name to [B, T] bool, rows of audio within one.
+        """Where the model places rare words in the audio: stage name to [B, T] bool, audio rows within one.
 
         Raises:
-            ModelError: the family has no way to tell.
+            ModelError: the family cannot align words to frames.
         """
-        raise ModelError(
-            f"{type(self.model).__name__} has nothing that places words on frames: use --frame-tags none or auto"
-        )
+        raise ModelError(f"{type(self.model).__name__} cannot align words to frames: use --frame-tags none or auto")
 
     @abstractmethod
     def stages(self) -> list[Stage]:
@@ -235,7 +233,7 @@ class Recognizer(ABC):
 
     @abstractmethod
     def encode(self, features: Features) -> Any:
-        """The encoder's output of stacked features: made once, it serves ``logits`` and ``decode``."""
+        """The encoder's output for stacked features; ``logits`` and ``decode`` can share it."""
 
     @abstractmethod
     def logits(self, batch: Batch, encoder_output: Any = None) -> Tensor:
@@ -243,7 +241,7 @@ class Recognizer(ABC):
 
         Args:
             batch: the examples.
-            encoder_output: of the batch's features, where the caller has it.
+            encoder_output: of the batch's features, if the caller has it.
 
         Returns:
             [B, T, vocabulary], on the model's device.
@@ -254,23 +252,23 @@ class Recognizer(ABC):
         """Greedy transcripts of encoded features.
 
         Args:
-            encoder_output: what :meth:`encode` gave.
-            language: they are in; the recognizer's own when not given.
+            encoder_output: of :meth:`encode`.
+            language: of the speech; the recognizer's by default.
 
         Raises:
-            ModelError: the model computes NaN or infinity, or the language is not its.
+            ModelError: the model computes NaN or infinity, or the language is not the model's.
         """
 
     def decode_forced(
         self, batch: Batch, encoder_output: Any, logits: Tensor, language: str | None = None
     ) -> list[str]:
-        """:meth:`decode` of a batch that was teacher-forced: the same transcripts, for less where a family can.
+        """:meth:`decode` of a batch that was teacher-forced: the same transcripts, at less cost where a family can.
 
         Args:
             batch: the examples.
             encoder_output: of the batch's features.
-            logits: what :meth:`logits` gave.
-            language: the batch is in; the recognizer's own when not given.
+            logits: of :meth:`logits`.
+            language: of the batch; the recognizer's by default.
         """
         return self.decode(encoder_output, language)
 
@@ -281,7 +279,7 @@ class Recognizer(ABC):
         return [text for batch in batches for text in self.decode(self.encode(self.stack(batch)), language)]
 
     def on_device(self, features: Features) -> dict[str, Tensor]:
-        """Arguments where the model is, in its dtype where they are real numbers."""
+        """Arguments on the model's device; floating ones in its dtype."""
         return {
             name: value.to(self.device, self.dtype if value.is_floating_point() else value.dtype)
             for name, value in features.items()
@@ -321,7 +319,7 @@ class Recognizer(ABC):
         return slow_layers(self.model)
 
     def linear_bytes(self) -> int:
-        """Bytes of the blocks' Linear weights: packed ones as they are, others in the dtype on disk."""
+        """Bytes of the blocks' Linear weights: packed ones as stored, others in the dtype on disk."""
         modules = [m for stage in self.stages() for _, block in stage.blocks for m in block.modules()]
         packed = sum(m.packed_bytes() for m in modules if isinstance(m, QuantLinear))
         plain = sum(m.weight.numel() for m in modules if isinstance(m, nn.Linear))

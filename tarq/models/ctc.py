@@ -1,4 +1,4 @@
-"""CTC models: wav2vec 2.0, HuBERT (``…ForCTC``) and Parakeet-CTC. Frames are all there is, and they carry the tags."""
+"""CTC models: wav2vec 2.0, HuBERT (``…ForCTC``) and Parakeet-CTC. All positions are frames and carry the tags."""
 
 from __future__ import annotations
 
@@ -19,22 +19,23 @@ from tarq.models.features import check_fits
 from tarq.models.generation import require_finite
 from tarq.models.types import Batch, Example, Features, Positions, Prompted, Stage
 
-#: Where each model keeps its encoder.
+#: Attribute of each model that holds its encoder.
 ENCODERS = {"wav2vec2": "wav2vec2.encoder", "hubert": "hubert.encoder", "parakeet_ctc": "encoder"}
 
-#: Silence is added to anything shorter (seconds), so that every stem makes a frame of it.
+#: Seconds; shorter audio is padded with silence, so that every stem makes at least one frame.
 SHORTEST = 0.2
 
 
 class CTCRecognizer(Recognizer):
     """An encoder whose every frame predicts a token or a blank.
 
-    A transcript is placed on the frames by the model itself: the likeliest path through its own log-probabilities
-    that spells the transcript (Viterbi, Graves 2006). A frame is rare where that path is within a rare word, and
+    A transcript is aligned to the frames by the model itself: the best path through its log-probabilities that spells
+    the transcript (Viterbi; CTC of Graves et al. 2006). A frame is rare where that path is within a rare word, and
     its target is the path's token, blanks included, so damage can be measured frame by frame.
 
     Batches: wav2vec 2.0 and HuBERT models with ``feat_extract_norm = "group"`` normalise over time without a mask,
-    and were trained without one, so utterances of unlike length never share a batch. The others are padded and masked.
+    and were trained without one, so utterances of different lengths never share a batch. The others are padded and
+    masked.
     """
 
     model_classes: ClassVar = {
@@ -63,7 +64,7 @@ class CTCRecognizer(Recognizer):
         self.blank = self._blank()
 
     def _blank(self) -> int:
-        """The blank's id: the padding token of the model, or of the tokenizer where the model names none.
+        """The blank's id: the padding token of the model, or of the tokenizer if the model names none.
 
         Raises:
             ModelError: neither names one that the model has.
@@ -134,7 +135,7 @@ class CTCRecognizer(Recognizer):
             token, end = self._longest_token(spelled, start, vocabulary)
             if spelled[start].isspace():
                 token = delimiter
-            # What the model has no token for it never writes; nor two delimiters on end.
+            # The model never writes what it has no token for, nor two delimiters in a row.
             if token is not None and (token != delimiter or (ids and ids[-1] != token)):
                 ids.append(token)
                 spans.append((letters[start][1], letters[end - 1][1] + 1))
@@ -144,7 +145,7 @@ class CTCRecognizer(Recognizer):
         return ids, spans
 
     def _longest_token(self, text: str, start: int, vocabulary: Mapping[str, int]) -> tuple[int | None, int]:
-        """The longest token of the vocabulary that a text goes on with, None where there is none; where it ends.
+        """The longest token of the vocabulary that a text continues with (None if there is none), and where it ends.
 
         Vocabularies may hold tokens of several characters (digraphs, syllables), which are written as one.
         """
@@ -162,7 +163,7 @@ class CTCRecognizer(Recognizer):
     def reason_to_skip(self, example: Example) -> str:
         ids = example.prompted.ids
         if not ids:
-            return "the model has a character for nothing in its transcript"
+            return "the model has no token for any character of its transcript"
         needed = len(ids) + sum(a == b for a, b in pairwise(ids))
         return (
             f"{needed} frames are needed for its transcript, it has {example.frames}" if needed > example.frames else ""
@@ -214,7 +215,7 @@ class CTCRecognizer(Recognizer):
         ]
 
     def encode(self, features: Features) -> tuple[Tensor, Tensor]:
-        """Scores [B, T, vocabulary], and how many rows of each utterance are within the audio [B]."""
+        """Scores [B, T, vocabulary], and the number of rows within the audio of each utterance [B]."""
         return self.model(**self.on_device(features)).logits, self._frames(features)
 
     def logits(self, batch: Batch, encoder_output: tuple[Tensor, Tensor] | None = None) -> Tensor:
@@ -232,7 +233,7 @@ class CTCRecognizer(Recognizer):
 def forced_path(
     scores: NDArray[np.float32], ids: Sequence[int], blank: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The likeliest CTC path that spells a token sequence.
+    """The best CTC path that spells a token sequence.
 
     Args:
         scores: [T, vocabulary] log-probabilities.
@@ -240,8 +241,8 @@ def forced_path(
         blank: the blank's id.
 
     Returns:
-        [T] the token each frame emits, blank or of ``ids``; [T] where it stands between blanks and tokens: 2k + 1
-        on token k, 2k on the blanks before it, 2S on those after the last.
+        [T] the token each frame emits, blank or of ``ids``; [T] its state: 2k + 1 on token k, 2k on the blanks before
+        it, 2S on those after the last.
     """
     labels = np.full(2 * len(ids) + 1, blank, dtype=np.int64)
     labels[1::2] = ids
@@ -251,7 +252,7 @@ def forced_path(
     emitted = scores[:, labels]
     best = np.full(len(labels), -np.inf, dtype=np.float64)
     best[:2] = emitted[0, :2]
-    came = np.zeros(emitted.shape, dtype=np.int8)  # by how many labels each step advances
+    came = np.zeros(emitted.shape, dtype=np.int8)  # number of states each step advances
     for t in range(1, len(emitted)):
         stay, step, skip = best, np.full_like(best, -np.inf), np.full_like(best, -np.inf)
         step[1:] = best[:-1]
@@ -263,7 +264,7 @@ def forced_path(
     places = np.empty(len(emitted), dtype=np.int64)
     for t in range(len(emitted) - 1, -1, -1):
         places[t] = place
-        place -= int(came[t, place])  # an int8 would carry the place into its own range
+        place -= int(came[t, place])  # an int8 would overflow
     return labels[places], places
 
 
@@ -276,7 +277,7 @@ def within_rare(places: NDArray[np.int64], rare: Tensor) -> Tensor:
 
 
 def distances(frames: Sequence[int], rows: int) -> Positions:
-    """The rows of relative position embeddings: distances T − 1 … 1 − T, of which an utterance has those it spans."""
+    """The rows of relative position embeddings: distances T − 1 … 1 − T; an utterance uses those it spans."""
     far = torch.arange(rows - 1, -rows, -1).abs()
     exists = far[None, :] < torch.tensor(list(frames))[:, None]
     none = torch.zeros_like(exists)

@@ -1,4 +1,4 @@
-"""What encoder–decoders have in common: frames in one stage, tokens in the next, joined by cross-attention."""
+"""Common parts of encoder–decoder models: frames in one stage, tokens in the next, joined by cross-attention."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tarq.models.common import require, teacher_forced, with_prompt
 from tarq.models.generation import check_generation, end_tokens, generate, new_tokens, transcripts_of
 from tarq.models.types import Batch, Example, Features, Positions, Prompted, Stage
 
-#: Frames that a median is taken over where attention is smoothed.
+#: Width of the median filter over attention, in frames.
 FRAMES_SMOOTHED = 7
 
 
@@ -35,7 +35,7 @@ class EncoderDecoder(Recognizer):
 
     @abstractmethod
     def prefix(self, language: str | None = None) -> list[int]:
-        """Prompt ids, before a transcript in a language (the recognizer's own when not given).
+        """Prompt ids, before a transcript in a language (by default the recognizer's).
 
         Raises:
             ModelError: the language is not the model's.
@@ -76,12 +76,12 @@ class EncoderDecoder(Recognizer):
         )
 
     def frame_tags(self, batch: Batch) -> dict[str, Tensor]:
-        """Frames whose likeliest token, by cross-attention, belongs to a rare word (:func:`alignment_scores`).
+        """Frames whose best token, by cross-attention, belongs to a rare word (:func:`alignment_scores`).
 
-        The row that predicts a token is the one that attends to its audio, so rows go by their targets.
+        The row that predicts a token is the one that attends to its audio, so rows are tagged by their targets.
         """
         before = self.model.config._attn_implementation
-        self.model.set_attn_implementation("eager")  # the others do not give their weights
+        self.model.set_attn_implementation("eager")  # other implementations do not return attention weights
         try:
             attention = self.model(
                 encoder_outputs=self.model_output(self.encode(batch.features)),
@@ -92,7 +92,7 @@ class EncoderDecoder(Recognizer):
         finally:
             self.model.set_attn_implementation(before)
         every = [(layer, head) for layer, a in enumerate(attention) for head in range(a.shape[1])]
-        # A distilled checkpoint may still name heads of its teacher's layers.
+        # A distilled checkpoint may still list alignment heads of its teacher's layers.
         named = {tuple(pair) for pair in getattr(self.model.generation_config, "alignment_heads", None) or ()}
         heads = [pair for pair in every if pair in named] or every
         weights = torch.stack([attention[layer][:, head] for layer, head in heads], dim=1).float().cpu()
@@ -128,7 +128,7 @@ class EncoderDecoder(Recognizer):
         return self.encoder(**self.on_device(features)).last_hidden_state
 
     def model_output(self, encoder_output: Tensor) -> Any:
-        """The encoder's output in the form the model takes it in."""
+        """The encoder's output in the form the model expects."""
         return BaseModelOutput(encoder_output)
 
     def logits(self, batch: Batch, encoder_output: Tensor | None = None) -> Tensor:
@@ -147,9 +147,9 @@ class EncoderDecoder(Recognizer):
     def decode_forced(
         self, batch: Batch, encoder_output: Tensor, logits: Tensor, language: str | None = None
     ) -> list[str]:
-        """Rows whose forced tokens are the ones greedy decoding takes are decoded thereby; the others are decoded."""
+        """Rows whose greedy tokens equal the forced ones need no decoding; only the others are decoded."""
         if self.model.generation_config.stop_strings is not None:
-            return self.decode(encoder_output, language)  # generate() hands no tokenizer on to a loop of one's own
+            return self.decode(encoder_output, language)  # generate() does not pass a tokenizer on to a custom loop
 
         ids, targets = batch.input_ids.to(logits.device), batch.targets.to(logits.device)
 
@@ -172,7 +172,7 @@ class EncoderDecoder(Recognizer):
         return [text if yes else next(decoded) for text, yes in zip(followed, agreed.tolist(), strict=True)]
 
     def _generate(self, encoder_output: Tensor, prompt: Sequence[int], **options: Any) -> Tensor:
-        """Greedy tokens, behind the prompt."""
+        """Greedy tokens after the prompt."""
         ends = end_tokens(self.model, self.tokenizer)
         pad = self.model.generation_config.pad_token_id
         return generate(
@@ -188,5 +188,5 @@ class EncoderDecoder(Recognizer):
         )
 
     def most_tokens(self, encoder_output: Tensor, prompt: int) -> int:
-        """How long a transcript may get behind a prompt of so many tokens."""
+        """Longest transcript, in tokens, after a prompt of so many tokens."""
         return new_tokens(self.model.generation_config, prompt, self.max_target_tokens)

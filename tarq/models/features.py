@@ -1,4 +1,4 @@
-"""A feature extractor's settings: possible at all, and those the model was made for; told before any audio is read."""
+"""Checks of a feature extractor's settings, by themselves and against the model, before any audio is read."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 
 from tarq.errors import ModelError
 
-#: Sizes in a feature extractor's file: the least and the most that any model could mean. An extractor is built from
-#: them at once, filters and all, so that nonsense would take all memory before anything else could look at it.
+#: Sizes in a feature extractor's file: plausible minimum and maximum. An extractor is built from them at once, filters
+#: included, so that absurd values would exhaust memory before any other check.
 RANGES = {
     "sampling_rate": (1000, 384_000),
     "feature_size": (1, 1024),
@@ -24,10 +24,10 @@ NUMBERS = ("padding_value", "dither", "preemphasis")
 
 
 def check_settings(settings: Mapping[str, Any], source: Any) -> None:
-    """See that a feature extractor can be made of its file.
+    """Check that a feature extractor can be built from its file.
 
     Raises:
-        ModelError: a size is none; names it and its range.
+        ModelError: a size is out of range; names it and its range.
     """
     for name, (least, most) in RANGES.items():
         value = settings.get(name, least)
@@ -43,15 +43,15 @@ def check_settings(settings: Mapping[str, Any], source: Any) -> None:
 
 
 def check_fits(extractor: Any, *, bins: int, frames: int | None = None) -> None:
-    """See that a feature extractor makes what a model reads.
+    """Check that a feature extractor's output fits a model.
 
     Args:
         extractor: the feature extractor.
         bins: mel bins the model reads; 1 for one that reads the waveform.
-        frames: frames of a window, for a model of windows.
+        frames: frames of a window, for a model with fixed windows.
 
     Raises:
-        ModelError: it makes something else; names both numbers.
+        ModelError: it does not; names both numbers.
     """
     made = getattr(extractor, "feature_size", None)
     if made != bins:

@@ -1,9 +1,9 @@
-"""What of a checkpoint's generation_config.json decides a greedy transcript; every field of it has its place here.
+"""The fields of a checkpoint's generation_config.json that decide a greedy transcript; every field is listed here.
 
-``generate`` reads the file whenever it is called. Fields that change which token is taken, or where a transcript ends,
-are honoured as transformers does (:data:`HONOURED`, checked before any audio is read). Fields of other ways to search,
-of what is returned and of how fast it goes are set aside (:data:`NEUTRAL`). What cannot be
-carried out is refused (:data:`REFUSED`).
+``generate`` reads the file whenever it is called. Fields that change which token is chosen, or where a transcript ends,
+are honoured as in transformers (:data:`HONOURED`, checked before any audio is read). Fields of other search methods,
+of what is returned and of speed are ignored (:data:`NEUTRAL`). Fields that change transcripts and are not supported are
+refused (:data:`REFUSED`).
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ def _anything(value: Any, _: int) -> bool:
     return True
 
 
-#: Fields that decide a greedy transcript: name to whether a value is one, given the size of the vocabulary; and what it
-#: should be.
+#: Fields that decide a greedy transcript: name to a check of the value, given the size of the vocabulary, and a
+#: description of valid values.
 HONOURED: dict[str, tuple[Callable[[Any, int], bool], str]] = {
     "max_length": (_positive, "a number of tokens"),
     "max_new_tokens": (_positive, "a number of tokens"),
@@ -92,16 +92,16 @@ HONOURED: dict[str, tuple[Callable[[Any, int], bool], str]] = {
     "watermarking_config": (_anything, ""),
 }
 
-#: Fields of other searches, of what is returned, of speed and memory: greedy search comes to the same transcript
+#: Fields of other search methods, of what is returned, of speed and memory: greedy search gives the same transcript
 #: without them.
 NEUTRAL = frozenset({
     # beams and samples
     "num_beams", "num_beam_groups", "num_return_sequences", "diversity_penalty", "early_stopping", "length_penalty",
     "renormalize_logits",
     "do_sample", "temperature", "top_k", "top_p", "min_p", "top_h", "typical_p", "epsilon_cutoff", "eta_cutoff",
-    # of an encoder's input ids: audio is none
+    # apply to an encoder's input ids, which audio does not have
     "encoder_repetition_penalty", "encoder_no_repeat_ngram_size",
-    # NaN is an error here (FiniteLogits), not a zero
+    # NaN is an error here (FiniteLogits), not replaced
     "remove_invalid_values",
     # assisted, contrastive and other searches
     "use_mtp", "penalty_alpha", "dola_layers", "prompt_lookup_num_tokens", "max_matching_ngram_size", "is_assistant",
@@ -114,19 +114,19 @@ NEUTRAL = frozenset({
     "continuous_batching_config", "low_memory", "prefill_chunk_size",
 })  # fmt: skip
 
-#: Fields that change transcripts and are not carried out, with the reason.
+#: Fields that change transcripts and are not supported, with the reason.
 REFUSED = {
     "constraints": "constrained beam search is not greedy",
     "force_words_ids": "constrained beam search is not greedy",
     "guidance_scale": "guidance runs the model a second time without its prompt",
     "token_healing": "it rewrites the end of the prompt",
     "max_time": "what is transcribed would depend on how fast the machine is",
-    "no_speech_threshold": "windows are not skipped by how likely silence is",
+    "no_speech_threshold": "windows are not skipped by the probability of silence",
 }
 
 
 def check_generation(generation: GenerationConfig, size: int) -> list[str]:
-    """See that a generation configuration can be carried out.
+    """Check that a generation configuration is supported.
 
     Args:
         generation: the model's.
@@ -136,12 +136,14 @@ def check_generation(generation: GenerationConfig, size: int) -> list[str]:
         Notes on fields that ask for another search than the greedy one.
 
     Raises:
-        ModelError: a field has no usable value or is not carried out; names it.
+        ModelError: a field has an invalid value or is not supported; names it.
     """
     for name, (usable, wanted) in HONOURED.items():
         value = getattr(generation, name, None)
         if value is not None and not usable(value, size):
-            raise ModelError(f"{FILE}: {name} must be {wanted} ({size} tokens), not {_short(value)}: mend or remove it")
+            raise ModelError(
+                f"{FILE}: {name} must be {wanted} ({size} tokens), not {_short(value)}: correct or remove it"
+            )
     for name, reason in REFUSED.items():
         value = getattr(generation, name, None)
         if value not in (None, False) and not (name == "guidance_scale" and value == 1):
@@ -157,15 +159,15 @@ def _short(value: Any) -> str:
 
 
 def generate(model: Any, tokenizer: Any, *, most: int, ends: Sequence[int], pad: int, **inputs: Any) -> Any:
-    """``generate`` as a greedy search by the fields that decide a transcript, and by no others.
+    """``generate`` as a greedy search that follows only the fields that decide a transcript.
 
-    Not the model's own: Whisper's seeks through long audio by the timestamps it finds in the text, and wants the
-    features again for that. What comes here is one window, without timestamps.
+    This is not the model's own ``generate``: Whisper's seeks through long audio by the timestamps in the text and needs
+    the features for that. The input here is one window, without timestamps.
 
     Args:
         model: the model, whose generation configuration is read.
         tokenizer: for ``stop_strings``.
-        most: tokens that may follow the prompt.
+        most: largest number of tokens after the prompt.
         ends: tokens that end a transcript.
         pad: token that fills shorter rows.
         inputs: of the model.
@@ -180,7 +182,7 @@ def generate(model: Any, tokenizer: Any, *, most: int, ends: Sequence[int], pad:
     fields |= {"max_length": None, "max_new_tokens": most, "eos_token_id": list(ends), "pad_token_id": pad}
     if fields["stop_strings"] is not None:
         inputs["tokenizer"] = tokenizer
-    # Arguments would not do: they are joined with the model's own configuration, which is checked as a whole.
+    # Arguments would not suffice: they are merged with the model's own configuration, which is checked as a whole.
     model.generation_config = GenerationConfig(**{name: value for name, value in fields.items() if value is not None})
     try:
         return GenerationMixin.generate(model, logits_processor=LogitsProcessorList([FiniteLogits()]), **inputs)
@@ -189,7 +191,7 @@ def generate(model: Any, tokenizer: Any, *, most: int, ends: Sequence[int], pad:
 
 
 def end_tokens(model: Any, tokenizer: Any) -> list[int]:
-    """The tokens that end a transcript, of the first that names some: generation configuration, model, tokenizer.
+    """The tokens that end a transcript, from the first of generation configuration, model and tokenizer to name any.
 
     Raises:
         ModelError: none does.
@@ -205,14 +207,14 @@ def end_tokens(model: Any, tokenizer: Any) -> list[int]:
 def new_tokens(
     generation: GenerationConfig, prompt: int, positions: int, *, default: int | None = None, of_prompt: bool = True
 ) -> int:
-    """How many tokens may follow a prompt: what the configuration says, never beyond the model's positions.
+    """Largest number of tokens after a prompt, by the configuration and within the model's positions.
 
     Args:
         generation: the model's.
-        prompt: tokens of it.
-        positions: the model's.
-        default: where the configuration says nothing; otherwise all positions there are.
-        of_prompt: its ``max_length`` counts the prompt's tokens too.
+        prompt: number of its tokens.
+        positions: the model's number of positions.
+        default: if the configuration says nothing; None for all positions.
+        of_prompt: whether its ``max_length`` counts the prompt's tokens too.
 
     Raises:
         ModelError: no token may follow.
@@ -232,29 +234,29 @@ def new_tokens(
 
 
 class FiniteLogits(LogitsProcessor):
-    """Ends generation where the model computes no numbers; otherwise it would write an empty line."""
+    """Ends generation with an error at NaN or infinity; the transcript would otherwise be empty."""
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         return require_finite(scores)
 
 
 def are_numbers(logits: Tensor) -> Tensor:
-    """Whether the logits [..., vocabulary] of each row are numbers, [...] bool.
+    """Whether the logits [..., vocabulary] of each row are valid numbers, [...] bool.
 
-    −∞ is one: it forbids a token. NaN and +∞ are none: weights are damaged, or overflow.
+    −∞ is valid: it forbids a token. NaN and +∞ are not: the weights are damaged or overflow.
     """
-    return (logits < torch.inf).all(-1)  # false of NaN too
+    return (logits < torch.inf).all(-1)  # False for NaN too
 
 
 def require_finite(logits: Tensor) -> Tensor:
-    """The logits, which must be numbers.
+    """The logits, after a check that they are valid numbers.
 
     Raises:
         ModelError: they are not; see :func:`are_numbers`.
     """
     if not bool(are_numbers(logits).all()):
         raise ModelError(
-            "the model computes NaN or infinity: its weights hold some, or overflow in this dtype (try --dtype float32)"
+            "the model computes NaN or infinity: its weights have some or overflow in this dtype (try --dtype float32)"
         )
     return logits
 

@@ -15,20 +15,20 @@ from tarq.models.encoder_decoder import EncoderDecoder
 from tarq.models.features import check_fits
 from tarq.models.types import Features, Positions
 
-#: Its authors' bound on the length of a transcript, against endless repetition: tokens a second of audio.
+#: Its authors' bound on transcript length, against endless repetition: tokens per second of audio.
 TOKENS_A_SECOND = 6.5
 
 
 class MoonshineRecognizer(EncoderDecoder):
     """Encoder–decoder over utterances of any length; three strided convolutions make frames of 24 ms.
 
-    A GroupNorm after the first convolution takes its mean over time, padding included, so utterances of unlike
-    length never share a batch.
+    A GroupNorm after the first convolution takes its mean over time, padding included, so utterances of
+    different lengths never share a batch.
     """
 
     model_classes: ClassVar = {"moonshine": "MoonshineForConditionalGeneration"}
     decoder_norm = "norm"
-    shift_free = (".encoder_attn.k_proj",)  # those of self-attention are rotated
+    shift_free = (".encoder_attn.k_proj",)  # self-attention keys have rotary positions
 
     def __init__(self, model: nn.Module, *parts: Any) -> None:
         super().__init__(model, *parts)

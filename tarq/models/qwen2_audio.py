@@ -15,12 +15,12 @@ from tarq.models.audio_language import AudioLanguageModel
 from tarq.models.features import check_fits
 from tarq.models.types import Example, Features, Positions
 
-#: The base model's transcription task, in the words it was trained with.
+#: The base model's transcription prompt, as in its training.
 TASK = "{audio}Detect the language and recognize the speech: {tag}"
 
 
 class Qwen2AudioRecognizer(AudioLanguageModel):
-    """A Whisper tower over windows of 30 s that masks what is beyond the audio and halves the frames."""
+    """A Whisper tower over windows of 30 s that masks frames beyond the audio and halves the frame rate."""
 
     model_classes: ClassVar = {"qwen2_audio": "Qwen2AudioForConditionalGeneration"}
 
@@ -32,7 +32,7 @@ class Qwen2AudioRecognizer(AudioLanguageModel):
     def request(self, waveform: np.ndarray, language: str) -> Sequence[int]:
         p = self.processor
         tag, vocabulary = f"<|{language}|>", self.tokenizer.get_vocab()
-        if tag not in vocabulary and "<|en|>" in vocabulary:  # where no tag is a token they are spelled out
+        if tag not in vocabulary and "<|en|>" in vocabulary:  # without a token for any tag they would be spelled out
             raise ModelError(f"the tokenizer has no token {tag}: language {language!r} is none of the model's")
         audio = f"{p.audio_bos_token}{p.audio_token}{p.audio_eos_token}"
         text = TASK.format(audio=audio, tag=tag)

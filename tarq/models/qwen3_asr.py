@@ -16,7 +16,7 @@ from tarq.models.types import Example, Features, Positions
 
 
 class Qwen3ASRRecognizer(AudioLanguageModel):
-    """A tower that packs the frames of a batch on end and attends in windows, under a Qwen3 decoder."""
+    """A tower that concatenates the frames of a batch and attends in windows, under a Qwen3 decoder."""
 
     model_classes: ClassVar = {"qwen3_asr": "Qwen3ASRForConditionalGeneration"}
     reasons: ClassVar = {
@@ -62,7 +62,7 @@ class Qwen3ASRRecognizer(AudioLanguageModel):
         return frames
 
     def audio_tokens(self, features: Features) -> list[int]:
-        # here, not above: older transformers lack the module, and other families need not care
+        # imported here: older transformers lack the module, which other families do not need
         from transformers.models.qwen3_asr.modeling_qwen3_asr import _get_feat_extract_output_lengths
 
         lengths = features["input_features_mask"].sum(-1)

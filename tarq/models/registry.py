@@ -26,7 +26,7 @@ FAMILIES: tuple[type[Recognizer], ...] = (
     Qwen2AudioRecognizer,
 )
 
-#: Models people will ask for that the walk does not carry, and why.
+#: Well-known models that the walk does not support, and why.
 BEYOND = {
     "granite_speech": "its language model needs LoRA weights merged first, and the rows of its Q-Former are neither "
     "frames nor tokens",
@@ -36,10 +36,10 @@ BEYOND = {
 
 
 def family_of(model_type: str | None, what: str = "this model") -> type[Recognizer]:
-    """The family that serves a ``config.model_type``.
+    """The family of a ``config.model_type``.
 
     Raises:
-        ModelError: none does; names those there are.
+        ModelError: there is none; names the supported ones.
     """
     for family in FAMILIES:
         if model_type in family.model_classes:
@@ -53,8 +53,8 @@ def model_class(config: Any, source: Any) -> Any:
     """The transformers class a checkpoint is loaded as.
 
     Raises:
-        ModelError: no family serves it, the checkpoint holds another model of the family (one without the head
-            that transcribes), or the installed transformers lacks the class.
+        ModelError: no family supports it, the checkpoint holds another model of the family (one without a
+            transcription head), or the installed transformers lacks the class.
     """
     family = family_of(config.model_type, str(source))
     family.check_config(config, source)
@@ -80,11 +80,11 @@ def adapt(
     """The model behind the interface of its family, checked (:meth:`Recognizer.check`) and in evaluation mode.
 
     Args:
-        weights: False of a model that has shapes alone, on the meta device.
+        weights: False for a model with shapes alone, on the meta device.
 
     Raises:
         ModelError: the family is not supported, parts are missing or do not fit the model, or the model is wrapped in
-            something that quantizing would lose (:func:`tarq.models.wrappers.unwrapped`).
+            something that would be lost by quantizing (:func:`tarq.models.wrappers.unwrapped`).
     """
     model = unwrapped(model) if weights else model
     family = family_of(getattr(getattr(model, "config", None), "model_type", None), type(model).__name__)

@@ -1,4 +1,4 @@
-"""What passes between an utterance, a model and the walk: prompts, examples, batches, what their rows are, stages."""
+"""The types passed between utterances, models and the walk: prompts, examples, batches, positions, stages."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Features = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class Prompted:
-    """A transcript as the model is taught it: prompt, text tokens, end token (for CTC the text tokens alone).
+    """A transcript as it is teacher-forced: prompt, text tokens, end token (for CTC the text tokens alone).
 
     Attributes:
         ids: S token ids.
@@ -30,7 +30,7 @@ class Prompted:
 
 @dataclass(frozen=True)
 class Example:
-    """One utterance made ready for teacher forcing.
+    """One utterance prepared for teacher forcing.
 
     Attributes:
         id: the utterance's.
@@ -55,9 +55,9 @@ class Positions:
 
     Attributes:
         tail: tagged as rare.
-        exists: False on rows that only make a batch rectangular.
-        padding: beyond the end of the audio: such rows exist at inference too.
-        audio: frames of audio; the others are tokens. A stage may have both.
+        exists: False on rows that only pad a batch to a rectangle.
+        padding: beyond the end of the audio; such rows exist at inference too.
+        audio: audio frames; the other rows are tokens. A stage may have both.
         packed: the hidden states hold only the rows that exist, one after another, without a batch dimension.
     """
 
@@ -72,9 +72,9 @@ class Positions:
         """Encoder rows, none of them tagged.
 
         Args:
-            frames: B counts of rows within the audio.
+            frames: [B] number of rows within the audio.
             rows: T.
-            windows: the model takes windows of one length, so that the rows beyond the audio exist as padding.
+            windows: whether the model takes windows of one length, so that rows beyond the audio exist as padding.
             packed: see the class.
         """
         valid = torch.arange(rows)[None, :] < torch.tensor(list(frames))[:, None]
@@ -96,11 +96,11 @@ class Batch:
         ids: B utterance ids.
         features: the model's audio arguments, stacked.
         input_ids: [B, T] decoder input tokens; for CTC, [B, S] the transcripts' tokens.
-        targets: [B, T] the token each row of :meth:`Recognizer.logits` is to predict, −100 where there is none
+        targets: [B, T] the token each row of :meth:`Recognizer.logits` should predict; −100 if there is none
             or it belongs to the prompt.
         rare_target: [B, T] bool, the target belongs to a rare word.
-        positions: name to what rows are: of each stage, and of whatever else Linears read.
-        scored: [B, T] columns of ``input_ids`` that ``logits`` gives rows for, where it gives only some.
+        positions: name to :class:`Positions`: of each stage, and of whatever else Linears read.
+        scored: [B, T] columns of ``input_ids`` that ``logits`` returns rows for, if it returns only some.
     """
 
     ids: tuple[str, ...]
@@ -120,9 +120,9 @@ class Stage:
         name: key of :attr:`Batch.positions`.
         blocks: qualified name and module of each block, in order of execution. A block maps hidden states
             (its first positional argument) to hidden states (its output, or the output's first element).
-        start: runs the model on a batch up to and into the first block, given what the stage before it
-            handed over (None for the first stage).
-        finish: from the last block's hidden states to what the next stage reads.
+        start: runs the model on a batch up to and into the first block, given the output of the
+            stage before (None for the first stage).
+        finish: from the last block's hidden states to the next stage's input.
         reads: key of :attr:`Batch.positions` for the further tensor that the blocks' Linears read: the encoder's
             output (cross-attention), relative positions; None where there is none.
     """

@@ -16,7 +16,7 @@ from tarq.models.types import Example, Features, Positions
 
 
 class VoxtralRecognizer(AudioLanguageModel):
-    """Windows of 30 s, padded and not masked: their padding is heard by the tower and read by the decoder too."""
+    """Windows of 30 s, padded and not masked: tower and decoder both read the padding."""
 
     model_classes: ClassVar = {"voxtral": "VoxtralForConditionalGeneration"}
 
@@ -27,7 +27,7 @@ class VoxtralRecognizer(AudioLanguageModel):
 
     @property
     def _merged(self) -> int:
-        """Tower frames that make one audio row."""
+        """Number of tower frames per audio row."""
         return self.model.config.audio_config.intermediate_size // self.model.config.audio_config.hidden_size
 
     def check_features(self) -> None:
@@ -84,7 +84,7 @@ class VoxtralRecognizer(AudioLanguageModel):
 
 
 def byte_spans(text: str, lengths: Sequence[int]) -> list[tuple[int, int]]:
-    """The characters that tokens of so many bytes each cover; one split between tokens belongs to all of them."""
+    """The character span of each token, from byte lengths; a character split between tokens belongs to all of them."""
     owner = [i for i, character in enumerate(text) for _ in character.encode()]
     spans, place = [], 0
     for length in lengths:

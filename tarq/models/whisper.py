@@ -17,8 +17,8 @@ from tarq.models.features import check_fits
 from tarq.models.generation import new_tokens
 from tarq.models.types import Features, Positions, Prompted
 
-#: Positions that go through the encoder together on a CPU: one window of 30 s, some shorter ones. What they become
-#: within a block stays in the cache then, and they are enough for the products to run at full speed.
+#: Positions per encoder pass on a CPU: one window of 30 s, or several shorter ones. Activations within a block then
+#: stay in cache, and there are enough rows for matrix products to run at full speed.
 ENCODED_AT_ONCE = 2048
 
 #: Size of the vocabulary of OpenAI's English models; those with one more or above are multilingual.
@@ -26,7 +26,7 @@ ENGLISH_TOKENS = 51864
 
 
 class WhisperRecognizer(EncoderDecoder):
-    """Encoder–decoder over fixed windows (30 s); transcripts are forced behind Whisper's own prompt."""
+    """Encoder–decoder over fixed windows (30 s); transcripts are forced after Whisper's prompt."""
 
     model_classes: ClassVar = {"whisper": "WhisperForConditionalGeneration"}
     has_timestamps = True
@@ -56,12 +56,12 @@ class WhisperRecognizer(EncoderDecoder):
         return Positions.of_frames(frames, self.model.config.max_source_positions, windows=True)
 
     def tokens(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        # Whisper's own transcripts begin with a space, so that is what its decoder expects to be fed.
+        # Whisper's transcripts begin with a space, so its decoder expects one.
         ids, spans = super().tokens(" " + text)
         return ids, [(max(start - 1, 0), max(end - 1, 0)) for start, end in spans]
 
     def own_language(self) -> str | None:
-        """What generation_config.json names as ``language``, or forces as the prompt's second token."""
+        """The ``language`` that generation_config.json names, or forces as the prompt's second token."""
         named = getattr(self.model.generation_config, "language", None)
         if isinstance(named, str):
             return TO_LANGUAGE_CODE.get(named.lower(), named.strip("<|>"))
@@ -69,10 +69,10 @@ class WhisperRecognizer(EncoderDecoder):
         return next((name for name, token in self._languages().items() if forced[:1] == [token]), None)
 
     def prefix(self, language: str | None = None) -> list[int]:
-        """Prompt ids: start, then language and task where the model is multilingual, then no-timestamps.
+        """Prompt ids: start, then language and task if the model is multilingual, then no-timestamps.
 
-        The tokens that a checkpoint forces (``forced_decoder_ids``, of 2022) are taken where they name the language
-        that is asked for. What generation_config.json lacks is taken from the tokenizer.
+        The tokens that a checkpoint forces (``forced_decoder_ids``, of 2022) are used if they name the requested
+        language. What generation_config.json lacks is taken from the tokenizer.
         """
         language = language or self.language
         generation, tokens = self.model.generation_config, self.vocabulary
@@ -129,10 +129,10 @@ class WhisperRecognizer(EncoderDecoder):
         return {task: tokens[f"<|{task}|>"] for task in ("transcribe", "translate") if f"<|{task}|>" in tokens}
 
     def _forced_tokens(self) -> list[int | None]:
-        """The tokens that follow the start, where the checkpoint forces some; None for one that is left open.
+        """The tokens that the checkpoint forces after the start, if any; None for an open one.
 
         Raises:
-            ModelError: they are not what transformers reads.
+            ModelError: transformers could not read them.
         """
         for of in (self.model.generation_config, self.model.config):
             pairs = getattr(of, "forced_decoder_ids", None)
@@ -148,7 +148,7 @@ class WhisperRecognizer(EncoderDecoder):
             ):
                 raise ModelError(
                     f"forced_decoder_ids must be pairs of 1, 2, … and an id below {size}, not {pairs!r}: "
-                    "mend or remove it"
+                    "correct or remove it"
                 )
             return list(tokens)
         return []
@@ -160,12 +160,12 @@ class WhisperRecognizer(EncoderDecoder):
         if plain is None or plain + 1 + frames >= self.model.config.vocab_size:
             raise ModelError("this model has no tokens for timestamps: calibrate it without")
         ids, spans = self.tokens(text)
-        begin = plain + 1  # <|0.00|>; the next ones are a frame of 20 ms apart
+        begin = plain + 1  # <|0.00|>; the next ones are 20 ms apart
         before = [token for token in self.prefix(language) if token != plain]
         return with_prompt([*before, begin], ids, spans, [begin + frames, self.end_token])
 
     def most_tokens(self, encoder_output: Tensor, prompt: int) -> int:
-        # Whisper's own generate() counts its max_length behind the prompt.
+        # Whisper's own generate() counts max_length after the prompt.
         return new_tokens(self.model.generation_config, prompt, self.max_target_tokens, of_prompt=False)
 
     def encode(self, features: Features) -> Tensor:
@@ -179,7 +179,7 @@ class WhisperRecognizer(EncoderDecoder):
         """Whether prompts name a language.
 
         Raises:
-            ModelError: nothing says so.
+            ModelError: no file says.
         """
         generation, size = self.model.generation_config, self.model.config.vocab_size
         stated = getattr(generation, "is_multilingual", None)

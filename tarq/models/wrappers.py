@@ -1,4 +1,4 @@
-"""A plain model out of what people wrap one in; whatever quantizing would silently take off is refused by name."""
+"""Unwraps models; wrappers whose effect quantizing would silently drop are refused by name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tarq.errors import ModelError
 
 
 def unwrapped(model: Any) -> Any:
-    """The model within ``torch.compile``, ``DataParallel`` and ``DistributedDataParallel``; they share its weights.
+    """The model inside ``torch.compile``, ``DataParallel`` or ``DistributedDataParallel``, which share its weights.
 
     Raises:
         ModelError: it carries adapters, another library's quantization, hooks or compiled parts that would be lost, is

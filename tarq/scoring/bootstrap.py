@@ -1,7 +1,7 @@
 """Paired bootstrap over utterances, for any ratio of sums: WER, rare-WER, mean KL per position.
 
-Utterances are what is drawn independently; the words or positions within one are not, so a resample takes
-utterances whole (Bisani and Ney, ICASSP 2004). Two systems are compared within each resample.
+Utterances are independent; the words or positions within one are not, so a resample draws whole
+utterances (Bisani and Ney, ICASSP 2004). Two systems are compared within each resample.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _CHUNK = 1 << 22  # drawn indices held at a time: 32 MiB, and as much again for 
 
 @dataclass(frozen=True)
 class Interval:
-    """A ratio and its percentile interval; nan where the ratio has no denominator."""
+    """A ratio and its percentile interval; NaN if the denominator is 0."""
 
     value: float
     low: float
@@ -30,7 +30,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Difference:
-    """A difference of two ratios, its percentile interval and how firm its sign is.
+    """A difference of two ratios, its percentile interval and how stable its sign is.
 
     Attributes:
         sign_flips: share of resamples whose difference is not strictly of the observed sign; 1.0 where
@@ -84,7 +84,7 @@ class Resampled:
         return Interval(self.value, *_percentiles(self.values, level))
 
     def minus(self, base: Resampled, level: float = 0.95) -> Difference:
-        """Paired difference from a base that was resampled alike; below 0 where this rate is lower.
+        """Paired difference from a base on the same resamples; below 0 if this rate is lower.
 
         Raises:
             ValueError: level is not between 0 and 1.
@@ -97,11 +97,11 @@ class Resampled:
 
 
 def resample(ratios: Mapping[Key, Ratio], resamples: int = RESAMPLES, seed: int = 0) -> dict[Key, Resampled]:
-    """Bootstrap any number of ratios, all those of equally many utterances on the same resamples.
+    """Bootstrap any number of ratios; those over the same number of utterances share their resamples.
 
     Args:
         ratios: by any key.
-        resamples: how many; the same seed and number of utterances draw the same ones in every call.
+        resamples: number of resamples; the same seed and number of utterances draw the same ones in every call.
         seed: see :func:`resampled_sums`.
 
     Raises:
@@ -120,15 +120,15 @@ def resample(ratios: Mapping[Key, Ratio], resamples: int = RESAMPLES, seed: int 
 
 
 def resample_two_way(ratios: Mapping[Key, Ratio], resamples: int = RESAMPLES, seed: int = 0) -> dict[Key, Resampled]:
-    """Bootstrap means over draws: of calibration speech, say, each of which gave a model that was scored alike.
+    """Bootstrap means over draws, for example of calibration speech: each draw gave a model scored on the same set.
 
-    What an interval is to speak for decides what is resampled: other test speech and other draws here, both at once
-    and independently (the two-way or pigeonhole bootstrap; Owen, Annals of Applied Statistics 2007). With few draws it
-    is too narrow, by about the factor √(1 − 1/draws) where draws differ most.
+    The interval covers other test speech and other draws: both are resampled, independently (the two-way or pigeonhole
+    bootstrap; Owen, Annals of Applied Statistics 2007). With few draws it is too narrow, by about the factor √(1 −
+    1/draws) where draws differ most.
 
     Args:
-        ratios: by any key; numerators are [draws, utterances], denominators [utterances]. All those with equally many
-            of both are resampled alike, so that their differences are paired.
+        ratios: by any key; numerators are [draws, utterances], denominators [utterances]. Those with equal
+            numbers of both share their resamples, so that their differences are paired.
         resamples, seed: see :func:`resample`.
 
     Returns:
@@ -150,7 +150,7 @@ def resample_two_way(ratios: Mapping[Key, Ratio], resamples: int = RESAMPLES, se
     for shape in {table.shape for table in tables.values()}:
         alike = [key for key, table in tables.items() if table.shape == shape]
         draws = shape[1] - 1
-        # The draws' seed is another one, or draws and utterances of equal number would be taken in step.
+        # Draws need another seed: with equal numbers, draws and utterances would otherwise be resampled in step.
         weights = resampled_sums(np.eye(draws), resamples, seed + 1) / draws
         sums = resampled_sums(np.concatenate([tables[key] for key in alike], axis=1), resamples, seed)
         for key, own in zip(alike, np.split(sums, len(alike), axis=1), strict=True):
@@ -163,7 +163,7 @@ def resample_two_way(ratios: Mapping[Key, Ratio], resamples: int = RESAMPLES, se
 def resampled_sums(counts: ArrayLike, resamples: int = RESAMPLES, seed: int = 0) -> NDArray[np.float64]:
     """Column sums over utterances drawn with replacement.
 
-    Put the counts of several systems side by side and every resample compares them on the same utterances.
+    With the counts of several systems side by side, every resample compares them on the same utterances.
 
     Args:
         counts: [utterances, columns].

@@ -1,7 +1,7 @@
 """Teacher-forced damage: KL divergence and change in negative log-likelihood, on rare and common targets.
 
-No decoding is involved, so there is none of its chaos: a few hundred positions tell methods apart that need
-tens of thousands of words in WER.
+No decoding is involved, hence none of its variance: a few hundred positions separate methods that would need
+tens of thousands of words by WER.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ class Divergence:
     Attributes:
         kl: Σ KL(full precision ‖ quantized), in nats.
         delta_nll: Σ (NLL quantized − NLL full precision) of the target token, in nats.
-        positions: how many there are.
+        positions: number of positions.
     """
 
     kl: NDArray[np.float64]
@@ -59,7 +59,7 @@ def divergence(reference: Tensor, logits: Tensor, targets: Tensor, rare: Tensor)
 
 
 def joined(parts: list[Divergence], order: list[int]) -> Divergence:
-    """Batches put together and brought into an order: entry i of the result is entry ``order[i]``."""
+    """Concatenate batches and reorder them: entry i of the result is entry ``order[i]``."""
     return Divergence(
         *(np.concatenate([getattr(p, name) for p in parts])[order] for name in ("kl", "delta_nll", "positions"))
     )

@@ -25,8 +25,8 @@ class EntityScores:
     """Sums per utterance; every array is int64 [utterances].
 
     Attributes:
-        mentions: entities in the reference; one that is said twice counts twice.
-        missed: those of them that are not in the hypothesis as they are. NE-FNR is Σ missed / Σ mentions.
+        mentions: entities in the reference; one that occurs twice counts twice.
+        missed: those of them that do not occur verbatim in the hypothesis. NE-FNR is Σ missed / Σ mentions.
         words: words of the mentions.
         errors: edits between them and what the hypothesis has in their place. NE-WER is Σ errors / Σ words.
         unspoken: (utterance, entity) of the entities that their own reference does not contain, after
@@ -47,10 +47,10 @@ def score_entities(
     *,
     normalizer: Normalizer,
 ) -> EntityScores:
-    """Count which entities came through.
+    """Count which entities were recognized.
 
     NE-FNR: an entity's exact occurrences in the hypothesis count as hits, at most as many as the reference has.
-    NE-WER: in the hypothesis, windows within edit distance ⌈n/2⌉ − 1 words of an entity of n words are taken for it,
+    NE-WER: in the hypothesis, windows within edit distance ⌈n/2⌉ − 1 words of an entity of n words are matched to it,
     from the left, without overlap; all windows in order are one word sequence, all mentions of the reference another,
     and the edits between the two are the errors.
 
@@ -81,16 +81,16 @@ def score_entities(
 
 
 def _places(words: Words, entity: Words) -> list[int]:
-    """Where an entity begins, in a sequence of words."""
+    """Start positions of an entity in a sequence of words."""
     length = len(entity)
     return [i for i in range(len(words) - length + 1) if words[i : i + length] == entity] if length else []
 
 
 def _windows(words: Words, entity: Words) -> list[tuple[int, Words]]:
-    """Stretches of a hypothesis that stand for an entity: (place, words), from the left, apart.
+    """Windows of a hypothesis that match an entity: (position, words), from the left, without overlap.
 
-    Windows of the entity's own length come first, then shorter, then longer ones. A window that holds the entity as
-    it is counts as just that.
+    Windows of the entity's own length come first, then shorter, then longer ones. A window that contains
+    the entity verbatim counts as exactly that.
     """
     length = len(entity)
     slack = math.ceil(length / 2) - 1
@@ -110,6 +110,6 @@ def _windows(words: Words, entity: Words) -> list[tuple[int, Words]]:
 
 
 def _in_order(mentions: list[tuple[int, Words]]) -> list[str]:
-    """The words of all mentions, by place; at one place the shorter first."""
+    """The words of all mentions, by position; at one position the shorter first."""
     unique = dict.fromkeys(sorted(mentions, key=lambda mention: (mention[0], len(mention[1]))))
     return [word for _, words in unique for word in words]

@@ -1,4 +1,4 @@
-"""The figures of an evaluation: one list, which JSON, tables and reports go by."""
+"""The figures of an evaluation: one list for JSON, tables and reports."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from tarq.scoring.words import Counts, WordScores, biased_counts, rare_reference
 
 @dataclass(frozen=True)
 class Measured:
-    """What one model made of one set.
+    """One model's results on one set.
 
     Attributes:
-        words: of a set that was transcribed.
-        entities: likewise, where it has entities.
-        divergence: kind of target to sums; None of the reference model and where there is none.
+        words: word scores, if the set was transcribed.
+        entities: entity scores, if it has entities too.
+        divergence: kind of target to sums; None for the reference model and without one.
     """
 
     words: WordScores | None = None
@@ -35,8 +35,8 @@ class Figure:
     Attributes:
         name: in JSON and in Python.
         title: in tables.
-        unit: ``%`` of a rate, which is kept as a fraction; nats a target position.
-        source: what it is made of, a field of :class:`Measured`.
+        unit: ``%`` for a rate, which is stored as a fraction; or nats per target position.
+        source: the field of :class:`Measured` it is computed from.
         ratio: its sums by utterance, from that field.
         shown: in tables of values; the others are in JSON only.
         compared: in tables of paired differences.
@@ -73,7 +73,7 @@ def _mean(figure: str, kind: str) -> Callable[[Mapping[str, Divergence]], Ratio]
     return lambda sums: Ratio(getattr(sums[kind], figure), sums[kind].positions)
 
 
-#: In the order tables show them. What happens to the true token stands beside what happens to full precision's opinion.
+#: In the order of the tables. ΔNLL of the true token stands beside KL from full precision.
 FIGURES = (
     Figure("wer", "WER %", "%", "words", _rate(lambda scores: scores.plain), compared=True),
     Figure("rare_wer", "rare WER %", "%", "words", _rate(_rare), compared=True),
@@ -97,11 +97,11 @@ FIGURES = (
 
 
 def ratios(measured: Measured, thresholds: Sequence[float]) -> dict[str, Ratio]:
-    """Every figure there is of a model on a set, by name, as sums by utterance.
+    """Every available figure of a model on a set, by name, as sums per utterance.
 
     Args:
-        thresholds: Zipf scores that the words were counted at; of those behind the first there is a
-            ``rare_wer_zipf_…`` each, in JSON only.
+        thresholds: Zipf scores that the words were counted at; each one after the first gives a ``rare_wer_zipf_…``,
+            in JSON only.
     """
     found = {
         figure.name: figure.ratio(source)

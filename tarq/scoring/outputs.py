@@ -1,4 +1,4 @@
-"""What models make of a set of utterances: divergence from the reference model, and transcripts."""
+"""Models' outputs on a set of utterances: divergence from the reference model, and transcripts."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from tarq.scoring.divergence import Divergence, divergence, joined
 from tarq.speech.calibration import batched, make_examples
 from tarq.speech.transcription import transcribe_waveforms
 
-#: How much audio is held at a time, at most: utterances, and seconds unless one alone is longer.
+#: Most audio held at a time: utterances, and seconds unless a single one is longer.
 PIECE, PIECE_SECONDS = 128, 3600.0
 
 
 @dataclass(frozen=True)
 class Held(Utterance):
-    """An utterance that keeps its audio once it is read, for all models that hear it."""
+    """An utterance that keeps its audio once it is read, for all models."""
 
     waveforms: dict[int, NDArray[np.float32]] = field(default_factory=dict, compare=False, repr=False)
 
@@ -46,11 +46,11 @@ class Held(Utterance):
 
 @dataclass(frozen=True)
 class SetOutputs:
-    """What models made of a set.
+    """Models' outputs on a set.
 
     Attributes:
-        divergence: model to kind of target to sums, an entry an utterance that could be teacher-forced, in the set's
-            order; of all models but the reference.
+        divergence: model to kind of target to sums, one entry per utterance that could be teacher-forced, in the
+            set's order; for all models but the reference.
         transcripts: model to utterance id to transcript; empty unless they were asked for.
         notes: what was left out.
     """
@@ -62,7 +62,7 @@ class SetOutputs:
 
 @dataclass(frozen=True)
 class _BatchOutputs:
-    """What models made of one batch: of the B utterances ``ids``, by model."""
+    """Models' outputs on one batch of the B utterances ``ids``, by model."""
 
     ids: tuple[str, ...]
     divergence: dict[str, dict[str, Divergence]]
@@ -80,7 +80,7 @@ def run_models(
 ) -> SetOutputs:
     """Run every model on every utterance: audio is decoded once, and each encoder runs once for both.
 
-    Where there are several processes, each takes a share of the batches, which are those of a single one.
+    With several processes, each takes a share of the batches, which are the same as in a single process.
 
     Args:
         reference: label of the model that the others are compared with, teacher-forced; None to transcribe only.
@@ -124,7 +124,7 @@ def run_models(
 
 
 def _pieces(utterances: Sequence[Utterance]) -> Iterator[list[Held]]:
-    """Stretches of a set whose audio is held together; batches are of similar length within one."""
+    """Pieces of a set whose audio is held together; within a piece, batches have similar lengths."""
     piece: list[Held] = []
     seconds = 0.0
     for utterance in utterances:
@@ -157,7 +157,7 @@ def _force(
 
 
 def _check_logits(name: str, batch: Batch, logits: Tensor) -> None:
-    """Raises ModelError where a target's logits are no numbers; names model and utterance."""
+    """Raises ModelError if a target's logits are not finite; names model and utterance."""
     wrong = (~are_numbers(logits)).cpu() & (batch.targets != -100)
     if wrong.any():
         first = batch.ids[int(wrong.any(-1).nonzero()[0])]
@@ -168,7 +168,7 @@ def _check_logits(name: str, batch: Batch, logits: Tensor) -> None:
 
 
 def _in_order(batches: Sequence[_BatchOutputs], wanted: Sequence[str]) -> dict[str, dict[str, Divergence]]:
-    """Model to kind of target to the sums of all batches, an entry each of the ``wanted`` ids."""
+    """Model to kind of target to the sums of all batches, one entry per id of ``wanted``."""
     if not batches:
         return {}
     place = {name: i for i, name in enumerate(chain.from_iterable(outputs.ids for outputs in batches))}

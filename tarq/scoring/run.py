@@ -28,7 +28,7 @@ from tarq.words.frequencies import described
 from tarq.words.normalize import Normalizer
 from tarq.words.rarity import rare_counts
 
-#: Sets whose rare words stand in fewer utterances than this get a note: a bootstrap of so few says little.
+#: Sets whose rare words occur in fewer utterances than this get a note: a bootstrap over so few is unreliable.
 FEW = 10
 
 
@@ -118,7 +118,7 @@ def evaluate_models(
         data: label to utterances of one language (:func:`tarq.scoring.sets.by_language`), each with a transcript.
         reference: label of the full-precision model that damage is measured against, or None.
         config: normaliser, threshold, batch size, seed, and the language of utterances that state none.
-        resamples: of the bootstrap.
+        resamples: number of bootstrap resamples.
         decode: also transcribe (word scores); otherwise the teacher-forced figures only.
 
     Raises:
@@ -162,7 +162,7 @@ def with_intakes(result: Evaluation, sets: Mapping[str, GivenSet]) -> Evaluation
 
 
 def _check_comparable(models: Mapping[str, Recognizer], reference: str | None) -> None:
-    """Teacher forcing feeds every model the reference model's tokens and features."""
+    """Check that models fit the reference: teacher forcing feeds them its tokens and features."""
     if reference is None:
         return
     full = models[reference].model.config
@@ -172,7 +172,7 @@ def _check_comparable(models: Mapping[str, Recognizer], reference: str | None) -
             if ours != theirs:
                 raise ModelError(
                     f"{name} cannot be compared with {reference}: {field_name} is {ours}, there it is {theirs}; "
-                    "evaluate them apart"
+                    "evaluate them separately"
                 )
 
 
@@ -185,9 +185,9 @@ def _scores(
     thresholds: Sequence[float],
     resamples: int,
 ) -> SetScores:
-    """Figures, differences and words of one set, from what the models made of it."""
+    """Figures, differences and words of one set, from the models' outputs."""
     plain = config.text_normalizer(models[reference or next(iter(models))].spelling)
-    # Words, entities and rare words are counted in the same texts: each is normalised once.
+    # Words, entities and rare words are counted in the same texts, which are normalised once.
     normalizer = Normalizer(plain.name, lru_cache(maxsize=None)(plain.apply))
     measured = {
         name: _measured(name, utterances, outputs, normalizer=normalizer, config=config, thresholds=thresholds)
@@ -246,7 +246,7 @@ def _measured(
     config: TarqConfig,
     thresholds: Sequence[float],
 ) -> Measured:
-    """Words, entities and divergence of one model, as far as it was asked for them."""
+    """Words, entities and divergence of one model, as far as requested."""
     divergence = outputs.divergence.get(name)
     if name not in outputs.transcripts:
         return Measured(divergence=divergence)
@@ -295,12 +295,12 @@ def _model_scores(
 
 
 def _few_rare_words(rare: Sequence[int]) -> list[str]:
-    """A note where rare figures say little or nothing."""
+    """A note if rare figures are unreliable or missing."""
     holding = sum(count > 0 for count in rare)
     if holding == 0:
         return ["no rare words in this set: rare figures have no value"]
     if holding < FEW:
-        return [f"rare words in {holding} of {len(rare)} utterances only: intervals of rare figures say little"]
+        return [f"rare words in {holding} of {len(rare)} utterances only: intervals of rare figures are unreliable"]
     return []
 
 

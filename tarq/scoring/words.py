@@ -1,7 +1,7 @@
 """Word scores: WER, rare-WER, B-WER, signs of hallucination, and which words a quantized model lost.
 
-``jiwer`` aligns and counts, after one named normaliser on both sides. Everything is kept as integer counts
-per utterance, so that a rate is a ratio of sums and a bootstrap (``tarq.scoring.bootstrap``) is cheap.
+``jiwer`` aligns and counts, after the same named normaliser on both sides. Results are integer counts per
+utterance, so that a rate is a ratio of sums and a bootstrap (``tarq.scoring.bootstrap``) is cheap.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class WordScores:
     Attributes:
         normalizer, language, thresholds: what it was scored with; ``thresholds[0]`` is the one the
             properties below report.
-        ids: one an utterance.
+        ids: one per utterance.
         references, hypotheses: the normalised words of each utterance.
         texts: the hypotheses as they were given.
         alignments: jiwer's chunks of each utterance.
@@ -118,13 +118,13 @@ def score_words(
 ) -> WordScores:
     """Align each hypothesis with its reference and count.
 
-    A substitution or deletion is rare where its reference word is. An insertion is charged to the
-    reference word that follows it in the alignment, at the end of an utterance to the last one, and is
-    rare where that word is (the paper's rule). Insertions where the reference is empty have no word to be
-    charged to: they count in plain WER (N grows by 0) and in neither rare nor common.
+    A substitution or deletion is rare if its reference word is. An insertion is charged to the reference word
+    that follows it in the alignment, at the end of an utterance to the last one, and is rare if that word is
+    (the paper's rule). Insertions against an empty reference cannot be charged to a word: they count in plain
+    WER (N grows by 0) but neither as rare nor as common.
 
     Args:
-        references, hypotheses: raw texts, one an utterance.
+        references, hypotheses: raw texts, one per utterance.
         thresholds: Zipf scores; the first is the main one.
         ids: names of the utterances, all different; their numbers by default.
 
@@ -191,7 +191,7 @@ def score_words(
 
 
 def _outcomes(length: int, chunks: Sequence[jiwer.AlignmentChunk]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """What became of each of ``length`` reference words, and how many insertions it is charged with."""
+    """The outcome of each of ``length`` reference words, and how many insertions it is charged with."""
     outcome = np.full(length, HIT, dtype=np.int64)
     inserted = np.zeros(length, dtype=np.int64)
     for chunk in chunks:
@@ -261,7 +261,7 @@ def _word_set(normalizer: Normalizer, entries: Collection[str]) -> frozenset[str
 
 @dataclass(frozen=True)
 class HallucinationSigns:
-    """What a recognizer that invents speech leaves behind.
+    """Signs that a recognizer hallucinates.
 
     Attributes:
         insertions_per_1000: insertions per 1,000 reference words; nan where there is none.
@@ -299,7 +299,7 @@ def repeats_itself(hypothesis: Sequence[str], reference: Sequence[str] = (), lon
 
 
 def _times_in_a_row(words: Sequence[str], n: int) -> int:
-    """How often the most repeated n-gram comes in direct succession."""
+    """Number of times the most repeated n-gram occurs in direct succession."""
     # A run of m words each equal to the word n further on is an n-gram m // n + 1 times in a row.
     run = best = 0
     for i in range(len(words) - n):

@@ -25,13 +25,13 @@ from tarq.words.rarity import position_tags, rare_spans, tag_tokens
 
 @dataclass
 class Examples:
-    """Teacher-forced examples and how they came about.
+    """Teacher-forced examples, and how they were made.
 
     Attributes:
         examples: in the order of the utterances they were made from.
         utterances: those utterances.
-        style: how transcripts were fed to the tokenizer (:func:`transcript_styles`); two kinds as ``a / b``.
-        self_transcribed: how many transcripts the model made itself.
+        style: case of the transcripts given to the tokenizer (:func:`transcript_styles`); two kinds as ``a / b``.
+        self_transcribed: how many transcripts are the model's own.
         notes: whatever was left out or changed, with the reason.
     """
 
@@ -54,14 +54,14 @@ def calibration_set(
 
     Args:
         speech: utterances, or label to those of each of several corpora.
-        intake: has counted what was left out while they were loaded; goes on counting.
+        intake: the record of what was left out while they were loaded; it keeps counting.
 
     Returns:
         Batches; the report's ``calibration`` entry; notes on whatever was left out.
 
     Raises:
         CalibrationError: nothing usable is left.
-        DataError: too much audio cannot be read.
+        DataError: too many audio files cannot be read.
     """
     intake = Intake(config.max_bad) if intake is None else intake
     corpora = speech if isinstance(speech, Mapping) else {"speech": speech}
@@ -77,7 +77,7 @@ def calibration_set(
         raise CalibrationError("no calibration utterance has a transcript; use --transcripts self")
     rarity = Rarity(config, recognizer.spelling)
     reporter.phase("drawing the pool")
-    # Its length is asked of the file where the corpus does not say, so nothing longer than the window gets in.
+    # The length is read from the file if the corpus does not state it, so nothing exceeds the window.
     fitting: dict[str, Any] = {"max_duration": recognizer.window, "require_text": False, "intake": intake}
     if config.ids is None:
         pool, asked = draw_pool(usable, config.pool, config.samples, config.seed, rarity, **fitting), config.samples
@@ -133,7 +133,7 @@ def make_examples(
     made.self_transcribed = sum(own)
     if any(own) and config.transcripts != "self":
         made.notes.append(
-            f"{sum(own)} of {len(own)} utterances have no transcript: the model's own is taught in its place. "
+            f"{sum(own)} of {len(own)} utterances have no transcript: the model's own is used instead. "
             "If they have one that was not found, give a manifest with a text for each"
         )
     # The model's own transcripts are in its own style already.
@@ -179,7 +179,7 @@ def _transcribed_by_model(utterance: Utterance, config: TarqConfig) -> bool:
 def _transcripts(
     recognizer: Recognizer, utterances: Sequence[Utterance], config: TarqConfig, reporter: Reporter
 ) -> list[str]:
-    """Reference transcripts, or the model's own where there is none or all are to be its own."""
+    """Reference transcripts, or the model's own where there is none or the configuration asks for them."""
     texts = [u.text or "" for u in utterances]
     mine = [i for i, u in enumerate(utterances) if _transcribed_by_model(u, config)]
     for language in sorted({language_of(utterances[i], config.language) for i in mine}):
@@ -220,10 +220,10 @@ def make_example(
 
 
 def frame_tags(recognizer: Recognizer, batch: Batch, config: TarqConfig) -> dict[str, torch.Tensor]:
-    """The frames that the model itself places rare words on, by stage; none where the configuration wants no such tags.
+    """The frames that the model aligns to rare words, by stage; none if the configuration asks for no frame tags.
 
     Raises:
-        ModelError: the family cannot place words on frames.
+        ModelError: the family cannot align words to frames.
     """
     if config.frame_tags == "none" or (config.frame_tags == "auto" and not recognizer.frames_only):
         return {}
@@ -231,7 +231,7 @@ def frame_tags(recognizer: Recognizer, batch: Batch, config: TarqConfig) -> dict
 
 
 def with_tags(batch: Batch, tags: Mapping[str, torch.Tensor]) -> Batch:
-    """The batch with rows of its stages tagged beside those that are."""
+    """The batch with further rows of its stages tagged."""
     tagged = {
         stage: replace(batch.positions[stage], tail=batch.positions[stage].tail | rows) for stage, rows in tags.items()
     }
@@ -239,7 +239,7 @@ def with_tags(batch: Batch, tags: Mapping[str, torch.Tensor]) -> Batch:
 
 
 def count_positions(batches: Sequence[Batch]) -> dict[str, dict[str, int]]:
-    """Stage to how many of its rows are audio, tokens, in the tail, and padding beyond the audio."""
+    """Stage to its numbers of rows that are audio, tokens, in the tail, and padding beyond the audio."""
     counts: dict[str, dict[str, int]] = {}
     for batch in batches:
         for stage, rows in batch.positions.items():
@@ -265,12 +265,12 @@ def batched(recognizer: Recognizer, examples: Sequence[Example], size: int) -> I
 
 
 def transcript_styles(recognizer: Recognizer, texts: Sequence[str]) -> dict[bool, str]:
-    """How transcripts in capitals (True) and others (False) should be fed to the tokenizer, of the kinds there are:
+    """The case in which to tokenize all-capitals transcripts (True) and others (False), for the kinds present:
     ``as written``, ``lower case`` or ``upper case``.
 
-    Transcripts in capitals throughout (LibriSpeech) are nothing most recognizers would ever write, and a
-    tokenizer that knows one case only drops or masks the other: the case of which most survives is taken. A pool of
-    several corpora can have both kinds. A word or two in capitals among other transcripts is an abbreviation.
+    Most recognizers never write in capitals throughout, as LibriSpeech's transcripts do, and a tokenizer with a single
+    case drops or masks the other: the case in which most characters have tokens is chosen. A pool of several corpora
+    can have both kinds. One or two words in capitals among other transcripts are an abbreviation.
     """
     kinds: dict[bool, list[str]] = {True: [], False: []}
     for text in texts:
@@ -287,7 +287,7 @@ def transcript_styles(recognizer: Recognizer, texts: Sequence[str]) -> dict[bool
 
 
 def in_style(text: str, styles: Mapping[bool, str]) -> str:
-    """A transcript in the case the tokenizer knows, by :func:`transcript_styles`."""
+    """A transcript in the case chosen by :func:`transcript_styles`."""
     return _cased(text, styles.get(text.isupper(), styles.get(False, "as written")))
 
 
@@ -296,7 +296,7 @@ def _cased(text: str, style: str) -> str:
 
 
 def _survivors(recognizer: Recognizer, texts: Sequence[str]) -> int:
-    """Characters that the tokenizer has tokens for."""
+    """Number of characters that the tokenizer has tokens for."""
     unknown = getattr(recognizer.tokenizer, "unk_token_id", None)
     count = 0
     for text in texts:

@@ -1,4 +1,4 @@
-"""Transcribing audio of any length: windows cut where it is quiet, decoded in batches, joined again."""
+"""Transcribing audio of any length: split into windows at quiet places, decoded in batches, joined again."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from tarq.models.base import Recognizer
 from tarq.report import Reporter
 from tarq.surroundings import plain_torch
 
-#: The last part of a window (seconds) in which the quietest place to cut is looked for.
+#: The last part of a window, in seconds, in which the quietest place to cut is searched.
 SEARCH = 5.0
-#: Stretch of audio (seconds) whose loudness decides how quiet a place is.
+#: Seconds of audio over which loudness is measured.
 FRAME = 0.02
 
 
@@ -56,11 +56,11 @@ def transcribe_waveforms(
     Args:
         waveforms: mono, at the recognizer's sampling rate, of any length.
         batch_size: windows decoded at once.
-        reporter: hears of each utterance.
-        language: it is in; the recognizer's own when not given.
+        reporter: receives each utterance.
+        language: of the speech; the recognizer's by default.
 
     Raises:
-        ModelError: the model computes NaN or infinity, or the language is not its.
+        ModelError: the model computes NaN or infinity, or the language is not the model's.
     """
     size = int(recognizer.window * recognizer.sampling_rate)
     cut = [windows(w, size, recognizer.sampling_rate) for w in waveforms]
@@ -85,16 +85,16 @@ def transcribe_files(
     reporter: Reporter,
     language: str | None = None,
 ) -> Iterator[tuple[Path | Encoded, str | DataError]]:
-    """Each file with its transcript, or with the reason why it cannot be read, in order and as they are done.
+    """Yield each file with its transcript, or with the error if it cannot be read, in order, as they are done.
 
     Args:
-        paths: audio of any length, format and rate.
-        batch_size: windows decoded at once; so many files are read before they are transcribed.
-        reporter: hears of each file.
-        language: they are in; the recognizer's own when not given.
+        paths: audio of any length, format and sampling rate.
+        batch_size: windows decoded at once, and files read ahead.
+        reporter: receives each file.
+        language: of the speech; the recognizer's by default.
 
     Raises:
-        ModelError: the model computes NaN or infinity, or the language is not its.
+        ModelError: the model computes NaN or infinity, or the language is not the model's.
     """
     for start in range(0, len(paths), batch_size):
         results: dict[int, str | DataError] = {}

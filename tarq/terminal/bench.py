@@ -37,7 +37,7 @@ def bench(
     device: Device = "auto",
     seconds: Annotated[
         float | None,
-        typer.Option(metavar="X", parser=number("float", 0.001, 10**5), help="For each contestant of each case."),
+        typer.Option(metavar="X", parser=number("float", 0.001, 10**5), help="Seconds per contestant and case."),
     ] = None,
     peer_python: Annotated[
         str | None,
@@ -48,7 +48,7 @@ def bench(
     ] = None,
     json_file: JsonFile = None,
 ) -> None:
-    """Time the three operations against their peers: ratios, and shares of what the machine can do."""
+    """Time the three operations against other implementations: ratios, and shares of the machine's measured peaks."""
     if plot is not None and find_spec("matplotlib") is None:
         raise typer.BadParameter("needs matplotlib: pip install matplotlib", param_hint="--plot")
     from tarq.bench import run as benchmarks

@@ -17,33 +17,33 @@ from tarq.version import __version__
 
 HELP = "Tail-aware 4-bit quantization for speech recognizers."
 EPILOG = (
-    "Exit codes: 0 done; 1 an error, told in one line (tarq --debug COMMAND, or TARQ_DEBUG=1, adds the traceback); "
-    "2 an option that cannot be used; 130 stopped with Ctrl-C."
+    "Exit codes: 0 success; 1 an error, reported in one line (tarq --debug COMMAND, or TARQ_DEBUG=1, adds the "
+    "traceback); 2 an invalid option; 130 stopped with Ctrl-C."
 )
 
 
 class Told(TyperGroup):
-    """Tells every error in one line, with its exit code; a traceback only where it is asked for."""
+    """Reports every error in one line, with its exit code; a traceback only on request."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as error:
-            say_error("stopped", "by Ctrl-C; files are written whole or not at all, so none is half done")
+            say_error("stopped", "by Ctrl-C; files are written whole or not at all, so none is incomplete")
             raise typer.Exit(130) from error
         except Exception as error:
-            if type(error).__module__.startswith(("click", "typer")):  # usage errors and exits, told by typer
+            if type(error).__module__.startswith(("click", "typer")):  # usage errors and exits, reported by typer
                 raise
             tell(error)
             raise typer.Exit(1) from error
 
 
 def tell(error: Exception) -> None:
-    """One line for an error, and where it is from if ``--debug`` or ``TARQ_DEBUG`` asks for it."""
+    """Report an error in one line, after its traceback if ``--debug`` or ``TARQ_DEBUG`` asks for it."""
     from tarq.distributed import is_shared
 
     if is_shared(error) and os.environ.get("RANK", "0") != "0":
-        return  # the first process says it
+        return  # the first process reports it
     if os.environ.get("TARQ_DEBUG", "0") not in ("", "0"):
         traceback.print_exception(error)
     text = " ".join(str(error).split("\n")).strip()
@@ -81,7 +81,9 @@ def _debug(wanted: bool) -> None:
 @app.callback()
 def _root(
     context: typer.Context,
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
     debug: Annotated[
         bool, typer.Option("--debug", callback=_debug, is_eager=True, help="Show the traceback of an error.")
     ] = False,
@@ -96,7 +98,7 @@ def _root(
 
 def main() -> None:
     """Entry point; see :data:`EPILOG` for the exit codes."""
-    # Set before transformers is imported: its bars and advice would run into this program's own.
+    # Set before transformers is imported: its progress bars and warnings would mix with ours.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")

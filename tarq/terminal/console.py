@@ -12,7 +12,7 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.markup import escape
 
-#: How a terminal that is not UTF-8 is told what it cannot show.
+#: Substitutes for characters that a terminal without UTF-8 cannot show.
 PLAIN = {
     "λ": "lambda", "α": "alpha", "ρ": "rho", "Δ": "delta ", "δ": "delta", "→": "->", "−": "-", "–": "-", "—": "-",
     "×": "x", "·": ".", "…": "...", "“": '"', "”": '"', "’": "'", "─": "-", "━": "-", "│": "|", "╭": "+", "╮": "+",
@@ -32,10 +32,10 @@ codecs.register_error("tarq-plain", _plain)
 
 
 class Unfailing(io.TextIOBase):
-    """A stream whose reader may go away or whose disk may be full: what cannot be written is dropped.
+    """A stream that never fails to write: output is dropped if the reader has gone or the disk is full.
 
     Attributes:
-        lost: why output was lost; empty where nothing was, or where nobody reads it any more (a closed pipe).
+        lost: why output was lost; empty if nothing was lost, or if nobody reads it any more (a closed pipe).
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -79,13 +79,13 @@ class Unfailing(io.TextIOBase):
     def _give_up(self, error: OSError) -> None:
         if not isinstance(error, BrokenPipeError):
             self.lost = self.lost or error.strerror or str(error)
-        # What is still buffered goes nowhere, or the interpreter would fail on it as it ends.
+        # Discard what is still buffered, or the interpreter would fail on it at exit.
         with open(os.devnull, "w") as nowhere:
             os.dup2(nowhere.fileno(), self.stream.fileno())
 
 
 def never_fail() -> None:
-    """Have this process's output survive other encodings than UTF-8, closed pipes and full disks."""
+    """Make this process's output survive encodings other than UTF-8, closed pipes and full disks."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper):  # None where the descriptor is closed
@@ -94,26 +94,26 @@ def never_fail() -> None:
 
 
 def lost_output() -> str:
-    """Why results could not be printed; empty where they were."""
+    """Why results could not be printed; empty if they were."""
     return getattr(sys.stdout, "lost", "")
 
 
 console = Console()
 if not console.is_terminal and "COLUMNS" not in os.environ:
-    console.width = 160  # rich takes 80 for a file or a pipe, and tables would lose their ends
+    console.width = 160  # rich assumes 80 for a file or a pipe, and tables would be cut off
 progress_console = Console(stderr=True)
 
 
 def say(text: str) -> None:
-    """A line of plain text on standard output as it is: not wrapped, tabs kept, so that it can be copied or piped."""
+    """Print a line of plain text verbatim: not wrapped, tabs kept, so that it can be copied or piped."""
     print(text, flush=True)
 
 
 def say_error(kind: str, text: str) -> None:
-    """One line on standard error."""
+    """Print one line on standard error."""
     Console(stderr=True).print(f"[red]error[/] {escape(f'{kind}: {text}')}", highlight=False, soft_wrap=True)
 
 
 def command(*words: object) -> str:
-    """A command line that can be pasted into a shell; ``None`` is left out, upper case stands for a word to fill in."""
+    """A command line that can be pasted into a shell; ``None`` is left out, upper case marks a word to fill in."""
     return " ".join(shlex.quote(str(word)) for word in words if word is not None)

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Size:
-    """How many utterances a demonstration takes."""
+    """How many utterances a demo uses."""
 
     samples: int  # calibrated on
     scored: int
@@ -46,15 +46,15 @@ class Size:
 
 
 WHOLE, QUICK = Size(samples=64, scored=200, batch_size=64), Size(samples=16, scored=40, batch_size=64)
-#: For a model of one's own, of any size.
+#: For the user's own model, of any size.
 OWN = Size(samples=24, scored=24, batch_size=4)
 BITS = (4, 3)
-#: Calibration utterances at once, at most: what a few of them come to within a block stays in the caches.
+#: Largest calibration batch: the activations of a few utterances stay in the CPU caches.
 CALIBRATION_BATCH = 8
 
 
 def scoring_dtype(device: str | torch.device) -> torch.dtype | None:
-    """bfloat16 on a CPU that multiplies it natively (half of the time); otherwise what :func:`tarq.load` chooses."""
+    """bfloat16 on a CPU that multiplies it natively (in half the time); otherwise what :func:`tarq.load` chooses."""
     import torch
 
     native = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
@@ -72,7 +72,7 @@ def demonstrate(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
 ) -> tuple[Evaluation, dict[str, int]]:
-    """Quantize a model with RTN, GPTQ and TARQ, save, load again, score all.
+    """Quantize a model with RTN, GPTQ and TARQ, save, load again, score all models.
 
     Args:
         model: full-precision model, folder or hub id.
@@ -80,10 +80,10 @@ def demonstrate(
         data: label to other utterances, with transcripts, to score on.
         config: samples, batch size (:data:`CALIBRATION_BATCH` at most in calibration), seed and group size are read
             from it.
-        reporter: hears of progress.
-        bits: widths, each with all three methods.
+        reporter: receives progress.
+        bits: bit widths, each with all three methods.
         device: where the models run.
-        dtype: of the scored models' computation, :func:`scoring_dtype`'s choice when not given; calibration
+        dtype: computation dtype of the scored models, :func:`scoring_dtype`'s choice when not given; calibration
             computes as :func:`tarq.load` chooses.
 
     Returns:
@@ -123,8 +123,8 @@ def register(app: typer.Typer) -> None:
     "batch_size",
     "seed",
     samples="Calibration utterances. Default: 64, or 24 for a MODEL.",
-    batch_size="Utterances a forward pass takes at once. Default: 64, or 4 for a MODEL.",
-    seed="Of the samples.",
+    batch_size="Utterances per forward pass. Default: 64, or 4 for a MODEL.",
+    seed="Random seed of the samples.",
 )
 def demo(
     model: Annotated[
@@ -146,7 +146,7 @@ def demo(
     data: Annotated[
         str | None,
         typer.Option(
-            metavar="SPEECH", help="Other transcribed speech, to score on; the packaged test set if not given."
+            metavar="SPEECH", help="Other transcribed speech to score on; the packaged test set if not given."
         ),
     ] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer utterances: under a minute.")] = False,
@@ -195,7 +195,7 @@ def demo(
             max_duration=30,
             require_text=True,
         )
-        # The two may come from one corpus; what is scored is never calibrated on.
+        # Both may come from one corpus; scored utterances are never calibrated on.
         taken = {u.origin for u in scored}
         pool = testbed.calibration_pool() if calibration is None else load_utterances(calibration)
         pool = [u for u in pool if u.origin not in taken]

@@ -1,6 +1,6 @@
 """``tarq doctor``: what is installed, which backends run, what is missing and how to get it.
 
-It imports nothing that may be missing without seeing to it: it is there to say so.
+It guards every import of something that may be missing, since reporting that is its job.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from tarq.terminal.options import JsonFile
 from tarq.version import __version__
 
 OPERATIONS = ("gram", "group_quantize", "w4_linear")
-#: What tarq cannot do without: distribution to the module it brings.
+#: What tarq requires: distribution to the module it provides.
 NEEDED = {
     "torch": "torch",
     "transformers": "transformers",
@@ -36,7 +36,7 @@ NEEDED = {
     "soundfile": "soundfile",
     "soxr": "soxr",
 }
-#: What some do without: the module, what it is for, how to get it.
+#: What is optional: the module, what it is for, how to get it.
 OPTIONAL = {
     "triton": ("triton", "only CUDA kernels need it: pip install triton"),
     "datasets": ("datasets", "only corpora of the hub need it: pip install 'tarq[hub]'"),
@@ -52,8 +52,8 @@ class Check:
 
     Attributes:
         name: what was looked at.
-        state: ``ok``; ``slow`` (it works, by a slow way); ``absent`` (some do without); ``missing`` (tarq does not).
-        detail: version, kind, or the mend.
+        state: ``ok``; ``slow`` (it works, but slowly); ``absent`` (optional); ``missing`` (tarq requires it).
+        detail: version, kind, or the fix.
     """
 
     name: str
@@ -62,7 +62,7 @@ class Check:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing is to be done."""
+        """Whether nothing needs to be done."""
         return self.state == "ok"
 
 
@@ -71,7 +71,7 @@ def register(app: typer.Typer) -> None:
 
 
 def doctor(json_file: JsonFile = None) -> None:
-    """Show what is installed, which backends run, and what is missing. Exit code 1 if tarq cannot work so."""
+    """Show what is installed, which backends run, and what is missing. Exit code 1 if tarq cannot run."""
     from tarq.terminal.tables import show_checks
 
     found = list(checks())
@@ -94,7 +94,7 @@ def checks() -> Iterator[Check]:
     yield _compiler()
     try:
         torch = importlib.import_module("torch")
-    except Exception:  # said above; without it there are no operators either
+    except Exception:  # reported above; without it there are no operators either
         return
     yield Check("instruction set", "ok", torch.backends.cpu.get_cpu_capability())
     threads = f"{torch.get_num_threads()} (torch.set_num_threads or OMP_NUM_THREADS changes it)"
@@ -137,12 +137,12 @@ def _compiler() -> Check:
 def _gpu(torch: ModuleType) -> Check:
     if torch.cuda.is_available():
         return Check("GPU", "ok", f"{torch.cuda.get_device_name()}, CUDA {torch.version.cuda}")
-    why = "this torch is a CPU build" if torch.version.cuda is None else "torch sees none; check the driver"
+    why = "this torch is a CPU build" if torch.version.cuda is None else "torch finds no GPU; check the driver"
     return Check("GPU", "absent", f"{why}; everything runs on the CPU")
 
 
 def _operators(torch: ModuleType) -> Iterator[Check]:
-    """The compiled extension, and for each operation and device whether its own kernel runs or the slow reference."""
+    """The compiled extension, and for each operation and device whether a native kernel runs or the slow reference."""
     try:
         dispatch = importlib.import_module("tarq.kernels.dispatch")
         for name in OPERATIONS:
@@ -167,7 +167,7 @@ def _operators(torch: ModuleType) -> Iterator[Check]:
 
 
 def _w4_linear(device: str, place: str) -> Check:
-    """The backend that layers of 4 bits in groups of 128 get, and what keeps the others from it."""
+    """The backend that 4-bit layers with groups of 128 get, and why the others cannot run."""
     backends = importlib.import_module("tarq.kernels.w4_linear.backends")
     triton_runtime = importlib.import_module("tarq.kernels.triton_runtime")
     torch = importlib.import_module("torch")

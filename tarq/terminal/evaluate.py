@@ -42,7 +42,7 @@ def register(app: typer.Typer) -> None:
     "max_bad",
     "seed",
     "batch_size",
-    seed="Of the sample and the bootstrap.",
+    seed="Random seed of the sample and the bootstrap.",
 )
 def evaluate(
     models: Annotated[list[str], typer.Argument(metavar="MODEL", help="Models to score: folders or hub ids.")],
@@ -55,7 +55,7 @@ def evaluate(
         str | None,
         typer.Option(
             metavar="MODEL",
-            help="Full-precision model damage is measured against. Default: the only unpacked MODEL.",
+            help="Full-precision model to measure damage against. Default: the only unpacked MODEL.",
         ),
     ] = None,
     samples: Annotated[
@@ -63,11 +63,13 @@ def evaluate(
     ] = None,
     where: Where = None,
     chosen: dict,
-    decode: Annotated[bool, typer.Option(help="Transcribe too; without, teacher-forced figures only.")] = True,
+    decode: Annotated[
+        bool, typer.Option(help="Also transcribe, for word errors; otherwise teacher-forced figures only.")
+    ] = True,
     resamples: Annotated[
         int,
         typer.Option(
-            metavar="N", parser=number("int", 1, 10**7), show_default=False, help="Of the bootstrap. Default: 10000."
+            metavar="N", parser=number("int", 1, 10**7), show_default=False, help="Bootstrap resamples. Default: 10000."
         ),
     ] = 10_000,
     device: Device = "auto",

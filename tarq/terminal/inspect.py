@@ -19,7 +19,7 @@ def register(app: typer.Typer) -> None:
 
 
 def inspect(
-    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="Folder tarq quantize wrote.")],
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="Folder written by tarq quantize.")],
     json_file: JsonFile = None,
 ) -> None:
     """Show how each layer of a checkpoint was quantized, and the sizes before and after."""

@@ -1,4 +1,4 @@
-"""Options of the command line: those that are fields of the configuration are made from it, others stand here once."""
+"""Options of the command line: configuration fields become options; shared options are defined here."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tarq.report import Reporter
 
 FIELDS = options(TarqConfig)
-#: What stands for a value in the help, by kind of field.
+#: Placeholder of a value in the help, by kind of field.
 METAVARS = {"int": "N", "float": "X", "path": "FILE", "language": "CODE", "names": "LAYER"}
 OUTPUT = "Output"
 
@@ -42,7 +42,7 @@ JsonFile = Annotated[
         metavar="FILE",
         callback=writable,
         rich_help_panel=OUTPUT,
-        help="Also write the figures to this file.",
+        help="Also write the results to this JSON file.",
     ),
 ]
 Overwrite = Annotated[bool, typer.Option("--overwrite", rich_help_panel=OUTPUT, help="Replace an existing OUT.")]
@@ -61,7 +61,7 @@ Dtype = Annotated[
         metavar="NAME",
         rich_help_panel=RESOURCES,
         show_default=False,
-        help="Of the computation: auto (float32 on a CPU, else as stored), float32, bfloat16, float16. Default: auto.",
+        help="Computation dtype: auto (float32 on a CPU, else as stored), float32, bfloat16, float16. Default: auto.",
     ),
 ]
 Int8 = Annotated[
@@ -69,7 +69,7 @@ Int8 = Annotated[
     typer.Option(
         "--int8-activations",
         rich_help_panel=RESOURCES,
-        help="Round inputs of layers of 4 bits or fewer to 8 bits: faster on a CPU, less exact.",
+        help="Round the inputs of layers of 4 bits or fewer to 8 bits: faster on a CPU, less exact.",
     ),
 ]
 Where = Annotated[
@@ -77,21 +77,21 @@ Where = Annotated[
     typer.Option(
         metavar="KEY=VALUE",
         rich_help_panel=CALIBRATION,
-        help="What a corpus must say of an utterance for it to be used (repeatable).",
+        help="Use only utterances whose field KEY is VALUE (repeatable).",
     ),
 ]
 SPEECH = "a corpus's file or folder, PATH:PART or hub:NAME:PART"
 
 
 def configured(*names: str, **helps: str) -> Callable[[Callable], Callable]:
-    """Put options of these configuration fields where a command has the parameter ``chosen``.
+    """Replace a command's parameter ``chosen`` by one option per configuration field.
 
-    The command is called with ``chosen``, the fields that were given, in their own types: what is not given is not
-    there, so that a preset or the default has its way.
+    The command receives in ``chosen`` the fields that the user gave, in their own types. Fields not given are absent,
+    so that the preset or the default applies.
 
     Args:
         names: fields of :class:`TarqConfig`.
-        helps: field to help text, where a command means something more special than the field says.
+        helps: field to help text, where a command means something more specific than the field's own help.
     """
 
     def decorate(function: Callable) -> Callable:
@@ -144,7 +144,7 @@ def _default(name: str) -> str:
 
 
 def parser(field: Option) -> Callable[[Any], Any]:
-    """From the text of an option to the field's value; a wrong one is refused with what is wanted."""
+    """Parser from an option's text to the field's value; refuses a wrong one and says what is allowed."""
 
     def parse(text: Any) -> Any:
         value: Any = text
@@ -162,12 +162,12 @@ def parser(field: Option) -> Callable[[Any], Any]:
 
 
 def number(kind: str, low: float, high: float) -> Callable[[Any], Any]:
-    """The parser of an option that is a number between two others (NaN never is) and no field of the configuration."""
+    """Parser of a number within bounds (never NaN), for an option that is not a configuration field."""
     return parser(Option("", "", kind, low=low, high=high))
 
 
 def where_to_run(device: str, dtype: str) -> dict[str, Any]:
-    """Device and dtype as the API takes them; what is not there is refused before any work."""
+    """Device and dtype as the API takes them; unavailable ones are refused before any work."""
     if dtype not in ("auto", "float32", "bfloat16", "float16"):
         raise typer.BadParameter(f"must be auto, float32, bfloat16 or float16, not {dtype!r}", param_hint="--dtype")
     import torch
@@ -184,7 +184,7 @@ def where_to_run(device: str, dtype: str) -> dict[str, Any]:
         reason = str(error).splitlines()[0]
         raise typer.BadParameter(f"{device!r} cannot be used: {reason}", param_hint="--device") from error
     if kind == "meta":
-        raise typer.BadParameter("'meta' computes nothing; name cpu or cuda", param_hint="--device")
+        raise typer.BadParameter("'meta' computes nothing; choose cpu or cuda", param_hint="--device")
     return {"device": device, "dtype": None if dtype == "auto" else getattr(torch, dtype)}
 
 
@@ -193,7 +193,7 @@ def round_inputs(recognizers: Mapping[str, Recognizer], reporter: Reporter) -> N
     found = {label: recognizer.use_int8_activations() for label, recognizer in recognizers.items()}
     told = {label: f"{label}: {rounding.told()}" for label, rounding in found.items() if rounding.told()}
     if not any(found.values()):
-        raise typer.BadParameter(f"does nothing here: {'; '.join(told.values())}", param_hint="--int8-activations")
+        raise typer.BadParameter(f"has no effect here: {'; '.join(told.values())}", param_hint="--int8-activations")
     for label, note in told.items():
         if recognizers[label].is_quantized:
             reporter.note(note)

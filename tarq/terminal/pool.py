@@ -31,7 +31,7 @@ def register(app: typer.Typer) -> None:
 
 @configured(
     "ids", "samples", "normalizer", "tail_threshold", "language", "word_frequencies", "max_bad", "seed",
-    seed="Of the random draws, and of the order among equals.",
+    seed="Random seed of the draws and of the order among ties.",
 )  # fmt: skip
 def pool(
     sources: Annotated[list[str], typer.Argument(metavar="SPEECH", help=f"Transcribed speech: {SPEECH}.")],

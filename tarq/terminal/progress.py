@@ -1,4 +1,4 @@
-"""Progress: bars where there is a terminal, a line now and then where there is none. On standard error."""
+"""Progress on standard error: bars on a terminal, otherwise an occasional line."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from rich.text import Text
 from tarq.report import LayerReport, Reporter
 from tarq.terminal.console import progress_console
 
-#: Seconds between lines where there is no terminal.
+#: Seconds between lines without a terminal.
 INTERVAL = 20.0
 #: Characters a phase's name may take, so that bar, count and time stay on a terminal of 80.
 PHASE_WIDTH = 34
 
 
 class _Count(ProgressColumn):
-    """``12/65``, and nothing where the number of steps is not known."""
+    """``12/65``; empty if the number of steps is unknown."""
 
     def render(self, task: Task) -> Text:
         return Text("" if task.total is None else f"{task.completed:.0f}/{task.total:.0f}")
@@ -54,11 +54,11 @@ class ScreenReporter(Reporter):
             _Count(table_column=Column(no_wrap=True)),
             TimeElapsedColumn(),
             _Left(table_column=Column(no_wrap=True)),
-            # Whatever is left of the line, and no more.
+            # The rest of the line, and no more.
             TextColumn("{task.fields[detail]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
             console=self.console,
             transient=True,
-            # Results that go elsewhere than to the screen stay apart from it.
+            # Redirected results stay separate from the progress display.
             redirect_stdout=bool(sys.stdout and sys.stdout.isatty()),
             expand=True,
             disable=not self.live,
@@ -122,7 +122,7 @@ class ScreenReporter(Reporter):
 
 
 def remaining(done: float, total: float | None, seconds: float) -> float | None:
-    """Seconds the rest will take at the pace so far; None where that cannot be told."""
+    """Estimated seconds for the rest at the pace so far; None if unknown."""
     return seconds / done * (total - done) if total and done else None
 
 
@@ -137,7 +137,7 @@ def duration(seconds: float) -> str:
 
 
 def shortened(text: str, width: int) -> str:
-    """At most so many characters of a text: its first word and the end of the rest, which tells paths apart."""
+    """At most so many characters of a text: its first word and the end of the rest, which distinguishes paths."""
     if len(text) <= width:
         return text
     first, space, rest = text.partition(" ")
@@ -148,12 +148,12 @@ def shortened(text: str, width: int) -> str:
 
 @contextmanager
 def _transformers_bars_off() -> Iterator[None]:
-    """No bars of transformers for weights read and written: they would break up ours. Downloads keep theirs."""
+    """Hide transformers' bars for reading and writing weights, which would break up ours; keep those for downloads."""
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
     from transformers.utils import logging
 
     shown, downloads_shown = logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
-    logging.disable_progress_bar()  # which takes those of downloads along
+    logging.disable_progress_bar()  # which also hides those for downloads
     if downloads_shown:
         enable_progress_bars()
     try:

@@ -57,8 +57,8 @@ def quantize(
         bool,
         typer.Option(
             "--dry-run",
-            help="Show each layer's group size or why it is left, sizes, time and memory; read no audio and no "
-            "weights, write nothing. Exit code 1 if something does not fit.",
+            help="Show each layer's group size or why it stays in full precision, and estimate size, time and memory; "
+            "read no audio and no weights, write nothing. Exit code 1 if something does not fit.",
         ),
     ] = False,
     overwrite: Overwrite = False,

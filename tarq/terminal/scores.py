@@ -1,4 +1,4 @@
-"""Score tables: what models scored, how they differ, which rare words they lost."""
+"""Score tables: models' scores, their differences, and the rare words lost."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CELL, NAME = 20, 20
 
 
 def _cell(figure: Figure, known: Interval | Difference | None, flips: bool = False) -> str:
-    """A value over its interval; those of a difference carry a sign, and are bold where clear of 0."""
+    """A value over its interval; those of a difference carry a sign, and are bold where the interval excludes 0."""
     if known is None or math.isnan(known.value):  # nothing to divide by
         return "–"
     sign = "+" if isinstance(known, Difference) else ""
@@ -34,7 +34,7 @@ def _cell(figure: Figure, known: Interval | Difference | None, flips: bool = Fal
 
 
 def show_evaluation(console: Console, evaluation: Evaluation, sizes: Mapping[str, int], examples: int = 3) -> None:
-    """Score tables, one a set: values, paired differences, rare words lost and regained."""
+    """Score tables, one per set: values, paired differences, rare words lost and regained."""
     for label, scores in evaluation.sets.items():
         show_set(console, label, scores, sizes)
         show_words(console, scores, examples)
@@ -42,14 +42,14 @@ def show_evaluation(console: Console, evaluation: Evaluation, sizes: Mapping[str
     frequencies = dict.fromkeys(frequencies_text(scores.word_frequencies) for scores in evaluation.sets.values())
     console.print(
         f"[dim]S, D, I: words substituted, deleted, inserted. Rare: Zipf < {evaluation.thresholds[0]:g}; normalizer "
-        f"{', '.join(normalizers)}; word frequencies {escape(', '.join(frequencies))}. KL and ΔNLL: nats a position. "
+        f"{', '.join(normalizers)}; word frequencies {escape(', '.join(frequencies))}. KL and ΔNLL: nats per position. "
         f"\\[…]: 95 % paired bootstrap over utterances, {evaluation.resamples} resamples; (…): share of them on the "
-        "other side of 0; bold differences are clear of 0.[/]"
+        "other side of 0; bold intervals exclude 0.[/]"
     )
 
 
 def show_set(console: Console, label: str, scores: SetScores, sizes: Mapping[str, int]) -> None:
-    """One set: a column a model, then a row a pair of models; as many columns side by side as fit."""
+    """One set: one column per model, then one row per pair of models; as many columns side by side as fit."""
     title = f"{label}: {scores.utterances} utterances, {scores.words} words, {scores.rare_words} rare"
     title += f", {scores.entities} entities" if scores.entities else ""
     figures = [f for f in FIGURES if any(f.name in m.figures for m in scores.models.values())]
@@ -72,7 +72,7 @@ def show_set(console: Console, label: str, scores: SetScores, sizes: Mapping[str
 def show_differences(
     console: Console, title: str, differences: Mapping[str, Mapping[str, Difference]], figures: Sequence[Figure]
 ) -> None:
-    """A row a pair of models that has any of the figures."""
+    """One row per pair of models that has any of the figures."""
     known = {pair: found for pair, found in differences.items() if any(f.name in found for f in figures)}
     for some in _pieces(figures, console.width) if known else ():
         rows = table("", *(f.title for f in some), title=title)
@@ -87,7 +87,7 @@ def _counts(counts: Mapping[str, int] | None) -> str:
 
 
 def _pieces(columns: Sequence[T], width: int) -> list[list[T]]:
-    """Columns in pieces that fit beside the names of the lines."""
+    """Columns in pieces that fit beside the row names."""
     fitting = max(1, (width - NAME) // CELL)
     return [list(columns[start : start + fitting]) for start in range(0, len(columns), fitting)]
 
@@ -107,12 +107,12 @@ def show_words(console: Console, scores: SetScores, examples: int) -> None:
 
 
 def show_demo(console: Console, scores: SetScores, sizes: Mapping[str, int], spoken: Mapping[str, str]) -> None:
-    """One table, a row a model; then three transcripts side by side.
+    """One table with one row per model, then three transcripts side by side.
 
     Args:
-        scores: of the demonstration's test set.
+        scores: of the demo's test set.
         sizes: bytes of each model's Linear weights.
-        spoken: utterance id to what was said.
+        spoken: utterance id to reference transcript.
     """
     title = f"{scores.utterances} utterances, {scores.words} words, {scores.rare_words} of them rare"
     words, rare = _named("wer", "rare_wer"), _named("delta_nll_rare", "kl_rare")
@@ -124,7 +124,7 @@ def show_demo(console: Console, scores: SetScores, sizes: Mapping[str, int], spo
         rows.add_row(escape(name), megabytes(sizes[name]), *cells, changed)
     console.print(rows)
     forced = [name for name in scores.models if name != full]
-    rows = table("", *(figure.title for figure in rare), title="against full precision, nats a rare position")
+    rows = table("", *(figure.title for figure in rare), title="against full precision, nats per rare position")
     for name in forced:
         rows.add_row(escape(name), *(_cell(figure, scores.models[name].figures.get(figure.name)) for figure in rare))
     console.print(rows)
@@ -134,7 +134,7 @@ def show_demo(console: Console, scores: SetScores, sizes: Mapping[str, int], spo
         if base == full or base.split()[-1] == other.split()[-1]  # damage; methods of one width
     }
     show_differences(console, "paired differences", shown, words)
-    show_differences(console, "paired differences, nats a rare position", shown, rare)
+    show_differences(console, "paired differences, nats per rare position", shown, rare)
     for word in _examples(scores):
         console.print(f"\n[bold]{escape(word.word)}[/]  [dim]{escape(word.id)}[/]", highlight=False)
         console.print(f"  {'said':14} {escape(spoken[word.id])}", highlight=False)

@@ -1,4 +1,4 @@
-"""Tables of what was quantized, drawn, planned and checked. No logic of its own."""
+"""Tables of reports, pools, plans and checks; presentation only."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tarq.walk.estimate import Plan
     from tarq.walk.plan import PlannedLayer
 
-#: From this width on there is room for what matters less.
+#: From this width on, less important columns are shown.
 WIDE = 110
 
 
@@ -31,7 +31,7 @@ def gigabytes(count: float) -> str:
 
 
 def table(first: str, *headings: str, title: str = "") -> Table:
-    """Figures on the right, what they are of on the left; narrow enough for a terminal of 80 columns."""
+    """Labels on the left, figures on the right; narrow enough for a terminal of 80 columns."""
     made = Table(title=title, title_justify="left", header_style="bold", box=SIMPLE_HEAD)
     made.padding = (0, 1, 0, 0)
     made.add_column(first, overflow="fold")
@@ -45,7 +45,7 @@ def note(console: Console, text: str) -> None:
 
 
 def show_layers(console: Console, report: Report) -> None:
-    """A row a layer, a table a stage; what its layers' names share is said once."""
+    """One table per stage, one row per layer; the names' common prefix is shown once."""
     notes = list(dict.fromkeys(text for layer in report.layers for text in _notes(layer)))
     more = console.width >= WIDE
     for stage in dict.fromkeys(layer.stage for layer in report.layers):
@@ -87,7 +87,7 @@ def _scientific(value: float | None) -> str:
 
 
 def shared_prefix(names: Sequence[str]) -> str:
-    """What all dotted names begin with, up to and with a dot."""
+    """The common prefix of dotted names, up to and including a dot."""
     parts = [name.split(".")[:-1] for name in names]
     shared = []
     for column in zip(*parts, strict=False):
@@ -98,7 +98,7 @@ def shared_prefix(names: Sequence[str]) -> str:
 
 
 def show_report(console: Console, report: Report, layers: bool) -> None:
-    """A quantization report: totals, after one row a layer if asked."""
+    """A quantization report: one row per layer if asked, then totals."""
     if layers:
         show_layers(console, report)
     quantized = [r for r in report.layers if not r.skipped]
@@ -140,7 +140,7 @@ def _show_calibration(console: Console, c: Mapping[str, Any]) -> None:
 
 
 def _alike(reasons: Iterable[tuple[str, str]]) -> list[tuple[list[str], str]]:
-    """Names of the same reason together."""
+    """Names grouped by reason."""
     alike: dict[str, list[str]] = {}
     for name, reason in reasons:
         alike.setdefault(reason, []).append(name)
@@ -185,8 +185,8 @@ def show_plan(console: Console, plan: Plan) -> None:
     speech = f" on {e.utterances} utterances of {e.utterance_seconds:g} s" if e.utterances else ""
     there = "" if plan.ram_there is None else f" (this machine has {gigabytes(plan.ram_there)})"
     console.print(
-        f"takes about {_minutes(e.seconds)}{speech} and {gigabytes(e.ram_bytes)} of RAM{there}; reckoned from the "
-        "shapes and the speed of one matrix product now, the time to within a factor of two"
+        f"takes about {_minutes(e.seconds)}{speech} and {gigabytes(e.ram_bytes)} of RAM{there}; estimated from the "
+        "shapes and the measured speed of one matrix product, the time to within a factor of two"
     )
     for problem in plan.problems:
         console.print(f"[red]does not fit[/] {escape(problem)}", highlight=False)
@@ -197,7 +197,7 @@ def _minutes(seconds: float) -> str:
 
 
 def grouped(notes: Sequence[str]) -> list[str]:
-    """Notes, with what is said of more than three utterances (``id: what``) said once."""
+    """Notes; one that applies to more than three utterances (``id: what``) is shown once."""
     said: dict[str, list[str]] = {}
     for text in notes:
         name, colon, what = text.partition(": ")
@@ -212,14 +212,14 @@ def grouped(notes: Sequence[str]) -> list[str]:
 
 
 def frequencies_text(described: Mapping[str, Any]) -> str:
-    """Which word frequencies were used, in a few words."""
+    """A short description of the word frequencies used."""
     if "wordfreq" in described:
         return f"wordfreq {described['wordfreq']}"
     return f"{described['file']} (sha256 {described['sha256'][:12]}…)"
 
 
 def show_pool(console: Console, drawn: DrawnPool) -> None:
-    """A calibration pool: a row a source, and one for all."""
+    """A calibration pool: one row per source, and one for all."""
     pool = drawn.pool
     rows = table(
         "source",
@@ -254,12 +254,12 @@ def show_pool(console: Console, drawn: DrawnPool) -> None:
         note(console, text)
 
 
-#: How the doctor shows a finding.
+#: How ``tarq doctor`` shows a finding.
 MARKS = {"ok": "[green]ok[/]", "slow": "[yellow]slow[/]", "absent": "[yellow]–[/]", "missing": "[red]missing[/]"}
 
 
 def show_checks(console: Console, checks: Sequence[Any]) -> None:
-    """The doctor's findings: what, how it is, and what to do."""
+    """The findings of ``tarq doctor``: what was checked, its state and what to do."""
     rows = Table(header_style="bold", box=SIMPLE_HEAD, pad_edge=False)
     rows.add_column("check", no_wrap=True)
     rows.add_column("", no_wrap=True)

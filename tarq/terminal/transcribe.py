@@ -31,7 +31,7 @@ def transcribe(
         list[str],
         typer.Argument(
             metavar="AUDIO",
-            help="Audio files of any length, rate and format; folders of such, with all below; - for standard input.",
+            help="Audio files of any length, rate and format; folders, searched recursively; - for standard input.",
         ),
     ],
     *,
@@ -41,7 +41,7 @@ def transcribe(
     int8: Int8 = False,
     json_file: JsonFile = None,
 ) -> None:
-    """Transcribe audio, each file as it is done. One that cannot be read is told, with exit code 1 at the end."""
+    """Transcribe audio and print each transcript when it is done. Unreadable files are reported; exit code 1 then."""
     config = TarqConfig(**chosen)
     results: list[dict[str, str]] = []
     with ScreenReporter(progress_console) as reporter:
@@ -61,7 +61,7 @@ def transcribe(
                 say_error("DataError", str(text))
                 continue
             results.append({"audio": name, "text": text})
-            if json_file is None:  # otherwise the file comes first, whatever becomes of the terminal
+            if json_file is None:  # otherwise the file is written first, in case printing fails
                 say(f"{name}\t{text}" if len(files) > 1 else text)
         if json_file:
             write_json(json_file, results)
@@ -77,7 +77,7 @@ def transcribe(
 
 
 def _files(given: list[str]) -> Iterator[tuple[str, Audio]]:
-    """Name and place of each audio file: files as they are, those of folders in order, standard input.
+    """Name and location of each audio file: files as given, files in folders in sorted order, standard input.
 
     Raises:
         DataError: a folder holds no audio.
@@ -92,9 +92,7 @@ def _files(given: list[str]) -> Iterator[tuple[str, Audio]]:
         elif path.is_dir():
             found = sorted(p for p in path.rglob("*") if p.suffix.lower() in suffixes and p.is_file())
             if not found:
-                raise DataError(
-                    f"{path}: no audio in this folder; it is found by its names' ends: {' '.join(suffixes)}"
-                )
+                raise DataError(f"{path}: no audio in this folder; audio is found by its suffix: {' '.join(suffixes)}")
             yield from ((str(file), file) for file in found)
         else:
             yield name, path

@@ -1,6 +1,6 @@
 """The testbed that comes with the package: a small recognizer and its synthetic speech.
 
-``benchmarks/testbed/`` holds the recipe that made it, and its card.
+``benchmarks/testbed/`` has the recipe that made it, and its description.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def calibration_pool() -> list[Utterance]:
 
 
 def test_set() -> list[Utterance]:
-    """The test set; ``extra["voices"]`` says whether training has heard the voice: "seen" or "unseen".
+    """The test set; ``extra["voices"]`` says whether the voice was in the training data: "seen" or "unseen".
 
     Raises:
         DataError: a packaged file is missing or damaged.
@@ -52,7 +52,7 @@ def root() -> Path:
 
 @cache
 def _verified(folder: Path, part: str) -> Path:
-    """A part's folder, once each of its files has the content it was packaged with."""
+    """A part's folder, after a check that its files are those packaged."""
     mend = "reinstall the package, or rebuild the testbed from a checkout: make testbed"
     if not (folder / CHECKSUMS).is_file():
         raise DataError(f"{folder / CHECKSUMS} is missing: the testbed was not installed; {mend}")

@@ -1,1 +1,1 @@
-"""The walk: stage by stage, block by block, group by group, through a model that becomes quantized."""
+"""The walk: stage by stage, block by block, group by group, through the model as it is being quantized."""

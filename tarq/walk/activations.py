@@ -1,9 +1,9 @@
-"""The activations of the block at hand, on both paths: what is held between its runs, and what is computed again.
+"""The activations of the current block, on both paths: what is cached between its runs, and what is recomputed.
 
-A block is run once as it was, before anything in it changes, and then up to each group of Linears as it becomes. What
-its Linears read in full precision, and what its finished children returned, is held as far as it fits into a budget.
-Where not all of its inputs fit, the block's own Linears are put back for a moment and it runs again up to the group;
-what a finished child returned is computed again. The result is the same to the bit.
+A block is run once in full precision, before anything in it changes, and then, partly quantized, up to each group of
+Linears. The full-precision inputs of its Linears and the outputs of its finished children are cached as far as a budget
+allows. If not all inputs fit, the block's original Linears are put back temporarily and it runs again up to the group;
+uncached outputs of finished children are recomputed. The result is the same to the bit.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ from tarq.walk.inputs import Group, StageInputs, capture_inputs, input_of, linea
 
 @dataclass
 class MemoryBudget:
-    """Memory for activations that are held between a block's runs.
+    """Memory for activations that are cached between a block's runs.
 
     Attributes:
-        free: bytes.
+        free: bytes left.
     """
 
     free: float
 
     def take(self, size: int) -> bool:
-        """Whether so many bytes were still free; now they are not."""
+        """Reserve so many bytes; False if they are not free."""
         fits = size <= self.free
         self.free -= size if fits else 0
         return fits
@@ -45,11 +45,11 @@ class PathPair:
     Attributes:
         index: of the batch within the calibration set, of which other processes may hold other batches.
         utterances_before: how many utterances of the set come before it.
-        batch: what is said.
-        full: on the full-precision path, which is walked only where a residual compares with it.
-        quantized: on the path that is quantized as far as the walk has come.
-        cached_inputs: first Linear of each group of the block at hand to what it reads in full precision.
-        cached_outputs: finished child of the block at hand to what it returned on the quantized path, and where.
+        batch: inputs and targets.
+        full: its state on the full-precision path, which is walked only if a residual compares with it.
+        quantized: its state on the path that is quantized so far.
+        cached_inputs: first Linear of each group of the current block to its full-precision input.
+        cached_outputs: finished child of the current block to its output on the quantized path, and its device.
     """
 
     index: int
@@ -62,15 +62,15 @@ class PathPair:
 
 
 class BlockActivations:
-    """What the Linears of one block read, batch by batch, while they are quantized one group after another.
+    """The inputs of one block's Linears, batch by batch, while they are quantized group by group.
 
     Args:
-        block: on ``device``, its Linears as they were.
+        block: on ``device``, with its original Linears.
         index: of the block within its stage.
-        pairs: the calibration batches, in front of the block.
-        names: the first Linear of each group whose input the block makes itself, in calling order.
-        budget: for what is held.
-        device: where the block runs; what is held stays with the hidden states.
+        pairs: the calibration batches, at the block's input.
+        names: the first Linear of each group whose input the block computes itself, in calling order.
+        budget: for what is cached.
+        device: where the block runs; caches stay with the hidden states.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class BlockActivations:
         device: torch.device,
     ) -> None:
         self.block, self.index, self.pairs, self.budget, self.device = block, index, pairs, budget, device
-        self.originals: dict[str, nn.Module] = {}  # the block's own Linears, where it runs again as it was
+        self.originals: dict[str, nn.Module] = {}  # the original Linears, if the full-precision block must run again
         full = [pair.full for pair in pairs if pair.full is not None]
         held = self._fitting(names, full)
         self.recomputes = bool(full) and len(held) < len(names)
@@ -98,7 +98,7 @@ class BlockActivations:
         return [n for n in names if self.budget.take(sum(count * width[n] * size for count, size in rows))]
 
     def _run_full(self, pair: PathPair, names: Sequence[str], advance: bool) -> None:
-        """Run the block as it was on the full-precision path and hold what these Linears read."""
+        """Run the original block on the full-precision path and cache the inputs of these Linears."""
         if pair.full is None:
             return
         home = pair.full.hidden.device
@@ -112,12 +112,12 @@ class BlockActivations:
             pair.full.hidden = hidden.to(home)
 
     def read(self, pair: PathPair, group: Group, waiting: Iterable[str]) -> tuple[Tensor, Tensor | None]:
-        """What a group reads on a batch, partly quantized and in full precision (None where that is not walked).
+        """A group's input on a batch, partly quantized and in full precision (None if that path is not walked).
 
         Args:
             pair: the batch.
             group: whose input.
-            waiting: Linears that are still to be quantized, this group's among them.
+            waiting: Linears still to be quantized, including this group's.
         """
         finished = finished_children(self.block, waiting)
         home = pair.quantized.hidden.device
@@ -135,13 +135,13 @@ class BlockActivations:
             return input_of(self.block, group, pair.full.block(self.index).on(self.device))
 
     def replace(self, name: str, module: nn.Module) -> None:
-        """Put a quantized layer in a Linear's place for good."""
+        """Replace a Linear by its quantized layer for good."""
         if self.recomputes:
             self.originals[name] = self.block.get_submodule(name)
         self.block.set_submodule(name, module)
 
     def advance(self) -> None:
-        """Take both paths through the finished block and give up what is held of it."""
+        """Take both paths through the finished block and drop its caches."""
         finished = finished_children(self.block, [])
         for pair in self.pairs:
             path, home = pair.quantized, pair.quantized.hidden.device
@@ -157,7 +157,7 @@ class BlockActivations:
 
 
 def finished_children(block: nn.Module, waiting: Iterable[str]) -> list[str]:
-    """Children of a block that hold quantized layers, and none of the Linears that wait to be quantized."""
+    """Children of a block that contain quantized layers and no Linear still to be quantized."""
     parts = {name.partition(".")[0] for name in waiting}
     return [
         name
@@ -174,14 +174,14 @@ def caching_outputs(
     budget: MemoryBudget,
     home: torch.device,
 ) -> Iterator[None]:
-    """While open, these children of a block do not compute what they computed before on the same batch.
+    """While open, these children of a block return their cached outputs of the same batch.
 
     Args:
-        block: its children are called at most once a pass.
-        names: children that compute the same again, since nothing in them or before them changes any more.
-        cached: child to what it returned, and the device that was on; added to as the budget allows.
-        budget: for what is held.
-        home: where it is held; it returns to the device it came from.
+        block: its children are called at most once per pass.
+        names: children whose output is final, since nothing in them or before them changes any more.
+        cached: child to its output and the device that was on; filled as the budget allows.
+        budget: for what is cached.
+        home: where it is cached; it returns to the device it came from.
     """
 
     def once(name: str) -> Callable[[Callable], Callable]:
@@ -208,7 +208,7 @@ def caching_outputs(
 
 @contextmanager
 def replace_modules(block: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[None]:
-    """While open, other modules are in a block's places."""
+    """While open, other modules replace a block's own."""
     now = {name: block.get_submodule(name) for name in modules}
     for name, module in modules.items():
         block.set_submodule(name, module)

@@ -1,4 +1,4 @@
-"""A dry run: what quantizing a model will do and take, from its shapes alone. No audio and no weights are read."""
+"""A dry run: what quantizing a model will do and cost, from its shapes alone. No audio and no weights are read."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ from tarq.errors import ModelError
 from tarq.models.base import Recognizer
 from tarq.walk.plan import PlannedLayer, plan
 
-#: Seconds of a typical calibration utterance (LibriSpeech's mean), and tokens a second of it has.
+#: Seconds of a typical calibration utterance (LibriSpeech's mean), and its tokens per second.
 UTTERANCE, TOKENS_A_SECOND = 12.0, 3.5
 #: Bytes of a process that has imported torch and transformers, before any model: measured, torch 2.13 on Linux.
 PROCESS = 0.55e9
 #: How much longer a run takes than its multiplications at the speed of one large matrix product: Whisper tiny.en, 8
-#: utterances, on two cores that others kept busy, took 3.3 (GPTQ) and 8.5 times as long (TARQ); the geometric mean.
+#: utterances, took 3.3 (GPTQ) and 8.5 times as long (TARQ) on two busy cores; this is the geometric mean.
 OVERHEAD = 5.0
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run takes, reckoned: a rough guide, the time to within a factor of two.
+    """The estimated cost of a run; time is accurate to about a factor of two.
 
     Attributes:
         seconds: of the walk: the multiplications of the forward passes, moments, factors and sweeps, at the speed that
             one large matrix product reaches on the device now, times :data:`OVERHEAD`. Reading audio and saving
-            come on top.
-        ram_bytes: at the peak: :data:`PROCESS`, the weights in the dtype computed in, hidden states of the
+            are not included.
+        ram_bytes: at the peak: :data:`PROCESS`, the weights in the computation dtype, hidden states of the
             calibration set, activations held within a block, moments and factors of the widest layer.
-        utterances: calibrated on.
-        utterance_seconds: the length each is taken to have.
+        utterances: number of calibration utterances.
+        utterance_seconds: their assumed length.
     """
 
     seconds: float
@@ -46,15 +46,15 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Plan:
-    """What :func:`tarq.plan` found.
+    """The result of :func:`tarq.plan`.
 
     Attributes:
-        model: where it is.
+        model: folder or hub id.
         layers: every matrix, packed or left, in order.
-        problems: what would stop the run or spoil its result; empty where all fits.
-        parts: what tokenizer and feature extractor make beside what the model reads.
+        problems: what would stop the run or spoil its result; empty if there is nothing.
+        parts: sizes that the tokenizer and feature extractor produce, and those that the model expects.
         estimate: time and memory.
-        config: of the run.
+        config: the run's configuration.
     """
 
     model: str
@@ -66,12 +66,12 @@ class Plan:
 
     @property
     def bytes_before(self) -> int:
-        """Of the blocks' Linear weights on disk, as the report counts them."""
+        """Bytes of the blocks' Linear weights on disk, as the report counts them."""
         return sum(layer.bytes_before for layer in self.layers if layer.stage)
 
     @property
     def bytes_after(self) -> int:
-        """Of the same, packed where they will be."""
+        """Bytes of the same weights after quantization."""
         return sum(layer.bytes_after for layer in self.layers if layer.stage)
 
     @property
@@ -103,7 +103,7 @@ def make_plan(recognizer: Recognizer, config: TarqConfig, device: str | torch.de
 
 
 def _parts(recognizer: Recognizer) -> list[str]:
-    """What tokenizer and feature extractor make beside what the model reads; that it fits is seen when they meet."""
+    """Sizes that the tokenizer and feature extractor produce beside what the model expects; checked elsewhere."""
     found = []
     rows = getattr(recognizer.model.config.get_text_config(decoder=True), "vocab_size", None)
     if rows is not None:
@@ -129,12 +129,12 @@ def _estimate(
     arms = config.arms()
     paired, folds = 1 + arms.paired, arms.residual.folds
     multiplications = 0.0
-    held: dict[str, float] = {}  # what the Linears of one block read, by block
+    held: dict[str, float] = {}  # bytes of the inputs of a block's Linears, by block
     inputs: set[tuple[str, int]] = set()
     for layer in packed:
         out, width = layer.shape
         count = rows.get(layer.stage, rows["decoder"]) * config.samples
-        multiplications += (paired + 1) * count * out * width  # each path once, and the quantized one up to each group
+        multiplications += (paired + 1) * count * out * width  # each path once; the quantized one again per group
         parent = layer.name.rpartition(".")[0]
         if (parent, width) not in inputs:  # q, k and v share one set of moments
             inputs.add((parent, width))
@@ -154,10 +154,10 @@ def _estimate(
 
 
 def _rows(recognizer: Recognizer) -> dict[str, float]:
-    """Stage to the rows a typical utterance has there."""
+    """Stage to the number of rows of a typical utterance."""
     silence = np.zeros(int(min(UTTERANCE, recognizer.window) * recognizer.sampling_rate), np.float32)
     _, frames = recognizer.audio_inputs(silence)
-    # A model that takes windows of one length computes all of it.
+    # A model with a fixed window computes all of it.
     encoder = float(getattr(recognizer.model.config, "max_source_positions", None) or frames)
     tokens = TOKENS_A_SECOND * UTTERANCE
     names = [stage.name for stage in recognizer.stages()]
@@ -166,7 +166,7 @@ def _rows(recognizer: Recognizer) -> dict[str, float]:
 
 
 def _speed(device: str | torch.device, width: int = 1024) -> float:
-    """Multiplications a second of a large float32 matrix product, measured now for a tenth of a second."""
+    """Multiplications per second of a large float32 matrix product, measured for a tenth of a second."""
     a = torch.ones(width, width, device=device)
     a @ a
     began, count = time.perf_counter(), 0

@@ -1,6 +1,6 @@
-"""Gradients of the loss at the outputs of Linears, in the full-precision model: one backward pass a batch.
+"""Gradients of the loss at the outputs of Linears, in the full-precision model: one backward pass per batch.
 
-The loss is the teacher-forced cross-entropy of the true tokens, summed, each with the weight the metric gives it. No
+The loss is the sum of the true tokens' teacher-forced cross-entropies, each with its weight from the metric. No
 parameter gets a gradient: the graph begins at the first Linear's output.
 """
 
@@ -23,7 +23,7 @@ from tarq.models.types import Batch
 
 @dataclass
 class OutputGradients:
-    """What a backward pass over the calibration set says of each Linear's output.
+    """Gradients at each Linear's output from a backward pass over the calibration set.
 
     Attributes:
         norms: (layer, batch index) to [R] float32 squared norms, one a row; of this process's batches, on the CPU.
@@ -107,7 +107,9 @@ def _backward(
         def hook(module: nn.Module, args: tuple, output: Tensor) -> Tensor:
             calls = seen.setdefault(name, [])
             call = len(calls)
-            calls.append(torch.zeros(output.shape[:-1].numel(), device=output.device))  # it may reach no target
+            calls.append(
+                torch.zeros(output.shape[:-1].numel(), device=output.device)
+            )  # it may not contribute to any target
 
             def take(gradient: Tensor) -> None:
                 g = gradient.detach().flatten(0, -2).float()
@@ -115,7 +117,7 @@ def _backward(
                 if name in found.moments:
                     found.moments[name] += g.mT @ g
 
-            output = output + anchor  # so that there is a graph, whatever is in front
+            output = output + anchor  # so that there is a graph in any case
             output.register_hook(take)  # sees the gradient of this value, even if the model writes into it
             return output
 
@@ -135,7 +137,7 @@ def _backward(
 
 @contextmanager
 def _frozen(model: nn.Module) -> Iterator[None]:
-    """While open, no parameter asks for a gradient."""
+    """While open, no parameter requires a gradient."""
     asking = [p for p in model.parameters() if p.requires_grad]
     for parameter in asking:
         parameter.requires_grad_(False)
@@ -147,7 +149,7 @@ def _frozen(model: nn.Module) -> Iterator[None]:
 
 
 def rare_share(batches: Sequence[Batch]) -> float:
-    """Share of rare ones among the targets of a calibration set."""
+    """Share of rare targets in a calibration set."""
     every = sum(int((batch.targets != -100).sum()) for batch in batches)
     return sum(int(batch.rare_target.sum()) for batch in batches) / max(every, 1)
 

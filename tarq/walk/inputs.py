@@ -1,7 +1,8 @@
-"""What each block of a stage is called with, and what the Linears in a block read.
+"""The arguments of each block of a stage, and the inputs of the Linears in a block.
 
-Both are found out by watching the model run, so nothing here knows a family. Blocks of one stage may differ in their
-masks and position embeddings (``layer_types``: sliding and full attention), so every block's own arguments are kept.
+Both are found by watching the model run, so nothing here depends on a model family. Blocks of one stage may differ in
+their masks and position embeddings (``layer_types``: sliding and full attention), so every block's own arguments are
+kept.
 """
 
 from __future__ import annotations
@@ -19,12 +20,12 @@ from tarq.models.types import Batch, Stage
 
 
 class _Stop(Exception):
-    """Ends a forward pass once what was wanted from it is there."""
+    """Ends a forward pass once the wanted values are captured."""
 
 
 @dataclass(frozen=True)
 class BlockInputs:
-    """What a block is called with on one batch.
+    """The arguments of a block on one batch.
 
     Attributes:
         hidden: [B, T, n] the hidden states, its first positional argument.
@@ -37,11 +38,11 @@ class BlockInputs:
     kwargs: dict[str, Any] | None = None
 
     def on(self, device: torch.device) -> BlockInputs:
-        """The same on a device; nothing is copied where it is there already."""
+        """The same on a device; nothing is copied if it is there already."""
         return BlockInputs(self.hidden.to(device), moved(self.args, device), moved(self.kwargs, device))
 
     def run(self, block: nn.Module) -> Tensor:
-        """The hidden states that the block makes of them."""
+        """The block's output hidden states."""
         return hidden_of(block(self.hidden, *self.args, **(self.kwargs or {})))
 
     def tensors(self) -> dict[str, Tensor]:
@@ -55,20 +56,20 @@ class StageInputs:
     """One batch on one path (full precision, or partly quantized), on its way through the blocks of a stage.
 
     Attributes:
-        hidden: [B, T, n] the hidden states in front of the block at hand.
-        calls: what each block is called with beside them: positional and keyword arguments. What the model hands
-            to several blocks is one tensor here too.
+        hidden: [B, T, n] the hidden states at the current block's input.
+        calls: the other arguments of each block, positional and keyword. A tensor that the model passes to several
+            blocks is a single tensor here too.
     """
 
     hidden: Tensor
     calls: list[tuple[tuple[Any, ...], dict[str, Any]]]
 
     def block(self, index: int) -> BlockInputs:
-        """What the block of this index is called with."""
+        """The arguments of the block of this index."""
         return BlockInputs(self.hidden, *self.calls[index])
 
     def first_reader(self, index: int, place: str) -> tuple[int, str]:
-        """The first block that is handed the tensor at this place of a block's call, and its place there."""
+        """The first block that receives the tensor at this place of a block's call, and its place there."""
         tensor = self.block(index).tensors()[place]
         readers = (
             (i, name) for i in range(index + 1) for name, other in self.block(i).tensors().items() if other is tensor
@@ -77,14 +78,14 @@ class StageInputs:
 
 
 class InputCapture:
-    """Finds out what a stage's blocks are called with, batch by batch, by running the model up to its last block.
+    """Captures the arguments of a stage's blocks, batch by batch, by running the model up to its last block.
 
-    On the first batch the blocks really run, which shows how they return their hidden states and whether these pass
-    from one to the next unchanged. On the others they hand their input on: nothing is computed in them.
+    On the first batch the blocks actually run, which shows how they return their hidden states and whether these pass
+    from one to the next unchanged. On the others they return their input without computing anything.
 
     Args:
-        stage: whose blocks.
-        device: where a block goes, one at a time, to be run.
+        stage: the stage.
+        device: where blocks are moved to, one at a time, to be run.
     """
 
     def __init__(self, stage: Stage, device: torch.device) -> None:
@@ -96,11 +97,11 @@ class InputCapture:
 
         Args:
             batch: see :attr:`Stage.start`.
-            previous: what the stage before handed over, on this path.
+            previous: the output of the stage before, on this path.
 
         Raises:
             ModelError: the model does not call every block once and in order, changes the hidden states between two
-                blocks, or hands a block more of another's output than these.
+                blocks, or passes a block more of another's output than these.
         """
         run = _Capture(self.stage, self.device, self._lengths)
         with ExitStack() as stack, suppress(_Stop):
@@ -126,7 +127,7 @@ class _Capture:
         self.first: Tensor | None = None
         self.last: Tensor | None = None
         self.calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
-        self.others: list[Any] = []  # what blocks returned beside hidden states; kept, so that an id is never reused
+        self.others: list[Any] = []  # further outputs of blocks; kept, so that an id is never reused
 
     def forward_of(self, index: int) -> Callable[[Callable], Callable]:
         name, block = self.stage.blocks[index]
@@ -161,7 +162,7 @@ class _Capture:
         return replacement
 
     def _check(self, index: int, hidden: Tensor, args: tuple, kwargs: dict[str, Any]) -> None:
-        """See that the walk, which takes hidden states from one block to the next, does what the model does."""
+        """Check that passing hidden states from block to block, as the walk does, is what the model does."""
         name = self.stage.blocks[index][0]
         last = self.last
         if last is not None and hidden is not last and not _same(hidden, last):
@@ -176,7 +177,7 @@ def _same(a: Tensor, b: Tensor) -> bool:
 
 
 def hidden_of(output: Any) -> Tensor:
-    """The hidden states in what a block returned: all of it, or its first element."""
+    """The hidden states in a block's output: all of it, or its first element."""
     return output[0] if isinstance(output, tuple) else output
 
 
@@ -186,8 +187,8 @@ class Group:
 
     Attributes:
         names: within the block, in calling order.
-        place: of that tensor in the block's call; None for one the block makes itself.
-        first_reader: index of the first block of the stage that is handed this tensor, and its place there.
+        place: of that tensor in the block's call; None for one the block computes itself.
+        first_reader: index of the first block of the stage that receives this tensor, and its place there.
     """
 
     names: tuple[str, ...]
@@ -224,7 +225,7 @@ def groups_of(block: nn.Module, inputs: BlockInputs) -> list[Group]:
 
 
 def input_of(block: nn.Module, group: Group, inputs: BlockInputs) -> Tensor:
-    """What the Linears of a group read: a further argument of the block, or caught on the way and stopped there."""
+    """The input of a group's Linears: an argument of the block, or captured in a pass that stops there."""
     if group.place:
         return inputs.tensors()[group.place]
     caught: list[Tensor] = []
@@ -258,23 +259,23 @@ def capture_inputs(block: nn.Module, names: Sequence[str], see: Callable[[str, T
 
 @contextmanager
 def replaced_forward(module: nn.Module, replacement: Callable[[Callable], Callable]) -> Iterator[None]:
-    """While open, a module runs what ``replacement`` makes of its ``forward``.
+    """While open, a module runs ``replacement`` of its ``forward``.
 
-    Not another module in its place: who holds it may ask it for more than to be called.
+    The module itself is not replaced: its holder may use more of it than the call.
     """
     own = vars(module).get("forward")
     module.forward = replacement(module.forward)
     try:
         yield
     finally:
-        del module.forward  # the class's own shows again
+        del module.forward  # uncovers the class's own
         if own is not None:
             module.forward = own
 
 
 @contextmanager
 def offloaded(block: nn.Module, device: torch.device) -> Iterator[None]:
-    """While open, a block is on a device; then it returns to where it was."""
+    """While open, a block is on a device; afterwards it returns to its own."""
     home = next(block.parameters()).device
     if home == device:
         yield

@@ -1,4 +1,4 @@
-"""What a run will do to each Linear, from shapes and weights alone: known before any audio is read."""
+"""What a run will do to each Linear, planned from shapes and weights before any audio is read."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tarq.linear import QuantLinear
 from tarq.models.base import Recognizer
 from tarq.models.types import Stage
 
-#: Group sizes tried, largest first, for a layer the configured one does not divide.
+#: Group sizes to try, largest first, if the configured one does not divide a layer.
 FALLBACK_GROUPS = (64, 32, 16, 8)
 
 
@@ -26,12 +26,12 @@ class PlannedLayer:
         name: qualified name in the model.
         stage: encoder, projector, decoder; empty outside the blocks.
         shape: of its weight, (out, in) features for a Linear.
-        group_size: inputs that will share a scale; None where it stays in full precision.
-        reason: why it stays, or empty.
+        group_size: inputs that will share a scale; None if it stays in full precision.
+        reason: why it stays in full precision, or empty.
         note: what is degraded (another group size than the configured one), or empty.
-        fits: False where the walk would have to stop at it.
+        fits: False if the walk would have to stop at it.
         bytes_before: of its weight, in the dtype the checkpoint is stored in.
-        bytes_after: of codes, scales and zero points; ``bytes_before`` where it stays.
+        bytes_after: of codes, scales and zero points; ``bytes_before`` if it stays.
     """
 
     name: str
@@ -48,14 +48,14 @@ class PlannedLayer:
 def plan(recognizer: Recognizer, config: Lattice) -> list[PlannedLayer]:
     """What a run will do to every matrix of the model. Reads no audio and no weights.
 
-    A layer that the model never calls on the calibration speech stays as well, which only the walk finds out.
+    A layer that the model never calls on the calibration speech stays as well; only the walk can find that out.
 
     Args:
         recognizer: of a full-precision model.
         config: of the run.
 
     Returns:
-        The blocks' Linears in the model's order, then what lies outside the blocks.
+        The blocks' Linears in the model's order, then the matrices outside the blocks.
 
     Raises:
         ModelError: a name to ignore matches no layer.
@@ -88,20 +88,21 @@ def plan(recognizer: Recognizer, config: Lattice) -> list[PlannedLayer]:
 
 
 def check_fits(layers: Sequence[PlannedLayer]) -> None:
-    """See that the walk will not have to stop at a layer.
+    """Check that the walk will not have to stop at a layer.
 
     Raises:
-        CalibrationError: it will; names the layers and the mend.
+        CalibrationError: it will; names the layers and the fix.
     """
     stuck = [f"{layer.name} ({layer.reason})" for layer in layers if not layer.fits]
     if stuck:
         raise CalibrationError(
-            f"{', '.join(stuck)}: set group_size to a divisor of their inputs, or leave them alone with ignore"
+            f"{', '.join(stuck)}: set group_size to a divisor of their inputs, "
+            "or keep them in full precision with ignore"
         )
 
 
 def check_weights(recognizer: Recognizer, config: Lattice) -> None:
-    """See that the weights that will be quantized are numbers.
+    """Check that the weights to be quantized are finite.
 
     Raises:
         CalibrationError: some are NaN or infinite; names the layers.
@@ -117,8 +118,8 @@ def check_weights(recognizer: Recognizer, config: Lattice) -> None:
     bad = [name for name in holders if name in to_quantize]
     if bad:
         raise CalibrationError(
-            f"{', '.join(bad)}: its weights hold NaN or infinite values; load another copy of the checkpoint, in the "
-            "dtype it was stored in, or leave the layer alone with ignore"
+            f"{', '.join(bad)}: its weights contain NaN or infinite values; load another copy of the checkpoint, in "
+            "the dtype it was stored in, or keep the layer in full precision with ignore"
         )
 
 
@@ -138,7 +139,7 @@ def choose_group_size(in_features: int, group_size: int) -> tuple[int, str]:
 
 
 def packed_bytes(linear: nn.Linear, config: Lattice, group_size: int) -> int:
-    """What a Linear's weight will take in the checkpoint."""
+    """Bytes of a Linear's weight in the checkpoint."""
     scheme, scale_dtype = config.scheme(group_size), getattr(torch, config.scale_dtype)
     shape = linear.in_features, linear.out_features
     return QuantLinear(*shape, scheme, bias=False, scale_dtype=scale_dtype, device="meta").packed_bytes()
@@ -150,12 +151,12 @@ def linears_of(block_name: str, block: nn.Module) -> list[tuple[str, nn.Linear]]
 
 
 def ignored(name: str, patterns: Sequence[str]) -> bool:
-    """Whether a pattern names the layer or something it lies in."""
+    """Whether a pattern names the layer or a module that contains it."""
     return any(name == pattern or name.startswith(f"{pattern}.") for pattern in patterns)
 
 
 def check_ignored(stages: Sequence[Stage], patterns: Sequence[str]) -> None:
-    """See that every pattern matches: one that does not is a misspelling, and what it meant would be quantized.
+    """Check that every pattern matches: a misspelt one would let its layer be quantized.
 
     Raises:
         ModelError: one matches no layer.

@@ -1,4 +1,4 @@
-"""The rows of a batch's hidden states: on which side each goes, with what weight, and into which fold."""
+"""The rows of a batch's hidden states: the side, weight and fold of each."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ class Rows:
     """The rows of one batch's hidden states, batch dimension and all flattened.
 
     Attributes:
-        tail: [R] bool, the side each goes to.
+        tail: [R] bool, True on the tail side.
         weight: [R] float.
-        utterance: [R] which utterance of the batch each belongs to.
-        fold: [R] which part of the calibration set.
+        utterance: [R] int, which utterance of the batch each belongs to.
+        fold: [R] int, which part of the calibration set.
     """
 
     tail: Tensor
@@ -30,13 +30,13 @@ class Rows:
 
 
 class RowCache:
-    """Rows of each batch and kind of positions, made once: they are the same for every layer that reads such rows.
+    """Rows of each batch and kind of positions, computed once and shared by all layers that read such rows.
 
     Args:
-        metric: gives side and weight.
+        metric: assigns side and weight.
         padding_weight: of rows beyond the end of the audio.
-        folds: how many parts the calibration set is split into; utterances take turns.
-        device: where rows are wanted.
+        folds: how many parts the calibration set is split into, utterance by utterance in turn.
+        device: of the rows.
     """
 
     def __init__(self, metric: Metric, padding_weight: float, folds: int, device: torch.device) -> None:

@@ -1,10 +1,10 @@
 """The walk: stage → block → group of Linears that share an input: moments → solve → swap.
 
-Blocks are quantized in true order, so what a Linear reads comes from the network with everything before it quantized,
-paired with what it would have read in full precision. At any time the walk holds the hidden states of the calibration
-set on both paths, the moments of one input (and those of the encoder's output, which every decoder block reads), and
-what :mod:`tarq.walk.activations` holds of one block. Blocks may be offloaded to another device one at a time, with what
-passes through them; all else stays where it is.
+Blocks are quantized in execution order, so a Linear's input comes from the network with everything before it quantized,
+paired with its input in full precision. At any time the walk holds the hidden states of the calibration set on both
+paths, the moments of one input (and those of the encoder's output, which every decoder block reads), and the caches of
+:mod:`tarq.walk.activations` for one block. Blocks and their activations may be moved to another device one at a time;
+all else stays where it is.
 """
 
 from __future__ import annotations
@@ -41,18 +41,18 @@ from tarq.walk.inputs import Group, InputCapture, groups_of, linear_of, offloade
 from tarq.walk.plan import PlannedLayer, check_fits, linears_of, plan
 from tarq.walk.rows import RowCache
 
-#: Makes the codes of the Linears of a group of their moments; none for those that stay.
+#: Computes the codes of a group's Linears from their moments; no entry for those that stay in full precision.
 Solve = Callable[[Sequence[Layer], Sequence[Moments], PlannedLayer], Mapping[str, Solution]]
 
 
 @dataclass(frozen=True)
 class WalkedBlock:
-    """A block behind which the walk stands, until it goes on.
+    """A block that the walk has just finished; valid until the walk continues.
 
     Attributes:
         stage: its stage.
         name: in the model.
-        pairs: this process's batches on both paths, behind the block.
+        pairs: this process's batches on both paths, at the block's output.
     """
 
     stage: str
@@ -74,17 +74,17 @@ def quantize_model(
         recognizer: the model and how to feed it.
         batches: calibration batches; unused (may be empty) when the arms read no audio.
         config: what to do; ``scale_dtype`` must be resolved.
-        reporter: hears of each finished layer.
-        arms: take the place of those the configuration names.
-        device: where blocks go one at a time to be quantized; where the model is when not given.
+        reporter: receives each finished layer.
+        arms: used instead of those the configuration names.
+        device: where blocks are moved to, one at a time, to be quantized; the model's by default.
 
     Returns:
-        One record per Linear, in order of quantization; layers left alone are among them with a reason.
+        One record per Linear, in order of quantization; skipped layers are included with the reason.
 
     Raises:
         CalibrationError: activations are NaN or infinite, no group size divides a layer, or a metric cannot be
             factorised; names the layer.
-        ModelError: a name to ignore matches no layer, or the model does what the walk cannot follow.
+        ModelError: a name to ignore matches no layer, or the model does something that the walk cannot follow.
     """
     walk = Walk(recognizer, batches, config, reporter, arms, device)
     if walk.arms.input_scales != "none":
@@ -97,7 +97,7 @@ def quantize_model(
 def gather_moments(
     recognizer: Recognizer, batches: Sequence[Batch], config: TarqConfig, arms: Arms | None = None
 ) -> dict[str, list[Moments]]:
-    """The moments of every input of the full-precision model's Linears, which stays as it is.
+    """The moments of every input of the full-precision model's Linears; the model is not changed.
 
     Returns:
         Names of the Linears that share the input, joined by ``|``, to its moments, fold by fold.
@@ -117,7 +117,7 @@ class Walk:
     """One walk over a model; see :func:`quantize_model`.
 
     Args:
-        solve: takes the place of Algorithm 1.
+        solve: used instead of Algorithm 1.
 
     Attributes:
         records: of the Linears so far.
@@ -172,7 +172,7 @@ class Walk:
     def _walk_stage(
         self, stage: Stage, handed: list[tuple[Any, Any]]
     ) -> Generator[WalkedBlock, None, list[tuple[Any, Any]]]:
-        """Quantize a stage's blocks; returns what it hands to the next stage, per batch and path."""
+        """Quantize a stage's blocks; returns its output for the next stage, per batch and path."""
         capture = InputCapture(stage, self.device)
         pairs = [
             PathPair(
@@ -184,7 +184,7 @@ class Walk:
             )
             for (index, before, batch), (full, quantized) in zip(self.share, handed, strict=True)
         ]
-        shared: dict[tuple[int, str], list[Moments]] = {}  # of tensors that several blocks of the stage read
+        shared: dict[tuple[int, str], list[Moments]] = {}  # moments of tensors that several blocks of the stage read
         for index, (name, block) in enumerate(stage.blocks):
             with offloaded(block, self.device):
                 self._quantize_block(stage, index, pairs, shared)
@@ -228,7 +228,7 @@ class Walk:
         activations.advance()
 
     def _groups(self, block: nn.Module, index: int, pair: PathPair) -> list[Group]:
-        """The block's groups of Linears, with the first reader of what several blocks are handed."""
+        """The block's groups of Linears, with the first reader of tensors that several blocks receive."""
         groups = groups_of(block, pair.quantized.block(index).on(self.device))
         return [replace(g, first_reader=pair.quantized.first_reader(index, g.place)) if g.place else g for g in groups]
 
@@ -240,9 +240,9 @@ class Walk:
         layers: Sequence[Layer],
         waiting: Sequence[str],
     ) -> list[Moments]:
-        """One pass over the calibration set: the group's inputs on both paths into running moments, fold by fold.
+        """Accumulate the group's inputs on both paths into running moments, fold by fold, in one pass over the data.
 
-        Each position goes to one fold, so nothing more is computed where there are several.
+        Each position goes to one fold, so several folds cost no more.
         """
         parts = self.arms.moments(layers[0].weight.shape[1], self.device)
         label = "|".join(layer.name for layer in layers)
@@ -268,18 +268,18 @@ class Walk:
             )
         distributed.reduce(count for part in parts for count in part.counts.values())
         self._check_positions(label, parts)
-        # One Linear is solved by the first process alone; what other blocks read again is needed by all.
+        # A single Linear is solved by the first process alone; moments that other blocks read again are needed by all.
         alone = 0 if len(layers) == 1 and not group.place else None
         distributed.reduce((total for part in parts for total in part.sums()), to=alone)
         return parts
 
     def _check_positions(self, label: str, parts: Sequence[Moments]) -> None:
-        """See that every fold has seen something that counts."""
+        """Check that every fold has positions with weight."""
         empty = [sum(part.positions.values()) == 0 for part in parts]
         if all(empty):
             raise CalibrationError(
                 f"{label}: the metric {type(self.arms.metric).__name__} gives weight 0 to every position; give some a "
-                "positive one, or leave the layer alone with ignore"
+                "positive one, or keep the layer in full precision with ignore"
             )
         if any(empty):
             raise CalibrationError(
@@ -288,7 +288,7 @@ class Walk:
             )
 
     def _solve(self, layers: Sequence[Layer], parts: Sequence[Moments], planned: PlannedLayer) -> dict[str, Solution]:
-        """Algorithm 1, each process on its share of the Linears."""
+        """Algorithm 1; each process solves its share of the Linears."""
         assert planned.group_size is not None
         own = distributed.shard(layers)
         scheme, outputs = self.config.scheme(planned.group_size), None
@@ -303,14 +303,14 @@ class Walk:
         return dict(distributed.all_gather(list(solved.items()), self.device))
 
     def _rounded(self, layer: Layer, group_size: int) -> Solution:
-        """Round to nearest where the calibration speech says nothing of a layer: its input is always zero."""
+        """Round to nearest a layer whose input is zero on all calibration speech."""
         scheme = self.config.scheme(group_size)
         (quantized,) = RoundToNearest().quantize([layer.weight], None, scheme, self._scale_dtype)
         columns = Figures(dead_columns=layer.weight.shape[1])
         return Solution(quantized, columns, notes=["its input is zero on all calibration speech: rounded to nearest"])
 
     def _round_block(self, stage: Stage, block_name: str, block: nn.Module) -> None:
-        """Without audio: the weights of a block as they stand."""
+        """Without audio: quantize a block's weights as they are."""
         with offloaded(block, self.device):
             for name, linear in linears_of(block_name, block):
                 if name not in self.plan:
@@ -329,7 +329,7 @@ class Walk:
         return getattr(torch, self.config.scale_dtype)
 
     def _packed(self, name: str, linear: nn.Linear, solution: Solution) -> QuantLinear:
-        """The layer that takes a Linear's place."""
+        """The layer that replaces a Linear."""
         q = solution.quantized
         scheme = self.config.scheme(self.plan[name].group_size)
         with _naming(name):
@@ -384,17 +384,17 @@ class Walk:
 
 @contextmanager
 def _naming(layers: str) -> Iterator[None]:
-    """While open, what a solver cannot do is told with the layers it happened at and the mend."""
+    """While open, a solver's failure is raised with the layers concerned and the fix."""
     try:
         yield
     except (torch.linalg.LinAlgError, ValueError) as error:
         speech = isinstance(error, torch.linalg.LinAlgError)
         mend = "more calibration speech or a larger damp may help, " if speech else ""
-        raise CalibrationError(f"{layers}: {error}; {mend}or leave the layer alone with ignore") from error
+        raise CalibrationError(f"{layers}: {error}; {mend}or keep the layer in full precision with ignore") from error
 
 
 def _small_scales(solution: Solution) -> str:
-    """A note on groups whose scale would be smaller than what its dtype holds, and so is the smallest that it does."""
+    """A note on groups whose scale would underflow its dtype and was raised to the smallest one it holds."""
     scales, count = solution.quantized.scales, solution.quantized.coarse_groups
     dtype = str(scales.dtype).removeprefix("torch.")
     return f"{count} of {scales.numel()} scales are too small for {dtype}: set scale_dtype to bfloat16" if count else ""

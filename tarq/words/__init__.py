@@ -1,1 +1,1 @@
-"""Words: how text is cut into them, how frequent they are, which are rare."""
+"""Words: how text is split into them, how frequent they are, which are rare."""

@@ -1,7 +1,4 @@
-"""How frequent words are: ``wordfreq``'s lists for its languages, or counts of one's own from a file.
-
-It sits beside ``tarq.words.normalize``, below those who ask which words are rare.
-"""
+"""How frequent words are: ``wordfreq``'s lists, or the user's own counts from a file."""
 
 from __future__ import annotations
 
@@ -21,7 +18,7 @@ import wordfreq
 from tarq.errors import DataError
 from tarq.words.normalize import bare, in_word
 
-#: wordfreq finds the words in these, a normaliser that splits at white space does not.
+#: wordfreq can segment these languages; a normaliser that splits at white space cannot.
 SPACELESS = ("zh", "ja")
 _SEPARATOR = re.compile(r"[\t,; ]+")
 
@@ -33,7 +30,7 @@ class WordFrequencies:
     Attributes:
         file: its name, without folders.
         sha256: of its content.
-        total: sum of its counts; None where it gives Zipf scores.
+        total: sum of its counts; None if it gives Zipf scores.
         scores: word, lower case, to Zipf score.
     """
 
@@ -43,11 +40,11 @@ class WordFrequencies:
     scores: Mapping[str, float] = field(compare=False, repr=False)
 
     def zipf(self, word: str) -> float:
-        """Zipf score of a word; 0.0 where the file lacks it. Case and punctuation around it do not matter."""
+        """Zipf score of a word; 0.0 if the file lacks it. Case and punctuation around it do not matter."""
         return self.scores.get(_key(word), 0.0)
 
 
-#: Where Zipf scores come from: a language of wordfreq, or a file.
+#: Source of Zipf scores: a language of wordfreq, or a file.
 Frequencies = str | WordFrequencies
 
 
@@ -113,19 +110,19 @@ def known_language(language: str) -> str:
     """
     lists = sorted(wordfreq.available_languages())
     try:
-        # wordfreq itself goes much further for a match: English for Swahili.
+        # wordfreq itself accepts distant matches: English for Swahili.
         found, _ = langcodes.closest_match(language, lists, max_distance=10)
     except langcodes.LanguageTagError:
         found = "und"
     if found == "und":
         choices = ", ".join(name for name in lists if name not in SPACELESS)
         raise DataError(
-            f"no word frequencies for language {language!r}: choose one of {choices}, or give counts of your own with "
+            f"no word frequencies for language {language!r}: choose one of {choices}, or give your own counts with "
             "--word-frequencies FILE"
         )
     if found in SPACELESS:
         raise DataError(
-            f"language {language!r} is written without spaces, and rare words are looked for between spaces: give "
+            f"language {language!r} is written without spaces, and rare words are delimited by spaces: give "
             "transcripts with spaces between the words, and their counts with --word-frequencies FILE"
         )
     return found
@@ -133,9 +130,9 @@ def known_language(language: str) -> str:
 
 @cache
 def load_frequencies(path: str | Path) -> WordFrequencies:
-    """Word frequencies from a text file: a word and its count a line.
+    """Word frequencies from a text file: one word and its count per line.
 
-    Tab, comma, semicolon or spaces between them; lines that begin with # are comments, a first line
+    They are separated by tab, comma, semicolon or spaces; lines that begin with # are comments, a first line
     ``word count`` is a header. With the header ``word zipf`` the numbers are Zipf scores themselves. Words are looked
     up as the run's normaliser writes them. A file is read once.
 
@@ -176,7 +173,7 @@ def _parsed(name: str, digest: str, text: str) -> WordFrequencies:
             numbers[key] = max(numbers.get(key, 0.0), number) if are_scores else numbers.get(key, 0.0) + number
     total = sum(numbers.values())
     if not total:
-        raise DataError(f"{name}: it counts no words; give a file of words and counts")
+        raise DataError(f"{name}: it has no words; give a file of words and counts")
     if are_scores:
         return WordFrequencies(name, digest, None, numbers)
     scores = {word: math.log10(count / total * 1e9) for word, count in numbers.items() if count}
@@ -184,7 +181,7 @@ def _parsed(name: str, digest: str, text: str) -> WordFrequencies:
 
 
 def _key(word: str) -> str:
-    """A word as it is looked up: lower case, without the punctuation around it."""
+    """A word in the form for look-up: lower case, without surrounding punctuation."""
     characters = bare(unicodedata.normalize("NFC", word).casefold()).replace("’", "'")
     inside = [i for i, character in enumerate(characters) if in_word(character)]
     return characters[inside[0] : inside[-1] + 1] if inside else ""

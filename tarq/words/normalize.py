@@ -1,14 +1,14 @@
-"""Text normalisation: one named normaliser a run, applied to references and hypotheses alike.
+"""Text normalisation: one named normaliser per run, applied to references and hypotheses alike.
 
-It sits below both its users: rarity tagging (``tarq.words.rarity``) must see the very words that the
-word scores (``tarq.scoring.words``) count.
+Rarity tagging (``tarq.words.rarity``) and word scores (``tarq.scoring.words``) use the same one, so that they count the
+same words.
 
-``basic`` does what Whisper's normaliser of that name does, but for marks. Whisper's puts a space in place of every
-combining mark, and so cuts Hindi, Tamil, Thai, pointed Hebrew or Turkish İ into fragments that are counted as words
-(openai/whisper#2849). Here a mark stays with its letter, in composed form (NFKC), with two exceptions. Points of Arabic
-and Hebrew that say how a word is read, and that most writers leave out, are dropped, as wordfreq's lists drop them:
-the word with and without them is one word. And what only changes how a character looks (variation selectors, enclosing
-marks, tatweel, marks of direction) is dropped.
+``basic`` does what Whisper's normaliser of that name does, except for combining marks. Whisper's replaces every
+combining mark by a space, and so splits Hindi, Tamil, Thai, pointed Hebrew or Turkish İ into fragments that are counted
+as words (openai/whisper#2849). Here a mark stays with its letter, in composed form (NFKC), with two exceptions. Arabic
+and Hebrew vowel points, which most writers omit, are dropped, as in wordfreq's lists, so that a word with and without
+them is the same word. Marks that only change a character's appearance (variation selectors, enclosing marks, tatweel,
+marks of direction) are dropped too.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from functools import cache, partial
 from tarq.errors import DataError
 
 NORMALIZERS = ("english", "basic", "none")
-#: Languages whose I is the capital of ı, and İ that of i.
+#: Languages in which I is the capital of ı, and İ of i.
 DOTLESS = ("tr", "az")
 _ASIDE = re.compile(r"[<\[][^>\]]*[>\]]|\(([^)]+?)\)")  # Whisper's: remarks in brackets and in parentheses
 #: Arabic: signs of honour, short vowels and their like (not madda and hamza, which make another letter), Koranic marks;
@@ -64,11 +64,11 @@ def get_normalizer(name: str, spelling: Mapping[str, str] | None = None, languag
         name: ``english`` (Whisper's English one, from transformers), ``basic`` (for other languages, see above) or
             ``none`` (the text as it is).
         spelling: for ``english``, a table of British to American spellings (``normalizer.json`` of a
-            Whisper checkpoint). Without it no spelling is unified, and the name says nothing of one.
-        language: of the text, for ``basic``: Turkish and Azerbaijani have a lower case of their own.
+            Whisper checkpoint). Without it spellings are not unified, and the name mentions no table.
+        language: of the text, for ``basic``: Turkish and Azerbaijani have their own lower case.
 
     Raises:
-        DataError: no such normaliser, or a spelling table for another one than ``english``.
+        DataError: no such normaliser, or a spelling table for one other than ``english``.
     """
     if name not in NORMALIZERS:
         raise DataError(f"unknown normalizer {name!r}: choose one of {', '.join(NORMALIZERS)}")
@@ -83,7 +83,7 @@ def get_normalizer(name: str, spelling: Mapping[str, str] | None = None, languag
 
 @cache
 def _plain(name: str, dotless: bool) -> Normalizer:
-    # Imported here: transformers takes a second to import, and the others have no need of it.
+    # Imported here: transformers takes a second to import, and other normalisers do not need it.
     if name == "english":
         from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
 
@@ -113,7 +113,7 @@ def _basic(dotless: bool, text: str) -> str:
 
 
 def bare(text: str) -> str:
-    """Text without what does not tell a word from another: optional points, invisible characters, the dot of i̇."""
+    """Text without characters that do not distinguish words: optional points, invisible characters, the dot of i̇."""
     return _POINTS.sub("", _INVISIBLE.sub("", text)).replace("i\u0307", "i")
 
 

@@ -1,8 +1,8 @@
-"""Which words, subwords and positions are rare: the tail T of the method (paper §3, spec §2).
+"""Which words, subwords and positions are rare: the tail T of the method (arXiv 2605.27808, §3).
 
-A word is rare where its ``wordfreq`` Zipf score (log10 of its occurrences per billion words) is under a
-threshold, 3 in the paper: less than one in a million. Nobody marks names, numerals or terms: they are in
-the tail because they are infrequent.
+A word is rare if its ``wordfreq`` Zipf score (log10 of its occurrences per billion words) is below a threshold,
+3 in the paper: less than one in a million. Names, numerals and terms need no labels: they are in the tail because
+they are infrequent.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ POSITION_MODES = ("input", "target", "either")
 
 Span = tuple[int, int]
 
-# Dashes join words that the evaluation counts apart ("arts--Gutenberg", "well-known"), so that a rare
+# Dashes join words that the evaluation counts separately ("arts--Gutenberg", "well-known"), so that a rare
 # word does not make its neighbour rare.
 _DASHES = "-‐‑‒–—―"
 _PIECE = re.compile(rf"[^\s{re.escape(_DASHES)}]+")
@@ -30,12 +30,12 @@ _PIECE = re.compile(rf"[^\s{re.escape(_DASHES)}]+")
 
 @lru_cache(maxsize=1 << 18)
 def zipf(word: str, language: Frequencies = "en") -> float:
-    """Zipf score of a word: log10 of its frequency per billion words; 0.0 where it is not in the list.
+    """Zipf score of a word: log10 of its frequency per billion words; 0.0 if it is not in the list.
 
     Case and punctuation around the word do not matter; ``wordfreq`` estimates numerals from their shape.
 
     Args:
-        language: one of wordfreq's, or frequencies of one's own, which know nothing of languages.
+        language: one of wordfreq's, or the user's own frequencies, which are independent of language.
 
     Raises:
         DataError: ``wordfreq`` has no list for the language, or lacks the tokenizer it needs for it.
@@ -46,8 +46,8 @@ def zipf(word: str, language: Frequencies = "en") -> float:
 def is_rare(word: str, threshold: float = 3.0, language: Frequencies = "en") -> bool:
     """Whether a word's Zipf score is under ``threshold``.
 
-    A "word" without a letter or digit (a free-standing dash under the normaliser ``none``) is none, and
-    never rare, although no frequency list has it.
+    A "word" without a letter or digit (a free-standing dash under the normaliser ``none``) is never rare,
+    although no frequency list has it.
 
     Raises:
         DataError: see ``zipf``.
@@ -64,17 +64,17 @@ def rare_counts(
 
 
 def rare_spans(text: str, normalizer: Normalizer, threshold: float = 3.0, language: Frequencies = "en") -> list[Span]:
-    """Where the rare words of a transcript stand in its original text.
+    """The positions of a transcript's rare words in its original text.
 
-    Rare or not are the words the evaluation counts, those of the whole text normalised ("nineteen eighty
-    four" → 1984). They are found again in the raw text thus: every raw word (split at white space and
+    Rarity is decided for the words that the evaluation counts, those of the normalised text ("nineteen eighty
+    four" → 1984). They are located in the raw text as follows: every raw word (split at white space and
     dashes) is normalised on its own, and that sequence is aligned with the whole text's. Equal words map
     one to one; where a run differs, all its raw words are rare if any of its normalised words is; a raw
     word of several normalised words is rare if one of them is ("O'Brien" → 0 brien). A raw word that the
     whole lacks is common (a remark in parentheses; also the "one" of "one thousand" → 1000).
 
     Returns:
-        [start, end) character spans, ascending and apart, without the punctuation around the words. Rare
+        [start, end) character spans, ascending and disjoint, without the punctuation around the words. Rare
         words joined by dashes alone share one span.
 
     Raises:
@@ -95,7 +95,7 @@ def rare_spans(text: str, normalizer: Normalizer, threshold: float = 3.0, langua
         if kind == "equal":
             marked.update(owner[i1 + k] for k, is_tail in enumerate(rare) if is_tail)
         elif any(rare):
-            # A word that no piece gives on its own ("insert") belongs to the pieces around it.
+            # A word that no single piece gives ("insert") belongs to the pieces around it.
             first, last = (i1 - 1, i1 + 1) if kind == "insert" else (i1, i2)
             marked.update(owner[max(first, 0) : last])
 
@@ -114,7 +114,7 @@ def _normalized_alone(normalizer: Normalizer, piece: str) -> tuple[str, ...]:
 
 
 def _trimmed(text: str, span: Span) -> Span:
-    """The span without the punctuation at its ends; signs of money and percent belong to their number."""
+    """The span without the punctuation at its ends; currency and percent signs belong to their number."""
     start, end = span
     while start < end and not _in_word(text[start]):
         start += 1
@@ -130,17 +130,17 @@ def _in_word(character: str) -> bool:
 def tag_tokens(offsets: Iterable[Sequence[int]], spans: Sequence[Span]) -> list[bool]:
     """Which subwords are rare: those that overlap a rare word's span.
 
-    Offsets may hold the white space before a word (byte-level BPE): spans never do, so such a token does
+    Offsets may include the white space before a word (byte-level BPE); spans never do, so such a token does
     not touch the word before, and a token of white space alone is common. Tokens that share a character
     (the bytes of "é") share its tag. A token that covers no character, (0, 0) for the special ones, is
     common.
 
     Args:
-        offsets: a fast tokenizer's [start, end) character offsets, one pair a token.
-        spans: of the same text, as ``rare_spans`` gives them.
+        offsets: a fast tokenizer's [start, end) character offsets, one pair per token.
+        spans: of the same text, from ``rare_spans``.
 
     Returns:
-        one tag a token.
+        one tag per token.
     """
     return [bool(start < end) and any(start < stop and begin < end for begin, stop in spans) for start, end in offsets]
 

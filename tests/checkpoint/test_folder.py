@@ -47,10 +47,10 @@ def test_a_folder_that_is_no_checkpoint_is_never_replaced(tmp_path):
     plain.mkdir()
     (plain / "config.json").write_text("{}")
     (plain / "model.safetensors").touch()
-    with pytest.raises(CheckpointError, match="no tarq checkpoint"):
+    with pytest.raises(CheckpointError, match="not a tarq checkpoint"):
         check_writable(plain, True)
     (plain / "config.json").write_text("[")
-    with pytest.raises(CheckpointError, match="no tarq checkpoint"):
+    with pytest.raises(CheckpointError, match="not a tarq checkpoint"):
         check_writable(plain, True)
 
 

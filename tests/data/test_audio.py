@@ -83,13 +83,13 @@ def test_files_joined_to_one_are_read_whole(tmp_path):
         (tmp_path / name).write_bytes(data)
         samples, notes = read(tmp_path / name)
         assert len(samples) / RATE == pytest.approx(2 * SECONDS, abs=0.25), name
-        assert "2 MP3 files joined" in notes
+        assert "2 MP3 files concatenated" in notes
         assert np.std(samples[-len(samples) // 2 :]) == pytest.approx(np.std(speech()), rel=0.1)
     for kind, options, word in (
         ("ogg", {}, "chained Ogg"),
         ("opus", {"format": "OGG", "subtype": "OPUS"}, "chained Ogg"),
-        ("flac", {}, "FLAC files joined"),
-        ("wav", {}, "WAV files joined"),
+        ("flac", {}, "FLAC files concatenated"),
+        ("wav", {}, "WAV files concatenated"),
     ):
         data = write(tmp_path / f"one.{kind}", **options).read_bytes()
         (tmp_path / f"two.{kind}").write_bytes(data + data)
@@ -187,7 +187,7 @@ def test_more_than_a_header_states_is_refused(tmp_path):
     place = data.index(b"data")
     data[place + 4 : place + 8] = struct.pack("<I", 3200)
     path.write_bytes(data)
-    with pytest.raises(DataError, match=r"a\.wav: \d+ bytes more follow than its header says"):
+    with pytest.raises(DataError, match=r"a\.wav: \d+ more bytes follow than its header states"):
         read_audio(path)
 
 
@@ -267,11 +267,11 @@ def test_what_is_no_audio_is_told_by_name(tmp_path, name, content, message):
 
 
 def test_folders_pipes_and_devices_are_no_files(tmp_path):
-    with pytest.raises(DataError, match="a folder, no audio file"):
+    with pytest.raises(DataError, match="a folder, not an audio file"):
         read_audio(tmp_path)
     if hasattr(os, "mkfifo"):
         os.mkfifo(tmp_path / "pipe.wav")  # opening it for reading would wait for ever
-        with pytest.raises(DataError, match=r"pipe\.wav: a pipe, socket or device, no audio file"):
+        with pytest.raises(DataError, match=r"pipe\.wav: a pipe, socket or device, not an audio file"):
             read_audio(tmp_path / "pipe.wav")
     with pytest.raises(DataError, match="cannot be opened"):
         read_audio("a\0b.wav")
@@ -444,7 +444,7 @@ def test_torchcodec_is_given_no_playlist(tmp_path, monkeypatch):
     monkeypatch.setattr(ffmpeg.shutil, "which", lambda _: None)
     monkeypatch.setattr(ffmpeg, "find_spec", lambda _: True)
     (tmp_path / "a.m4a").write_text("#EXTM3U\n#EXTINF:4,\nhttps://example.com/a.aac\n")
-    with pytest.raises(DataError, match=r"a\.m4a: .*begins like no audio that torchcodec is given"):
+    with pytest.raises(DataError, match=r"a\.m4a: .*begins like no audio format that torchcodec is given"):
         read_audio(tmp_path / "a.m4a")
 
 

@@ -102,7 +102,7 @@ def test_empty_audio(tmp_path):
 def test_audio_that_is_not_finite(tmp_path, bad):
     samples = tone()
     samples[17] = bad
-    with pytest.raises(DataError, match=r"a\.wav: the audio holds samples that are not finite"):
+    with pytest.raises(DataError, match=r"a\.wav: the audio has samples that are not finite"):
         read_audio(write(tmp_path / "a.wav", samples, subtype="FLOAT"))
 
 

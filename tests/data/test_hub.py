@@ -140,7 +140,7 @@ def test_a_part_that_is_not_there(clean, part, message):
 
 
 def test_a_set_that_cannot_be_had():
-    with pytest.raises(DataError, match=r"hub:nobody/nothing:test: cannot be read .*see to the network"):
+    with pytest.raises(DataError, match=r"hub:nobody/nothing:test: cannot be read .*check the network"):
         load_utterances("hub:nobody/nothing:test")
 
 
@@ -396,7 +396,7 @@ def test_what_save_to_disk_wrote(tmp_path):
     with pytest.raises(DataError, match=r"state\.json: it names data files in other folders"):
         load_utterances(tmp_path / "one")
     (tmp_path / "one" / "state.json").write_text("{")
-    with pytest.raises(DataError, match=r"one: cannot be read .*write it anew$"):  # and nothing of the network
+    with pytest.raises(DataError, match=r"one: cannot be read .*write it again$"):  # and nothing of the network
         load_utterances(tmp_path / "one")
 
 

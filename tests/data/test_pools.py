@@ -130,7 +130,7 @@ def test_kinds_that_do_not_fit_what_is_given():
     with pytest.raises(DataError, match="r-cross draws from several corpora"):
         draw_pool(one, "r-cross", 1, 0, RARITY)
     silent = {"a": [Utterance("a", Path("a.wav"), None, 1.0)]}
-    with pytest.raises(DataError, match="goes by the words of transcripts, and there are none"):
+    with pytest.raises(DataError, match="needs the words of transcripts, and there are none"):
         draw_pool(silent, "r-top", 1, 0, RARITY, require_text=False)
     with pytest.raises(DataError, match="none of 1 utterances qualifies"):
         draw_pool(one, "r-top", 1, 0, RARITY, max_duration=1.0)
@@ -268,5 +268,5 @@ def test_a_model_is_calibrated_on_the_ids_of_a_pool_and_of_another_model(model_f
     run("pool", manifest, "--ids", tmp_path / "ids.txt", "--json", tmp_path / "again.json")
     assert json.loads((tmp_path / "again.json").read_text())["ids"] == ids[::-1]
 
-    with pytest.raises(ValueError, match="and so does pool r-top"):
+    with pytest.raises(ValueError, match="both ids and pool r-top"):
         TarqConfig(ids="ids.txt", pool="r-top")

@@ -96,7 +96,7 @@ def test_names_are_taken_once(name: str):
 
 def test_an_unknown_name_in_the_environment_is_said_where_layers_are_made(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("TARQ_BACKEND", "fast")
-    with pytest.raises(TarqError, match="variable TARQ_BACKEND=fast is no backend: choose one of auto, ref"):
+    with pytest.raises(TarqError, match="variable TARQ_BACKEND=fast is not a backend: choose one of auto, ref"):
         make()
 
 
@@ -107,7 +107,7 @@ def test_an_unknown_name_in_the_environment_is_said_where_layers_are_made(monkey
         (CPU, "cpp", ""),
         (CPU._replace(bits=3), "cpp", ""),
         (CPU._replace(bits=8), "reference", "cpp has no kernel for 8 bits"),
-        (CPU._replace(group_size=20), "cpp", "no multiple of 8"),
+        (CPU._replace(group_size=20), "cpp", "not a multiple of 8"),
         (CPU._replace(int8_activations=True), "cpp", ""),
         (CPU._replace(int8_activations=True, group_size=40), "reference", "rounds activations in groups of 32, 64"),
         (CPU._replace(device="mps"), "reference", "every call expands the weight"),

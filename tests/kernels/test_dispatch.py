@@ -77,7 +77,7 @@ def test_unknown_backends_are_named(monkeypatch):
     with pytest.raises(ValueError, match="auto, reference, native"):
         gram(x, backend="cuda")
     monkeypatch.setenv("TARQ_BACKEND", "fast")
-    with pytest.raises(TarqError, match="variable TARQ_BACKEND=fast is no backend: choose one of auto, ") as caught:
+    with pytest.raises(TarqError, match="variable TARQ_BACKEND=fast is not a backend: choose one of auto, ") as caught:
         gram(x)
     assert not isinstance(caught.value, ValueError)  # which callers take for unsound data
 

@@ -374,7 +374,7 @@ def test_reference(dtype: torch.dtype):
 def test_backend_choice():
     layer, x = make_layer(5, 72, 32), torch.randn(2, 72)
     with pytest.raises(
-        ValueError, match="backend='cuda' is no backend: choose one of auto, reference, native, triton, cpp"
+        ValueError, match="backend='cuda' is not a backend: choose one of auto, reference, native, triton, cpp"
     ):
         w4_linear(x, PackedWeight(*layer, None, 72, 32), backend="cuda")
 

@@ -79,7 +79,7 @@ def test_plain_undamped_least_squares_is_the_exact_minimiser():
 
 
 def test_the_weighted_minimiser_needs_the_weighted_cross_moment():
-    """method.md §4: with weights, the paper's unweighted cross-moment does not lead to the minimiser."""
+    """With weights, the paper's unweighted cross-moment does not lead to the minimiser."""
     x, xf, tail, w, moments = problem()
     lam, statistics = exact(RareBAL(), [moments], 0.0)
     d = torch.where(tail, lam, 1.0).double()

@@ -136,7 +136,7 @@ def test_transcripts_that_do_not_fit_their_frames_are_left_out(folders, manifest
     assert made.examples == []
     assert "long: " in made.notes[0]
     assert "frames are needed" in made.notes[0]
-    assert "has a character for nothing" in made.notes[1]
+    assert "has no token for any character" in made.notes[1]
 
 
 def test_scores_between_full_and_quantized(folders, manifest):

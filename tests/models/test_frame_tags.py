@@ -87,7 +87,7 @@ def test_families_that_cannot_tell_say_so(recognizer, manifest, monkeypatch):
     from tarq.models.base import Recognizer
 
     monkeypatch.setattr(type(recognizer), "frame_tags", Recognizer.frame_tags)
-    with pytest.raises(ModelError, match="nothing that places words on frames"):
+    with pytest.raises(ModelError, match="cannot align words to frames"):
         tarq.quantize(recognizer, manifest, ALIGNED)
 
 

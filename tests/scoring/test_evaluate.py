@@ -327,7 +327,7 @@ def test_labels_that_would_hide_a_set_are_refused(model_folder, manifest):
     mixed = [
         dataclasses.replace(u, extra={"language": code}) for u, code in zip(utterances, ["en", "de"] * 4, strict=True)
     ]
-    with pytest.raises(DataError, match=r"x \(en\) names a set and a language's part of another"):
+    with pytest.raises(DataError, match=r"x \(en\) is the label of one set and of a language of another"):
         tarq.evaluate({"m": model_folder}, {"x": mixed, "x (en)": utterances}, resamples=20)
 
 

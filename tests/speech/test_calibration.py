@@ -151,7 +151,7 @@ def test_missing_transcripts_are_made_by_the_model(recognizer, tmp_path, monkeyp
     monkeypatch.setattr(recognizer, "transcribe", transcribe)
     made = make_examples(recognizer, manifest_of(tmp_path, ("the house", 1.0), (None, 0.5)), CONFIG, Reporter())
     assert (made.texts, made.self_transcribed, asked) == (["the house", "by the river"], 1, [8000])
-    assert "1 of 2 utterances have no transcript: the model's own is taught in its place" in made.notes[0]
+    assert "1 of 2 utterances have no transcript: the model's own is used instead" in made.notes[0]
     config = dataclasses.replace(CONFIG, transcripts="self")
     made = make_examples(recognizer, manifest_of(tmp_path, ("the house", 1.0), ("", 0.5)), config, Reporter())
     assert (made.texts, made.self_transcribed) == (["by the river"] * 2, 2)

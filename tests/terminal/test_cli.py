@@ -82,7 +82,7 @@ def test_int8_activations_that_do_nothing_are_refused(model_folder, manifest, tm
     out = plain(run("transcribe", tmp_path / "wide", audio, "--int8-activations", code=2))
     assert "32 of 32 packed layers keep exact inputs" in out
     assert "has no kernel for 8 bits" in out or "is missing" in out  # without the extension nothing rounds
-    with pytest.raises(tarq.ModelError, match="int8_activations can do nothing here: 32 of 32 packed layers"):
+    with pytest.raises(tarq.ModelError, match="int8_activations has no effect here: 32 of 32 packed layers"):
         tarq.load_recognizer(tmp_path / "wide", int8_activations=True)
 
 

@@ -272,7 +272,7 @@ def test_a_metric_without_any_weight_is_refused(recognizer, batches):
         run(recognizer, batches, metric=Nothing())
 
 
-TOO_LARGE = r"float16 scales cannot hold.*set scale_dtype to bfloat16 or float32; or leave the layer alone with ignore"
+TOO_LARGE = r"float16 scales cannot hold.*set scale_dtype to bfloat16 or float32; or keep the layer in full precision"
 
 
 @pytest.mark.parametrize("solver", ["sweep", "rtn"])

@@ -110,7 +110,7 @@ void rectangle(const GramProduct& product, int64_t row, int64_t j) {
   for (int p = 0; p < kPanels; ++p)
     rights[p] = kPanels * j + p <= last_panel ? right + p * panel_size : right;
 
-  // What the sums are added to arrives while they are computed: it lies in a page a row.
+  // Prefetch what the sums are added to while they are computed: each row is in another page.
   const int64_t column = kPanels * j * S::panel;
   float* const out = product.out + row * product.columns + column;
   constexpr int64_t kLine = 64 / sizeof(float);

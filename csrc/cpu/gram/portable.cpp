@@ -57,7 +57,7 @@ const GramKernel& gram_kernel(bool bf16) {
 #else
   (void)bf16;
 #endif
-  isa_allowed(Isa::scalar);  // refuses a name that is none
+  isa_allowed(Isa::scalar);  // refuses an unknown name
   return kGramPortable;
 }
 

@@ -1,8 +1,8 @@
 // group_quantize on the CPU: the factor H = L Lᵀ with L upper triangular, the column sweep that uses it, and
 // the refinement of what it left under H itself.
 //
-// Nothing here knows torch or threads. The caller cuts the work (blocks, tiles of rows) over its threads;
-// every tile is computed alike whichever thread gets it, so results do not depend on the thread count.
+// Nothing here depends on torch or threads. The caller divides the work (blocks, tiles of rows) among its
+// threads; a tile's result does not depend on the thread, so results do not depend on the thread count.
 #pragma once
 
 #include <cstdint>

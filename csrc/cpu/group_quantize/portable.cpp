@@ -37,7 +37,7 @@ const GroupQuantizeKernels<T>& group_quantize_kernels() {
       return avx2::full();
   }
 #endif
-  isa_allowed(Isa::scalar);  // refuses a name that is none
+  isa_allowed(Isa::scalar);  // refuses an unknown name
   if constexpr (is_single)
     return generic::single();
   else

@@ -3,8 +3,8 @@
 //   TARQ_ISA           name of the instruction set, used as a namespace
 //   TARQ_VECTOR_BYTES  width of a vector register
 //   TARQ_PANEL         columns of L per panel: TARQ_PANEL × 3 accumulators stay in registers
-// Only GCC vector extensions are used, so that one text serves every instruction set, and no template of the
-// standard library: an inline copy of it made for AVX-512 could be the one the linker keeps for everybody.
+// Only GCC vector extensions are used, so that one source serves every instruction set, and no template of
+// the standard library: an inline copy of it made for AVX-512 could be the one the linker keeps for all.
 //
 // Everything rests on one product, a panel of L (TARQ_PANEL columns wide, packed row by row) times a tile of
 // errors (kTile weight rows wide, stored transposed, column by column):

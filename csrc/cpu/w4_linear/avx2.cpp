@@ -1,12 +1,12 @@
 // AVX2 with FMA and F16C, fp32 arithmetic.
 //
-// A code needs no shift: what a mask leaves of a word is the code times 16^j, which a float holds exactly,
-// and the activations of step j are packed divided by 16^j. Only the last step's code, which would take the
-// sign, is shifted down. Zero points meet the activations' sums, a group at a time. So a weight costs a mask
-// and a conversion, both on other units than its multiply-add.
+// A code needs no shift: a masked word is the code times 16^j, which a float holds exactly, and the
+// activations of step j are packed divided by 16^j. Only the last step's code, which would reach the sign
+// bit, is shifted down. Zero points are multiplied with the activations' sums, group by group. So a weight
+// costs a mask and a conversion, both on other units than its multiply-add.
 //
-// Where one input outweighs the others, that difference would lose what they say to the weights that are zero
-// there: such rows pay for one multiply-add more, which takes the zero point from each code.
+// If one input dominates the others, that subtraction would cancel their contribution to weights that are
+// zero there: such rows pay one more multiply-add, which subtracts the zero point from each code.
 #if defined(__x86_64__)
 #include <cstdint>
 #include <cstring>

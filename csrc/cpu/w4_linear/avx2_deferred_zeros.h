@@ -1,5 +1,6 @@
-// Zero points that meet the sums of a group's activations instead of each code: a multiply-add a group where
-// it would be one a code. Included after avx2.cpp's `#pragma GCC target` and <immintrin.h>.
+// Zero points multiplied with the sums of a group's activations instead of subtracted from each code: one
+// multiply-add per group instead of one per code. Included after avx2.cpp's `#pragma GCC target` and
+// <immintrin.h>.
 #pragma once
 
 #include <algorithm>
@@ -34,7 +35,7 @@ struct DeferredZeros {
     }
   }
 
-  /// Takes zero points' share of the products from the sums.
+  /// Subtracts the zero points' share of the products from the sums.
   template <int rows>
   void subtract(const TileGroups& groups, __m256 (*sums)[kTile]) const {
     for (int64_t g = 0; g < groups.stride; g += S::width) {

@@ -4,8 +4,8 @@
 // - Words: `lanes` int32 words; Window: which lanes of a row's last words are there; window, load_words
 // - Element: type of activations and codes; Vector: `width` of them; load; held(v): v, kept in a register
 // - steps: vectors a block decodes to
-// - unit(j): what codes of step j come multiplied with; activations are packed divided by it
-// - steps_in_memory, steps_in_registers: what decoding keeps at hand, to be passed on
+// - unit(j): the factor in codes of step j; activations are packed divided by it
+// - steps_in_memory, steps_in_registers: constants that decoding needs, to be passed on
 // - Centred<parts>: once it has `read` a block's zero points, a function of (words, those, j) that gives step
 //   j's codes less their zero points
 // - defers_zeros: Codes is the same without zero points; Deferred takes their share of the products from the
@@ -22,7 +22,7 @@
 // - height: activation rows of a register tile; depth: inputs of a pass
 // - load_columns: `lanes` words of `lanes` rows, transposed; word_codes<symmetric>(words, j): codes j of
 // words
-//   as floats, less 8 where the layer is symmetric
+//   as floats, minus 8 if the layer is symmetric
 // - load_sums, store_sums, write_sums; multiply, subtract
 // - pack_columns: eight inputs of `height` rows, transposed
 #pragma once

@@ -2,8 +2,8 @@
 // instruction set, see engine.h.
 //
 // A word is a lane, and a vector of words a *block* of 8 · lanes inputs: decoding never shuffles across
-// lanes, because the activations are put in that order once a call and every weight row then reads them as
-// they lie.
+// lanes, because the activations are put in that order once per call, and every weight row then reads them
+// in sequence.
 //
 //   words   w0 = c7…c1c0 | w1 = c15…c9c8 | w2 = …      step 0: c0 c8 c16 …   ·  x0 x8 x16 …
 //                                                       step 1: c1 c9 c17 …   ·  x1 x9 x17 …
@@ -16,8 +16,8 @@
 namespace tarq {
 namespace {
 
-/// Products are divided by this, in the activations or in the codes, and their sums multiplied at last: they
-/// are scaled only then, and must not overflow before.
+/// Products are divided by this, in the activations or in the codes, and their sums multiplied at the end:
+/// they are scaled only then, and must not overflow before.
 constexpr float kHeadroom = 256.0f;
 
 /// Calls visit(first block, end, first group) for runs of blocks with the same groups. Where a block holds as
@@ -41,7 +41,7 @@ inline __attribute__((always_inline)) void for_runs(const W4Layer& layer, Visit&
   }
 }
 
-/// How codes are read: less their zero point (`each`), or as they are where S takes the zero points' share of
+/// How codes are read: minus their zero point (`each`), or unchanged if S subtracts the zero points' share of
 /// the products from the sums.
 template <class S, int parts, bool each>
 struct CodesOf {
@@ -72,11 +72,11 @@ inline void fused_piece(const W4Layer& layer, const W4Product& product, const Ti
     Codes<S, parts, each> decode[count];
     for (int r = 0; r < count; ++r) decode[r].read(groups.zeros + (r0 + r) * groups.stride + group);
     for (int64_t b = first; b < end; ++b) {
-      const auto steps = S::steps_in_memory();  // here, or they would take all registers
+      const auto steps = S::steps_in_memory();  // loaded here: hoisted, they would take all registers
       const typename S::Window window = tile.window(b);
       typename S::Words words[count];
       for (int r = 0; r < count; ++r) words[r] = tile.load(r0 + r, b, window);
-      // The last step first: where it shifts words, they would be held meanwhile.
+      // The last step first: if it shifts words, they need not be held in the meantime.
 #pragma GCC unroll 8
       for (int j = S::steps - 1; j >= 0; --j) {
         typename S::Vector codes[count];
@@ -94,8 +94,8 @@ inline void fused_piece(const W4Layer& layer, const W4Product& product, const Ti
   });
 }
 
-// One activation row is not worth sharing: what a weight row wants of it comes from L1 as fast. Reading one
-// weight row after another leaves registers for four sums, and memory is read in order.
+// Sharing a single activation row gains nothing: each weight row reads it from L1 as fast. Reading one weight
+// row after another leaves registers for four sums, and memory is read in order.
 
 /// Whether S::together blocks from a multiple of it on lie in one group.
 template <class S>

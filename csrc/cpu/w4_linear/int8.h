@@ -1,8 +1,8 @@
-// y = x · Wᵀ + bias with W kept as packed 4-bit codes and activations rounded to 8 bits, a scale a group:
-// integer dot products, scaled once a group.
+// y = x · Wᵀ + bias with W kept as packed 4-bit codes and activations rounded to 8 bits, one scale per group:
+// integer dot products, scaled once per group.
 //
 // A byte of codes holds two of them, so a vector of words is one of low nibbles (inputs 0, 2, 4 …) and one of
-// high nibbles (1, 3, 5 …); activations are put in that order once a call. With code c, zero point z,
+// high nibbles (1, 3, 5 …); activations are put in that order once per call. With code c, zero point z,
 // activations q,
 //
 //        y = Σ_g  s_g · t_g · ( Σ_k c_k q_k − z_g Σ_k q_k )        s: weight scale, t: activation scale

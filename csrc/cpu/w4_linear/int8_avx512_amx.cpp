@@ -1,7 +1,7 @@
 // AMX for many rows: a tile instruction multiplies 16 activation rows by 16 outputs, 64 inputs deep. Of a
 // block of 128 inputs the activations' even ones and the low nibbles of 16 words are one such depth, the odd
-// ones and the high nibbles the other; words of 16 outputs, transposed, are the right operand as it is
-// wanted.
+// ones and the high nibbles the other; words of 16 outputs, transposed, are the right operand in the required
+// layout.
 #if defined(__x86_64__)
 #include <cstdint>
 #include <cstring>

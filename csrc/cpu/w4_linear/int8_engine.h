@@ -115,7 +115,7 @@ inline __attribute__((always_inline)) void int8_blocks(const Tile<S>& tile, int 
 }
 
 /// A few activation rows times a tile of weights, each read once. `length` is the blocks of every run, all of
-/// them whole, or 0 where they are told by `runs` only.
+/// them whole, or 0 if only `runs` gives them.
 template <class S, int parts, bool symmetric, int length, int rows>
 void int8_tile(const W4Layer& layer, const Int8Input& x, int64_t m0, const W4Product& product,
                int64_t first_row, const TileGroups& groups, const Runs& runs) {
@@ -125,7 +125,7 @@ void int8_tile(const W4Layer& layer, const Int8Input& x, int64_t m0, const W4Pro
   const int32_t* const corrections = x.sums + m0 * correction_stride;
   const float* const steps = x.scales + m0 * x.groups;
   constexpr bool whole = length != 0 && rows <= 2;  // with more rows that costs registers: a tenth slower
-  // Plain loops over constants, unrolled by name: so the compiler keeps sums in registers.
+  // Plain loops over constants, unrolled explicitly, so that the compiler keeps sums in registers.
   typename S::Sum sums[rows][kTile];
 #pragma GCC unroll 4
   for (int m = 0; m < rows; ++m)
@@ -168,8 +168,8 @@ void int8_tile(const W4Layer& layer, const Int8Input& x, int64_t m0, const W4Pro
       block = end;
     }
   };
-  // Weight rows share what they read of the activations; one activation row is not worth it, and weight rows
-  // one after another are read as they lie in memory.
+  // Weight rows share the activations they read. For a single activation row that gains nothing, and weight
+  // rows are read one after another, in memory order.
   if constexpr (rows == 1)
 #pragma GCC unroll 4
     for (int r = 0; r < kTile; ++r) multiply_rows.template operator()<1>(r);

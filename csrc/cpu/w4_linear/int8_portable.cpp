@@ -79,7 +79,7 @@ const W4Int8Kernel& w4_int8_kernel(const W4Layer& layer, int64_t rows) {
   if (isa_allowed(Isa::avx2)) return kW4Int8Avx2;
 #endif
   (void)layer, (void)rows;
-  isa_allowed(Isa::scalar);  // refuses a name that is none
+  isa_allowed(Isa::scalar);  // refuses an unknown name
   return kW4Int8Portable;
 }
 

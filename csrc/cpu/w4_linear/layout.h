@@ -1,4 +1,4 @@
-// How a packed layer lies in a vector's lanes: blocks, groups, the rows of a tile. Shared by the loops of
+// How a packed layer maps to a vector's lanes: blocks, groups, the rows of a tile. Shared by the loops of
 // fused.h, tiled.h and int8_engine.h, which are written once over a description `S` of an instruction set
 // (see engine.h).
 //
@@ -118,7 +118,7 @@ struct TileGroups {
     if (layer.zeros) repeat_each<S>(groups.zeros, layer.groups, zeros);
   }
 
-  /// Whole vectors: what they write past a group's end, the next group or row writes over.
+  /// Whole vectors: what they write past a group's end is overwritten by the next group or row.
   template <class S>
   void repeat_each(const float* from, int64_t groups, float* to) const {
     for (int r = 0; r < kTile; ++r, to += stride)
@@ -131,9 +131,9 @@ struct TileGroups {
   }
 };
 
-/// How far ahead of the loads words are fetched. Processors do not see by themselves that a tile's rows are
-/// one stream: without this a layer that is not in cache takes five times as long, and where rows are read
-/// one after another still a fifth longer.
+/// How far ahead of the loads words are prefetched. Hardware prefetchers do not recognise a tile's rows as
+/// one stream: without this a layer that is not in cache takes five times as long, and a fifth longer even if
+/// rows are read one after another.
 constexpr int64_t kPrefetchBytes = 8 << 10;
 
 /// The words of a tile's rows.

@@ -2,10 +2,10 @@
 // set, see engine.h.
 //
 // A vector holds `lanes` outputs, so nothing is summed across lanes. `kVectors` of them by S::height rows of
-// activations are a register tile; what it reads lies in memory in the order in which it is read:
+// activations are a register tile; its operands are stored in the order in which they are read:
 //
 //        weights   [S::depth inputs][kVectors · lanes outputs]   decoded, in L1 while all rows pass over them
-//        inputs    [rows / S::height][inputs][S::height]         packed once a call, a value to broadcast
+//        inputs    [rows / S::height][inputs][S::height]         packed once per call, a value to broadcast
 //        each
 //
 // Sums go to memory between two passes of S::depth inputs.
@@ -29,7 +29,7 @@ int64_t row_panels(int64_t rows) {
   return ceil_div(rows, S::height);
 }
 
-/// First row of a panel: they are of equal height, give or take one row.
+/// First row of a panel: heights are equal to within one row.
 template <class S>
 int64_t panel_row(int64_t rows, int64_t panel) {
   return rows * panel / row_panels<S>(rows);

@@ -92,7 +92,7 @@ const W4FewRows& few_rows_kernel(Float x_type, int64_t rows) {
   if (isa_allowed(Isa::avx512)) return kW4FewAvx512;
   if (isa_allowed(Isa::avx2)) return kW4FewAvx2;
 #endif
-  isa_allowed(Isa::scalar);  // refuses a name that is none
+  isa_allowed(Isa::scalar);  // refuses an unknown name
   return kFewPortable;
 }
 

@@ -1,8 +1,8 @@
 // y = x · Wᵀ + bias with W kept as packed 4-bit codes: what the kernels read and how one is chosen.
 //
-// A row of W is a run of int32 words, eight codes each. A few activation rows read the weights as they lie,
-// in registers (few_rows.h); for many, weights are decoded to memory first (many_rows.h). From some number of
-// rows on a library's product of bf16 numbers is faster still, where the activations are bf16 (see the
+// A row of W is a run of int32 words, eight codes each. For a few activation rows, weights are decoded in
+// registers in their stored order (few_rows.h); for many, they are decoded to memory first (many_rows.h).
+// With bf16 activations, a library's bf16 product is faster still from some number of rows on (see the
 // binding).
 #pragma once
 
@@ -27,12 +27,12 @@ struct W4Layer {
   Float bias_type;
 };
 
-/// Activations as `pack` left them, and where the result goes.
+/// Activations as packed by `pack`, and the output.
 struct W4Product {
   const void* x;
   int64_t rows;
   int64_t stride;     // few rows: elements from one packed row to the next
-  const float* sums;  // few rows: [rows, sum_stride], each word's inputs summed; null where not wanted
+  const float* sums;  // few rows: [rows, sum_stride], each word's inputs summed; null if not needed
   int64_t sum_stride;
   void* y;  // [rows, out_features]
   Float y_type;

@@ -1,4 +1,4 @@
-// What the vector kernels share. Included after their `#pragma GCC target` and <immintrin.h>.
+// Shared by the vector kernels. Included after their `#pragma GCC target` and <immintrin.h>.
 #pragma once
 
 #include "cpu/w4_linear/layout.h"

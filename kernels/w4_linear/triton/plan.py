@@ -66,7 +66,7 @@ TABLE: dict[str, dict[str, Any]] = json.loads((Path(__file__).parents[1] / "regi
 
 
 def entry(capability: tuple[int, int]) -> dict[str, Any] | None:
-    """What the table has for a chip: of the newest capability that is no newer; None before 8.0."""
+    """The table's entry for a chip: that of the newest capability not above its own; None before 8.0."""
     known = [int(key) for key in TABLE if int(key) <= 10 * capability[0] + capability[1]]
     return TABLE[str(max(known))] if known else None
 

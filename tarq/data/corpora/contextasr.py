@@ -1,13 +1,13 @@
 """ContextASR-Bench: synthetic, entity-rich speech, with its entities (arXiv 2507.05727).
 
 Its repository holds a JSONL file a set (``ContextASR-Speech_English.jsonl``) and the audio in tar archives
-(``audio/ContextASR-Speech/English/ContextASR-Speech_English_1.tar`` …), which are unpacked where they lie. A line
+(``audio/ContextASR-Speech/English/ContextASR-Speech_English_1.tar`` …), which are unpacked in place. A line
 has uniq_id, text, audio (``audio/ContextASR-Speech/English/BOSON-001650_EN.wav``), duration, domain_label and
 entity_list.
 
-Transcripts are taken as written (capitals, punctuation, numerals as words, spelled abbreviations as ``D S M``). The
-Mandarin sets load, but are neither scored nor drawn from: Chinese is written without spaces, and rare words are looked
-for between spaces (``tarq.words.frequencies``).
+Transcripts are kept as written (capitals, punctuation, numerals as words, spelled abbreviations as ``D S M``). The
+Mandarin sets load, but are neither scored nor drawn from: Chinese is written without spaces, and rare words are
+delimited by spaces (``tarq.words.frequencies``).
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def load_contextasr(source: Path, part: str | None, intake: Intake) -> list[Utte
 def _utterance(row: dict[str, Any], folder: Path, set_language: str, where: str) -> Utterance:
     missing = [key for key in COLUMNS if row.get(key) is None]
     if missing:
-        raise DataError(f"{where}: no {', '.join(missing)}; download the file anew")
+        raise DataError(f"{where}: no {', '.join(missing)}; download the file again")
     return Utterance(
         id=value(row, "uniq_id", str, where),
         audio=folder / value(row, "audio", str, where),

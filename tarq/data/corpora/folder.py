@@ -15,7 +15,7 @@ from tarq.data.intake import Intake
 from tarq.data.utterance import Utterance
 
 TRANSCRIPTS = (".txt", ".normalized.txt", ".original.txt", ".lab")
-#: What lies beside audio and is nobody's speech.
+#: Suffixes of other files beside audio.
 _OTHER = (".txt", ".lab", ".md", ".json", ".jsonl", ".csv", ".tsv", ".html", ".pdf", ".py", ".sh", ".yaml", ".yml", "")
 
 

@@ -35,7 +35,7 @@ def transcript(text: str) -> str | None:
     return " ".join(text.split()) or None
 
 
-#: ``speechcolab/gigaspeech`` (one agrees to its terms first): configurations xs, s, m, l, xl, dev and test;
+#: ``speechcolab/gigaspeech`` (gated: accept its terms first): configurations xs, s, m, l, xl, dev and test;
 #: splits train, validation and test; columns segment_id, speaker, text, audio, begin_time, end_time, audio_id,
 #: title, url, source, category, original_full_path.
 HUB = HubColumns(
@@ -76,7 +76,7 @@ def load_gigaspeech(source: Path, part: str | None, intake: Intake) -> list[Utte
         chosen = [(audio, segment) for audio, segment in segments if f"{{{subset}}}" in segment["subsets"]]
         return _utterances(path, chosen, intake)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError) as error:
-        raise DataError(f"{path}: not GigaSpeech's metadata ({error!r}); download it anew") from error
+        raise DataError(f"{path}: not GigaSpeech's metadata ({error!r}); download it again") from error
 
 
 def _utterances(path: Path, segments: list[tuple[dict[str, Any], dict[str, Any]]], intake: Intake) -> list[Utterance]:

@@ -1,4 +1,4 @@
-"""What the loaders of corpora share: parts of a corpus, tables, text files."""
+"""Shared by corpus loaders: parts of a corpus, tables, text files."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ T = TypeVar("T")
 
 
 def choose_part(source: str | Path, what: str, parts: Mapping[str, T], part: str | None) -> T:
-    """The part of a corpus that is asked for, or its only one.
+    """The requested part of a corpus, or its only one.
 
     Args:
-        source: as messages name the corpus.
-        what: several parts are, in a message ("a folder of LibriSpeech subsets").
-        parts: name to whatever stands for the part.
+        source: name of the corpus in messages.
+        what: description of several parts, in messages ("a folder of LibriSpeech subsets").
+        parts: name to any representation of the part.
         part: what the user asked for as ``SOURCE:PART``.
 
     Raises:
-        DataError: there is no such part, or several and none was asked for.
+        DataError: there is no such part, or there are several and none was requested.
     """
     if part is not None and part in parts:
         return parts[part]
@@ -44,13 +44,13 @@ def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); see to its place and permissions") from error
+        raise DataError(f"{path}: cannot be read ({error.strerror}); check its location and permissions") from error
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}: not UTF-8 text ({error}); convert it, or extract the archive anew") from error
+        raise DataError(f"{path}: not UTF-8 text ({error}); convert it, or extract the archive again") from error
 
 
 def header(path: Path, delimiter: str) -> list[str]:
-    """Column names of a table, from its first line alone; nothing where it is no text."""
+    """Column names of a table, from its first line alone; empty if it is not text."""
     try:
         with path.open(encoding="utf-8-sig") as file:
             return file.readline().rstrip("\r\n").split(delimiter)
@@ -68,7 +68,7 @@ def read_table(
         intake: a row with more or fewer values than columns is left out as broken.
 
     Yields:
-        Where the row is, for messages (``file:line``), and column to value.
+        The row's location (``file:line``), for messages, and column to value.
 
     Raises:
         DataError: the file is not UTF-8, a column is missing, or it is one broken row too many.
@@ -103,10 +103,10 @@ def is_there(audio: Path, where: str, name: str, intake: Intake) -> bool:
     try:
         if audio.is_file():
             return True
-        what = "is a folder" if audio.is_dir() else "is no regular file" if audio.exists() else "does not exist"
+        what = "is a folder" if audio.is_dir() else "is not a regular file" if audio.exists() else "does not exist"
     except OSError as error:  # a name no file can have
-        what = f"cannot be looked for ({error.strerror})"
-    intake.broken(name, DataError(f"{where}: audio file {audio} {what}; correct the path or extract it anew"))
+        what = f"cannot be checked ({error.strerror})"
+    intake.broken(name, DataError(f"{where}: audio file {audio} {what}; correct the path or extract it again"))
     return False
 
 
@@ -119,17 +119,17 @@ def number(text: str, what: str, where: str) -> float:
     """Seconds in a corpus's own table.
 
     Raises:
-        DataError: it is no finite number that is not negative.
+        DataError: it is not a finite number of at least 0.
     """
     try:
         found = float(text)
     except ValueError:
         found = math.nan
     if not (math.isfinite(found) and found >= 0):
-        raise DataError(f"{where}: {what} is {text!r}; it needs to be a number of seconds: extract the corpus anew")
+        raise DataError(f"{where}: {what} is {text!r}; it needs to be a number of seconds: extract the corpus again")
     return found
 
 
 def known(value: str | None, *unknown: str) -> str | None:
-    """A value a corpus gives, None where it is empty or one of the corpus's words for unknown."""
+    """A corpus's value; None if it is empty or one of the corpus's words for unknown."""
     return None if value in (None, "", *unknown) else value

@@ -1,6 +1,7 @@
 """LibriSpeech, in its own folder layout: ``<subset>/<speaker>/<chapter>/*.trans.txt`` with FLAC files.
 
-Files converted to another format are taken too. Transcripts are in capitals without punctuation, and taken as written.
+Files converted to another format are accepted too. Transcripts are in capitals without punctuation, and kept as
+written.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""LJ Speech and what is laid out like it: ``metadata.csv`` without column names, and ``wavs/``.
+"""LJ Speech and corpora in its layout: ``metadata.csv`` without column names, and ``wavs/``.
 
 A line is ``LJ001-0001|the transcript as read|the transcript, numerals written out``, separated by ``|`` without
-quotation; the third value may be missing. It is the transcript where it is there.
+quotation; the third value may be missing. If present, it is the transcript.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def load_ljspeech(source: Path, part: str | None, intake: Intake) -> list[Uttera
             continue
         name, *texts = (field.strip() for field in line.rstrip("\r").split("|"))
         if not name or not 1 <= len(texts) <= 2:
-            intake.broken(where, DataError(f"{where}: not a name and a transcript with | between; get the file anew"))
+            intake.broken(where, DataError(f"{where}: not a name and a transcript with | between; get the file again"))
             continue
         audio = _audio(path.parent, name)
         identity = str(Path(name).with_suffix("")) if Path(name).suffix.lower() in SUFFIXES else name

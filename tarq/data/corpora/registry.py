@@ -36,9 +36,9 @@ class Corpus(NamedTuple):
     """A kind of corpus.
 
     Attributes:
-        name: what it is called in a message.
-        matches: whether a path is one.
-        load: its utterances, from the path, the part asked for (``PATH:PART``) and the intake.
+        name: its name in messages.
+        matches: whether a path is such a corpus.
+        load: from the path, the requested part (``PATH:PART``) and the intake to its utterances.
         hub: how its rows on the hub are read.
     """
 
@@ -81,11 +81,11 @@ def load_utterances(source: str | Path | Any, intake: Intake | None = None) -> l
     Args:
         source: a file or folder in the corpus's own layout, ``PATH:PART`` for a part of it (a subset, a split), or
             ``hub:OWNER/NAME:[CONFIG/]SPLIT`` (``tarq.data.hub``); or a ``datasets.Dataset``.
-        intake: counts what is left out, and how many have a transcript; by default nothing broken may be.
+        intake: counts what is left out, and how many have a transcript; by default broken files are errors.
 
     Raises:
-        DataError: there is no such path, no kind of corpus knows it, it is a folder above a corpus, it is empty, two
-            utterances share an id, or what its loader raises.
+        DataError: there is no such path, no kind of corpus recognises it, it is a folder above a corpus, it is empty,
+            two utterances share an id, or what its loader raises.
     """
     intake = Intake() if intake is None else intake
     if is_dataset(source):
@@ -133,7 +133,7 @@ def _check_nothing_below(folder: Path) -> None:
     """A corpus named one or two levels too high has audio in it, but its transcripts are not beside the audio.
 
     Raises:
-        DataError: a kind of corpus knows a folder below; names those.
+        DataError: a kind of corpus recognises a folder below; names it.
     """
     # Parquet and Arrow files at any depth, and audio files, would have been found in the folder itself.
     kinds = [corpus for corpus in CORPORA if corpus.matches not in (is_saved, is_folder)]

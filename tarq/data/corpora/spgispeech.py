@@ -4,7 +4,7 @@ Columns ``wav_filename|wav_filesize|transcript``, for example
 ``13aa6c0669adb5544a0d62beef677189/12.wav|333164|Daniel, how do we think about …``; the audio is under
 ``<split>/`` or ``spgispeech/<split>/`` beside the table. The first part of a file's name is the earnings call.
 
-Transcripts are fully formatted (capitals, punctuation, numerals) and taken as written.
+Transcripts are fully formatted (capitals, punctuation, numerals) and kept as written.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tarq.data.utterance import Utterance
 
 COLUMNS = ("wav_filename", "wav_filesize", "transcript")
 
-#: ``kensho/spgispeech`` (one agrees to its terms first): configurations S, M, L, dev and test; splits train,
+#: ``kensho/spgispeech`` (gated: accept its terms first): configurations S, M, L, dev and test; splits train,
 #: validation and test; columns wav_filename, wav_filesize, audio, transcript.
 HUB = HubColumns("spgispeech", needs=("wav_filename", "transcript"), id="wav_filename", text="transcript")
 

@@ -2,7 +2,7 @@
 
 The splits lie under ``legacy/`` in the archive of OpenSLR, and are archives of their own on the hub
 (``LIUM/tedlium``, ``TEDLIUM_release3/legacy/test.tar.gz``); talks converted to WAV or FLAC, in ``wav/`` or
-beside the STM files, are taken too. A line of an STM file is a segment of a talk::
+beside the STM files, are accepted too. A line of an STM file is a segment of a talk::
 
     AimeeMullins_2009P 1 AimeeMullins_2009P 17.82 28.81 <o,f0,female> i 'd like to share with you …
 
@@ -70,7 +70,9 @@ def load_tedlium(source: Path, part: str | None, intake: Intake) -> list[Utteran
 def _segment(start: str, end: str, where: str) -> tuple[float, float]:
     seconds = number(start, "the start", where), number(end, "the end", where)
     if seconds[1] <= seconds[0]:
-        raise DataError(f"{where}: the segment ends at {end}, not after its start at {start}; extract the archive anew")
+        raise DataError(
+            f"{where}: the segment ends at {end}, not after its start at {start}; extract the archive again"
+        )
     return seconds
 
 
@@ -86,7 +88,7 @@ def _talk(split: Path, path: Path, intake: Intake) -> list[Utterance]:
             talk, _, speaker, start, end, label = fields[:6]
             seconds = _segment(start, end, f"{where}: not an STM line")
         except ValueError as error:
-            intake.broken(where, DataError(f"{where}: not an STM line ({error}); extract the archive anew"))
+            intake.broken(where, DataError(f"{where}: not an STM line ({error}); extract the archive again"))
             continue
         except DataError as error:
             intake.broken(where, error)
