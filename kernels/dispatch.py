@@ -57,7 +57,7 @@ def _load_extension() -> str | None:
 #: Why the compiled extension is missing (the import error's text), or None.
 EXTENSION_ERROR: str | None = _load_extension()
 
-#: Operators whose CUDA kernels are Triton's, and those whose are the extension's; others have none.
+#: Operators with CUDA kernels in Triton, and in the extension; others have none.
 TRITON = ("gram", "gram_sides", "group_refine", "w4_linear", "w4_linear_k_blocks")
 EXTENSION = ("group_quantize",)
 

@@ -2,7 +2,7 @@
 
 ``tarq.quantize(model, calibration)``, ``tarq.save``, ``tarq.load``, ``tarq.transcribe``, ``tarq.evaluate``;
 ``tarq.plan`` for a dry run, ``tarq.pool`` for calibration utterances, ``tarq.write_report`` for a page of results.
-Names are imported when first used, so ``import tarq`` is quick.
+Names are imported on first use, so ``import tarq`` is fast.
 """
 
 from __future__ import annotations

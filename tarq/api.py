@@ -290,19 +290,19 @@ def evaluate(
 ) -> Evaluation:
     """Score models on transcribed sets: word error rates, teacher-forced divergence, paired intervals.
 
-    Utterances that state a ``language`` are prompted and scored in it; a set in several becomes one set a language.
-    Where ``torch.distributed`` is initialised, every process calls this alike, and each runs a share of the batches.
+    Utterances that state a ``language`` are prompted and scored in it; a set in several becomes one set per language.
+    Where ``torch.distributed`` is initialised, every process must make the same call; each runs a share of the batches.
 
     Args:
         models: label to model: a transformers model, a recognizer, a folder or a hub id.
         data: label to a corpus's name or to utterances.
-        intakes: label to what has been left out while utterances were loaded; it goes on counting.
-        reference: label of the full-precision model damage is measured against.
+        intakes: label to the record of what was left out while utterances were loaded; it keeps counting.
+        reference: label of the full-precision model to measure damage against.
         config: normaliser, threshold, language, batch size and seed are read from it.
-        device: where models that are loaded here go.
-        dtype: their computation.
+        device: of models that are loaded here.
+        dtype: computation dtype of models that are loaded here.
         samples: score a random sample of each set, drawn by the configuration's seed.
-        resamples: of the bootstrap.
+        resamples: number of bootstrap resamples.
         decode: False for the teacher-forced figures only.
         reporter: hears of progress.
 
@@ -318,7 +318,7 @@ def evaluate(
     recognizers = {
         label: as_recognizer(m, language=config.language, dtype=dtype, device=device) for label, m in models.items()
     }
-    config.frequencies()  # refused now, not after the work is done
+    config.frequencies()  # fails now, not after the work is done
     reporter = reporter or Reporter()
     sets = read_sets(data, recognizers, config, reporter, intakes=intakes or {}, samples=samples)
     result = evaluate_models(

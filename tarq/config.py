@@ -38,7 +38,7 @@ InputScales = Literal["none", "awq"]
 PoolKind = Literal["uniform", "r-top", "r-mix", "r-cross"]
 ScaleDtype = Literal["auto", "float16", "bfloat16", "float32"]
 
-#: Headings of the command line.
+#: Panels of the command line's help.
 METHOD, CALIBRATION, CHECKPOINT, RESOURCES = "Method", "Calibration", "Checkpoint", "Resources"
 
 
@@ -91,10 +91,10 @@ class Method(Checked):
     """How codes are chosen.
 
     Attributes:
-        metric: which positions count how much. ``rarebal`` (paper §3), ``plain`` (GPTQ), or the controls
+        metric: how positions are weighted. ``rarebal`` (paper §3), ``plain`` (GPTQ), or the controls
             ``random`` (a random set of the tail's size) and ``common`` (such a set of common positions); weights by
             utterance (``maca``), attention (``rsq``) or gradient (``guided``; ``gradient``, of a rare-balanced loss).
-        cost_ratio: c of ``λ = c · tr(H_C) / tr(H_T)``; the paper has 1, a quarter measured better.
+        cost_ratio: c of ``λ = c · tr(H_C) / tr(H_T)``; the paper uses 1; a quarter measured better.
         max_lambda: cap on λ, none by default.
         residual: correction for the error of the layers already quantized: ``cross-fitted`` (weighted
             cross-moment, α estimated on utterances it was not fitted on), ``least-squares`` (the same direction,

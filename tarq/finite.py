@@ -18,5 +18,5 @@ def not_finite(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Ten
 
 def is_finite(tensor: Tensor) -> bool:
     """Whether every number of a tensor is finite."""
-    # A sum is NaN or infinite where a term is, and takes one reading and no memory. It may overflow: then look at all.
+    # A sum is NaN or infinite if a term is, and takes one pass and no memory. It may overflow: then check all elements.
     return math.isfinite(tensor.detach().sum(dtype=torch.float32).item()) or bool(torch.isfinite(tensor).all())

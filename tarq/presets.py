@@ -7,7 +7,7 @@ from typing import Any
 #: The lattice that GPTQ and its kin are published with: the zero point is the middle code.
 SYMMETRIC: dict[str, Any] = {"symmetric": True, "scale_rule": "absmax"}
 
-#: What the named methods set; everything else is the same path. What a preset leaves out keeps its default.
+#: The fields that each named method sets; fields a preset omits keep their defaults. All methods share one code path.
 PRESETS: dict[str, dict[str, Any]] = {
     # Best of all arms measured on OpenAI's weights (docs/defaults.md), and therefore the default of every field.
     "refined": {
@@ -37,7 +37,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "random": {"metric": "random", "residual": "cross-fitted", "solver": "sweep", **SYMMETRIC},
     "common": {"metric": "common", "residual": "cross-fitted", "solver": "sweep", **SYMMETRIC},
     "gradient": {"metric": "gradient", "residual": "cross-fitted", "solver": "sweep", **SYMMETRIC},
-    # arXiv 2605.27808, pinned, whatever the defaults come to be.
+    # arXiv 2605.27808, pinned: independent of later changes to the defaults.
     "tarq-paper": {
         # What the paper says: RareBAL at c = 1 without a cap, rare below Zipf 3, the residual's direction from the
         # unweighted cross-moment with its own α, scales by its eq. 1, GPTQ's sweep with damping 0.01 in natural order.
@@ -51,8 +51,8 @@ PRESETS: dict[str, dict[str, Any]] = {
         "solver": "sweep",
         "damp": 0.01,
         "act_order": "none",
-        # Our reading: it tags tokens and weighs x_t by the token at t, which is the one read; it says nothing of
-        # padding, so those frames count like any other; and it has tags from transcripts alone, so none on frames.
+        # Our reading: it tags tokens and weights x_t by the token at t, which is the input token; it does not mention
+        # padding, so padding frames count like any other; its tags come from transcripts alone, so frames have none.
         "tail_positions": "input",
         "padding_weight": 1.0,
         "frame_tags": "none",

@@ -155,7 +155,7 @@ def factorize(
     if order is not None:
         hessian, diagonal = hessian[order][:, order], diagonal[order]
 
-    # As the sweep: where that is native on CUDA, the fallback of this is the library's Cholesky, the right one there.
+    # The sweep's backend decides: where it is native on CUDA, this is the library's Cholesky, the right one there.
     slow = dispatch.use_reference(backend, "group_quantize", hessian.device.type)
     cholesky = _reference_cholesky if slow else _ops.upper_cholesky
     retries = 0

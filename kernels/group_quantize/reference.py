@@ -2,7 +2,7 @@
 
 Frantar et al., *GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers*,
 arXiv 2210.17323, algorithm 1. Same order and same letters: ``U`` upper triangular with ``H⁻¹ = Uᵀ U``, and a
-block of 128 columns between two lazy updates of what lies behind it. :func:`refine` is what may follow it.
+block of 128 columns between two lazy updates of the columns after it. :func:`refine` is what may follow it.
 """
 
 from __future__ import annotations
@@ -191,7 +191,7 @@ def textbook_sweep(
         end = min(start + BLOCK, n)
         last_group = (end - 1) // g * g
         if order is None and start < last_group and end < min(last_group + g, n):
-            end = last_group  # a scale needs its whole group up to date, so no group may start early
+            end = last_group  # a scale needs its whole group up to date, so blocks end at group boundaries
         E = torch.empty(m, end - start, dtype=W.dtype, device=W.device)
         for j in range(start, end):
             if order is None and j % g == 0:

@@ -49,7 +49,7 @@ dispatch.define("w4_linear", SCHEMA, _reference, _fake)
 dispatch.define("w4_linear_k_blocks", SCHEMA, _reference_k_blocks, _fake)
 dispatch.define("w4_linear_int8", SCHEMA, _reference_int8, _fake)
 if installed():
-    # Importing triton takes a second: only a GPU's first call pays it.
+    # Importing triton takes a second: only the first call on a GPU pays for it.
     @torch.library.impl("tarq::w4_linear", "CUDA")
     def _w4_linear_cuda(x: Tensor, *fields: Any) -> Tensor:
         from .triton.launch import w4_linear_triton

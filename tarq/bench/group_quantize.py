@@ -1,8 +1,8 @@
 """Cases of ``group_quantize``: one layer from its Hessian to codes and scales, factorisation included.
 
-Peers: the one Cholesky and the matrix product that no such sweep can do without, by torch; the textbook sweep, a
-Python iteration a column (on a CPU, small layers only); GPTQModel's ``GPTQ.quantize`` in an interpreter of its own that
-has it; on a GPU, :mod:`~tarq.bench.fused_sweep`, which also takes layers of one shape together. A refined
+Peers: the Cholesky and the matrix product that any such sweep needs, by torch; the textbook sweep, a Python loop over
+columns (on a CPU, small layers only); GPTQModel's ``GPTQ.quantize`` in a separate interpreter that has
+it; on a GPU, :mod:`~tarq.bench.fused_sweep`, which also takes layers of one shape together. A refined
 layer's peer is the same layer not refined.
 """
 

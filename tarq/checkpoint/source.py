@@ -130,7 +130,7 @@ def check_no_adapter(source: str | Path) -> None:
     weights = Path(source, "adapter_model.safetensors")
     try:
         found = weights if weights.is_file() else find_adapter_config_file(str(source))
-    except OSError:  # no such repository, or no network: loading says so better
+    except OSError:  # no such repository, or no network: loading gives the better error
         return
     if found:
         raise ModelError(

@@ -178,7 +178,7 @@ def _bounds(audio: Audio, frames: int, rate: int, start: float, end: float | Non
 
 
 def _go_ahead_of(file: soundfile.SoundFile, frame: int) -> int:
-    """Move to or ahead of a frame; how many frames ahead."""
+    """Seek to a frame or before it; returns how many frames before."""
     if file.subtype == "VORBIS" or not file.seekable():
         while frame > 0 and (read := len(file.read(min(frame, PREROLL)))):
             frame -= read

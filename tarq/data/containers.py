@@ -17,7 +17,8 @@ from mmap import mmap
 
 Buffer = bytes | mmap
 
-#: Sizes a program writes that does not know the length yet, and from which on others do (sox, ffmpeg, arecord).
+#: Placeholder sizes written when the length is not known yet: these values, and any from the last one up (sox, ffmpeg,
+#: arecord).
 _STREAMED = 0x7FFF0000
 #: First bytes of files that are not audio despite their name, and what they are.
 _NO_AUDIO = {

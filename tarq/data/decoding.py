@@ -28,7 +28,7 @@ RATES = (1000, 1_000_000)
 CHANNELS = 64
 #: Samples that no recording has, not even one far beyond full scale (40 dB): floats that were never scaled.
 LOUDEST = 100.0
-#: No codec takes fewer bytes for a second of sound, not even of silence.
+#: No codec needs fewer bytes for a second of audio, not even for silence.
 LEAST_BYTES_PER_SECOND = 4
 #: Frames by the headers of formats that libsndfile alone reads here, where its log has them.
 _FRAMES_BY_LOG = {
@@ -37,7 +37,7 @@ _FRAMES_BY_LOG = {
     "MAT5": r"Cols\s*: (\d+)",
     "SVX": r"OneShotHiSamples\s*: (\d+)",
 }
-#: Samples, of all channels together, that are decoded at a time: nothing is allocated for what a header claims.
+#: Samples of all channels decoded at a time: memory is never allocated by a header's claim.
 _BLOCK = 1 << 24
 
 
@@ -75,7 +75,7 @@ class _Bytes(BytesIO):
 
 @dataclass(frozen=True)
 class Whole:
-    """A file that is decoded as a whole, or a segment: mono, float32 [samples], at its own rate in Hz."""
+    """A decoded file or segment: mono, float32 [samples], at its own rate in Hz."""
 
     samples: NDArray[np.float32]
     rate: int
@@ -306,7 +306,7 @@ def to_mono(audio: Audio, samples: NDArray[np.float32]) -> tuple[NDArray[np.floa
         samples: float32 [samples, channels].
     """
     if not np.isfinite(samples).all():
-        raise DataError(f"{audio}: the audio holds samples that are not finite; encode it anew or remove it")
+        raise DataError(f"{audio}: the audio has samples that are not finite; encode it anew or remove it")
     if len(samples) and (peak := float(np.abs(samples).max())) > LOUDEST:
         raise DataError(
             f"{audio}: samples of up to {peak:.3g}, where full scale is 1: unscaled or damaged; divide "

@@ -210,5 +210,5 @@ def strings(row: Mapping[str, Any], key: str, where: str) -> tuple[str, ...]:
     """
     found = value(row, key, list, where) or []
     if not all(isinstance(item, str) for item in found):
-        raise DataError(f"{where}: {key!r} holds something else than strings; give a list of strings")
+        raise DataError(f"{where}: {key!r} is not a list of strings; give one")
     return tuple(found)

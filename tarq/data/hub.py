@@ -217,7 +217,7 @@ def _bounded(source: str, part: str) -> tuple[str, int | None]:
     """A part without its ``[:N]``, and N."""
     match = _PART.fullmatch(part)
     if match is None:
-        raise DataError(f"{source}: {part!r} names no part; write [CONFIG/]SPLIT, with [:N] for the first N rows")
+        raise DataError(f"{source}: {part!r} is not a part; write [CONFIG/]SPLIT, with [:N] for the first N rows")
     rows = match["rows"]
     if rows is not None and not int(rows):
         raise DataError(f"{source}: [:{rows}] asks for no rows; give a number of at least 1")

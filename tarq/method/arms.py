@@ -21,9 +21,9 @@ class Arms:
     """What decides how a layer is quantized.
 
     Attributes:
-        metric: which positions count how much.
-        residual: where the codes aim.
-        solver: how they are chosen.
+        metric: how positions are weighted.
+        residual: the target of the codes.
+        solver: how codes are chosen.
         input_scales: how inputs are scaled in full precision, before all else: ``none`` or ``awq``.
     """
 

@@ -33,7 +33,7 @@ class Moments:
     Args:
         features: n, the input width.
         paired: also accumulate the cross-moments against full-precision inputs.
-        first: also accumulate the first moments, for what centres the second ones.
+        first: also accumulate the first moments, which centring needs.
         drift: also accumulate the drift's own second moments (paired moments only).
         device: where the sums live.
     """
@@ -73,7 +73,7 @@ class Moments:
         return any(bool(self.hessian[side].diagonal().any()) for side in SIDES)
 
     def sums(self) -> Iterator[Tensor]:
-        """Every running sum but the counts, in a fixed order: of parts of a set they add up to those of the set."""
+        """Every running sum but the counts, in a fixed order; the sums of a set's parts add up to those of the set."""
         for sums in (self.mass, self.hessian, self.cross, self.drift, self.mean, self.mean_full):
             yield from (sums or {}).values()
 

@@ -92,8 +92,8 @@ class Residual(Protocol):
     Attributes:
         paired: whether the full-precision network is walked beside the quantized one; without it there is no H_Δ.
         folds: how many parts the calibration set is split into, by utterance.
-        weighs_cross: whether λ counts in H_Δ as it does in H.
-        first_moments: whether μ and μ_f are gathered beside H and H_Δ.
+        weighs_cross: whether λ applies to H_Δ as it does to H.
+        first_moments: whether μ and μ_f are accumulated beside H and H_Δ.
         drift_moments: whether ``Σ d (xf − x)(xf − x)ᵀ`` is.
     """
 

@@ -17,7 +17,7 @@ from tarq.models.types import Example, Positions, Prompted
 def with_prompt(
     before: Sequence[int], ids: Sequence[int], spans: Sequence[tuple[int, int]], after: Sequence[int]
 ) -> Prompted:
-    """A transcript's tokens between those of its prompt and its end, which stand for no characters."""
+    """A transcript's tokens between those of its prompt and its end, which cover no characters."""
     return Prompted(
         ids=(*before, *ids, *after),
         offsets=(*[(0, 0)] * len(before), *spans, *[(0, 0)] * len(after)),
@@ -39,7 +39,7 @@ def teacher_forced(examples: Sequence[Example], pad: int) -> tuple[Tensor, Tenso
     ids = [torch.tensor(e.prompted.ids) for e in examples]
     is_target = [torch.tensor(e.prompted.is_text)[1:] for e in examples]
     for flags in is_target:
-        flags[-1] = True  # the end token is the model's to predict; the prompt is not
+        flags[-1] = True  # the model predicts the end token, but not the prompt
     exists = padded([torch.ones(len(i) - 1, dtype=torch.bool) for i in ids])
     none = torch.zeros_like(exists)
     return (
@@ -51,7 +51,7 @@ def teacher_forced(examples: Sequence[Example], pad: int) -> tuple[Tensor, Tenso
 
 
 def require(model: Any, *paths: str, wanted: str) -> None:
-    """Check that a model has the parts an adapter reaches for.
+    """Check that a model has the parts an adapter uses.
 
     Raises:
         ModelError: one is missing; names it and the class that has it.
@@ -65,19 +65,19 @@ def require(model: Any, *paths: str, wanted: str) -> None:
 
 
 def pad_waveform(waveform: np.ndarray, samples: int) -> np.ndarray:
-    """A waveform with silence at its end where it is too short for a model's convolutions."""
+    """A waveform, padded with silence at its end if it is too short for a model's convolutions."""
     return np.pad(waveform, (0, max(samples - len(waveform), 0)))
 
 
 def conv_output_length(length: int, convolutions: Sequence[nn.Conv1d]) -> int:
-    """Rows that a sequence of unpadded convolutions leaves of so many."""
+    """Number of output rows of a sequence of unpadded convolutions for ``rows`` inputs."""
     for conv in convolutions:
         length = (length - conv.kernel_size[0]) // conv.stride[0] + 1
     return length
 
 
 def receptive_field(convolutions: Sequence[nn.Conv1d]) -> int:
-    """The shortest input that a sequence of unpadded convolutions makes a row of."""
+    """The shortest input for which a sequence of unpadded convolutions makes a row."""
     length = 1
     for conv in reversed(convolutions):
         length = (length - 1) * conv.stride[0] + conv.kernel_size[0]

@@ -55,7 +55,7 @@ def score_entities(
     and the edits between the two are the errors.
 
     Args:
-        references, hypotheses: raw texts, one an utterance.
+        references, hypotheses: raw texts, one per utterance.
         entities: of each utterance.
     """
     rows: list[tuple[int, int, int, int]] = []

@@ -62,13 +62,13 @@ class SetScores:
     Attributes:
         models: label to scores.
         differences: "B − A" to figure to paired difference, for every pair of models.
-        utterances, words, rare_words, entities: how much was scored.
-        language: it is spoken in, and models are prompted in.
-        normalizer: of that language, by name.
-        word_frequencies: which decide what is rare.
-        bad: broken files that were left out, with the reason; whoever loaded the set knows.
-        left_out: utterances left out by a convention of their corpus, counted by reason; likewise.
-        notes: what was left out or says little.
+        utterances, words, rare_words, entities: how many were scored.
+        language: of the speech and of the models' prompts.
+        normalizer: name of the normaliser.
+        word_frequencies: that define rare words.
+        bad: broken files that were left out while loading, with the reason.
+        left_out: utterances left out while loading by a convention of their corpus, counted by reason.
+        notes: what was left out or is unreliable.
         references: utterance id to transcript, normalised; of a set that was transcribed.
     """
 
@@ -133,7 +133,7 @@ def evaluate_models(
     spoken = {label: replace(config, language=language_within(label, some, config)) for label, some in data.items()}
     for label, utterances in data.items():
         check_set(label, utterances)
-        spoken[label].frequencies()  # refused now, not after work is done
+        spoken[label].frequencies()  # fails now, not after the work is done
     _check_comparable(models, reference)
     for name, recognizer in models.items():
         recognizer.check_weights(name)
@@ -269,7 +269,7 @@ def _measured(
 def _model_scores(
     figures: dict[str, Interval], measured: Measured, full: Measured | None, breakdown: dict[str, Any]
 ) -> ModelScores:
-    """One model's scores; ``full`` is the reference model's, where there is one and it is another."""
+    """One model's scores; ``full`` is the reference model's, if there is another one."""
     if (words := measured.words) is None:
         return ModelScores(figures)
     counts = {

@@ -59,7 +59,7 @@ def read_sets(
         utterances = utterances_of(given, intake)
         notes = list(_calibrated_on(models, utterances))
         reporter.phase(f"reading {label}")
-        # Every file is looked at before any work is done, so that a broken one does not end it in the middle.
+        # Every file is checked before any work is done, so that a broken one does not end the run midway.
         if samples is not None:
             usable = sample_utterances(utterances, samples, config.seed, intake=intake)
         else:
@@ -67,12 +67,12 @@ def read_sets(
         sets[label] = GivenSet(by_language(label, usable, config.language), intake, notes)
     names = Counter(name for given_set in sets.values() for name in given_set.parts)
     if twice := [name for name, times in names.items() if times > 1]:
-        raise DataError(f"{twice[0]} names a set and a language's part of another: give sets other labels")
+        raise DataError(f"{twice[0]} is the label of one set and of a language of another: use other labels")
     return sets
 
 
 def by_language(label: str, utterances: Sequence[Utterance], default: str) -> dict[str, Sequence[Utterance]]:
-    """A set under its label; where its utterances state several languages, one set for each, named ``label (de)``."""
+    """A set under its label, or one set per language, named ``label (de)``, if its utterances state several."""
     spoken: dict[str, list[Utterance]] = {}
     for utterance in utterances:
         spoken.setdefault(language_of(utterance, default), []).append(utterance)
@@ -100,7 +100,7 @@ def check_set(label: str, utterances: Sequence[Utterance]) -> None:
         DataError: it is empty, an utterance has no transcript, or two have one id.
     """
     if not utterances:
-        raise DataError(f"{label}: no utterances to score: see what was left out, or give another set")
+        raise DataError(f"{label}: no utterances to score: check what was left out, or give another set")
     missing = [u.id for u in utterances if u.text is None]
     if missing:
         raise DataError(f"{label}: {len(missing)} utterances have no transcript to score against: {missing[0]}, …")
@@ -108,7 +108,7 @@ def check_set(label: str, utterances: Sequence[Utterance]) -> None:
 
 
 def _calibrated_on(models: Mapping[str, Recognizer], utterances: Sequence[Utterance]) -> Iterator[str]:
-    """Models whose calibration shares audio with a set, which flatters them."""
+    """Notes about models calibrated on audio of the set, whose scores are then too good."""
     for name, recognizer in models.items():
         folder = Path(str(recognizer.model.config._name_or_path))
         if not (folder / FILE_NAME).is_file():

@@ -87,7 +87,9 @@ def calibration_set(
     notes += intake.notes()
     chosen = pool.utterances
     if len(chosen) < asked:
-        notes.append(f"{len(chosen)} calibration utterances of at most {recognizer.window:g} s, {asked} asked")
+        notes.append(
+            f"only {len(chosen)} of the {asked} calibration utterances asked for last at most {recognizer.window:g} s"
+        )
     made = make_examples(recognizer, chosen, config, reporter)
     if not made.examples:
         raise CalibrationError(f"no calibration utterance is usable: {'; '.join(made.notes)}")

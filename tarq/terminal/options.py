@@ -189,7 +189,7 @@ def where_to_run(device: str, dtype: str) -> dict[str, Any]:
 
 
 def round_inputs(recognizers: Mapping[str, Recognizer], reporter: Reporter) -> None:
-    """Do what ``--int8-activations`` asks, and tell of packed layers that stay exact; refused where none can round."""
+    """Apply ``--int8-activations`` and note packed layers that stay exact; refused where no layer can use it."""
     found = {label: recognizer.use_int8_activations() for label, recognizer in recognizers.items()}
     told = {label: f"{label}: {rounding.told()}" for label, rounding in found.items() if rounding.told()}
     if not any(found.values()):

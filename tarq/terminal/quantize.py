@@ -77,7 +77,7 @@ def quantize(
 
         with distributed.process_group() as first:
             console.quiet = reporter.console.quiet = not first
-            # Whatever can be told is told before a model is loaded or downloaded.
+            # Check whatever can be checked before a model is loaded or downloaded.
             api.check_output(out, model, overwrite=overwrite)
             where = where_to_run(device, dtype)
             speech: Any = load_speech(calibration or [], max_bad=config.max_bad, reporter=reporter)

@@ -148,7 +148,7 @@ def _alike(reasons: Iterable[tuple[str, str]]) -> list[tuple[list[str], str]]:
 
 
 def show_plan(console: Console, plan: Plan) -> None:
-    """A table a stage, a row a kind of layer (* is its block's number); totals, what it takes, what does not fit."""
+    """One table per stage, one row per kind of layer (* is the block's number); totals, estimates, problems."""
     said = {layer.name: layer.reason or layer.note for layer in plan.layers}
     reasons = list(dict.fromkeys(filter(None, said.values())))
     for stage in dict.fromkeys(layer.stage for layer in plan.layers):

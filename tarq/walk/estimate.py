@@ -76,7 +76,7 @@ class Plan:
 
     @property
     def ram_there(self) -> float | None:
-        """Bytes of RAM this machine has; None where it does not say."""
+        """Bytes of RAM of this machine; None if unknown."""
         try:
             return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
         except (ValueError, OSError, AttributeError):
@@ -94,7 +94,7 @@ def make_plan(recognizer: Recognizer, config: TarqConfig, device: str | torch.de
         ModelError: the model is quantized already, or a name to ignore matches no layer.
     """
     if recognizer.is_quantized:
-        raise ModelError("the model is quantized already: name the full-precision one")
+        raise ModelError("the model is quantized already: give the full-precision one")
     layers = plan(recognizer, config)
     problems = [f"{layer.name}: {layer.reason}" for layer in layers if not layer.fits]
     source = str(recognizer.model.config._name_or_path)
@@ -108,7 +108,7 @@ def _parts(recognizer: Recognizer) -> list[str]:
     rows = getattr(recognizer.model.config.get_text_config(decoder=True), "vocab_size", None)
     if rows is not None:
         tokens = max(recognizer.tokenizer.get_vocab().values(), default=-1) + 1
-        found.append(f"vocabulary: the tokenizer has {tokens} tokens, the model rows for {rows}")
+        found.append(f"vocabulary: the tokenizer has {tokens} tokens, the model {rows} rows")
     read = getattr(recognizer.model.config, "num_mel_bins", None)
     if read is not None:
         made = getattr(recognizer.feature_extractor, "feature_size", read)

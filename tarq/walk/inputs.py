@@ -90,7 +90,7 @@ class InputCapture:
 
     def __init__(self, stage: Stage, device: torch.device) -> None:
         self.stage, self.device = stage, device
-        self._lengths: list[int | None] = []  # of the tuples that blocks return; None for a tensor alone
+        self._lengths: list[int | None] = []  # length of the tuples that blocks return; None for a single tensor
 
     def __call__(self, batch: Batch, previous: Any) -> StageInputs:
         """The inputs of all blocks on a batch.

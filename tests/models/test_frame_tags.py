@@ -17,7 +17,7 @@ from tarq.words.rarity import rare_counts
 
 from .conftest import CONFIG
 
-ALIGNED = replace(CONFIG, frame_tags="aligned", samples=8)
+ALIGNED = replace(CONFIG, metric="rarebal", frame_tags="aligned", samples=8)
 
 
 @pytest.fixture(scope="module")

@@ -65,7 +65,7 @@ void pack_panels(const void* x, Float x_type, int64_t rows, int64_t in_features,
 template <class S>
 struct Panel {
   float *weights, *sums;  // [depth, kPanel], [kRowBlock, kPanel]
-  float *scales, *zeros;  // [groups, kPanel], as is what follows
+  float *scales, *zeros;  // [groups, kPanel], like the following
   float *row, *bias;      // [groups]; [kPanel]
 
   static int64_t floats(const W4Layer& layer) {

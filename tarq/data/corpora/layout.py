@@ -104,7 +104,7 @@ def is_there(audio: Path, where: str, name: str, intake: Intake) -> bool:
         if audio.is_file():
             return True
         what = "is a folder" if audio.is_dir() else "is not a regular file" if audio.exists() else "does not exist"
-    except OSError as error:  # a name no file can have
+    except OSError as error:  # an impossible file name
         what = f"cannot be checked ({error.strerror})"
     intake.broken(name, DataError(f"{where}: audio file {audio} {what}; correct the path or extract it again"))
     return False

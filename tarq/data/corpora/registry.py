@@ -112,7 +112,7 @@ def load_utterances(source: str | Path | Any, intake: Intake | None = None) -> l
 
 
 def _unlike(source: str, utterances: list[Utterance], intake: Intake) -> list[Utterance]:
-    """The utterances, less those whose id an earlier one has; scores and samples go by id."""
+    """The utterances without those that repeat an earlier id; scores and samples are keyed by id."""
     counts = Counter(utterance.id for utterance in utterances)
     if len(counts) == len(utterances):
         return utterances
@@ -156,6 +156,6 @@ def _path_and_part(source: str) -> tuple[Path, str | None]:
             return path, None
         if colon and before and Path(before).expanduser().exists():
             return Path(before).expanduser(), part
-    except OSError as error:  # a name no file can have
+    except OSError as error:  # an impossible file name
         raise DataError(f"{source[:80]}…: no path ({error.strerror}); give the path of a corpus") from error
     raise DataError(f"{path}: no such file or folder; give the path of a corpus, or hub:OWNER/NAME for one of the hub")
