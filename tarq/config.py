@@ -39,7 +39,7 @@ PoolKind = Literal["uniform", "r-top", "r-mix", "r-cross"]
 ScaleDtype = Literal["auto", "float16", "bfloat16", "float32"]
 
 #: Panels of the command line's help.
-METHOD, CALIBRATION, CHECKPOINT, RESOURCES = "Method", "Calibration", "Checkpoint", "Resources"
+METHOD, CALIBRATION, CHECKPOINT, RESOURCES = "Method", "Speech", "Checkpoint", "Resources"
 
 
 @dataclass(frozen=True)

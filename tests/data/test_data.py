@@ -173,7 +173,7 @@ def test_manifest_with_byte_order_mark_and_line_separator(tmp_path):
         ({"audio": "a.wav", "duration": -1.0}, r"m\.jsonl:2: 'duration' is -1\.0; give seconds"),
         ('{"audio": "a.wav", "duration": NaN}', r"m\.jsonl:2: 'duration' is nan; give seconds"),
         ({"audio": "a.wav", "entities": "O'Brien"}, r"m\.jsonl:2: 'entities' is .*; give a list of strings"),
-        ({"audio": "a.wav", "entities": [1]}, r"m\.jsonl:2: 'entities' holds something else"),
+        ({"audio": "a.wav", "entities": [1]}, r"m\.jsonl:2: 'entities' is not a list of strings"),
     ],
 )
 def test_bad_line_is_named(tmp_path, row, message):

@@ -131,7 +131,7 @@ def test_a_name_of_the_hub(clean, monkeypatch):
         ("clean/", "several splits; name one of them, as SOURCE:SPLIT: clean/test, clean/train.100"),
         ("clean/dev", r"Bad split: dev. Available splits: \['test', 'train.100'\]"),
         ("nope/test", r"BuilderConfig 'nope' not found. Available: \['clean', 'other'\]"),
-        ("clean/test[2:]", "names no part; write"),
+        ("clean/test[2:]", "is not a part; write"),
     ],
 )
 def test_a_part_that_is_not_there(clean, part, message):
