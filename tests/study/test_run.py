@@ -263,7 +263,7 @@ def test_the_variance_table_counts_draws(study, tmp_path, capsys):
 
 
 def test_the_headline_page_shows_what_its_command_prints(capsys):
-    files = [f"benchmarks/results/headline-whisper-{model}-h200.json" for model in ("tiny.en", "base")]
+    files = [f"benchmarks/results/headline-whisper-{model}.json" for model in ("tiny.en", "base")]
     main(["tables", *(str(ROOT / file) for file in files)])
     printed = capsys.readouterr().out
     page = (ROOT / "benchmarks" / "studies" / "headline.md").read_text()
