@@ -51,7 +51,7 @@ test-all: install  ## run every test: also interpreter sweeps, compilations, tor
 	$(PYTEST) --durations=25
 
 # A copy of the package beside the installed one: its extension is built with the sanitizers, which must be loaded first.
-KERNEL_TESTS := $(addprefix tests/kernels/,test_gram.py test_group_quantize.py test_w4_linear.py test_w4_linear_int8.py)
+KERNEL_TESTS := $(addprefix tests/kernels/,test_gram.py test_group_quantize.py test_group_refine.py test_w4_linear.py test_w4_linear_int8.py)
 sanitize: install  ## run the kernels' tests on an extension built with ASan and UBSan
 	TARQ_SANITIZE=1 $(BIN)/python setup.py -q build --build-base build/sanitize --build-lib build/sanitize/lib
 	LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so)" ASAN_OPTIONS=detect_leaks=0 \

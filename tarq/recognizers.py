@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from tarq.checkpoint import load as loading
-from tarq.checkpoint.source import check_no_adapter, first_line, located
+from tarq.checkpoint.source import check_named, check_no_adapter, first_line, located
 from tarq.errors import ModelError, TarqError
 from tarq.models.base import Recognizer
 from tarq.models.features import check_settings
@@ -173,6 +173,7 @@ def shapes_of(
         ModelError: there is no model that tarq takes, it is quantized already, or parts are missing or do not fit.
     """
     place = Path(source).expanduser() if Path(source).expanduser().is_dir() else source
+    check_named(place)
     check_no_adapter(place)
     try:
         config = AutoConfig.from_pretrained(place, trust_remote_code=False)

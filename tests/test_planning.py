@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 import tarq
 from tarq.config import TarqConfig
+from tarq.errors import ModelError
 from tarq.terminal.cli import app
 
 runner = CliRunner()
@@ -118,3 +119,12 @@ def test_pools_from_python(manifest, tmp_path):
     assert tarq.pool(manifest, TarqConfig(samples=99)).notes == ["only 8 of the 99 utterances asked for qualify"]
     several = tarq.pool({"a": manifest, "b": manifest}, TarqConfig(pool="r-cross", samples=4))
     assert set(several.pool.sources) <= {"a", "b"}
+
+
+def test_a_folder_that_is_not_there_is_said_without_asking_the_hub(tmp_path):
+    for source in (tmp_path / "nothing", str(tmp_path / "nothing")):
+        with pytest.raises(ModelError, match="no such folder"):
+            tarq.plan(source)
+    (tmp_path / "file").touch()
+    with pytest.raises(ModelError, match="is a file"):
+        tarq.plan(str(tmp_path / "file"))

@@ -20,7 +20,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from tarq.errors import CheckpointError
+from tarq.errors import CheckpointError, OutputError
 from tarq.files import check_file, current_umask, sync_folder
 from tarq.report import FILE_NAME
 
@@ -111,6 +111,12 @@ def check_place(path: Path) -> None:
     Raises:
         OutputError: it cannot.
     """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:  # safetensors takes names in UTF-8 alone
+        raise OutputError(
+            f"{str(path)!r}: not text in this locale: set LC_ALL=C.UTF-8 or PYTHONUTF8=1, or choose another name"
+        ) from error
     above = next(folder for folder in path.absolute().parents if folder.exists())
     check_file(above / f".{path.name}.tarq")
 

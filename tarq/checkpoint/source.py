@@ -35,6 +35,19 @@ def located(source: str | Path) -> Path:
     path = Path(source)
     if path.is_dir():
         return path
+    check_named(source)
+    return _from_hub(str(source))
+
+
+def check_named(source: str | Path) -> None:
+    """See that what is no folder could be a hub id.
+
+    Raises:
+        ModelError: it cannot; says what it is instead.
+    """
+    path = Path(source)
+    if path.is_dir():
+        return
     if path.exists():
         raise ModelError(f"{source} is a file: give the folder that holds config.json and the weights")
     left = interrupted(path) if path.name and path.parent.is_dir() else None
@@ -45,7 +58,6 @@ def located(source: str | Path) -> Path:
         )
     if isinstance(source, Path) or _HUB_ID.fullmatch(source) is None:
         raise ModelError(f"{source}: no such folder")
-    return _from_hub(str(source))
 
 
 def _from_hub(name: str) -> Path:

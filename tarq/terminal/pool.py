@@ -39,6 +39,8 @@ def pool(
     kind: Annotated[
         str | None,
         typer.Option(
+            "--pool",
+            "--kind",
             metavar="NAME",
             parser=parser(FIELDS["pool"]),
             show_default=False,

@@ -11,8 +11,8 @@ import textwrap
 import pytest
 
 from tarq.checkpoint import folder
-from tarq.checkpoint.folder import check_writable, replacing
-from tarq.errors import CheckpointError
+from tarq.checkpoint.folder import check_place, check_writable, replacing
+from tarq.errors import CheckpointError, OutputError
 
 PACKED = {"quantization_config": {"quant_method": "compressed-tensors", "format": "pack-quantized"}}
 
@@ -84,6 +84,12 @@ def test_a_place_that_cannot_be_written_is_told_before_the_work(tmp_path, monkey
     monkeypatch.setattr(folder.os, "access", lambda *_: False)  # root may write everywhere
     with pytest.raises(CheckpointError, match="no permission"):
         check_writable(tmp_path / "out", False)
+
+
+def test_a_name_that_safetensors_cannot_take_is_told_before_the_work(tmp_path):
+    with pytest.raises(OutputError, match="LC_ALL"):
+        check_place(tmp_path / "\udcc3\udcb65")
+    check_place(tmp_path / "ö5")
 
 
 @pytest.mark.parametrize("in_one_step", [True, False])
