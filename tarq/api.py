@@ -38,7 +38,7 @@ from tarq.version import __version__
 from tarq.walk.estimate import Plan, make_plan
 from tarq.walk.plan import check_fits, check_weights
 from tarq.walk.plan import plan as plan_layers
-from tarq.walk.walk import quantize_model
+from tarq.walk.run import quantize_model
 
 __all__ = [
     "as_recognizer",

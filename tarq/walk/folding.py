@@ -30,6 +30,7 @@ from tarq.models.types import Batch
 from tarq.report import Reporter
 from tarq.walk.inputs import BlockInputs, InputCapture, capture_inputs, groups_of, linear_of, offloaded
 from tarq.walk.plan import PlannedLayer
+from tarq.walk.walk import Walk
 
 #: How much of the change by scales on one side only may be left with scales on both: float32's rounding, and no GELU.
 _LEFT = 1e-3
@@ -77,8 +78,6 @@ def fold_input_scales(
     Returns:
         Name of each Linear to what was done, for the report.
     """
-    from tarq.walk.walk import Walk  # which offers this as a part of itself
-
     reporter.phase("input scales")
     folds = find_folds(recognizer, batches[0], device)
     scales: dict[str, tuple[Tensor, float]] = {}

@@ -35,7 +35,6 @@ from tarq.models.types import Batch, Stage
 from tarq.report import LayerReport, Reporter
 from tarq.walk.activations import BlockActivations, MemoryBudget, PathPair
 from tarq.walk.attention import AttentionGiven, attention_given
-from tarq.walk.folding import fold_input_scales
 from tarq.walk.gradients import OutputGradients, output_gradients, rare_share
 from tarq.walk.inputs import Group, InputCapture, groups_of, linear_of, offloaded
 from tarq.walk.plan import PlannedLayer, check_fits, linears_of, plan
@@ -60,61 +59,8 @@ class WalkedBlock:
     pairs: Sequence[PathPair]
 
 
-def quantize_model(
-    recognizer: Recognizer,
-    batches: Sequence[Batch],
-    config: TarqConfig,
-    reporter: Reporter,
-    arms: Arms | None = None,
-    device: torch.device | None = None,
-) -> list[LayerReport]:
-    """Quantize every Linear of the model's blocks in place and swap it for a :class:`QuantLinear`.
-
-    Args:
-        recognizer: the model and how to feed it.
-        batches: calibration batches; unused (may be empty) when the arms read no audio.
-        config: what to do; ``scale_dtype`` must be resolved.
-        reporter: receives each finished layer.
-        arms: used instead of those the configuration names.
-        device: where blocks are moved to, one at a time, to be quantized; the model's by default.
-
-    Returns:
-        One record per Linear, in order of quantization; skipped layers are included with the reason.
-
-    Raises:
-        CalibrationError: activations are NaN or infinite, no group size divides a layer, or a metric cannot be
-            factorised; names the layer.
-        ModelError: a name to ignore matches no layer, or the model does something that the walk cannot follow.
-    """
-    walk = Walk(recognizer, batches, config, reporter, arms, device)
-    if walk.arms.input_scales != "none":
-        walk.notes = fold_input_scales(recognizer, batches, config, reporter, walk.device)
-    for _ in walk.blocks():
-        pass
-    return walk.records
-
-
-def gather_moments(
-    recognizer: Recognizer, batches: Sequence[Batch], config: TarqConfig, arms: Arms | None = None
-) -> dict[str, list[Moments]]:
-    """The moments of every input of the full-precision model's Linears; the model is not changed.
-
-    Returns:
-        Names of the Linears that share the input, joined by ``|``, to its moments, fold by fold.
-    """
-    found: dict[str, list[Moments]] = {}
-
-    def keep(layers: Sequence[Layer], parts: Sequence[Moments], planned: PlannedLayer) -> dict[str, Solution]:
-        found["|".join(layer.name for layer in layers)] = list(parts)
-        return {}
-
-    for _ in Walk(recognizer, batches, config, Reporter(), arms, solve=keep).blocks():
-        pass
-    return found
-
-
 class Walk:
-    """One walk over a model; see :func:`quantize_model`.
+    """One walk over a model; see :func:`tarq.walk.run.quantize_model`.
 
     Args:
         solve: used instead of Algorithm 1.

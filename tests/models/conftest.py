@@ -24,7 +24,7 @@ from tarq.linear import QuantLinear
 from tarq.method.moments import Moments
 from tarq.report import Report, Reporter
 from tarq.speech.calibration import calibration_set, make_examples
-from tarq.walk.walk import gather_moments
+from tarq.walk.run import gather_moments
 
 CONFIG = tarq.TarqConfig(group_size=32, batch_size=4, samples=4)
 

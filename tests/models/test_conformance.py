@@ -20,7 +20,7 @@ from tarq.report import Reporter
 from tarq.speech.calibration import calibration_set, make_example, make_examples
 from tarq.walk.folding import fold_input_scales
 from tarq.walk.plan import linears_of
-from tarq.walk.walk import gather_moments
+from tarq.walk.run import gather_moments
 from tarq.words.rarity import tag_tokens
 
 from .conftest import CONFIG, tone

@@ -13,7 +13,7 @@ from tarq.method.absorb import CrossFittedBias
 from tarq.method.arms import Arms
 from tarq.report import Reporter
 from tarq.speech.calibration import calibration_set
-from tarq.walk.walk import quantize_model
+from tarq.walk.run import quantize_model
 
 CONFIG = tarq.TarqConfig(group_size=32, scale_dtype="float32", batch_size=3, samples=6, metric="rarebal")
 

@@ -16,7 +16,7 @@ from tarq.method.residuals import LeastSquares, absorbed_mean
 from tarq.method.solvers import Sweep
 from tarq.report import Reporter
 from tarq.speech.calibration import calibration_set
-from tarq.walk.walk import gather_moments, quantize_model
+from tarq.walk.run import gather_moments, quantize_model
 
 CONFIG = tarq.TarqConfig(group_size=32, scale_dtype="float32", batch_size=3, samples=6)
 FC2 = "model.decoder.layers.1.fc2"

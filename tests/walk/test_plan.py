@@ -11,7 +11,7 @@ from tarq.errors import CalibrationError, ModelError
 from tarq.linear import QuantLinear
 from tarq.report import Reporter
 from tarq.walk.plan import check_fits, check_weights, choose_group_size, plan
-from tarq.walk.walk import quantize_model
+from tarq.walk.run import quantize_model
 
 CONFIG = tarq.TarqConfig(group_size=32)
 

@@ -19,7 +19,7 @@ from tarq.method.residuals import LeastSquares
 from tarq.report import Reporter
 from tarq.speech.calibration import calibration_set
 from tarq.walk import inputs, walk
-from tarq.walk.walk import gather_moments, quantize_model
+from tarq.walk.run import gather_moments, quantize_model
 
 CONFIG = tarq.TarqConfig.preset("tarq", group_size=32, scale_dtype="float16", batch_size=3)
 
