@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -66,8 +66,17 @@ def tail_aware_quantize(
     solutions: dict[str, Solution] = {}
     for centred in (False, True):
         alike = [layer for layer in layers if arms.residual.centres(layer) == centred]
-        if alike:
+        if not alike:
+            continue
+        try:
             solutions |= algorithm_1(alike, parts, arms, scheme, scale_dtype, centred, outputs)
+        except torch.linalg.LinAlgError:
+            if not centred:
+                raise
+            # Inputs that hardly vary: what is left about their mean is rounding. A bias takes up the mean all the same.
+            plain = algorithm_1(alike, parts, arms, scheme, scale_dtype, False, outputs)
+            note = "its input hardly varies: quantized about zero, not about the mean"
+            solutions |= {name: replace(found, notes=[*found.notes, note]) for name, found in plain.items()}
     return {layer.name: solutions[layer.name] for layer in layers}
 
 

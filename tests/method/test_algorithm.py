@@ -388,3 +388,20 @@ def test_static_act_order_keeps_natural_groups():
     plain = solve({"w": w.float()}, moments)["w"]
     assert not torch.equal(solution.quantized.codes, plain.quantized.codes)
     assert solution.figures.loss < 1.5 * plain.figures.loss
+
+
+def test_inputs_that_hardly_vary_are_quantized_about_zero():
+    """About their mean nothing is left but rounding, which is no metric; the bias takes up the mean all the same."""
+    generator = torch.Generator().manual_seed(0)
+    x = 100 * torch.randn(64, generator=generator) + 1e-5 * torch.randn(400, 64, generator=generator)
+    weight, bias = torch.randn(24, 64, generator=generator), torch.randn(24, generator=generator)
+    moments = [Moments(64, paired=True, first=True) for _ in range(2)]
+    for half, part in enumerate(moments):
+        part.update(x[half::2], x[half::2], torch.zeros(200, dtype=torch.bool), torch.ones(200))
+    arms = Arms(Plain(), CrossFittedBias(), Sweep())
+    layer = Layer("layer", weight, bias)
+    found = tail_aware_quantize([layer], moments, arms, Scheme(4, 32, False), torch.float16)["layer"]
+    assert any("hardly varies" in note for note in found.notes)
+    product = x.double() @ found.quantized.dequantize().double().T + found.bias.double()
+    wanted = x.double() @ weight.double().T + bias.double()
+    assert float((product - wanted).abs().max()) < 1e-3 * float(wanted.abs().max())
