@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sized
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +27,12 @@ from tarq.method.solvers import Solver
 from tarq.models.base import Recognizer
 from tarq.models.types import Batch
 from tarq.recognizers import as_recognizer, load, load_recognizer, shapes_of
-from tarq.report import Report, Reporter, peak_memory
+from tarq.report import Report, Reporter, peak_memory, versions
 from tarq.scoring.run import Evaluation, evaluate_models, with_intakes
 from tarq.scoring.sets import read_sets
 from tarq.speech.calibration import calibration_set
 from tarq.speech.transcription import audio_files, transcribe_files
 from tarq.surroundings import plain_torch
-from tarq.version import __version__
 from tarq.walk.estimate import Plan, make_plan
 from tarq.walk.plan import check_fits, check_weights
 from tarq.walk.plan import plan as plan_layers
@@ -156,7 +154,7 @@ def quantize(
     return Report(
         model=str(recognizer.model.config._name_or_path),
         config=config.to_dict(),
-        versions={"tarq": __version__} | {p: version(p) for p in ("torch", "transformers", "numpy", "wordfreq")},
+        versions=versions(),
         calibration=summary,
         layers=layers,
         left_out=outside,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from dataclasses import MISSING, asdict, dataclass, field, fields
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tarq.errors import CheckpointError
 from tarq.files import to_json
 from tarq.method.figures import Figures
+from tarq.version import __version__
 
 if TYPE_CHECKING:
     import torch
@@ -128,6 +130,11 @@ def _read(record: type, stored: Any, where: str, newer: set[str]) -> Any:
         if name in stored and not right:
             raise CheckpointError(f"{where} is not a tarq report: {name} is {value!r}, not {each.type}")
     return record(**{name: value for name, value in stored.items() if name in known})
+
+
+def versions() -> dict[str, str]:
+    """Of tarq and the libraries that shape a result."""
+    return {"tarq": __version__} | {p: version(p) for p in ("torch", "transformers", "numpy", "wordfreq")}
 
 
 def peak_memory(device: torch.device) -> dict[str, int]:

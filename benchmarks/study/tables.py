@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tarq.reports import text
 from tarq.reports.statistics import (
     BASE,
     FIGURES,
@@ -114,7 +115,6 @@ def _claims(compared: Sequence[Comparison]) -> str:
     head = ["family", "condition", "pair", "figure", "draws", "difference", "p", "p by Holm", "detectable"]
     lines = _head(head)
     for each in compared:
-        _, factor, decimals = _form(each.figure)
         lines.append(
             _row(
                 [
@@ -126,7 +126,7 @@ def _claims(compared: Sequence[Comparison]) -> str:
                     _text(each.figure, each.difference),
                     f"{each.p:.4f}",
                     f"{each.adjusted:.4f}",
-                    f"{factor * each.detectable:.{decimals}f}",
+                    text.size(each.figure, each.detectable),
                 ]
             )
         )
@@ -143,26 +143,15 @@ def _recovered(comparison: Comparison | None) -> str:
     """The share of GPTQ's damage to the true rare token that an arm does not do."""
     if comparison is None:
         return "–"
-    share = comparison.recovered
-    return f"{100 * share.value:.0f} % [{100 * share.low:.0f}, {100 * share.high:.0f}]".replace("-", "−")
-
-
-def _form(figure: str) -> tuple[str, int, int]:
-    """A figure's title, the factor it is shown with, decimals."""
-    title = FIGURES[figure].title
-    return (title, 100, 1) if title.endswith("%") else (title, 1, 3)
+    return text.share(comparison.recovered).replace("\u00a0", " ")
 
 
 def _text(figure: str, known: Interval | Difference) -> str:
     """A value and its interval; a difference carries a sign, and is bold where it is clear of 0."""
-    _, factor, decimals = _form(figure)
     if math.isnan(known.value):
         return "–"
-    paired = isinstance(known, Difference)
-    sign = "+" if paired or figure.startswith("delta") else ""
-    value, low, high = (f"{factor * x:{sign}.{decimals}f}" for x in (known.value, known.low, known.high))
-    text = f"{value} [{low}, {high}]".replace("-", "−")
-    return f"**{text}**" if paired and known.clear_of_zero else text
+    shown = text.full(figure, known)
+    return f"**{shown}**" if isinstance(known, Difference) and known.clear_of_zero else shown
 
 
 def _draws(count: int) -> str:

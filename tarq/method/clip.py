@@ -26,7 +26,7 @@ from tarq.kernels.group_quantize import Quantized
 from tarq.kernels.group_quantize.reference import encode, group_scales, round_to_nearest
 from tarq.kernels.scheme import Scheme
 from tarq.method.residuals import Statistics
-from tarq.method.solvers import RoundToNearest, damped_loss, in_order
+from tarq.method.solvers import RoundToNearest, damped_loss
 
 #: Shares of a group's span, tried in this order; the first of equally good ones is kept.
 SHARES = tuple(1.0 - 0.025 * k for k in range(20))
@@ -54,8 +54,7 @@ class Clipped(RoundToNearest):
         if statistics is None:
             raise ValueError("clipping needs the metric")
         factor = statistics.factor
-        square = factor.upper @ factor.upper.mT
-        metric = in_order(in_order(square, factor, back=True).mT, factor, back=True)
+        metric = factor.damped(statistics.moments.hessian)
         done = []
         for target in targets:
             v = target.to(self.dtype).masked_fill(factor.dead, 0)

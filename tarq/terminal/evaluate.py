@@ -140,10 +140,8 @@ def _origin(recognizers: dict[str, Recognizer], device: str) -> dict[str, Any]:
     """What is needed to redo an evaluation: the command, versions, and how each model was quantized."""
     import sys
     from dataclasses import asdict
-    from importlib.metadata import version
 
-    from tarq.report import FILE_NAME, Report
-    from tarq.version import __version__
+    from tarq.report import FILE_NAME, Report, versions
 
     folders = {label: Path(str(r.model.config._name_or_path)) for label, r in recognizers.items()}
     reports = {label: Report.read(folder) for label, folder in folders.items() if (folder / FILE_NAME).is_file()}
@@ -151,7 +149,7 @@ def _origin(recognizers: dict[str, Recognizer], device: str) -> dict[str, Any]:
     return {
         "command": command("tarq", *sys.argv[1:]),
         "device": device,
-        "versions": {"tarq": __version__} | {p: version(p) for p in ("torch", "transformers", "numpy", "wordfreq")},
+        "versions": versions(),
         "quantized": {
             label: {
                 "config": report.config,
