@@ -12,6 +12,7 @@ import torch
 
 from tarq import distributed
 from tarq.config import TarqConfig
+from tarq.data.held import Held, Room
 from tarq.data.intake import Intake
 from tarq.data.pools import Rarity, draw_pool, given_pool
 from tarq.data.utterance import Utterance, language_of
@@ -66,8 +67,13 @@ def calibration_set(
     intake = Intake(config.max_bad) if intake is None else intake
     corpora = speech if isinstance(speech, Mapping) else {"speech": speech}
     notes = []
+    room = Room()  # decoded once: to be checked, for the model's own transcripts, and for the features
     usable = {
-        label: [u for u in utterances if _transcribed_by_model(u, config) or (u.text or "").strip()]
+        label: [
+            u if isinstance(u, Held) else Held.of(u, room, recognizer.sampling_rate)
+            for u in utterances
+            if _transcribed_by_model(u, config) or (u.text or "").strip()
+        ]
         for label, utterances in corpora.items()
     }
     silent = sum(map(len, corpora.values())) - sum(map(len, usable.values()))
