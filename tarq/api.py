@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from tarq import distributed
+from tarq.arguments import Device, checked_arguments
 from tarq.checkpoint import save as saving
 from tarq.checkpoint.compressed_tensors import quantization_config
 from tarq.checkpoint.folder import check_place, check_writable
@@ -54,6 +55,7 @@ __all__ = [
 ]
 
 
+@checked_arguments("model", "calibration", "config")
 @distributed.raise_everywhere()
 @plain_torch()
 def quantize(
@@ -67,7 +69,7 @@ def quantize(
     metric: Metric | None = None,
     residual: Residual | None = None,
     solver: Solver | None = None,
-    offload: str | torch.device | None = None,
+    offload: Device | None = None,
     reporter: Reporter | None = None,
 ) -> Report:
     """Quantize the Linear layers of a speech model's blocks, in place.
@@ -103,9 +105,6 @@ def quantize(
         raise ModelError(
             f"{model} is a name, and quantizing changes a model in place: give tarq.load_recognizer({model!r})"
         )
-    for kind, given in (("metric", metric), ("residual", residual), ("solver", solver)):
-        if isinstance(given, str | type):
-            raise ConfigError(f"{kind} is {given!r}: give an object of your own, or name one in TarqConfig({kind}=…)")
     arms = Arms.of(config.to_dict(), metric, residual, solver)
     if arms.reads_audio:
         check_calibration(calibration, config)
@@ -166,6 +165,7 @@ def quantize(
     )
 
 
+@checked_arguments("model")
 def save(
     model: PreTrainedModel | Recognizer,
     path: str | Path,
@@ -204,6 +204,7 @@ def save(
             )
 
 
+@checked_arguments("model", "audio", "batch_size")
 def transcribe(
     model: PreTrainedModel | Recognizer | str | Path,
     audio: Iterable[Audio],
@@ -243,6 +244,7 @@ def transcribe(
     return texts
 
 
+@checked_arguments("model", "audio", "batch_size")
 def iter_transcripts(
     model: PreTrainedModel | Recognizer | str | Path,
     audio: Iterable[Audio],
@@ -270,6 +272,7 @@ def iter_transcripts(
     yield from transcribe_files(recognizer, files, batch_size, reporter)
 
 
+@checked_arguments("models", "data", "config")
 @distributed.raise_everywhere()
 @plain_torch()
 def evaluate(
@@ -279,7 +282,7 @@ def evaluate(
     intakes: Mapping[str, Intake] | None = None,
     reference: str | None = None,
     config: TarqConfig | None = None,
-    device: str | torch.device = "cpu",
+    device: Device = "cpu",
     dtype: torch.dtype | None = None,
     samples: int | None = None,
     resamples: int = 10_000,
@@ -311,10 +314,17 @@ def evaluate(
     """
     config = given_config(config)
     for kind, named in (("models", models), ("data", data)):
-        if not isinstance(named, Mapping):
+        if not isinstance(named, Mapping) or not all(isinstance(label, str) for label in named):
             raise ConfigError(f"{kind} must be a mapping from label to one: {kind}={{'NAME': …}}")
+    if not models:
+        raise ModelError("no models to score: give at least one")
+    if not data:
+        raise DataError("no speech to score models on: give at least one set")
     if reference is not None and reference not in models:
         raise ModelError(f"reference {reference!r} is none of the models {', '.join(models)}")
+    for kind, count in (("samples", samples), ("resamples", resamples)):
+        if count is not None and count < 1:
+            raise ConfigError(f"{kind} is {count}: give a whole number of at least 1")
     recognizers = {
         label: as_recognizer(m, language=config.language, dtype=dtype, device=device) for label, m in models.items()
     }
@@ -333,6 +343,7 @@ def evaluate(
     return with_intakes(result, sets)
 
 
+@checked_arguments("corpora", "config")
 def pool(
     corpora: Data | Mapping[str, Data],
     config: TarqConfig | None = None,
@@ -357,6 +368,7 @@ def pool(
     return draw(gathered(corpora, config.max_bad), config, max_duration=max_duration, reporter=reporter)
 
 
+@checked_arguments("model", "config")
 def plan(
     model: PreTrainedModel | Recognizer | str | Path,
     config: TarqConfig | None = None,
@@ -364,7 +376,7 @@ def plan(
     tokenizer: Any = None,
     feature_extractor: Any = None,
     processor: Any = None,
-    device: str | torch.device = "cpu",
+    device: Device = "cpu",
 ) -> Plan:
     """What :func:`quantize` will do to a model: each layer's group size or why it is left, sizes, time, memory.
 

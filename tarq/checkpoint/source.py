@@ -33,9 +33,9 @@ def located(source: str | Path) -> Path:
         ModelError: there is no such folder or repository, or the hub cannot be reached.
     """
     path = Path(source)
+    check_named(source)
     if path.is_dir():
         return path
-    check_named(source)
     return _from_hub(str(source))
 
 
@@ -46,6 +46,8 @@ def check_named(source: str | Path) -> None:
         ModelError: it cannot; says what it is instead.
     """
     path = Path(source)
+    if not str(source).strip():  # it would stand for the current folder
+        raise ModelError("the name of a model is empty: give a folder or a hub id")
     if path.is_dir():
         return
     if path.exists():

@@ -45,8 +45,7 @@ def utterances_of(data: Data, intake: Intake) -> Sequence[Utterance]:
     if isinstance(data, str | Path) or is_dataset(data):
         return load_utterances(data, intake)
     given: Sequence[Any] = data if isinstance(data, Sequence) else list(data) if isinstance(data, Iterable) else [data]
-    stray = next((one for one in given if not isinstance(one, Utterance)), None)
-    if stray is not None:
+    for stray in (one for one in given if not isinstance(one, Utterance)):
         raise DataError(
             f"speech is given as {type(data).__name__} of {type(stray).__name__}: give the name of a corpus, or "
             "objects of tarq.data.utterance.Utterance"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tarq.arguments import checked_arguments
 from tarq.data.corpora.registry import load_utterances
 from tarq.data.utterance import Utterance
 from tarq.errors import DataError, OutputError
@@ -31,6 +32,7 @@ class Written:
     absent: list[str]
 
 
+@checked_arguments()
 def write_report(
     results: Sequence[str | Path],
     out: str | Path,

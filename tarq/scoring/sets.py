@@ -116,8 +116,8 @@ def check_set(label: str, utterances: Sequence[Utterance]) -> None:
 def _calibrated_on(models: Mapping[str, Recognizer], utterances: Sequence[Utterance]) -> Iterator[str]:
     """Notes about models calibrated on audio of the set, whose scores are then too good."""
     for name, recognizer in models.items():
-        folder = Path(str(recognizer.model.config._name_or_path))
-        if not (folder / FILE_NAME).is_file():
+        folder = Path(str(recognizer.model.config._name_or_path or ""))
+        if folder == Path() or not (folder / FILE_NAME).is_file():  # it was loaded from nowhere
             continue
         used = set(Report.read(folder).calibration.get("origins", ()))
         if seen := sum(u.origin in used for u in utterances):
