@@ -15,12 +15,14 @@ from tarq.arguments import Device, checked_arguments
 from tarq.checkpoint import save as saving
 from tarq.checkpoint.compressed_tensors import quantization_config
 from tarq.checkpoint.folder import check_place, check_writable
+from tarq.checkpoint.source import at_home
 from tarq.config import TarqConfig, given_config
 from tarq.data.audio import Audio, Encoded
 from tarq.data.intake import Intake
 from tarq.data.pools import read_ids
 from tarq.data.speech import Data, DrawnPool, draw, gathered
 from tarq.errors import ConfigError, DataError, ModelError
+from tarq.files import expanded
 from tarq.method.arms import Arms
 from tarq.method.metrics import Metric
 from tarq.method.residuals import Residual
@@ -31,7 +33,7 @@ from tarq.recognizers import as_recognizer, load, load_recognizer, shapes_of
 from tarq.report import Report, Reporter, peak_memory, versions
 from tarq.scoring.run import Evaluation, evaluate_models, with_intakes
 from tarq.scoring.sets import read_sets
-from tarq.speech.calibration import calibration_set
+from tarq.speech.calibration import calibration_set, with_transcripts
 from tarq.speech.transcription import audio_files, transcribe_files
 from tarq.surroundings import plain_torch
 from tarq.walk.estimate import Plan, make_plan
@@ -200,7 +202,12 @@ def save(
     with distributed.raise_everywhere():
         if distributed.rank() == 0:
             saving.save(
-                model.model, path, parts=model.parts, tokenizer=model.tokenizer, report=report, overwrite=overwrite
+                model.model,
+                expanded(path),
+                parts=model.parts,
+                tokenizer=model.tokenizer,
+                report=report,
+                overwrite=overwrite,
             )
 
 
@@ -368,7 +375,7 @@ def pool(
     return draw(gathered(corpora, config.max_bad), config, max_duration=max_duration, reporter=reporter)
 
 
-@checked_arguments("model", "config")
+@checked_arguments("model", "config", "calibration")
 def plan(
     model: PreTrainedModel | Recognizer | str | Path,
     config: TarqConfig | None = None,
@@ -377,10 +384,12 @@ def plan(
     feature_extractor: Any = None,
     processor: Any = None,
     device: Device = "cpu",
+    calibration: Data | Mapping[str, Data] | None = None,
 ) -> Plan:
     """What :func:`quantize` will do to a model: each layer's group size or why it is left, sizes, time, memory.
 
-    Only shapes are used: for a folder or a hub id no weights are loaded, and no audio is read.
+    Only shapes are used: for a folder or a hub id no weights are loaded, and no audio is read. Time and memory are for
+    the utterances asked for, or for all of the calibration speech where that has fewer.
 
     Args:
         model: a transformers model, a recognizer, a folder or a hub id.
@@ -389,15 +398,25 @@ def plan(
         feature_extractor: likewise.
         processor: likewise; see :func:`as_recognizer`.
         device: the device to estimate speed and memory for.
+        calibration: as :func:`quantize` takes it; only its transcripts are counted.
 
     Raises:
         ModelError: there is no usable model, it is quantized already, or a name to ignore matches no layer.
+        DataError: the calibration speech is not usable.
     """
+    config = given_config(config)
+    available = None if calibration is None else _available(calibration, config)
     if isinstance(model, str | Path):
         recognizer = shapes_of(model, tokenizer, feature_extractor, processor)
     else:
         recognizer = as_recognizer(model, tokenizer, feature_extractor, processor=processor)
-    return make_plan(recognizer, given_config(config), device)
+    return make_plan(recognizer, config, device, available)
+
+
+def _available(calibration: Data | Mapping[str, Data], config: TarqConfig) -> int:
+    """How many utterances a run has to draw from; their length is not looked at."""
+    usable = with_transcripts(gathered(calibration, config.max_bad), config)
+    return len(read_ids(expanded(config.ids))) if config.ids is not None else sum(map(len, usable.values()))
 
 
 def check_output(path: str | Path, model: str | Path, *, overwrite: bool = False) -> None:
@@ -412,8 +431,8 @@ def check_output(path: str | Path, model: str | Path, *, overwrite: bool = False
         CheckpointError: the folder may not be written.
         OutputError: it cannot be made.
     """
-    check_writable(Path(path), overwrite, model)
-    check_place(Path(path))
+    check_writable(expanded(path), overwrite, at_home(model))
+    check_place(expanded(path))
 
 
 def check_calibration(calibration: Data | Mapping[str, Data] | None, config: TarqConfig) -> None:
@@ -429,4 +448,4 @@ def check_calibration(calibration: Data | Mapping[str, Data] | None, config: Tar
         raise ModelError(f"{config.method} needs calibration speech: pass a manifest or another corpus (--calibration)")
     config.frequencies()
     if config.ids is not None:
-        read_ids(Path(config.ids))
+        read_ids(expanded(config.ids))

@@ -163,11 +163,25 @@ def test_a_model_from_nowhere_needs_its_parts(model_folder, manifest, tmp_path, 
         tarq.transcribe(model, [manifest.parent / "u2.wav"])
     parts = tarq.load_recognizer(model_folder)
     given = {"tokenizer": parts.tokenizer, "feature_extractor": parts.feature_extractor}
-    with pytest.raises(ModelError, match="^feature_extractor is <class"):
+    with pytest.raises(ModelError, match=r"^feature_extractor is <class"):
         tarq.quantize(model, None, RTN, **given | {"feature_extractor": type(given["feature_extractor"])})
     monkeypatch.setattr("tarq.recognizers.adapt", lambda *_, **__: {}["eos"])
-    with pytest.raises(ModelError, match="^WhisperForConditionalGeneration: the model's files do not fit together"):
+    with pytest.raises(ModelError, match=r"^WhisperForConditionalGeneration: the model's files do not fit together"):
         tarq.quantize(model, None, RTN, **given)
+
+
+def test_a_tilde_is_the_home_folder(model_folder, manifest, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(manifest.parent)
+    (tmp_path / "model").symlink_to(model_folder)
+    (tmp_path / "speech").symlink_to(manifest.parent)
+    recognizer = tarq.load_recognizer("~/model")
+    tarq.save(recognizer, "~/out", tarq.quantize(recognizer, None, RTN))
+    assert tarq.evaluate({"q": "~/out"}, {"s": "~/speech"}, samples=1, resamples=9).sets["s"].utterances == 1
+    tarq.plan("~/model", RTN)
+    with pytest.raises(DataError, match="no such file or folder"):
+        tarq.pool("~nobody-of-this-name/speech")
+    assert not list(manifest.parent.glob("~*"))
 
 
 def test_every_public_function_is_called_wrongly():

@@ -13,6 +13,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from tarq.checkpoint.folder import SIDE_FILES, interrupted
 from tarq.errors import CheckpointError, ModelError
+from tarq.files import expanded
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "model-*.safetensors")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -22,6 +23,11 @@ _WRAPPERS = {
     "module.": "a model in DataParallel; save the model within (model.module)",
     "base_model.model.": "a PEFT model; call merge_and_unload() and save the result",
 }
+
+
+def at_home(source: str | Path) -> str | Path:
+    """A model's folder, if its path begins with ``~``; anything else as it is."""
+    return expanded(source) if str(source).startswith("~") and expanded(source).exists() else source
 
 
 def located(source: str | Path) -> Path:

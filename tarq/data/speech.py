@@ -16,6 +16,7 @@ from tarq.data.pools import Pool, Rarity, draw_pool, given_pool
 from tarq.data.sampling import select_utterances
 from tarq.data.utterance import Utterance
 from tarq.errors import DataError
+from tarq.files import expanded
 from tarq.report import Reporter
 from tarq.words.frequencies import described
 
@@ -177,7 +178,7 @@ def draw(
         asked = config.samples
         pool = draw_pool(speech, config.pool, asked, config.seed, rarity, max_duration=max_duration, intake=intake)
     else:
-        pool = given_pool(speech, Path(config.ids), rarity, max_duration=max_duration, intake=intake)
+        pool = given_pool(speech, expanded(config.ids), rarity, max_duration=max_duration, intake=intake)
         asked = pool.candidates
     notes = intake.notes()
     if len(pool.utterances) < asked:

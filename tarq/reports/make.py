@@ -11,7 +11,7 @@ from tarq.arguments import checked_arguments
 from tarq.data.corpora.registry import load_utterances
 from tarq.data.utterance import Utterance
 from tarq.errors import DataError, OutputError
-from tarq.files import check_file, write_whole
+from tarq.files import check_file, expanded, write_whole
 from tarq.reports import evaluated, html, markdown, study, words
 from tarq.reports.clips import Clips, embed
 from tarq.reports.evaluated import Voices
@@ -56,7 +56,7 @@ def write_report(
         DataError: a file is no results file or holds something wrong (names file and key), or speech cannot be read.
         OutputError: the report cannot be written.
     """
-    out = Path(out)
+    out = expanded(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
