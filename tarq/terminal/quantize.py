@@ -58,7 +58,8 @@ def quantize(
         typer.Option(
             "--dry-run",
             help="Show each layer's group size or why it stays in full precision, and estimate size, time and memory; "
-            "read no audio and no weights (of --calibration the transcripts), write nothing. Exit code 1 if something does not fit.",
+            "read no audio and no weights (of --calibration the transcripts), write nothing. Exit code 1 if something "
+            "does not fit.",
         ),
     ] = False,
     overwrite: Overwrite = False,
