@@ -83,7 +83,7 @@ def quantize(
         model: a transformers model (or a :class:`Recognizer`, which brings its own tokenizer).
         calibration: transcribed speech: the path or name of a corpus, utterances, or a mapping from label to either for
             several corpora. None for a method that needs the weights alone (``rtn``).
-        config: of the run; TARQ at W4G128 by default.
+        config: of the run; the method ``refined`` at W4G128 by default.
         tokenizer: by default the one where the model was loaded from.
         feature_extractor: likewise.
         processor: likewise; see :func:`as_recognizer`.
@@ -393,7 +393,7 @@ def plan(
 
     Args:
         model: a transformers model, a recognizer, a folder or a hub id.
-        config: of the run; TARQ at W4G128 by default.
+        config: of the run; the method ``refined`` at W4G128 by default.
         tokenizer: by default the one where the model comes from.
         feature_extractor: likewise.
         processor: likewise; see :func:`as_recognizer`.

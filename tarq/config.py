@@ -387,5 +387,5 @@ def given_config(config: TarqConfig | None) -> TarqConfig:
     if config is None:
         return TarqConfig()
     if not isinstance(config, TarqConfig):
-        raise ConfigError(f"config is {config!r:.80}: give a TarqConfig, such as TarqConfig(method='gptq', bits=4)")
+        raise ConfigError(f"config is {config!r:.80}: give a TarqConfig, such as TarqConfig.preset('gptq', bits=4)")
     return config

@@ -87,8 +87,10 @@ def test_what_is_no_speech_is_refused(model_folder, speech):
 
 @pytest.mark.parametrize("config", ["gptq", {"bits": 4}, tarq.TarqConfig])
 def test_what_is_no_configuration_is_refused(model_folder, manifest, config):
-    with pytest.raises(ConfigError, match="give a TarqConfig"):
+    with pytest.raises(ConfigError, match="give a TarqConfig, such as") as refused:
         quantized(model_folder, manifest, config)
+    advised = eval(str(refused.value).rpartition("such as ")[2], {"TarqConfig": tarq.TarqConfig})  # it works as written
+    assert advised == tarq.TarqConfig.preset("gptq", bits=4)
     with pytest.raises(ConfigError, match="give a TarqConfig"):
         tarq.pool(manifest, config)
 

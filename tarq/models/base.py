@@ -227,6 +227,11 @@ class Recognizer(ABC):
         """
         raise ModelError(f"{type(self.model).__name__} cannot align words to frames: use --frame-tags none or auto")
 
+    @property
+    def frame_tags_note(self) -> str:
+        """What makes :meth:`frame_tags` less exact for this checkpoint; empty if nothing does."""
+        return ""
+
     @abstractmethod
     def stages(self) -> list[Stage]:
         """The model's blocks in order of execution."""

@@ -92,8 +92,7 @@ class EncoderDecoder(Recognizer):
         finally:
             self.model.set_attn_implementation(before)
         every = [(layer, head) for layer, a in enumerate(attention) for head in range(a.shape[1])]
-        # A distilled checkpoint may still list alignment heads of its teacher's layers.
-        named = {tuple(pair) for pair in getattr(self.model.generation_config, "alignment_heads", None) or ()}
+        named = self._alignment_heads()
         heads = [pair for pair in every if pair in named] or every
         weights = torch.stack([attention[layer][:, head] for layer, head in heads], dim=1).float().cpu()
         rows = batch.positions["encoder"]
@@ -104,6 +103,18 @@ class EncoderDecoder(Recognizer):
             token = alignment_scores(weights[b][:, places, :frames], FRAMES_SMOOTHED).argmax(0)
             tags[b, :frames] = batch.rare_target[b, places][token]
         return {"encoder": tags}
+
+    @property
+    def frame_tags_note(self) -> str:
+        if self._alignment_heads():
+            return ""
+        return "the generation config names no alignment heads of this decoder: frames are tagged by all its heads"
+
+    def _alignment_heads(self) -> set[tuple[int, int]]:
+        """Layer and head of the cross-attentions that are known to follow the audio, as the checkpoint names them."""
+        named = getattr(self.model.generation_config, "alignment_heads", None) or ()
+        # A distilled checkpoint may still list those of its teacher's layers.
+        return {(layer, head) for layer, head in named if layer < len(self.decoder.layers)}
 
     def stages(self) -> list[Stage]:
         return [

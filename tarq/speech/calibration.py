@@ -99,6 +99,8 @@ def calibration_set(
     with torch.no_grad():
         tags = distributed.all_gather([frame_tags(recognizer, batch, config) for batch in distributed.shard(batches)])
     batches = [with_tags(batch, rows) for batch, rows in zip(batches, tags, strict=True)]
+    if any(tags) and recognizer.frame_tags_note:
+        notes.append(recognizer.frame_tags_note)
     frequencies = described(config.frequencies(), config.tail_threshold)
     if "note" in frequencies:
         notes.append(frequencies["note"])

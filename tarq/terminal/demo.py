@@ -72,7 +72,7 @@ def demonstrate(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | None = None,
 ) -> tuple[Evaluation, dict[str, int]]:
-    """Quantize a model with RTN, GPTQ and TARQ, save, load again, score all models.
+    """Quantize a model with RTN, GPTQ and the default method, save, load again, score all models.
 
     Args:
         model: full-precision model, folder or hub id.
@@ -171,7 +171,7 @@ def demo(
     dtype: Dtype = "auto",
     json_file: JsonFile = None,
 ) -> None:
-    """Quantize with RTN, GPTQ and TARQ, save, reload, transcribe, and print the score table.
+    """Quantize with RTN, GPTQ and the default method, save, reload, transcribe, and print the score table.
 
     Without arguments: a small recognizer and synthetic speech that come with the package.
     """

@@ -68,6 +68,8 @@ def test_tags_reach_the_statistics_and_the_report(model_folder, manifest):
     cross = [r for r in report.layers if "encoder_attn.k_proj" in r.name]
     assert all(r.tail_positions == encoder[0].tail_positions for r in cross)
     assert report.config["frame_tags"] == "aligned"
+    # This model's generation config names no alignment heads.
+    assert sum("by all its heads" in note for note in report.notes) == 1
 
 
 def test_alignment_heads_of_the_checkpoint_are_used(model_folder, manifest):
@@ -79,6 +81,7 @@ def test_alignment_heads_of_the_checkpoint_are_used(model_folder, manifest):
     # As distilled checkpoints have them: some or all of the teacher's, of layers that are gone.
     for heads, expected in (([[1, 2], [10, 17], [0, 99]], chosen), ([[10, 17]], every)):
         recognizer.model.generation_config.alignment_heads = heads
+        assert bool(recognizer.frame_tags_note) == (expected is every)
         tags = tags_of(recognizer, manifest, 8)
         assert all(torch.equal(tags[name][0], expected[name][0]) for name in every)
 

@@ -75,7 +75,7 @@ def test_transcripts_are_transformers_own(folder, speech):
 
 @pytest.mark.parametrize(
     ("folder", "method"),
-    [("whisper-tiny.en", "rtn"), ("whisper-tiny.en", "gptq"), ("whisper-tiny.en", "tarq"), ("whisper-base", "tarq")],
+    [*(("whisper-tiny.en", method) for method in ("rtn", "gptq", "tarq", "refined")), ("whisper-base", "refined")],
     indirect=["folder"],
 )
 def test_quantize_save_load_evaluate_transcribe(folder, speech, method, tmp_path):

@@ -77,9 +77,9 @@ def words(texts: list[str]) -> list[str]:
     return [" ".join(text.split()) for text in texts]
 
 
-def precise(size: int) -> tarq.TarqConfig:
-    """Stored in float32: what half precision rounds would tip the scales of random models, which tie."""
-    return tarq.TarqConfig.preset("rtn", group_size=size, scale_dtype="float32")
+def precise(size: int, symmetric: bool = False) -> tarq.TarqConfig:
+    """With zero points, as by default; in float32: what half precision rounds tips the scales of random models."""
+    return tarq.TarqConfig.preset("rtn", group_size=size, symmetric=symmetric, scale_dtype="float32")
 
 
 def audio_of(manifest: Path, count: int) -> list[Path]:
@@ -127,10 +127,11 @@ def multilingual(tmp_path) -> Path:
     return folder
 
 
+@pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("size", [32, 256])  # 256 does not divide all widths, so that groups differ
-def test_whisper(multilingual, manifest, tmp_path, size):
+def test_whisper(multilingual, manifest, tmp_path, size, symmetric):
     recognizer = tarq.load_recognizer(multilingual)
-    report = tarq.quantize(recognizer, None, precise(size))
+    report = tarq.quantize(recognizer, None, precise(size, symmetric))
     assert (len({layer.group_size for layer in report.layers}) > 1) == (size == 256)
     tarq.save(recognizer, tmp_path / "out", report)
     assert any("repeated" in note for note in report.notes) == (size == 256)
@@ -204,13 +205,15 @@ def test_every_family(family, manifest, tmp_path):
 
 @pytest.mark.assets
 @pytest.mark.slow
+@pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("name", ["whisper-tiny.en", "whisper-base"])
-def test_official_whisper(name, assets, tmp_path):
+def test_official_whisper(name, symmetric, assets, tmp_path):
     folder = Path(os.environ.get("TARQ_MODELS", "")) / name
     if not os.environ.get("TARQ_MODELS") or not folder.is_dir():
         pytest.skip(f"no {name}: set TARQ_MODELS to the folder that holds it")
     recognizer = tarq.load_recognizer(folder)
-    tarq.save(recognizer, tmp_path / "out", tarq.quantize(recognizer, None, tarq.TarqConfig.preset("rtn")))
+    config = tarq.TarqConfig.preset("rtn", symmetric=symmetric)
+    tarq.save(recognizer, tmp_path / "out", tarq.quantize(recognizer, None, config))
     lines = (assets / "speech" / "librispeech_dev" / "manifest.jsonl").read_text().splitlines()
     short = [row for row in map(json.loads, lines) if 3 < row["duration"] < 5][:3]
     audio = [assets / "speech" / "librispeech_dev" / row["audio"] for row in short]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -40,3 +41,43 @@ def test_the_testbed_page_shows_what_was_measured():
     known = result["sets"]["seen voices"]["models"]["GPTQ W4"]["figures"]
     for name in ("delta_nll_rare", "delta_nll_common"):
         assert f"| {known[name]['value']:+.4f} [" in tables
+
+
+#: README's configurations, by how their rows begin, with their names on the page of all configurations.
+SHOWN = {
+    "GPTQ": "gptq",
+    "GPTQ with zero points": "gptq, asym",
+    "--method tarq": "tarq",
+    "--symmetric": "bias, refined",
+    "default": "refined, asym",
+}
+
+
+def table_of(page: str, heading: str, first: int = 0) -> dict[str, dict[str, list[float]]]:
+    """The first table behind a heading: row to column to the numbers of its cell, the first of a row being its name."""
+    lines = page[page.index(heading, first) :].splitlines()
+    start = next(i for i, line in enumerate(lines) if line.startswith("|"))
+    rows = []
+    for line in lines[start:]:
+        if not line.startswith("|"):
+            break
+        rows.append([re.sub("[*`]", "", cell).strip() for cell in line.strip("|").split("|")])
+    numbers = lambda cell: [float(n.replace("−", "-")) for n in re.findall(r"[+−]?\d*\.?\d+", cell)]  # noqa: E731
+    return {name: dict(zip(rows[0][1:], map(numbers, cells), strict=True)) for name, *cells in rows[2:]}
+
+
+@pytest.mark.parametrize("model", ["tiny.en", "base"])
+def test_the_readme_shows_what_was_measured(model):
+    """README's tables hold figures of the page of all configurations, which its command prints (tests/study)."""
+    readme, page = ((ROOT / name).read_text() for name in ("README.md", "benchmarks/studies/headline.md"))
+    cells = json.loads((RESULTS / f"headline-whisper-{model}.json").read_text())["cells"]
+    shown, known = table_of(readme, f"| Whisper {model} |"), table_of(page, f"**whisper-{model}**")
+    assert len(shown) >= 3
+    for name, figures in shown.items():
+        arm = SHOWN[re.split(r" \(", name)[0]]
+        assert figures.pop("draws") == [sum(cell.split("/")[1] == arm for cell in cells)]
+        recovered = figures.pop("rare damage recovered")
+        assert recovered == known[arm]["ΔNLL rare recovered"]
+        for figure, values in figures.items():
+            assert len(values) == 3
+            assert values == known[arm][figure], (name, figure)
