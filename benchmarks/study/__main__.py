@@ -1,4 +1,5 @@
-"""``python -m benchmarks.study``: run a grid, print tables of results, say where their variance comes from."""
+"""``python -m benchmarks.study``: run a grid, print tables of results, say where their variance comes from and whether
+the default reaches its bars."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from tarq.errors import ConfigError, TarqError
 
@@ -30,9 +32,18 @@ def main(arguments: list[str] | None = None) -> None:
     variance = commands.add_parser("variance", help="what comes from draws and what from utterances; draws needed")
     variance.add_argument("files", nargs="+", metavar="FILE.json")
     variance.add_argument("--detect", type=float, nargs="+", metavar="X", help="differences to find, in nats or shares")
+    bars = commands.add_parser(
+        "bars", help="whether the default reaches its four bars; what is not measured, and how to"
+    )
+    bars.add_argument("files", nargs="+", metavar="FILE.json", help="of one study")
+    bars.add_argument("--default", metavar="ARM", help="that is held to them; by default the one the grid names")
+    bars.add_argument(
+        "--base", action="append", default=[], metavar="ARM", help="baseline; further ones stand beside it"
+    )
+    bars.add_argument("--tail", action="append", default=[], metavar="FAMILY|OURS|BASE", help="comparisons of bar 2")
     options = parser.parse_args(arguments)
     try:
-        {"run": _run, "tables": _tables, "variance": _variance}[options.command](options)
+        {"run": _run, "tables": _tables, "variance": _variance, "bars": _bars}[options.command](options)
     except TarqError as error:
         sys.exit(f"study: {error}")
 
@@ -130,19 +141,34 @@ def _only(entries: list[str]) -> dict[str, list[str]]:
 
 
 def _tables(options: argparse.Namespace) -> None:
-    from benchmarks.study.results import read_results
     from benchmarks.study.tables import markdown
-    from tarq.reports.statistics import merged
 
-    print(markdown(merged([read_results(path) for path in options.files])))
+    print(markdown(_merged(options.files)))
 
 
 def _variance(options: argparse.Namespace) -> None:
-    from benchmarks.study.results import read_results
     from benchmarks.study.tables import variance
+
+    print(variance(_merged(options.files), options.detect))
+
+
+def _bars(options: argparse.Namespace) -> None:
+    from benchmarks.study.bars import Names, bars, markdown
+
+    results = _merged(options.files)
+    print(markdown(bars(results, Names.of(results, options.default, options.base, options.tail))))
+
+
+def _merged(files: list[Path]) -> dict[str, Any]:
+    """Results files of one study as one, checked."""
+    from tarq.reports.results import read
     from tarq.reports.statistics import merged
 
-    print(variance(merged([read_results(path) for path in options.files]), options.detect))
+    found = [read(path) for path in files]
+    for path, (kind, _) in zip(files, found, strict=True):
+        if kind != "study":
+            raise ConfigError(f"{path} holds the scores of tarq evaluate; give the results of a study")
+    return merged([results for _, results in found])
 
 
 if __name__ == "__main__":

@@ -97,6 +97,7 @@ class Grid:
         blocks: what is measured, in order of worth.
         exclude: what of it is not: a job that meets all conditions of an entry.
         pairs: (arm, base, family) to compare.
+        bars: what the arms are called that the four bars (``bars.py``) are about: ``default``, ``baselines``, ``tail``.
     """
 
     file: str
@@ -111,6 +112,7 @@ class Grid:
     batch_size: int
     score_batch_size: int
     pairs: tuple[tuple[str, str, str], ...]
+    bars: Mapping[str, Any]
     otherwise: str | None
 
     def config(self, job: Job) -> tarq.TarqConfig:

@@ -25,7 +25,7 @@ AXES = {
 }
 KEYS = (
     *("title", "otherwise", "models", "arms", "corpora", "calibration", "scored"),
-    *("product", "include", "exclude", "batch_size", "score_batch_size", "families"),
+    *("product", "include", "exclude", "batch_size", "score_batch_size", "families", "bars"),
 )
 
 
@@ -175,6 +175,7 @@ class _Reader:
             batch_size=batch,
             score_batch_size=self.number(whole.get("score_batch_size", batch), "score_batch_size"),
             pairs=tuple(self.pairs(whole.get("families") or {}, list(arms))),
+            bars=self.bars(whole["bars"], list(arms), list(whole.get("families") or {})) if "bars" in whole else {},
             otherwise=None if otherwise is None else self.text(otherwise, "otherwise"),
         )
 
@@ -272,3 +273,16 @@ class _Reader:
                 if not isinstance(pair, list) or len(pair) != 2 or pair[0] == pair[1]:
                     self.fail(key, f"must be two arms, [OURS, BASE], not {pair!r}")
                 yield (*self.names(pair, key, arms, "arm"), family)  # type: ignore[misc]
+
+    def bars(self, value: Any, arms: Sequence[str], families: Sequence[str]) -> dict[str, Any]:
+        found = self.mapping(value, "bars", ("default", "baselines", "tail"))
+        if missing := [key for key in ("default", "baselines") if key not in found]:
+            self.fail(f"bars/{missing[0]}", "is missing")
+        (default, *more) = self.names(found["default"], "bars/default", arms, "arm")
+        if more:
+            self.fail("bars/default", "must be one arm")
+        return {
+            "default": default,
+            "baselines": list(self.names(found["baselines"], "bars/baselines", arms, "arm")),
+            "tail": list(self.names(found["tail"], "bars/tail", families, "family")) if "tail" in found else [],
+        }

@@ -10,7 +10,7 @@ import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,13 +29,21 @@ class ResultsFile:
         path: to be made, or to go on with.
         settings: of the study. What a file already has of them must be the same; mappings may grow.
         arms: likewise.
+        bars: of the grid.
 
     Raises:
         ConfigError: the file is of another study, or is no results file; names it and the key.
         OutputError: it cannot be written.
     """
 
-    def __init__(self, path: Path, settings: dict[str, Any], arms: dict[str, Any], pairs: list[list[str]]) -> None:
+    def __init__(
+        self,
+        path: Path,
+        settings: dict[str, Any],
+        arms: dict[str, Any],
+        pairs: list[list[str]],
+        bars: Mapping[str, Any] | None = None,
+    ) -> None:
         self.path = path
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -48,12 +56,13 @@ class ResultsFile:
             results["settings"] = _agreed(path, "settings", results["settings"], settings, 2)
             results["arms"] = _agreed(path, "arms", results["arms"], arms, 1)
             results["pairs"] = pairs
+            results["bars"] = dict(bars or results["bars"])
 
         self.update(begin)
 
     def read(self) -> Results:
         """What is there; an empty study before the first cell."""
-        empty = {"format": FORMAT, "settings": {}, "models": {}, "arms": {}, "pairs": [], "cells": {}}
+        empty = {"format": FORMAT, "settings": {}, "models": {}, "arms": {}, "pairs": [], "bars": {}, "cells": {}}
         return empty | read_results(self.path) if self.path.exists() else empty
 
     def update(self, change: Callable[[Results], None]) -> Results:

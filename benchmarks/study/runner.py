@@ -61,7 +61,8 @@ class Runner:
         """
         began = time.monotonic()
         self.places.check(self.grid)
-        file = ResultsFile(self.out, self.settings(), self._arms(), [list(pair) for pair in self.grid.pairs])
+        pairs = [list(pair) for pair in self.grid.pairs]
+        file = ResultsFile(self.out, self.settings(), self._arms(), pairs, self.grid.bars)
         results = file.read()
         while True:  # again, for what a process left that was killed meanwhile
             before = len(self.failed) + len(results["cells"])

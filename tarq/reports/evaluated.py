@@ -81,10 +81,15 @@ def _panel(evaluation: dict[str, Any], label: str, voices: Voices, base: str | N
     quantized = evaluation.get("quantized") or {}
     panel.layers = {name: quantized[name]["layers"] for name in models if (quantized.get(name) or {}).get("layers")}
     if not panel.bands:
-        panel.absent.append("Damage by word frequency: the results hold none; tarq evaluate with transcripts does.")
+        line = "Damage by word frequency: the results hold none; tarq evaluate with transcripts does."
+        panel.absent[line] = "frequency"
     if not panel.layers:
-        panel.absent.append("λ, α and loss by layer: no model here has a report of tarq.")
-    panel.absent.append("Swing over calibration pools, and calibration draws: an evaluation has neither.")
+        panel.absent["λ, α and loss by layer: no model here has a report of tarq."] = "layers"
+    if not panel.changed:
+        lacking = "none changed" if panel.bands else "the results hold no transcripts"
+        panel.absent[f"Rare words lost and regained: {lacking}."] = "words"
+    panel.absent["Errors by place in the utterance and by speaker: an evaluation holds neither."] = "errors"
+    panel.absent["Swing over calibration pools, and calibration draws: an evaluation has neither."] = "origin"
     return panel
 
 

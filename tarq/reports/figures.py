@@ -72,8 +72,12 @@ class Series:
     known: Sequence[Interval | Difference | None]
 
 
-def columns(names: Sequence[str], series: Sequence[Series], alternative: str, unit: str) -> Html:
-    """Points with their intervals over named columns, the series side by side within each."""
+def columns(names: Sequence[str], series: Sequence[Series], alternative: str, unit: str, factor: float = 100) -> Html:
+    """Points with their intervals over named columns, the series side by side within each.
+
+    Args:
+        factor: that values are shown with.
+    """
     ends = [end for one in series for k in one.known if k is not None for end in (k.low, k.high, 0.0)]
     top = max((abs(k.value) for one in series for k in one.known if k is not None), default=0) or 0.01
     low, high = max(min(ends, default=0), -4 * top), min(max(ends, default=0), 4 * top)
@@ -85,7 +89,7 @@ def columns(names: Sequence[str], series: Sequence[Series], alternative: str, un
     marks: list[Html] = []
     ticks = _nice(low, high)
     for tick in ticks:
-        text = f"{100 * tick:+.3g}".replace("-", "−") if tick else "0"
+        text = f"{factor * tick:+.3g}".replace("-", "−") if tick else "0"
         text += f" {unit}" if tick == ticks[-1] else ""
         marks += [
             element("line", x1="0", x2="100%", y1=y(tick), y2=y(tick), class_="grid" if tick else "zero"),

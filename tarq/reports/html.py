@@ -18,7 +18,7 @@ ORDER = ("headline", "ablation", "swing", "frequency", "errors", "words", "layer
 
 def page(report: Report, clips: Clips) -> str:
     """The whole page."""
-    shown = [*sections(report), changed_words(report, clips), _origin(report, clips)]
+    shown = [*sections(report), changed_words(report, clips), _origin(report)]
     parts = sorted((part for part in shown if part is not None), key=lambda part: ORDER.index(part[0]))
     links = (element("a", title, href=f"#{name}") for name, title, _ in parts)
     body = element(
@@ -44,8 +44,8 @@ def _section(name: str, title: str, content: Html) -> Html:
     return element("section", heading, content, id=name, aria_labelledby=f"{name}-title")
 
 
-def _origin(report: Report, clips: Clips) -> Section:
-    """Everything needed to do it again, and what is not shown."""
+def _origin(report: Report) -> Section:
+    """Everything needed to do it again."""
     told = report.origin.get("told", {})
     parts = [element("dl", ((element("dt", label), element("dd", value)) for label, value in told.items()))]
     configurations = {arm: config for arm, config in report.origin.get("configurations", {}).items() if config}
@@ -57,7 +57,7 @@ def _origin(report: Report, clips: Clips) -> Section:
         parts.append(details("Configuration of each method", element("dl", listed)))
     if study := report.origin.get("study"):
         parts.append(details("What the study was made of", element("code", json.dumps(study, ensure_ascii=False))))
-    for title, lines in (("Notes", report.told("notes")), ("Not shown", report.told("absent") + clips.absent)):
+    for title, lines in (("Notes", report.told("notes")), ("Not shown", report.told("absent", "origin"))):
         if lines:
             parts += [element("h3", title), element("ul", (element("li", line) for line in lines))]
     parts.append(element("p", f"Made by tarq {__version__}.", class_="note"))

@@ -51,6 +51,12 @@ def _panel(panel: Panel) -> list[str]:
         parts += ["### Word error rate by word frequency, %", _rates(panel, panel.bands)]
     if panel.groups:
         parts += ["### Where errors are: word error rate, %", _rates(panel, panel.groups)]
+    if panel.places:
+        parts += ["### Word error rate by place in the utterance, %", _rates(panel, panel.places)]
+    if panel.speakers:
+        parts += ["### ΔNLL of rare words by speaker", _speakers(panel)]
+    if worst := [(arm, told) for arm, layers in panel.layers.items() if (told := text.worst_layers(layers))]:
+        parts += ["### Layers", "\n".join(f"- {escaped(panel.arms.get(arm, arm))}: {escaped(t)}" for arm, t in worst)]
     if panel.changed:
         shown = shown_words(panel)[:WORDS]
         lost = sum(word.kind == "lost" for word in panel.changed)
@@ -118,6 +124,16 @@ def _rates(panel: Panel, groups: Sequence[Group]) -> str:
             cells.append(cell)
         if any((arm, kind) in found for kind in kinds):
             rows.append([escaped(title), *cells])
+    return _table(rows)
+
+
+def _speakers(panel: Panel) -> str:
+    spoken = [one for one in panel.speakers if one.figure == "delta_nll_rare"]
+    targets = {one.speaker: one.targets for one in spoken}
+    rows = [["", *(f"{escaped(name)} ({n} targets)" for name, n in targets.items())]]
+    for arm in dict.fromkeys(one.arm for one in spoken):
+        known = {one.speaker: text.full(one.figure, one.damage) for one in spoken if one.arm == arm}
+        rows.append([escaped(panel.arms.get(arm, arm)), *(known.get(name, text.NOTHING) for name in targets)])
     return _table(rows)
 
 

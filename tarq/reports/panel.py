@@ -68,6 +68,17 @@ class Group:
 
 
 @dataclass(frozen=True)
+class Spoken:
+    """Damage of one arm to the words of one speaker: ``figure`` over so many target tokens."""
+
+    arm: str
+    speaker: str
+    figure: str
+    targets: int
+    damage: Interval
+
+
+@dataclass(frozen=True)
 class Swing:
     """A figure of one arm over calibration pools: pool to value; ``swing`` is the largest less the smallest."""
 
@@ -120,11 +131,12 @@ class Panel:
         base: the arm that others are compared with.
         values, differences: (arm, figure) to value, and to paired difference from ``base``.
         recovered: arm to the share of the base's rare damage (ΔNLL) that it does not do.
-        bands, groups: errors by frequency and by kind of word.
+        bands, groups, places: errors by frequency and by kind of word, and by place in the utterance.
+        speakers: damage by speaker.
         layers: arm to its layers: name, lam, alpha, loss, bits.
         clips: utterance id to the audio of it.
         further: of a condition that is shown by its figures only, behind the others.
-        absent: what is not shown, and why.
+        absent: what is not shown, and why, to the section that it is said in.
         notes: what else is to be known.
     """
 
@@ -140,10 +152,12 @@ class Panel:
     swings: list[Swing] = field(default_factory=list)
     groups: list[Group] = field(default_factory=list)
     bands: list[Group] = field(default_factory=list)
+    places: list[Group] = field(default_factory=list)
+    speakers: list[Spoken] = field(default_factory=list)
     changed: list[ChangedWord] = field(default_factory=list)
     layers: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     clips: dict[str, Utterance] = field(default_factory=dict)
-    absent: list[str] = field(default_factory=list)
+    absent: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     further: bool = False
 
@@ -182,9 +196,18 @@ class Report:
         """Those that are told of in full."""
         return [panel for panel in self.panels if not panel.further]
 
-    def told(self, of: Literal["absent", "notes"]) -> list[str]:
-        """Lines of the panels, each once; those that are not of all say of which they are."""
-        lines = dict.fromkeys(line for panel in self.main for line in getattr(panel, of))
+    def told(self, of: Literal["absent", "notes"], section: str | None = None) -> list[str]:
+        """Lines of the panels, each once; those that are not of all say of which they are.
+
+        Args:
+            section: of what is absent, the lines that are said there.
+        """
+        lines = dict.fromkeys(
+            line
+            for panel in self.main
+            for line in getattr(panel, of)
+            if section is None or panel.absent.get(line) == section
+        )
         shared = {line: [panel.title for panel in self.main if line in getattr(panel, of)] for line in lines}
         return [
             line if len(titles) == len(self.main) else f"{', '.join(titles)}: {line}" for line, titles in shared.items()

@@ -1,17 +1,15 @@
-"""The sections of a page that hold figures and tables: each is left out where there is nothing to show."""
+"""The sections of a page that hold figures and tables. What the results lack is said in the section that misses it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
 from tarq.reports import text
-from tarq.reports.figures import Row, Scale, Series, bars, columns, legend, spans, strips
+from tarq.reports.errors import by_frequency, where
+from tarq.reports.figures import Row, Scale, bars, spans, strips
 from tarq.reports.markup import Html, details, element, heading, joined, number, small, table
-from tarq.reports.panel import FIGURES, MAIN, Group, Panel, Report
-from tarq.scoring.bootstrap import Difference
-
-#: Arms that a figure of columns shows.
-SERIES = 4
+from tarq.reports.panel import FIGURES, MAIN, Panel, Report
+from tarq.reports.tables import by_arm, difference
 
 #: Name within the page, title, content.
 Section = tuple[str, str, Html]
@@ -24,13 +22,14 @@ def sections(report: Report) -> Iterator[Section]:
     for name, title, make, after in (
         ("ablation", "What each part adds", _pairs, note),
         ("swing", "Swing over calibration pools", _swings, None),
-        ("frequency", "Damage by word frequency", _bands, None),
-        ("errors", "Where errors are", _errors, None),
+        ("frequency", "Damage by word frequency", by_frequency, None),
+        ("errors", "Where errors are", where, None),
         ("layers", "Layers", _layers, None),
     ):
-        if content := each(report, make, wide=name == "ablation"):
-            yield name, title, joined([content, after])
-    if further := [_table(panel, panel.figures) for panel in report.panels if panel.further]:
+        content, lines = each(report, make, wide=name == "ablation"), missing(report.told("absent", name))
+        if content or lines:
+            yield name, title, joined([content, after if content else None, lines])
+    if further := [by_arm(panel, panel.figures) for panel in report.panels if panel.further]:
         yield "further", "Other settings", joined(further)
 
 
@@ -42,6 +41,11 @@ def each(report: Report, make: Callable[[Panel], Html | None], wide: bool = Fals
     return element("div", parts, class_="panels wide" if wide else "panels") if parts else None
 
 
+def missing(lines: Sequence[str]) -> Html:
+    """What a section does not show, and why."""
+    return joined(element("p", line, class_="note") for line in lines)
+
+
 # --- the first screen ---
 
 
@@ -51,7 +55,8 @@ def _headline(report: Report) -> Section:
     content = [
         element("div", (element("p", sentence) for sentence in text.lead(main)), class_="lead"),
         element("div", figures, class_="figures") if figures else None,
-        *(_table(panel, panel.figures) for panel in main),
+        missing(report.told("absent", "headline")),
+        *(by_arm(panel, panel.figures) for panel in main),
         element("p", report.intervals, " ", text.MEANINGS, class_="note"),
     ]
     undone = any(panel.recovered for panel in main)
@@ -82,36 +87,6 @@ def _bars(panel: Panel) -> Html | None:
     return element("figure", title, bars(rows, scale, ticks, alternative))
 
 
-def _table(panel: Panel, figures: Sequence[str], about: str | None = None) -> Html:
-    """The paper's table: values with intervals, and below each its paired difference from the base."""
-    if not figures:
-        return element("p", f"{panel.title}: no figures.", class_="note")
-    rows = []
-    for arm, title in panel.arms.items():
-        if any((arm, figure) in panel.values for figure in figures):
-            kind = "full" if arm == panel.full else "base" if arm == panel.base else None
-            cells = (_cell(panel, arm, figure) for figure in figures)
-            rows.append(element("tr", element("th", title, scope="row"), cells, class_=kind))
-    base = f" Second lines: paired difference from {panel.arms[panel.base or '']}." if panel.differences else ""
-    caption = joined([element("strong", panel.title), " ", about or panel.about, base])
-    heads = [heading("Method", numbers=False), *(heading(text.heading(f)) for f in figures)]
-    return table(f"{panel.title}: figures by method", heads, rows, caption)
-
-
-def _cell(panel: Panel, arm: str, figure: str) -> Html:
-    known, apart = panel.values.get((arm, figure)), panel.differences.get((arm, figure))
-    if known is None:
-        return number(text.NOTHING)
-    value = element("span", text.number(figure, known.value), class_="figure-value")
-    first = joined([value, " ", small(text.interval(figure, known))])
-    return number(first, _difference(text.full(figure, apart), apart) if apart else None)
-
-
-def _difference(shown: str, known: Difference) -> Html:
-    """Bold where it is clear of 0."""
-    return element("b" if known.clear_of_zero else "span", shown, class_="difference")
-
-
 # --- comparisons ---
 
 
@@ -134,7 +109,7 @@ def _pairs(panel: Panel) -> Html | None:
                         if known
                         else ""
                     )
-                    shown = _difference(text.full(figure, known), known) if known else text.NOTHING
+                    shown = difference(text.full(figure, known), known) if known else text.NOTHING
                     cells.append(number(shown, small(found) if found else None))
                 rows.append(element("tr", element("th", panel.pair_title(pair), scope="row"), cells))
     return table(f"{panel.title}: paired comparisons", heads, rows)
@@ -167,62 +142,6 @@ def _swings(panel: Panel) -> Html | None:
     return joined(parts) if parts else None
 
 
-# --- words ---
-
-
-def _bands(panel: Panel) -> Html | None:
-    found = {(group.arm, group.kind): group.change for group in panel.bands}
-    names = list(dict.fromkeys(group.kind for group in panel.bands))
-    if not names:
-        return None
-    arms = [arm for arm in panel.arms if any(found.get((arm, name)) for name in names)]
-    chosen = list(dict.fromkeys([a for a in (panel.base, text.best(panel)) if a in arms] + arms))[:SERIES]
-    parts: list[Html] = []
-    if chosen:
-        series = [Series(panel.arms[arm], [found.get((arm, name)) for name in names]) for arm in chosen if arm]
-        caption = (
-            "Word errors added to full precision’s, in points of the error rate on words of each Zipf frequency, the "
-            "rarest on the left. Lines that leave the figure are cut; the numbers have all."
-        )
-        lines = (
-            f"{one.label}: "
-            + ", ".join(f"{name} {text.points(k, True)}" for name, k in zip(names, one.known, strict=True) if k)
-            for one in series
-        )
-        alternative = f"{panel.title}. {caption} {'; '.join(lines)}"
-        figure = columns([name.removeprefix("Zipf ") for name in names], series, alternative, "points")
-        parts.append(element("figure", element("figcaption", caption), legend(one.label for one in series), figure))
-    return joined([*parts, details("Numbers", _rates(panel, panel.bands))])
-
-
-def _errors(panel: Panel) -> Html | None:
-    parts = [_rates(panel, panel.groups)] if panel.groups else []
-    if panel.more:
-        parts.append(details("More word scores", _table(panel, panel.more, "Word scores beside WER and rare-WER.")))
-    return joined(parts) if parts else None
-
-
-def _rates(panel: Panel, groups: Sequence[Group]) -> Html:
-    """A row an arm, a column a kind of word: error rate with interval, change against full precision, S / D / I."""
-    kinds = {group.kind: group.words for group in groups}
-    found = {(group.arm, group.kind): group for group in groups}
-    rows = []
-    for arm, title in panel.arms.items():
-        if any((arm, kind) in found for kind in kinds):
-            cells = (_rate(found.get((arm, kind))) for kind in kinds)
-            rows.append(element("tr", element("th", title, scope="row"), cells))
-    heads = [heading("Method", numbers=False), *(heading(kind, f"{n} words") for kind, n in kinds.items())]
-    return table(f"{panel.title}: error rates by kind of word", heads, rows, text.RATES + text.drawn(groups))
-
-
-def _rate(group: Group | None) -> Html:
-    if group is None:
-        return number(text.NOTHING)
-    counts = " / ".join(f"{n:.0f}" for n in (group.substitutions, group.deletions, group.insertions))
-    change = _difference(text.points(group.change, True), group.change) if group.change else None
-    return number(element("span", text.points(group.rate), class_="figure-value"), change, small(counts))
-
-
 # --- layers ---
 
 
@@ -233,7 +152,7 @@ def _layers(panel: Panel) -> Html | None:
     for arm, layers in panel.layers.items():
         title = panel.arms.get(arm, arm)
         names = [str(layer["name"]) for layer in layers]
-        found = {key: [_finite(layer.get(key)) for layer in layers] for key in quantities}
+        found = {key: [text.finite(layer.get(key)) for layer in layers] for key in quantities}
         known = {quantities[key]: v for key, v in found.items() if set(v) - {None, plain[key]}}
         rows = []
         for i, (name, layer) in enumerate(zip(names, layers, strict=True)):
@@ -243,12 +162,9 @@ def _layers(panel: Panel) -> Html | None:
         heads = [heading("Layer", numbers=False), heading("bits"), *(heading(shown) for shown in known)]
         alternative = f"{panel.title}, {title}: {', '.join(known)} of {len(names)} layers; the numbers are below."
         content = [
+            element("p", worst, class_="note") if (worst := text.worst_layers(layers)) else None,
             element("figure", strips(known, names, alternative)) if known else None,
             details("Numbers", table(f"{title}: layers", heads, rows)),
         ]
         made.append(details(title, joined(content), opened=arm == text.best(panel)))
     return joined(made) if made else None
-
-
-def _finite(value: object) -> float | None:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None

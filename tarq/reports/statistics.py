@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tarq.errors import DataError
 from tarq.reports.variance import POWER, Components, components
@@ -181,6 +182,21 @@ class Study:
     def value(self, arm: str, figure: str, draws: Sequence[int] | None = None) -> Resampled | None:
         """An arm's mean over its draws, or over those a pair of it shares; None where it has no such figure."""
         return self._resampled.get((arm, figure, tuple(self.draws(arm, figure) if draws is None else draws)))
+
+    def within(self, figure: str, groups: Mapping[str, NDArray[np.bool_]]) -> dict[tuple[str, str], Resampled]:
+        """Each arm's mean over its draws on some of the utterances: (arm, group) to value, where there is something to
+        divide by.
+
+        Args:
+            groups: name to the utterances of it, bool [utterances].
+        """
+        tables = {}
+        for arm in self.arms:
+            whole = self._tables.get((arm, figure, tuple(self.draws(arm, figure))))
+            for name, chosen in groups.items() if whole is not None else ():
+                if (below := np.asarray(whole.denominator)[chosen]).sum():
+                    tables[arm, name] = Ratio(np.asarray(whole.numerator)[:, chosen], below)
+        return resample_two_way(tables) if tables else {}
 
     def components(self, arm: str, figure: str) -> Components | None:
         """What the variance of an arm's value comes from; None where it has no such figure."""

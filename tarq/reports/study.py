@@ -7,10 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from tarq.data.utterance import Utterance
 from tarq.errors import DataError
 from tarq.reports import statistics
-from tarq.reports.panel import FIGURES, MAIN, Pair, Panel, Swing
+from tarq.reports.panel import FIGURES, MAIN, Pair, Panel, Spoken, Swing
 from tarq.reports.results import every
 from tarq.reports.statistics import Cell, Comparison, Condition, Study
 from tarq.reports.transcripts import Decoded, describe_words
@@ -83,7 +85,7 @@ class _Condition:
         others = [(arm, self.base, f"against {self.base}") for arm in self.arms if arm != self.base]
         self.study = Study(results, condition, pairs + [pair for pair in others if pair[:2] not in named])
         self.folder = folder
-        self.absent: list[str] = []
+        self.absent: dict[str, str] = {}
 
     def further(self, comparisons: Sequence[Comparison]) -> Panel:
         """Figures only."""
@@ -116,13 +118,16 @@ class _Condition:
         panel.layers = self._layers()
         panel.clips = self._clips()
         self._words(panel)
+        panel.speakers = self._speakers()
         if not panel.pairs:
-            self.absent.append("Ablation: the results hold no two arms to compare.")
+            self.absent["Ablation: the results hold no two arms to compare."] = "ablation"
         if not panel.swings:
-            self.absent.append("Swing over calibration pools: the results hold one pool.")
+            self.absent["Swing over calibration pools: the results hold one pool."] = "swing"
         if not panel.layers:
-            self.absent.append("λ, α and loss by layer: the results hold no layers.")
-        panel.absent += self.absent
+            self.absent["λ, α and loss by layer: the results hold no layers."] = "layers"
+        if not panel.speakers:
+            self.absent["Damage by speaker: the results name no two speakers."] = "errors"
+        panel.absent |= self.absent
         times = Counter(str(note) for found in self.cells.values() for note in every(found.get("notes")))
         panel.notes += [f"{note} ({count} of {len(self.cells)} cells)" for note, count in times.items()]
         return panel
@@ -135,7 +140,8 @@ class _Condition:
         if theirs is None:
             return {}
         if not theirs.interval().low > 0:  # a share of damage that may be none says nothing
-            self.absent.append(f"Share of rare damage undone: what {self.base} costs rare words is not clear of 0.")
+            line = f"Share of rare damage undone: what {self.base} costs rare words is not clear of 0."
+            self.absent[line] = "headline"
             return {}
         return {arm: c.recovered for (arm, figure), c in against.items() if figure == DAMAGE}
 
@@ -173,7 +179,21 @@ class _Condition:
             config=self._config(),
             names=[speech.entities if (speech := self.speech.get(i)) else () for i in self.model["ids"]],
         )
-        self.absent += describe_words(panel, decoded)
+        self.absent |= describe_words(panel, decoded)
+
+    def _speakers(self) -> list[Spoken]:
+        """Damage to the rare words of each speaker, and to the common ones: those who said most rare ones first."""
+        named = every(self.model.get("speakers"))
+        if len(named) != len(self.model["ids"]) or len(set(map(str, named))) < 2:
+            return []
+        groups = {str(name): np.array([str(other) == str(name) for other in named]) for name in named}
+        spoken = [
+            Spoken(arm, name, figure, int(np.asarray(self.model["positions"][kind])[groups[name]].sum()), k.interval())
+            for kind, figure in (("rare", DAMAGE), ("common", "delta_nll_common"))
+            if figure in self.study.figures
+            for (arm, name), k in self.study.within(figure, groups).items()
+        ]
+        return sorted(spoken, key=lambda one: -one.targets)
 
     def _references(self) -> list[str] | None:
         """Reference texts in the order of the ids; None unless all are known."""

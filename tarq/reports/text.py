@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from tarq.reports.panel import FIGURES, Group, Panel
 from tarq.scoring.bootstrap import Difference, Interval
@@ -80,14 +82,33 @@ def heading(figure: str) -> str:
     return f"{title} %" if unit == "%" else title
 
 
-def best(panel: Panel) -> str | None:
-    """The arm that recovers most of the base's rare damage; without shares, the one that does least of it."""
+def ranked(panel: Panel) -> list[str]:
+    """The arms that recover most of the base's rare damage first; without shares, those that do least of it."""
     if panel.recovered:
-        return max(panel.recovered, key=lambda arm: panel.recovered[arm].value)
+        return sorted(panel.recovered, key=lambda arm: -panel.recovered[arm].value)
     damage = {
         arm: known.value for (arm, f), known in panel.values.items() if f == "delta_nll_rare" and arm != panel.full
     }
-    return min(damage, key=lambda arm: damage[arm]) if damage else None
+    return sorted(damage, key=lambda arm: damage[arm])
+
+
+def best(panel: Panel) -> str | None:
+    """The first of :func:`ranked`."""
+    return next(iter(ranked(panel)), None)
+
+
+def finite(value: object) -> float | None:
+    """A number; None of another value."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return float(value) if number and math.isfinite(value) else None
+
+
+def worst_layers(layers: Sequence[Mapping[str, Any]], count: int = 3) -> str:
+    """Where rounding loses most, in words; nothing where losses are not known."""
+    known = {str(layer["name"]): loss for layer in layers if (loss := finite(layer.get("loss")))}
+    worst = sorted(known, key=lambda name: -known[name])[:count]
+    told = ", ".join(f"{name} ({100 * known[name]:.2g}\u00a0%)" for name in worst)
+    return f"Layers in their order. Rounding loses most of the output, by its square, in {told}." if worst else ""
 
 
 def lead(panels: Sequence[Panel]) -> list[str]:

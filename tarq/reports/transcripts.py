@@ -16,13 +16,15 @@ from tarq.reports.panel import ChangedWord, Group, Heard, Panel
 from tarq.reports.results import ERRORS
 from tarq.reports.statistics import FULL
 from tarq.scoring.bootstrap import Ratio, resample_two_way
-from tarq.scoring.breakdown import by_band, by_kind, spoken_names
+from tarq.scoring.breakdown import by_band, by_kind, counts_of, spoken_names
 from tarq.scoring.words import HIT, Counts, WordScores, score_words
 from tarq.words.normalize import Normalizer
 from tarq.words.rarity import is_rare
 
 #: In the order they are shown.
 KINDS = ("rare", "common", "numerals", "names")
+#: Parts of an utterance, by its words.
+PLACES = ("1st fifth", "2nd", "3rd", "4th", "5th")
 #: Fields of a run's configuration that say how words are cut and which are rare.
 _WORDS = ("normalizer", "language", "word_frequencies", "tail_threshold")
 
@@ -53,36 +55,54 @@ class Decoded:
     names: Sequence[Sequence[str]]
 
 
-def describe_words(panel: Panel, decoded: Decoded) -> list[str]:
-    """Fill a panel's ``groups``, ``bands`` and ``changed``; returns what stays out, and why."""
+def describe_words(panel: Panel, decoded: Decoded) -> dict[str, str]:
+    """Fill a panel's ``groups``, ``bands``, ``places`` and ``changed``; returns what stays out, to its section."""
     kinds = _stored_kinds(decoded)
     bands: dict[str, dict[str, list[Counts]]] = {}
-    absent = []
+    places: dict[str, dict[str, list[Counts]]] = {}
+    absent: dict[str, str] = {}
     if decoded.references is None or decoded.full is None or not decoded.arms:
         lacking = "transcripts" if decoded.full is None or not decoded.arms else "reference texts"
-        absent.append(
-            f"Damage by word frequency, and words lost and regained: the results hold no {lacking}"
-            + (" (--data gives them)." if lacking == "reference texts" else ".")
-        )
+        told = f"the results hold no {lacking}"
+        told += " (--data gives them)." if lacking == "reference texts" else " (a grid's decode asks for them)."
+        absent |= {
+            f"Damage by word frequency: {told}": "frequency",
+            f"Errors by place in the utterance: {told}": "errors",
+            f"Rare words lost and regained: {told}": "words",
+        }
     else:
         try:
             scores, names = _scored(decoded)
         except TarqError as error:
-            return [f"Words: they cannot be counted here ({error})."]
+            told = f"words cannot be counted here ({error})."
+            return {f"Damage by word frequency: {told}": "frequency", f"Words lost and regained: {told}": "words"}
         stored = set(kinds.get(FULL, {}))
         for arm, runs in scores.items():
             bands[arm] = _stacked([by_band(run) for run in runs])
+            places[arm] = _stacked([by_place(run) for run in runs])
             counted = _stacked([by_kind(run, names) for run in runs])
             kinds.setdefault(arm, {}).update({kind: counts for kind, counts in counted.items() if kind not in stored})
         panel.changed = _changed(scores)
         if "names" not in {kind for found in kinds.values() for kind in found}:
-            absent.append("Errors on names: the corpus marks none, and its transcripts have no capitals to go by.")
+            line = "Errors on names: the corpus marks none, and its transcripts have no capitals to go by."
+            absent[line] = "errors"
+        if not panel.changed:
+            absent["Rare words lost and regained: none changed."] = "words"
         panel.notes.append(f"Words by frequency are cut by the normalizer {scores[FULL][0].normalizer.name!r}.")
     panel.groups = _groups(kinds, panel, KINDS)
     panel.bands = _groups(bands, panel, list(bands.get(FULL, {})))
+    panel.places = _groups(places, panel, PLACES)
     if not panel.groups:
-        absent.append("Where errors are: the results hold no word counts.")
+        absent["Errors by kind of word: the results hold no word counts."] = "errors"
     return absent
+
+
+def by_place(scores: WordScores) -> dict[str, Counts]:
+    """Counts over the fifths of each utterance's words; parts without words are left out."""
+    lengths = np.bincount(scores.owner, minlength=len(scores.ids))
+    first = np.concatenate([[0], np.cumsum(lengths)[:-1]])
+    place = (np.arange(len(scores.owner)) - first[scores.owner]) * len(PLACES) // lengths[scores.owner]
+    return {name: counts_of(scores, place == i) for i, name in enumerate(PLACES) if (place == i).any()}
 
 
 def _stored_kinds(decoded: Decoded) -> dict[str, dict[str, list[Counts]]]:

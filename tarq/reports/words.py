@@ -9,7 +9,7 @@ from tarq.reports.clips import Clips
 from tarq.reports.context import Piece, in_hypothesis, in_reference
 from tarq.reports.markup import Html, element, joined
 from tarq.reports.panel import ChangedWord, Panel, Report
-from tarq.reports.sections import Section, each
+from tarq.reports.sections import Section, each, missing
 
 #: Changed words that a panel shows.
 WORDS = 40
@@ -23,13 +23,15 @@ def shown_words(panel: Panel) -> list[ChangedWord]:
 
 
 def changed_words(report: Report, clips: Clips) -> Section | None:
-    """The section; None where nothing is known to have changed."""
+    """The section; None where there is nothing to say."""
     sources = list(dict.fromkeys(clips.found.values()))
     places = {source: i for i, source in enumerate(sources)}
     content = each(report, lambda panel: _list(panel, clips, places) if panel.changed else None, wide=True)
-    if content is None:
+    lines = missing(report.told("absent", "words") + (clips.absent if content else []))
+    if content is None and not lines:
         return None
-    return "words", "Rare words lost and regained", joined([_controls(report), content, *_audio(sources)])
+    shown = [_controls(report), content] if content else []
+    return "words", "Rare words lost and regained", joined([*shown, lines, *_audio(sources)])
 
 
 def _controls(report: Report) -> Html:

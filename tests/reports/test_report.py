@@ -107,6 +107,40 @@ def test_the_same_rates_by_kind_and_frequency(study, tmp_path):
     assert sum(g.insertions for g in panel.bands if g.arm == "gptq") == 3
 
 
+def test_where_errors_are_by_place_and_speaker(study, write, tmp_path):
+    (panel,) = studies.panels(study, tmp_path, {})
+    places = {(g.arm, g.kind): g for g in panel.places}
+    # Of seven and of six words the fourth: it lies in the third fifth.
+    assert {kind for (arm, kind), g in places.items() if arm == "gptq" and g.substitutions + g.deletions} == {"3rd"}
+    assert places["gptq", "3rd"].substitutions + places["gptq", "3rd"].deletions == 2
+    # Places 0 to 6 of 7, 0 to 5 of 6, 0 to 6 of 7 and 0 to 4 of 5 make 2 + 2 + 2 + 1 words in the first fifth.
+    assert places["gptq", "1st fifth"].words == 7
+    assert sum(g.words for (arm, _), g in places.items() if arm == "gptq") == 25
+    # Every target of a draw takes the same damage, whoever said it.
+    spoken = {(one.arm, one.speaker, one.figure): one for one in panel.speakers}
+    assert len(spoken) == 2 * 2 * 2
+    for speaker, rare, common in (("a", 4, 9), ("b", 1, 11)):
+        one, other = (spoken["ours", speaker, f"delta_nll_{kind}"] for kind in ("rare", "common"))
+        assert (one.damage.value, one.targets) == (pytest.approx(0.15), rare)
+        assert (other.damage.value, other.targets) == (pytest.approx(0.05), common)
+    page, _, summary = report(tmp_path, write(study))
+    for shown in (page.text, summary):
+        assert "+0.150 [+0.100, +0.200]" in shown
+        assert "Rounding loses most of the output, by its square, in decoder.fc1 (1 %)." in shown.replace("\u00a0", " ")
+    # Damage that differs by speaker.
+    for key in ("tiny/gptq/0", "tiny/gptq/1"):
+        study["cells"][key]["delta_nll"]["rare"] = [2.0, 2.0, 0.0, 0.5]
+    (panel,) = studies.panels(study, tmp_path, {})
+    found = {
+        one.speaker: one.damage.value for one in panel.speakers if (one.arm, one.targets) in (("gptq", 4), ("gptq", 1))
+    }
+    assert found == {"a": pytest.approx(1.0), "b": pytest.approx(0.5)}
+    study["models"]["tiny"]["speakers"] = ["a"] * 4
+    (panel,) = studies.panels(study, tmp_path, {})
+    assert panel.speakers == []
+    assert panel.absent["Damage by speaker: the results name no two speakers."] == "errors"
+
+
 def test_words_lost_say_how_often_and_by_whom(study, write, tmp_path):
     (panel,) = studies.panels(study, tmp_path, {})
     found = {word.word: word for word in panel.changed}
@@ -203,10 +237,20 @@ def test_what_is_absent_is_said(study, write, tmp_path):
         del study["models"]["tiny"][key]
     del study["pairs"]
     study["cells"] = {key: {part: cell[part] for part in ("delta_nll", "kl")} for key, cell in study["cells"].items()}
-    page, _, summary = report(tmp_path, write(study))
-    for absent in ("hold no transcripts", "hold no word counts", "hold one pool", "hold no layers"):
-        assert absent in page.text
-        assert absent in summary
+    page, source, summary = report(tmp_path, write(study))
+    # A section without content says in one line what it lacks.
+    lacking = {
+        "swing": ["Swing over calibration pools: the results hold one pool."],
+        "frequency": ["Damage by word frequency: the results hold no transcripts (a grid's decode asks for them)."],
+        "words": ["Rare words lost and regained: the results hold no transcripts (a grid's decode asks for them)."],
+        "errors": ["Errors by place in the utterance: the results hold no transcripts", "hold no word counts"],
+        "layers": ["λ, α and loss by layer: the results hold no layers."],
+    }
+    for name, lines in lacking.items():
+        section = Outline(re.search(rf'<section id="{name}".*?</section>', source, re.DOTALL).group()).text
+        for line in lines:
+            assert line in section
+            assert line in summary.replace("\\", "")
     assert "rare-WER %" not in page.text
     assert "ΔNLL rare" in page.text
 

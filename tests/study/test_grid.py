@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+import tarq
 from benchmarks.study.grid import Job
 from benchmarks.study.places import Places
 from benchmarks.study.reading import load_grid
@@ -128,6 +129,9 @@ def test_settings_replace_values(grid):
         ({"families": {"f": [["half", "half"]]}}, r"families/f\[0\]: must be two arms"),
         ({"families": {"f": [["half", "no"]]}}, r"families/f\[0\]: there is no arm 'no'"),
         ({"corpora": None}, "corpora: must be a mapping of names to values, not None"),
+        ({"bars": {"default": "gptq"}}, "bars/baselines: is missing"),
+        ({"bars": {"default": "x", "baselines": "gptq"}}, "bars/default: there is no arm 'x'; there are"),
+        ({"bars": {"default": "gptq", "baselines": "gptq", "tail": "x"}}, "bars/tail: there is no family 'x'"),
     ],
 )
 def test_what_is_wrong_is_told_with_file_and_key(grid, changes, message):
@@ -155,10 +159,16 @@ def test_the_grids_here_are_grids(name):
     for job in jobs:
         made.config(job)
     if name.startswith("quick"):
-        assert {job.arm for job in jobs} == {"rtn", "gptq", "tarq", "refined"}
-    if name == "main":
-        draws = {job.draw for job in jobs if job.arm == "refined, c 1" and job.samples == 128}
+        assert {job.arm for job in jobs} == {"rtn", "gptq", "gptq, zero points", "refined"}
+    if name in ("main", "gpu-quarter-hour", "two-cores"):
+        draws = {job.draw for job in jobs if job.arm == "refined, c 1" and job.samples == made.blocks[0].samples[0]}
         assert len(draws) >= 8
+    # The default is what the package's is, and has a baseline on its own lattice.
+    default = next(job for job in jobs if job.arm == made.bars["default"])
+    same = {"samples": default.samples, "batch_size": made.batch_size, "seed": default.draw}
+    assert made.config(default) == tarq.TarqConfig(**same)
+    lattices = {made.config(job).symmetric for job in jobs if job.arm in made.bars["baselines"]}
+    assert lattices == {True, False}
     # Where the packaged model is meant, it is there; the others say what they lack.
     absent = Places("/nowhere", "/nowhere").absent(made)
     assert bool(absent) == (name != "quick-testbed")
