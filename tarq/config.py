@@ -34,7 +34,7 @@ FrameTags = Literal["auto", "none", "aligned"]
 Transcripts = Literal["reference", "self"]
 Normalization = Literal["auto", "english", "basic", "none"]
 ActOrder = Literal["none", "static"]
-InputScales = Literal["none", "awq"]
+InputScales = Literal["none", "awq", "smoothquant"]
 PoolKind = Literal["uniform", "r-top", "r-mix", "r-cross"]
 ScaleDtype = Literal["auto", "float16", "bfloat16", "float32"]
 
@@ -92,8 +92,9 @@ class Method(Checked):
 
     Attributes:
         metric: how positions are weighted. ``rarebal`` (paper §3), ``plain`` (GPTQ), or the controls
-            ``random`` (a random set of the tail's size) and ``common`` (such a set of common positions); weights by
-            utterance (``maca``), attention (``rsq``) or gradient (``guided``; ``gradient``, of a rare-balanced loss).
+            ``random`` (a random set of the tail's size) and ``common`` (such a set of common positions);
+            ``rarebal-gated`` (without positions that outliers serve already, for ``spqr``); weights by utterance
+            (``maca``), attention (``rsq``) or gradient (``guided``; ``gradient``, of a rare-balanced loss).
         cost_ratio: c of ``λ = c · tr(H_C) / tr(H_T)``; the paper uses 1; a quarter measured better.
         max_lambda: cap on λ, none by default.
         residual: correction for the error of the layers already quantized: ``cross-fitted`` (weighted
@@ -104,9 +105,11 @@ class Method(Checked):
         solver: ``sweep`` (Cholesky-based, GPTQ's codes), ``beam`` (the best of several paths of it), ``refined`` and
             ``refined-beam`` (then scales refitted and codes descended under the metric), ``gptaq`` (the sweep, which
             makes up for drift as it goes), ``kronecker`` (under the gradients of the output as well), ``sarqc`` (a
-            metric regularised towards the original weights), ``clipped`` (to nearest, groups clipped by the error of
-            the output) or ``rtn`` (round to nearest).
-        input_scales: ``awq`` scales inputs in full precision first, where something in front can take the scales.
+            metric regularised towards the original weights), ``spqr`` (1 % of the weights keep 16 bits; to be measured,
+            for no checkpoint holds it), ``clipped`` (to nearest, groups clipped by the error of the output) or ``rtn``
+            (round to nearest).
+        input_scales: ``awq`` and ``smoothquant`` scale inputs in full precision first, where something in front can
+            take the scales: by magnitude to the power that rounds best, or by maxima of inputs and weights.
         damp: δ = damp · mean(diag H) is added to the metric's diagonal.
         act_order: ``none``, or ``static``: scales are fixed first, then columns are swept by falling diag(H).
         tail_positions: a position is tagged by its ``input`` token, its ``target`` token, or ``either``.
@@ -119,8 +122,8 @@ class Method(Checked):
     metric: str = option(
         "plain",
         METHOD,
-        "Which positions count how much: rarebal, plain (GPTQ), the controls random and common, or by utterance "
-        "(maca), attention (rsq) or the loss's gradient (guided, gradient).",
+        "Which positions count how much: rarebal, rarebal-gated, plain (GPTQ), the controls random and common, or by "
+        "utterance (maca), attention (rsq) or the loss's gradient (guided, gradient).",
         "choice",
         choices=tuple(METRICS),
     )
@@ -142,14 +145,15 @@ class Method(Checked):
         "refined",
         METHOD,
         "How codes are chosen: sweep (GPTQ's), beam (the best of several), refined or refined-beam (then refined under "
-        "the metric), gptaq, kronecker (under the output's gradients too), sarqc, clipped or rtn (nearest).",
+        "the metric), gptaq, kronecker (under the output's gradients too), sarqc, spqr (1 % in 16 bits, never saved), "
+        "clipped or rtn (nearest).",
         "choice",
         choices=tuple(SOLVERS),
     )
     input_scales: InputScales = option(
         "none",
         METHOD,
-        "First scale inputs, so that those with much to say are rounded finer: none or awq.",
+        "First scale inputs, so that those with much to say are rounded finer: none, awq or smoothquant.",
         InputScales,
     )
     damp: float = option(0.01, METHOD, "Damping, as a share of the metric's mean diagonal.", "float", low=0, high=100)
@@ -371,11 +375,13 @@ class TarqConfig(Resources, Pool, Words, Method, Lattice):
 
     @property
     def method(self) -> str:
-        """The preset that these fields match, or ``custom``."""
-        for name, preset in PRESETS.items():
-            if all(getattr(self, key) == value for key, value in preset.items()):
-                return name
-        return "custom"
+        """The preset that these fields match, or ``custom``; of several, the one that sets the most fields."""
+        matched = [
+            name
+            for name, preset in PRESETS.items()
+            if all(getattr(self, key) == value for key, value in preset.items())
+        ]
+        return max(matched, key=lambda name: len(PRESETS[name]), default="custom")
 
 
 def given_config(config: TarqConfig | None) -> TarqConfig:

@@ -31,8 +31,19 @@ PRESETS: dict[str, dict[str, Any]] = {
     "sarqc": {"metric": "plain", "residual": 1.0, "solver": "sarqc", **SYMMETRIC},
     "guided": {"metric": "guided", "residual": "none", "solver": "sweep", **SYMMETRIC},
     "yaqa": {"metric": "plain", "residual": "none", "solver": "kronecker", **SYMMETRIC},
+    # SpQR's lattice spans its groups. No checkpoint can hold its outliers: it is for measuring.
+    "spqr": {"metric": "plain", "residual": "none", "solver": "spqr", "symmetric": False, "scale_rule": "minmax"},
     "awq": {"metric": "plain", "residual": "none", "solver": "clipped", "input_scales": "awq", **SYMMETRIC},
     "clipped": {"metric": "plain", "residual": "none", "solver": "clipped", **SYMMETRIC},
+    # The paper's grafts: what else can be done to a weight, with TARQ.
+    "tarq-smoothquant": {
+        "metric": "rarebal",
+        "residual": "cross-fitted",
+        "solver": "sweep",
+        "input_scales": "smoothquant",
+        **SYMMETRIC,
+    },
+    "tarq-spqr": {"metric": "rarebal-gated", "residual": "cross-fitted", "solver": "spqr", **SYMMETRIC},
     # The paper's controls: TARQ on other positions than rare ones.
     "random": {"metric": "random", "residual": "cross-fitted", "solver": "sweep", **SYMMETRIC},
     "common": {"metric": "common", "residual": "cross-fitted", "solver": "sweep", **SYMMETRIC},

@@ -24,7 +24,7 @@ class Arms:
         metric: how positions are weighted.
         residual: the target of the codes.
         solver: how codes are chosen.
-        input_scales: how inputs are scaled in full precision, before all else: ``none`` or ``awq``.
+        input_scales: how inputs are scaled in full precision, before all else: ``none``, ``awq`` or ``smoothquant``.
     """
 
     metric: Metric
@@ -67,6 +67,11 @@ class Arms:
     def paired(self) -> bool:
         """Whether the full-precision network is walked beside the quantized one."""
         return self.residual.paired or self.solver.paired
+
+    @property
+    def storable(self) -> bool:
+        """Whether a checkpoint can hold what the solver makes."""
+        return bool(getattr(self.solver, "storable", True))
 
     def moments(self, features: int, device: torch.device | str = "cpu") -> list[Moments]:
         """Empty moments of an input as wide, as many and of what kinds the arms ask for."""

@@ -27,12 +27,14 @@ class Solver(Protocol):
         reads_audio: False for a solver that needs the weights alone; no audio is read then, unless for a residual.
         output_moments: ask for ``Σ g gᵀ`` of each layer, g the loss's gradient at its output in the full-precision
             model: one backward pass over the calibration set.
+        storable: False for a solver whose layers are more than codes and scales: no checkpoint can hold them.
     """
 
     dtype: torch.dtype = torch.float32
     paired: bool = False
     reads_audio: bool = True
     output_moments: bool = False
+    storable: bool = True
 
     def factorize(self, hessian: Tensor) -> Factor:
         """The damped metric's factor, ``H + δI = L Lᵀ``.

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from tarq.config import CALIBRATION, METHOD, RESOURCES, TarqConfig
+from tarq.errors import ConfigError
 from tarq.files import write_json
 from tarq.option import options
 from tarq.presets import PRESETS
@@ -79,6 +80,11 @@ def quantize(
         with distributed.process_group() as first:
             console.quiet = reporter.console.quiet = not first
             # Check whatever can be checked before a model is loaded or downloaded.
+            if not config.arms().storable:
+                raise ConfigError(
+                    f"the solver {config.solver} makes more than codes and scales, which no checkpoint can hold: "
+                    "tarq.quantize runs it, to be measured"
+                )
             api.check_output(out, model, overwrite=overwrite)
             where = where_to_run(device, dtype)
             speech: Any = load_speech(calibration or [], max_bad=config.max_bad, reporter=reporter)

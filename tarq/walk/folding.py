@@ -24,6 +24,7 @@ from tarq.method.awq import input_scales
 from tarq.method.metrics import Plain
 from tarq.method.moments import Moments
 from tarq.method.residuals import Layer, NoResidual
+from tarq.method.smoothquant import LargestInputs, smoothing_scales
 from tarq.method.solvers import Sweep
 from tarq.models.base import Recognizer
 from tarq.models.types import Batch
@@ -66,12 +67,12 @@ class Fold:
 def fold_input_scales(
     recognizer: Recognizer, batches: Sequence[Batch], config: TarqConfig, reporter: Reporter, device: torch.device
 ) -> dict[str, str]:
-    """Scale the inputs of a full-precision model's Linears as AWQ does; what it computes stays the same.
+    """Scale the inputs of a full-precision model's Linears; what it computes stays the same.
 
     Args:
         recognizer: the model and how to feed it.
         batches: the calibration set.
-        config: the lattice, and which Linears there are.
+        config: which scales (``input_scales``), the lattice, and which Linears there are.
         reporter: hears of it.
         device: where blocks go one at a time.
 
@@ -80,31 +81,43 @@ def fold_input_scales(
     """
     reporter.phase("input scales")
     folds = find_folds(recognizer, batches[0], device)
-    scales: dict[str, tuple[Tensor, float]] = {}
+    smooths = config.input_scales == "smoothquant"
+    metric = LargestInputs() if smooths else Plain()
+    scales: dict[str, tuple[Tensor, str]] = {}
     notes: dict[str, str] = {}
 
     def search(layers: Sequence[Layer], parts: Sequence[Moments], planned: PlannedLayer) -> dict:
-        first = layers[0].name
+        first, weights = layers[0].name, [layer.weight for layer in layers]
         for layer in layers:
             notes[layer.name] = "nothing in front of it can take scales of its input"
+        largest = _largest(metric, first, device) if isinstance(metric, LargestInputs) else None
         if first in folds and distributed.rank() == 0 and parts[0].seen:
-            hessian = (parts[0].hessian["common"] + parts[0].hessian["tail"]).float()
-            scheme = config.scheme(planned.group_size)
-            found = input_scales([layer.weight for layer in layers], hessian, scheme, torch.float32)
+            if largest is not None:
+                found = smoothing_scales(weights, largest), "its input is scaled by its and the weights' maxima"
+            else:
+                hessian = (parts[0].hessian["common"] + parts[0].hessian["tail"]).float()
+                s, ratio = input_scales(weights, hessian, config.scheme(planned.group_size), torch.float32)
+                found = s, f"its input is scaled by magnitude to the {ratio:g}"
             scales.update(dict.fromkeys((layer.name for layer in layers), found))
         return {}
 
-    arms = Arms(Plain(), NoResidual(), Sweep())
+    arms = Arms(metric, NoResidual(), Sweep())
     for _ in Walk(recognizer, batches, config, Reporter(), arms, device, search).blocks():
         pass
     scales = distributed.broadcast(lambda: scales)
     for first, fold in {id(fold): (name, fold) for name, fold in folds.items() if name in scales}.values():
         fold.apply(scales[first][0])
-    notes |= {name: f"its input is scaled by magnitude to the {ratio:g}" for name, (_, ratio) in scales.items()}
+    notes |= {name: note for name, (_, note) in scales.items()}
     left = sorted({re.sub(r"\.\d+\.", ".*.", name) for name, note in notes.items() if note.startswith("nothing")})
     if left:
         reporter.note(f"input scales: nothing in front can take those of {', '.join(left)}")
     return notes
+
+
+def _largest(metric: LargestInputs, first: str, device: torch.device) -> Tensor:
+    """[n] the largest magnitudes of an input over the batches of all processes, some of which may have none."""
+    seen = distributed.all_gather([metric.seen.pop(first, None)], device)
+    return torch.stack([each for each in seen if each is not None]).amax(0)
 
 
 @torch.no_grad()

@@ -30,8 +30,10 @@ from tarq.method.metrics import LayerRows
 from tarq.method.moments import SIDES, Moments
 from tarq.method.residuals import Layer
 from tarq.method.solvers import RoundToNearest
+from tarq.method.spqr import WithOutliers
 from tarq.models.base import Recognizer
 from tarq.models.types import Batch, Stage
+from tarq.outliers import OutlierLinear
 from tarq.report import LayerReport, Reporter
 from tarq.walk.activations import BlockActivations, MemoryBudget, PathPair
 from tarq.walk.attention import AttentionGiven, attention_given
@@ -283,7 +285,11 @@ class Walk:
         bias: Tensor | None = linear.bias
         if solution.bias is not None:  # as it will be stored, so that what follows makes up for its rounding
             bias = solution.bias.to(self.recognizer.stored_dtype).to(linear.bias.dtype)
-        return QuantLinear.from_codes(q.codes, q.scales, None if scheme.symmetric else q.zeros, scheme, bias)
+        kind = OutlierLinear if isinstance(q, WithOutliers) else QuantLinear
+        packed = kind.from_codes(q.codes, q.scales, None if scheme.symmetric else q.zeros, scheme, bias)
+        if isinstance(packed, OutlierLinear) and isinstance(q, WithOutliers):
+            packed.keep(q.places, q.values)
+        return packed
 
     def _record(
         self, stage: Stage, name: str, linear: nn.Linear, solution: Solution, positions: dict[str, int]

@@ -276,3 +276,15 @@ def test_options_are_handed_on_to_workers():
     assert _without(["run", "g", "--workers", "3", "--out", "f"], "--workers") == ["run", "g", "--out", "f"]
     assert _without(["run", "--workers=3", "g"], "--workers") == ["run", "g"]
     assert Job._fields[:6] == ("model", "arm", "draw", "pool", "samples", "bits")
+
+
+def test_a_study_scores_weights_with_their_outliers(model_folder, manifest):
+    """Layers of the solver spqr, which no checkpoint can hold, are expanded with the weights that keep 16 bits."""
+    full = tarq.load_recognizer(model_folder)
+    config = tarq.TarqConfig.preset("spqr", group_size=32, samples=2)
+    packed = tarq.load_recognizer(model_folder)
+    tarq.quantize(packed, manifest, config)
+    layer = packed.model.get_submodule("model.decoder.layers.1.fc2")
+    copied, _ = bench.quantized(full, str(manifest), config)
+    weight = copied.model.get_submodule("model.decoder.layers.1.fc2").weight
+    assert (weight.view(-1)[layer.outlier_places] == layer.outlier_values.float()).all()

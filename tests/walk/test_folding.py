@@ -1,5 +1,7 @@
 """Scales of inputs: what can take them is found out, the model stays the same, and rounding gains by it."""
 
+import dataclasses
+
 import pytest
 import torch
 from tarq.kernels.scheme import Scheme
@@ -9,10 +11,11 @@ from torch.nn import functional as F
 import tarq
 from tarq.data.corpora.registry import load_utterances
 from tarq.method.awq import RATIOS, input_scales
+from tarq.method.smoothquant import smoothing_scales
 from tarq.report import Reporter
 from tarq.speech.calibration import calibration_set
 from tarq.walk.folding import find_folds, fold_input_scales, folds_of
-from tarq.walk.inputs import BlockInputs
+from tarq.walk.inputs import BlockInputs, capture_inputs
 
 CONFIG = tarq.TarqConfig.preset(
     "tarq", group_size=32, scale_dtype="float32", batch_size=3, samples=6, input_scales="awq"
@@ -61,9 +64,11 @@ def test_whisper_can_take_the_scales_of_all_but_fc2_and_what_several_blocks_read
             assert fold.readers == [block.get_submodule(n) for n in names]
 
 
-def test_the_model_computes_what_it_did_with_scaled_weights(model_folder, recognizer, batches):
+@pytest.mark.parametrize("kind", ["awq", "smoothquant"])
+def test_the_model_computes_what_it_did_with_scaled_weights(model_folder, recognizer, batches, kind):
     plain = uneven(tarq.load_recognizer(model_folder))
-    notes = fold_input_scales(recognizer, batches, CONFIG, Reporter(), CPU)
+    config = dataclasses.replace(CONFIG, input_scales=kind)
+    notes = fold_input_scales(recognizer, batches, config, Reporter(), CPU)
     with torch.no_grad():
         for batch in batches:
             torch.testing.assert_close(recognizer.logits(batch), plain.logits(batch), rtol=1e-4, atol=1e-3)
@@ -164,6 +169,51 @@ def test_scales_are_the_best_of_the_grid():
     # A group's largest weight lies on a tie, so the last bit of a scale may count.
     assert error(s) == pytest.approx(min(errors), rel=0.02)
     assert error(s) < 0.98 * errors[0]
+
+
+def test_smoothing_shares_outliers_between_inputs_and_weights():
+    """Each largest input over each largest weight, by hand; at α = ½ they come out alike."""
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(50, 12, generator=g, dtype=torch.float64) * torch.linspace(-3, 3, 12, dtype=torch.float64).exp()
+    x[:, 4] = 0
+    weights = [torch.randn(m, 12, generator=g, dtype=torch.float64) for m in (5, 7)]
+    weights[0][:, 8], weights[1][:, 8] = 0, 0  # as small as can be told from none
+    largest = x.abs().amax(0)
+    for strength in (0.0, 0.5, 0.8, 1.0):
+        s = smoothing_scales(weights, largest, strength)
+        wanted = []
+        for j in range(12):
+            column = max(max(float(w[:, j].abs().max()) for w in weights), 1e-5)
+            wanted.append(max(float(x[:, j].abs().max()) ** strength / column ** (1 - strength), 1e-5))
+        ratio = s / torch.tensor(wanted, dtype=torch.float64)
+        live = [j for j in range(12) if j != 4]
+        torch.testing.assert_close(ratio[live], ratio[0].expand(11))
+        assert float(s[live].max() * s[live].min()) == pytest.approx(1)
+        assert float(s[4]) == 1
+    s = smoothing_scales(weights, largest)
+    smoothed, columns = (x / s).abs().amax(0), torch.cat(weights).mul(s).abs().amax(0)
+    shared = [j for j in live if j != 8]
+    torch.testing.assert_close(smoothed[shared] / columns[shared], (smoothed[0] / columns[0]).expand(10))
+    assert torch.equal(smoothing_scales(weights, torch.zeros(12)), torch.ones(12))
+
+
+def test_smoothing_takes_the_maxima_of_the_rows_that_count(model_folder, recognizer, batches):
+    """The scales of one input, from what its Linear reads: rows that only fill a batch are left out."""
+    name = "model.decoder.layers.1.fc1"
+    plain = uneven(tarq.load_recognizer(model_folder))
+    rows = []
+    with capture_inputs(plain.model, [name], lambda _, tensor: rows.append(tensor)), torch.no_grad():
+        for batch in batches:
+            plain.logits(batch)
+    exist = [batch.positions["decoder"].exists for batch in batches]
+    assert not all(bool(each.all()) for each in exist)
+    x = torch.cat([read[there] for read, there in zip(rows, exist, strict=True)])
+    weight = plain.model.get_submodule(name).weight
+    fold_input_scales(recognizer, batches, dataclasses.replace(CONFIG, input_scales="smoothquant"), Reporter(), CPU)
+    scaled = recognizer.model.get_submodule(name).weight
+    torch.testing.assert_close(
+        scaled.detach(), (weight * smoothing_scales([weight], x.abs().amax(0))).detach(), rtol=1e-4, atol=1e-6
+    )
 
 
 def test_scaled_norms_are_saved_and_loaded(model_folder, manifest, tmp_path, batches):
