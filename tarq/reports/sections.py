@@ -198,7 +198,7 @@ def _bands(panel: Panel) -> Html | None:
 def _errors(panel: Panel) -> Html | None:
     parts = [_rates(panel, panel.groups)] if panel.groups else []
     if panel.more:
-        parts.append(details("More word scores", _table(panel, panel.more, "Word scores beside WER and rare-WER.")))
+        parts.append(details("More word scores", _table(panel, panel.more, "Word scores beside WER and rare WER.")))
     return joined(parts) if parts else None
 
 
