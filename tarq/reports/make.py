@@ -16,7 +16,7 @@ from tarq.reports import evaluated, html, markdown, study, words
 from tarq.reports.clips import Clips, embed
 from tarq.reports.evaluated import Voices
 from tarq.reports.panel import Panel, Report
-from tarq.reports.results import Check, check_evaluation, read
+from tarq.reports.results import check_evaluation, failing, read
 from tarq.reports.statistics import merged
 
 PAGE, SUMMARY = "report.html", "report.md"
@@ -84,7 +84,7 @@ def evaluation_page(evaluation: Mapping[str, Any], voices: Voices, title: str | 
         DataError: it holds something wrong.
     """
     whole = dict(evaluation)
-    check_evaluation(Check("the evaluation"), whole)
+    check_evaluation(whole, failing("the evaluation"))
     found = evaluated.panels(whole, voices)
     return _page(Report(title or COMPARED, found, evaluated.INTERVALS, evaluated.origin(whole, [])), audio=True)[0]
 
