@@ -17,7 +17,7 @@ def register(app: typer.Typer) -> None:
 
 def report(
     results: Annotated[
-        list[Path], typer.Argument(metavar="RESULTS…", help="Files of a study, or of tarq evaluate --json.")
+        list[Path], typer.Argument(metavar="RESULTS", help="Files of a study, or of tarq evaluate --json.")
     ],
     *,
     out: Annotated[
@@ -38,14 +38,16 @@ def report(
         typer.Option(
             "--open-audio/--no-audio",
             rich_help_panel=OUTPUT,
-            help="Have the utterances in which rare words changed playable in the page.",
+            help="Make the utterances in which rare words changed playable in the page.",
         ),
     ] = True,
     base: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="Arm or model that others are compared with. Default: gptq, or the first."),
     ] = None,
-    title: Annotated[str | None, typer.Option(metavar="TEXT", rich_help_panel=OUTPUT, help="Of the page.")] = None,
+    title: Annotated[
+        str | None, typer.Option(metavar="TEXT", rich_help_panel=OUTPUT, help="Title of the page.")
+    ] = None,
 ) -> None:
     """Make one self-contained HTML page and a Markdown summary of results."""
     from tarq.reports.make import write_report

@@ -130,7 +130,7 @@ def _show_calibration(console: Console, c: Mapping[str, Any]) -> None:
     console.print(
         f"calibrated on {c['utterances']} utterances, {c['seconds'] / 60:.1f} min; rare words "
         f"{c['rare_word_share']:.1%}; tail positions {tail or 'none'}; "
-        f"transcripts taught {c['transcript_style']}, {c['self_transcribed']} made by the model"
+        f"transcripts: {c['transcript_style']}, {c['self_transcribed']} made by the model"
     )
     if "pool" in c:
         rho = c["pool"]["rho"]

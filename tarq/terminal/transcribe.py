@@ -23,7 +23,12 @@ def register(app: typer.Typer) -> None:
     app.command()(transcribe)
 
 
-@configured("language", "batch_size")
+@configured(
+    "language",
+    "batch_size",
+    language="Language of the speech, for a multilingual model's prompt. Default: the checkpoint's, or en.",
+    batch_size="Windows of audio decoded at once.",
+)
 def transcribe(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Model: a folder or a hub id.")],
     audio: Annotated[

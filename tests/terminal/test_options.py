@@ -15,7 +15,7 @@ from tarq.terminal.cli import app
 
 runner = CliRunner()
 FIELDS = options(TarqConfig)
-COMMANDS = ("quantize", "evaluate", "pool", "transcribe", "inspect", "demo", "bench", "doctor")
+COMMANDS = ("quantize", "evaluate", "report", "pool", "transcribe", "inspect", "demo", "bench", "doctor")
 
 
 def plain(text: str) -> str:
