@@ -24,6 +24,8 @@ from tarq.reports.markup import element
 from tarq.scoring.bootstrap import Difference
 from tarq.terminal.cli import app
 
+from .conftest import cell
+
 BAD = "<script>alert(1)</script>"
 
 
@@ -105,6 +107,23 @@ def test_the_same_rates_by_kind_and_frequency(study, tmp_path):
     # Inserted words are charged, too: "a moxa cillin" is two more words than were said.
     assert sum(g.substitutions + g.deletions for g in panel.bands if g.arm == "gptq") == 2
     assert sum(g.insertions for g in panel.bands if g.arm == "gptq") == 3
+
+
+def test_the_first_figure_fits_a_screen(study, write, tmp_path):
+    for i in range(9):
+        study["arms"][f"arm{i}"] = {"title": f"Arm {i}"}
+        study["cells"] |= {f"tiny/arm{i}/{draw}": cell(0.3 - 0.01 * i, 0.1) for draw in (0, 1)}
+    _, source, _ = report(tmp_path, write(study))
+    first, *more = (Outline(svg).text for svg in re.findall(r'<svg [^>]*class="figure">.*?</svg>', source)[:2])
+    # Ours comes first in the study and is the best: it and the seven named after it.
+    assert [f"Arm {i} " in first for i in range(9)] == [True] * 7 + [False] * 2
+    assert "Ours" in first
+    assert all(f"Arm {i} " in more[0] for i in range(9))
+    assert "All 10 methods" in source
+    study["cells"] |= {f"tiny/arm8/{draw}": cell(0.01, 0.1) for draw in (0, 1)}
+    _, source, _ = report(tmp_path, write(study))
+    first = Outline(re.search(r'<svg [^>]*class="figure">.*?</svg>', source).group()).text
+    assert [f"Arm {i} " in first for i in range(9)] == [True] * 6 + [False] * 2 + [True]
 
 
 def test_where_errors_are_by_place_and_speaker(study, write, tmp_path):
