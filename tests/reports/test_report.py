@@ -126,7 +126,8 @@ def test_the_first_figure_fits_a_screen(study, write, tmp_path):
     assert [f"Arm {i} " in first for i in range(9)] == [True] * 6 + [False] * 2 + [True]
 
 
-def test_where_errors_are_by_place_and_speaker(study, write, tmp_path):
+def test_where_errors_are_by_place_and_speaker(study, write, tmp_path, monkeypatch):
+    monkeypatch.setattr(studies, "SPOKEN", 2)
     (panel,) = studies.panels(study, tmp_path, {})
     places = {(g.arm, g.kind): g for g in panel.places}
     # Of seven and of six words the fourth: it lies in the third fifth.
@@ -154,10 +155,10 @@ def test_where_errors_are_by_place_and_speaker(study, write, tmp_path):
         one.speaker: one.damage.value for one in panel.speakers if (one.arm, one.targets) in (("gptq", 4), ("gptq", 1))
     }
     assert found == {"a": pytest.approx(1.0), "b": pytest.approx(0.5)}
-    study["models"]["tiny"]["speakers"] = ["a"] * 4
+    study["models"]["tiny"]["speakers"] = ["a", "a", "a", "b"]
     (panel,) = studies.panels(study, tmp_path, {})
     assert panel.speakers == []
-    assert panel.absent["Damage by speaker: the results name no two speakers."] == "errors"
+    assert panel.absent["Damage by speaker: the results name no two speakers of 2 utterances each."] == "errors"
 
 
 def test_words_lost_say_how_often_and_by_whom(study, write, tmp_path):
@@ -288,6 +289,18 @@ def test_swing_over_pools_and_further_conditions(study, write, tmp_path):
     assert "Swing over calibration pools" in page.text
     assert "Other settings" in page.text
     assert "swing +0.250" in page.text
+
+
+def test_a_share_that_may_be_none_is_no_headline(study, write, tmp_path):
+    study["cells"]["tiny/ours/0"]["delta_nll"]["rare"] = [1.4, 0.0, 0.0, 0.0]
+    (panel,) = studies.panels(study, tmp_path, {})
+    assert panel.recovered["ours"].low < 0 < panel.recovered["ours"].value
+    page, _, _ = report(tmp_path, write(study))
+    assert "tiny: no method is shown to undo what GPTQ costs rare words; the largest share is Ours’s," in page.text
+    # The best of those that are shown to is told of, not one that may do nothing.
+    study["cells"] |= {f"tiny/sure/{draw}": cell(0.25 - 0.1 * draw, 0.1) for draw in (0, 1)}
+    page, _, _ = report(tmp_path, write(study))
+    assert "tiny: sure undoes" in page.text
 
 
 def test_shares_of_damage_that_may_be_none_are_not_told(study, tmp_path):
