@@ -153,10 +153,11 @@ def _variance(options: argparse.Namespace) -> None:
 
 
 def _bars(options: argparse.Namespace) -> None:
-    from benchmarks.study.bars import Names, bars, markdown
+    from benchmarks.study import tables
+    from benchmarks.study.bars import Names, bars
 
     results = _merged(options.files)
-    print(markdown(bars(results, Names.of(results, options.default, options.base, options.tail))))
+    print(tables.bars(bars(results, Names.of(results, options.default, options.base, options.tail))))
 
 
 def _merged(files: list[Path]) -> dict[str, Any]:

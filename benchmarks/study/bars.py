@@ -11,7 +11,6 @@ A claim rests on at least three calibration draws, one about a share of the tail
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -86,6 +85,8 @@ class Names:
             ConfigError: neither says which arm is meant, or there is no such arm or family.
         """
         told = results.get("bars") or {}
+        if not isinstance(told, Mapping):
+            raise ConfigError(f"bars is {told!r} in the results, not a mapping; give --default ARM and --base ARM")
         arms = list(dict.fromkeys([*results.get("arms", {}), *(Cell.parse(key).arm for key in results["cells"])]))
         there = f"there are {', '.join(map(repr, arms))}"
         default = default or told.get("default")
@@ -93,10 +94,12 @@ class Names:
         if default is None or not bases:
             raise ConfigError(f"the results do not name the arms: give --default ARM and --base ARM; {there}")
         pairs: list[tuple[str, str]] = []
-        families = {family for *_, family in results.get("pairs", ())}
-        for entry in tail or told.get("tail", ()):
+        families: dict[str, list[tuple[str, str]]] = {}
+        for ours, base, *family in results.get("pairs") or ():
+            families.setdefault(family[0] if family else "", []).append((ours, base))
+        for entry in map(str, tail or told.get("tail", ())):
             ours, cut, base = entry.partition("|")
-            named = [(a, b) for a, b, family in results.get("pairs", ()) if family == entry]
+            named = families.get(entry, [])
             if not cut and not named:
                 raise ConfigError(
                     f"there is no family {entry!r} of comparisons: there are {', '.join(sorted(families)) or 'none'}; "
@@ -149,6 +152,11 @@ class Bar:
         return next((verdict for verdict in order if verdict in found), "not measured")
 
     @property
+    def draws(self) -> int:
+        """That a claim has to rest on."""
+        return TAIL_DRAWS if self.number == 2 else DRAWS
+
+    @property
     def command(self) -> str:
         """Measures all that it asks for, in a file of its own."""
         parts = " ".join(f'--only "{part}"' for part in PARTS[self.number])
@@ -165,10 +173,10 @@ def bars(results: Mapping[str, Any], names: Names) -> list[Bar]:
     return [make(results, names, models) for make in (_recovery, _tail, _fewer_bits, _swings)]
 
 
-def _main(results: Mapping[str, Any], model: str, bits: int = 4) -> Condition | None:
-    """A model's condition at a width: of its pools and sizes the one with most cells."""
+def _main(results: Mapping[str, Any], model: str) -> Condition | None:
+    """A model's condition at four bits: of its pools and sizes the one with most cells."""
     found = [Cell.parse(key).condition for key in results["cells"]]
-    known = [c for c in found if c.model == model and (c.bits or 4) == bits]
+    known = [c for c in found if c.model == model and c.bits in (4, None)]
     return max(dict.fromkeys(known), key=known.count) if known else None
 
 
@@ -298,12 +306,13 @@ def _tail(results: Mapping[str, Any], names: Names, models: Sequence[str]) -> Ba
 
 
 def _fewer_bits(results: Mapping[str, Any], names: Names, models: Sequence[str]) -> Bar:
-    bar = Bar(3)
+    bar, known = Bar(3), conditions(results)
     base = names.baselines[0]
     for model in models:
-        low, high = _main(results, model, 3), _main(results, model, 4)
-        if low is None or high is None or low != high._replace(bits=low.bits):
-            lacking = f"no cells at W{3 if low is None else 4}" if low is None or high is None else "other calibration"
+        high = _main(results, model)
+        low = high and high._replace(bits=3)
+        if high is None or low is None or low not in known:
+            lacking = f"no cells at W{3 if high else 4}"
             bar.claims.append(_absent(model, f"{names.default} at W3 − {base} at W4", lacking))
             continue
         # As two arms of one condition they are paired within draws and utterances.
@@ -363,28 +372,3 @@ def _fewest(results: Mapping[str, Any], arm: str, studies: Iterable[Study]) -> i
     drawn = {s.condition.pool: len(s.draws(arm, "rare_wer")) for s in studies}
     counted = [n for pool, n in drawn.items() if pools.get(pool, {}).get("pool") != "r-top"]
     return min(counted or drawn.values())
-
-
-# --- what is printed ---
-
-
-def markdown(found: Sequence[Bar]) -> str:
-    """The four, each with its verdict, what it rests on, and what measures it where something is lacking."""
-    return "\n\n".join(["\n".join(f"- {bar.title}: **{bar.verdict}**" for bar in found), *map(_told, found)])
-
-
-def _told(bar: Bar) -> str:
-    lines = [f"## {bar.title}", "", f"**{bar.verdict}**", "", "| model | | draws | found | |", "|---|---|---|---|---|"]
-    for claim in bar.claims:
-        shown = claim.found.replace("\u00a0", " ")
-        nothing = claim.known is not None and math.isnan(claim.known.value)
-        verdict = "" if claim.verdict == "beside" else claim.verdict
-        cells = [claim.model, claim.what, str(claim.draws or text.NOTHING), text.NOTHING if nothing else shown, verdict]
-        lines.append(f"| {' | '.join(cells)} |")
-    if bar.remarks:
-        lines += ["", *(f"- {remark}" for remark in bar.remarks)]
-    if any(claim.verdict in ("not measured", "undecided") for claim in bar.claims):
-        wanted = TAIL_DRAWS if bar.number == 2 else DRAWS
-        told = f"A claim wants {wanted} draws. All that this bar asks for is measured, in a file of its own, by"
-        lines += ["", told, "", "```", bar.command, "```"]
-    return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""What a study comes to, as Markdown: damage by arm, paired differences, where variance comes from."""
+"""What a study comes to, as Markdown: damage by arm, paired differences, where variance comes from, the four bars."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from benchmarks.study.bars import Bar
 from tarq.reports import text
 from tarq.reports.markdown import head, row
 from tarq.reports.statistics import (
@@ -59,6 +60,27 @@ def variance(results: Mapping[str, Any], detect: Sequence[float] | None = None) 
         for each in study.comparisons():
             name = f"{each.ours} − {each.base}"
             lines.append(row(_components(name, each.figure, each.difference.value, each.components, detect)))
+    return "\n".join(lines)
+
+
+def bars(found: Sequence[Bar]) -> str:
+    """The four, each with its verdict, what it rests on, and what measures it where something is lacking."""
+    return "\n\n".join(["\n".join(f"- {bar.title}: **{bar.verdict}**" for bar in found), *map(_bar, found)])
+
+
+def _bar(bar: Bar) -> str:
+    lines = [f"## {bar.title}", "", f"**{bar.verdict}**", "", *_head(["model", "", "draws", "found", ""])]
+    for claim in bar.claims:
+        known = claim.known is None or not math.isnan(claim.known.value)
+        found = claim.found.replace("\u00a0", " ") if known else text.NOTHING
+        verdict = "" if claim.verdict == "beside" else claim.verdict
+        cells = [claim.model, claim.what, str(claim.draws or text.NOTHING), found, verdict]
+        lines.append(_row([cell.replace("|", "\\|") for cell in cells]))
+    if bar.remarks:
+        lines += ["", *(f"- {remark}" for remark in bar.remarks)]
+    if any(claim.verdict in ("not measured", "undecided") for claim in bar.claims):
+        wanted = f"A claim wants {bar.draws} draws. All that this bar asks for is measured, in a file of its own, by"
+        lines += ["", wanted, "", "```", bar.command, "```"]
     return "\n".join(lines)
 
 

@@ -13,7 +13,9 @@ from tarq.reports.tables import by_arm, difference
 from tarq.scoring.bootstrap import Difference, Interval
 
 #: Arms and columns that a figure shows; the numbers have all.
-SERIES, COLUMNS = 4, 8
+SERIES, COLUMNS = 4, 7
+#: Characters of a column's name that fit at the width of a phone.
+LETTERS = 7
 
 
 def by_frequency(panel: Panel) -> Html | None:
@@ -62,7 +64,8 @@ def _speakers(panel: Panel) -> Html | None:
     about = (
         "Damage to rare words by speaker: ΔNLL of the true token, in nats a target; who said most of them on the left."
     )
-    drawn = _figure(panel, shown, lines, "By speaker", about, "nats", lambda k: text.full(figure, k), factor=1)
+    short = [name if len(name) <= LETTERS else f"…{name[1 - LETTERS :]}" for name in shown]
+    drawn = _figure(panel, short, lines, "By speaker", about, "nats", lambda k: text.full(figure, k), factor=1)
     rows = []
     for arm in arms:
         cells = []

@@ -11,6 +11,9 @@ from tarq.reports.markup import Html, details, element, heading, joined, number,
 from tarq.reports.panel import FIGURES, MAIN, Panel, Report
 from tarq.reports.tables import by_arm, difference
 
+#: Methods in the first figure.
+FIRST = 8
+
 #: Name within the page, title, content.
 Section = tuple[str, str, Html]
 
@@ -67,24 +70,36 @@ def _bars(panel: Panel) -> Html | None:
     """The first figure: shares of the base's damage that are undone; without shares, the damage itself."""
     if panel.recovered:
         base = panel.arms[panel.base or ""]
-        known = panel.recovered
-        rows = [Row(panel.arms[arm], text.share(k), k, k.low > 0 or k.high < 0) for arm, k in known.items()]
+        known = {arm: panel.recovered[arm] for arm in panel.arms if arm in panel.recovered}
+        rows = {arm: Row(panel.arms[arm], text.share(k), k, k.low > 0 or k.high < 0) for arm, k in known.items()}
         caption = f"Share of {base}’s damage to rare words (ΔNLL of the true token) that each method undoes."
-        scale = Scale(max(-1.0, min(0.0, *(row.known.low for row in rows))), 1.0)
+        scale = Scale(max(-1.0, min(0.0, *(k.low for k in known.values()))), 1.0)
         ticks = {0.0: f"0 %: {base}", 0.5: "50 %", 1.0: "100 %: full precision"}
     else:
         figure = MAIN[0]
         known = {a: panel.values[a, figure] for a in panel.arms if (a, figure) in panel.values and a != panel.full}
         if not known:
             return None
-        rows = [Row(panel.arms[arm], text.full(figure, k), k, k.low > 0 or k.high < 0) for arm, k in known.items()]
+        rows = {a: Row(panel.arms[a], text.full(figure, k), k, k.low > 0 or k.high < 0) for a, k in known.items()}
         caption = "What each model costs rare words: ΔNLL of the true token, in nats a target. Shorter is better."
-        low, high = min(0.0, *(row.known.low for row in rows)), max(0.0, *(row.known.high for row in rows))
+        low, high = min(0.0, *(k.low for k in known.values())), max(0.0, *(k.high for k in known.values()))
         scale = Scale(low, high if high > low else low + 1e-3)
         ticks = {0.0: "0: full precision"}
-    alternative = f"{panel.title}. {caption} " + "; ".join(f"{row.label}: {row.text}" for row in rows)
+
+    def drawn(arms: Sequence[str]) -> Html:
+        told = "; ".join(f"{rows[arm].label}: {rows[arm].text}" for arm in arms)
+        return bars([rows[arm] for arm in arms], scale, ticks, f"{panel.title}. {caption} {told}")
+
     title = element("figcaption", element("strong", panel.title), " ", caption)
-    return element("figure", title, bars(rows, scale, ticks, alternative))
+    first = _first(list(rows), text.best(panel))
+    rest = details(f"All {len(rows)} methods", drawn(list(rows))) if len(first) < len(rows) else None
+    return element("figure", title, drawn(first), rest)
+
+
+def _first(arms: Sequence[str], best: str | None) -> list[str]:
+    """As many as fit the first screen: those that the study names first, and the best of all."""
+    kept = {*arms[:FIRST]} if best in arms[:FIRST] or best is None else {*arms[: FIRST - 1], best}
+    return [arm for arm in arms if arm in kept]
 
 
 # --- comparisons ---

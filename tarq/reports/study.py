@@ -22,6 +22,8 @@ INTERVALS = (
     "a draw and an utterance. Bold differences are clear of 0."
 )
 DAMAGE = "delta_nll_rare"
+#: Utterances that a speaker's interval takes.
+SPOKEN = 5
 
 
 def panels(
@@ -126,7 +128,8 @@ class _Condition:
         if not panel.layers:
             self.absent["λ, α and loss by layer: the results hold no layers."] = "layers"
         if not panel.speakers:
-            self.absent["Damage by speaker: the results name no two speakers."] = "errors"
+            line = f"Damage by speaker: the results name no two speakers of {SPOKEN} utterances each."
+            self.absent[line] = "errors"
         panel.absent |= self.absent
         times = Counter(str(note) for found in self.cells.values() for note in every(found.get("notes")))
         panel.notes += [f"{note} ({count} of {len(self.cells)} cells)" for note, count in times.items()]
@@ -183,10 +186,11 @@ class _Condition:
 
     def _speakers(self) -> list[Spoken]:
         """Damage to the rare words of each speaker, and to the common ones: those who said most rare ones first."""
-        named = every(self.model.get("speakers"))
-        if len(named) != len(self.model["ids"]) or len(set(map(str, named))) < 2:
+        named = list(map(str, every(self.model.get("speakers"))))
+        enough = [name for name, count in Counter(named).items() if count >= SPOKEN]
+        if len(named) != len(self.model["ids"]) or len(enough) < 2:
             return []
-        groups = {str(name): np.array([str(other) == str(name) for other in named]) for name in named}
+        groups = {name: np.array([other == name for other in named]) for name in enough}
         spoken = [
             Spoken(arm, name, figure, int(np.asarray(self.model["positions"][kind])[groups[name]].sum()), k.interval())
             for kind, figure in (("rare", DAMAGE), ("common", "delta_nll_common"))

@@ -119,7 +119,15 @@ def lead(panels: Sequence[Panel]) -> list[str]:
         if arm is None:
             continue
         damage = full("delta_nll_rare", panel.values[arm, "delta_nll_rare"])
-        if arm in panel.recovered:
+        clear = [name for name in ranked(panel) if name in panel.recovered and panel.recovered[name].low > 0]
+        if panel.recovered and not clear:
+            told = (
+                f"{panel.title}: no method is shown to undo what {panel.arms[panel.base or '']} costs rare words; the "
+            )
+            sentences.append(f"{told}largest share is {panel.arms[arm]}’s, {share(panel.recovered[arm])}.")
+        elif panel.recovered:
+            arm = clear[0]
+            damage = full("delta_nll_rare", panel.values[arm, "delta_nll_rare"])
             base = full("delta_nll_rare", panel.values[panel.base or "", "delta_nll_rare"])
             sentences.append(
                 f"{panel.title}: {panel.arms[arm]} undoes {share(panel.recovered[arm])} of what "

@@ -26,6 +26,8 @@ from tarq.scoring.bootstrap import Difference
 from tarq.scoring.figures import FIGURES as SCORED
 from tarq.terminal.cli import app
 
+from .conftest import cell
+
 BAD = "<script>alert(1)</script>"
 
 
@@ -109,7 +111,25 @@ def test_the_same_rates_by_kind_and_frequency(study, tmp_path):
     assert sum(g.insertions for g in panel.bands if g.arm == "gptq") == 3
 
 
-def test_where_errors_are_by_place_and_speaker(study, write, tmp_path):
+def test_the_first_figure_fits_a_screen(study, write, tmp_path):
+    for i in range(9):
+        study["arms"][f"arm{i}"] = {"title": f"Arm {i}"}
+        study["cells"] |= {f"tiny/arm{i}/{draw}": cell(0.3 - 0.01 * i, 0.1) for draw in (0, 1)}
+    _, source, _ = report(tmp_path, write(study))
+    first, *more = (Outline(svg).text for svg in re.findall(r'<svg [^>]*class="figure">.*?</svg>', source)[:2])
+    # Ours comes first in the study and is the best: it and the seven named after it.
+    assert [f"Arm {i} " in first for i in range(9)] == [True] * 7 + [False] * 2
+    assert "Ours" in first
+    assert all(f"Arm {i} " in more[0] for i in range(9))
+    assert "All 10 methods" in source
+    study["cells"] |= {f"tiny/arm8/{draw}": cell(0.01, 0.1) for draw in (0, 1)}
+    _, source, _ = report(tmp_path, write(study))
+    first = Outline(re.search(r'<svg [^>]*class="figure">.*?</svg>', source).group()).text
+    assert [f"Arm {i} " in first for i in range(9)] == [True] * 6 + [False] * 2 + [True]
+
+
+def test_where_errors_are_by_place_and_speaker(study, write, tmp_path, monkeypatch):
+    monkeypatch.setattr(studies, "SPOKEN", 2)
     (panel,) = studies.panels(study, tmp_path, {})
     places = {(g.arm, g.kind): g for g in panel.places}
     # Of seven and of six words the fourth: it lies in the third fifth.
@@ -137,10 +157,10 @@ def test_where_errors_are_by_place_and_speaker(study, write, tmp_path):
         one.speaker: one.damage.value for one in panel.speakers if (one.arm, one.targets) in (("gptq", 4), ("gptq", 1))
     }
     assert found == {"a": pytest.approx(1.0), "b": pytest.approx(0.5)}
-    study["models"]["tiny"]["speakers"] = ["a"] * 4
+    study["models"]["tiny"]["speakers"] = ["a", "a", "a", "b"]
     (panel,) = studies.panels(study, tmp_path, {})
     assert panel.speakers == []
-    assert panel.absent["Damage by speaker: the results name no two speakers."] == "errors"
+    assert panel.absent["Damage by speaker: the results name no two speakers of 2 utterances each."] == "errors"
 
 
 def test_words_lost_say_how_often_and_by_whom(study, write, tmp_path):
@@ -271,6 +291,18 @@ def test_swing_over_pools_and_further_conditions(study, write, tmp_path):
     assert "Swing over calibration pools" in page.text
     assert "Other settings" in page.text
     assert "swing +0.250" in page.text
+
+
+def test_a_share_that_may_be_none_is_no_headline(study, write, tmp_path):
+    study["cells"]["tiny/ours/0"]["delta_nll"]["rare"] = [1.4, 0.0, 0.0, 0.0]
+    (panel,) = studies.panels(study, tmp_path, {})
+    assert panel.recovered["ours"].low < 0 < panel.recovered["ours"].value
+    page, _, _ = report(tmp_path, write(study))
+    assert "tiny: no method is shown to undo what GPTQ costs rare words; the largest share is Ours’s," in page.text
+    # The best of those that are shown to is told of, not one that may do nothing.
+    study["cells"] |= {f"tiny/sure/{draw}": cell(0.25 - 0.1 * draw, 0.1) for draw in (0, 1)}
+    page, _, _ = report(tmp_path, write(study))
+    assert "tiny: sure undoes" in page.text
 
 
 def test_shares_of_damage_that_may_be_none_are_not_told(study, tmp_path):

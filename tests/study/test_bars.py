@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks.study import tables
 from benchmarks.study.__main__ import main
-from benchmarks.study.bars import PARTS, Names, bars, markdown
+from benchmarks.study.bars import PARTS, Names, bars
 from benchmarks.study.reading import load_grid
 from tarq.errors import ConfigError
 
@@ -151,13 +152,13 @@ def test_what_was_not_measured_is_said_with_the_command():
     found = bars(results, NAMES)
     assert [one.verdict for one in found] == ["not measured"] * 4
     assert claims(found[0], "tiny")["WER %, less gptq’s"].verdict == "not measured"
-    printed = markdown(found)
+    printed = tables.bars(found)
     for one in found:
         assert one.command in printed
     assert "no cells at W3" in printed
     assert "0 of 2 models were transcribed by both" in printed
     # Of a bar that is answered no command is printed.
-    assert markdown([bar(recovery(), 1)]).count("```") == 0
+    assert tables.bars([bar(recovery(), 1)]).count("```") == 0
 
 
 # --- 2 ---
@@ -267,6 +268,8 @@ def test_arms_are_named_by_options_or_by_the_grid():
         Names.of(results, tail=["x"])
     with pytest.raises(ConfigError, match="give --default ARM and --base ARM; there are 'gptq'"):
         Names.of(results | {"bars": {}}, "ours")
+    with pytest.raises(ConfigError, match="bars is 'x' in the results, not a mapping"):
+        Names.of(results | {"bars": "x"})
 
 
 @pytest.mark.parametrize("number", PARTS)
