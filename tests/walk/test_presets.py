@@ -20,7 +20,9 @@ def made():
 
 
 #: Presets on their own lattice, and those whose zero point is the middle code with integer ones.
-CASES = [(name, False) for name in PRESETS] + [(name, True) for name, p in PRESETS.items() if p["symmetric"]]
+CASES = [(name, False) for name in PRESETS] + [
+    pytest.param(name, True, marks=pytest.mark.slow) for name, fields in PRESETS.items() if fields["symmetric"]
+]
 
 
 @pytest.mark.parametrize(("name", "zero_points"), CASES)
