@@ -91,10 +91,10 @@ class Method(Checked):
     """How codes are chosen.
 
     Attributes:
-        metric: how positions are weighted. ``rarebal`` (paper §3), ``plain`` (GPTQ), or the controls
-            ``random`` (a random set of the tail's size) and ``common`` (such a set of common positions);
-            ``rarebal-gated`` (without positions that outliers serve already, for ``spqr``); weights by utterance
-            (``maca``), attention (``rsq``) or gradient (``guided``; ``gradient``, of a rare-balanced loss).
+        metric: how positions are weighted. ``rarebal`` (paper §3; ``rarebal-bands``: K buckets, ``rarebal-gated``:
+            without positions that outliers serve), ``plain`` (GPTQ), the controls ``random`` (a random set of the
+            tail's size) and ``common`` (such a set of common positions); weights by utterance (``maca``), attention
+            (``rsq``) or gradient (``guided``; ``gradient``, of a rare-balanced loss).
         cost_ratio: c of ``λ = c · tr(H_C) / tr(H_T)``; the paper uses 1; a quarter measured better.
         max_lambda: cap on λ, none by default.
         residual: correction for the error of the layers already quantized: ``cross-fitted`` (weighted
@@ -105,11 +105,9 @@ class Method(Checked):
         solver: ``sweep`` (Cholesky-based, GPTQ's codes), ``beam`` (the best of several paths of it), ``refined`` and
             ``refined-beam`` (then scales refitted and codes descended under the metric), ``gptaq`` (the sweep, which
             makes up for drift as it goes), ``kronecker`` (under the gradients of the output as well), ``sarqc`` (a
-            metric regularised towards the original weights), ``spqr`` (1 % of the weights keep 16 bits; to be measured,
-            for no checkpoint holds it), ``clipped`` (to nearest, groups clipped by the error of the output) or ``rtn``
-            (round to nearest).
-        input_scales: ``awq`` and ``smoothquant`` scale inputs in full precision first, where something in front can
-            take the scales: by magnitude to the power that rounds best, or by maxima of inputs and weights.
+            metric regularised towards the original weights), ``spqr`` (1 % of the weights keep 16 bits: not to be
+            saved), ``clipped`` (to nearest, groups clipped by the error of the output) or ``rtn`` (to nearest).
+        input_scales: ``awq`` or ``smoothquant`` first scales inputs, where something in front can take the scales.
         damp: δ = damp · mean(diag H) is added to the metric's diagonal.
         act_order: ``none``, or ``static``: scales are fixed first, then columns are swept by falling diag(H).
         tail_positions: a position is tagged by its ``input`` token, its ``target`` token, or ``either``.
@@ -122,8 +120,8 @@ class Method(Checked):
     metric: str = option(
         "plain",
         METHOD,
-        "Which positions count how much: rarebal, rarebal-gated, plain (GPTQ), the controls random and common, or by "
-        "utterance (maca), attention (rsq) or the loss's gradient (guided, gradient).",
+        "Which positions count how much: rarebal, rarebal-bands, rarebal-gated, plain (GPTQ), the controls random and "
+        "common, or by utterance (maca), attention (rsq) or the loss's gradient (guided, gradient).",
         "choice",
         choices=tuple(METRICS),
     )
@@ -196,6 +194,7 @@ class Words(Checked):
 
     Attributes:
         tail_threshold: a word is rare below this Zipf frequency (3 is one per million words).
+        tail_bands: bands of one Zipf unit in the tail, the last with all below; for the metric ``rarebal-bands``.
         language: of the word frequencies and of the prompt of a multilingual model; an utterance whose manifest
             line has a ``language`` keeps its own.
         word_frequencies: a file of words and counts used in place of ``wordfreq``'s lists, in every language.
@@ -205,6 +204,9 @@ class Words(Checked):
 
     tail_threshold: float = option(
         3.0, CALIBRATION, "A word is rare below this Zipf frequency.", "float", low=0, high=12
+    )
+    tail_bands: int = option(
+        1, CALIBRATION, "Bands of one Zipf unit within the tail, for the metric rarebal-bands.", "int", low=1, high=12
     )
     language: str = option(
         "en",
@@ -225,6 +227,11 @@ class Words(Checked):
         "Text normaliser for splitting transcripts into words: auto (by language), english, basic or none.",
         Normalization,
     )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.tail_bands > 1 and self.tail_threshold <= self.tail_bands - 1:
+            raise ConfigError(f"tail_bands: {self.tail_bands} bands below Zipf {self.tail_threshold:g} reach below 0")
 
     def text_normalizer(self, spelling: Mapping[str, str] | None = None, language: str | None = None) -> Normalizer:
         """The normaliser this configuration names, resolved by language.
@@ -376,12 +383,8 @@ class TarqConfig(Resources, Pool, Words, Method, Lattice):
     @property
     def method(self) -> str:
         """The preset that these fields match, or ``custom``; of several, the one that sets the most fields."""
-        matched = [
-            name
-            for name, preset in PRESETS.items()
-            if all(getattr(self, key) == value for key, value in preset.items())
-        ]
-        return max(matched, key=lambda name: len(PRESETS[name]), default="custom")
+        found = [name for name, fields in PRESETS.items() if all(getattr(self, k) == v for k, v in fields.items())]
+        return max(found, key=lambda name: len(PRESETS[name]), default="custom")
 
 
 def given_config(config: TarqConfig | None) -> TarqConfig:

@@ -44,6 +44,14 @@ PRESETS: dict[str, dict[str, Any]] = {
         **SYMMETRIC,
     },
     "tarq-spqr": {"metric": "rarebal-gated", "residual": "cross-fitted", "solver": "spqr", **SYMMETRIC},
+    # The paper's family with four buckets: common words, and bands of the tail from Zipf 3, 2 and 1 down.
+    "tarq-bands": {
+        "metric": "rarebal-bands",
+        "tail_bands": 3,
+        "residual": "cross-fitted",
+        "solver": "sweep",
+        **SYMMETRIC,
+    },
     # The paper's controls: TARQ on other positions than rare ones.
     "random": {"metric": "random", "residual": "cross-fitted", "solver": "sweep", **SYMMETRIC},
     "common": {"metric": "common", "residual": "cross-fitted", "solver": "sweep", **SYMMETRIC},

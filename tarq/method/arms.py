@@ -73,11 +73,16 @@ class Arms:
         """Whether a checkpoint can hold what the solver makes."""
         return bool(getattr(self.solver, "storable", True))
 
-    def moments(self, features: int, device: torch.device | str = "cpu") -> list[Moments]:
-        """Empty moments of an input as wide, as many and of what kinds the arms ask for."""
+    def moments(self, features: int, device: torch.device | str = "cpu", bands: int = 1) -> list[Moments]:
+        """Empty moments of an input as wide, of the kinds the arms ask for: one a fold for each band of the tail."""
         residual = self.residual
         kinds = {"first": residual.first_moments, "drift": getattr(residual, "drift_moments", False)}
-        return [Moments(features, paired=self.paired, device=device, **kinds) for _ in range(residual.folds)]
+        return [Moments(features, paired=self.paired, device=device, **kinds) for _ in range(residual.folds * bands)]
+
+    @property
+    def bands(self) -> bool:
+        """Whether bands of the tail are kept apart until their traces are known."""
+        return bool(getattr(self.metric, "bands", False))
 
     @property
     def depends_on_layer(self) -> bool:

@@ -55,11 +55,14 @@ class Metric(Protocol):
         activations: whether weights depend on the layer; then :meth:`reassign` is called for each one.
         gradients: ask for the gradients at each layer's outputs too: one backward pass over the calibration set.
         attention: ask for the attention each row is given: one pass over the calibration set.
+        bands: ask that bands of the tail (``tail_bands`` of the configuration) have equal traces before
+            :meth:`balance` sees them.
     """
 
     activations: bool = False
     gradients: bool = False
     attention: bool = False
+    bands: bool = False
 
     def assign(self, tail: Tensor, exists: Tensor, key: str) -> tuple[Tensor, Tensor | None]:
         """Side and weight of each position of one utterance.

@@ -116,6 +116,21 @@ class Moments:
                 for side, product in zip(SIDES, gram_sides(rows, tail, ones, weight), strict=True):
                     means[side] += product[0]
 
+    def weigh_tail(self, weight: float, weighs_cross: bool = True) -> None:
+        """Multiply the weight of every position on the tail side, in H_Δ only where asked to."""
+        for sums in (self.mass, self.hessian, self.drift, self.mean, self.mean_full):
+            if sums is not None:
+                sums["tail"] *= weight
+        if self.cross is not None and weighs_cross:
+            self.cross["tail"] *= weight
+
+    def add(self, other: Moments) -> None:
+        """Add the positions of another one of the same kinds."""
+        for total, further in zip(self.sums(), other.sums(), strict=True):
+            total += further
+        for side in SIDES:
+            self.counts[side] += other.counts[side]
+
     def bad_updates(self) -> list[int]:
         """Which calls of :meth:`update`, counted from 0, brought NaN or infinite activations."""
         return torch.stack(self._bad).nonzero().flatten().tolist() if self._bad else []

@@ -21,6 +21,7 @@ METRICS = {
     "random": "metrics:RandomControl",
     "common": "metrics:CommonControl",
     "maca": "maca:PerUtterance",
+    "rarebal-bands": "bands:BandedRareBAL",
     "rarebal-gated": "spqr:GatedRareBAL",
     "rsq": "rsq:AttentionConcentration",
     "gradient": "gradient:GradientBalanced",

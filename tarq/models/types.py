@@ -59,6 +59,7 @@ class Positions:
         padding: beyond the end of the audio; such rows exist at inference too.
         audio: audio frames; the other rows are tokens. A stage may have both.
         packed: the hidden states hold only the rows that exist, one after another, without a batch dimension.
+        band: int, the band of the tail that a row is in, from 0 for the most frequent one; None where it has one band.
     """
 
     tail: Tensor
@@ -66,6 +67,7 @@ class Positions:
     padding: Tensor
     audio: Tensor
     packed: bool = False
+    band: Tensor | None = None
 
     @classmethod
     def of_frames(cls, frames: Sequence[int], rows: int, *, windows: bool = False, packed: bool = False) -> Positions:

@@ -18,7 +18,7 @@ from tarq.data.utterance import Utterance, language_of
 from tarq.errors import CalibrationError, ModelError
 from tarq.files import expanded
 from tarq.models.base import Recognizer
-from tarq.models.types import Batch, Example
+from tarq.models.types import Batch, Example, Positions
 from tarq.report import Reporter
 from tarq.words.frequencies import described
 from tarq.words.rarity import position_tags, rare_spans, tag_tokens
@@ -95,11 +95,16 @@ def calibration_set(
     made = make_examples(recognizer, chosen, config, reporter)
     if not made.examples:
         raise CalibrationError(f"no calibration utterance is usable: {'; '.join(made.notes)}")
-    batches = list(batched(recognizer, made.examples, config.batch_size))
-    with torch.no_grad():
-        tags = distributed.all_gather([frame_tags(recognizer, batch, config) for batch in distributed.shard(batches)])
-    batches = [with_tags(batch, rows) for batch, rows in zip(batches, tags, strict=True)]
-    if any(tags) and recognizer.frame_tags_note:
+    batches = _tagged(recognizer, made.examples, config)
+    for depth in range(1, config.tail_bands):
+        deeper = replace(config, tail_threshold=config.tail_threshold - depth, tail_bands=1)
+        languages = [language_of(u, config.language) for u in made.utterances]
+        texts = zip(made.examples, made.texts, languages, strict=True)
+        examples = [with_rare(recognizer, e, text, replace(deeper, language=code)) for e, text, code in texts]
+        if not any(bool(example.rare.any()) for example in examples):
+            notes.append(f"no word is below Zipf {deeper.tail_threshold:g}: that band of the tail is empty")
+        batches = [with_band(*pair) for pair in zip(batches, _tagged(recognizer, examples, deeper), strict=True)]
+    if _tags_frames(recognizer, config) and recognizer.frame_tags_note:
         notes.append(recognizer.frame_tags_note)
     frequencies = described(config.frequencies(), config.tail_threshold)
     if "note" in frequencies:
@@ -219,18 +224,26 @@ def make_example(
     """One utterance with its transcript, in the configuration's language: features, tokens, tags."""
     features, frames = recognizer.audio_inputs(waveform)
     prompted = recognizer.prompt(text, frames=frames, timestamps=timestamps, language=config.language)
+    none = torch.zeros(0, dtype=torch.bool)
+    example = Example(id=name, features=features, frames=frames, prompted=prompted, rare=none, tail=none)
+    return with_rare(recognizer, example, text, config)
+
+
+def with_rare(recognizer: Recognizer, example: Example, text: str, config: TarqConfig) -> Example:
+    """The example with those of its tokens tagged that a configuration calls rare."""
     normalizer = config.text_normalizer(recognizer.spelling)
     spans = rare_spans(text, normalizer, config.tail_threshold, config.frequencies())
     # Tokens of the prompt and special ones stand for no characters, and so are never rare.
-    rare = torch.tensor(tag_tokens(prompted.offsets, spans), dtype=torch.bool)
-    return Example(
-        id=name,
-        features=features,
-        frames=frames,
-        prompted=prompted,
-        rare=rare,
-        tail=position_tags(rare, config.tail_positions) if len(rare) else rare,
-    )
+    rare = torch.tensor(tag_tokens(example.prompted.offsets, spans), dtype=torch.bool)
+    return replace(example, rare=rare, tail=position_tags(rare, config.tail_positions) if len(rare) else rare)
+
+
+def _tagged(recognizer: Recognizer, examples: Sequence[Example], config: TarqConfig) -> list[Batch]:
+    """Batches of examples, with their frames tagged."""
+    batches = list(batched(recognizer, examples, config.batch_size))
+    with torch.no_grad():
+        tags = distributed.all_gather([frame_tags(recognizer, batch, config) for batch in distributed.shard(batches)])
+    return [with_tags(batch, rows) for batch, rows in zip(batches, tags, strict=True)]
 
 
 def frame_tags(recognizer: Recognizer, batch: Batch, config: TarqConfig) -> dict[str, torch.Tensor]:
@@ -239,9 +252,11 @@ def frame_tags(recognizer: Recognizer, batch: Batch, config: TarqConfig) -> dict
     Raises:
         ModelError: the family cannot align words to frames.
     """
-    if config.frame_tags == "none" or (config.frame_tags == "auto" and not recognizer.frames_only):
-        return {}
-    return recognizer.frame_tags(batch)
+    return recognizer.frame_tags(batch) if _tags_frames(recognizer, config) else {}
+
+
+def _tags_frames(recognizer: Recognizer, config: TarqConfig) -> bool:
+    return config.frame_tags == "aligned" or (config.frame_tags == "auto" and recognizer.frames_only)
 
 
 def with_tags(batch: Batch, tags: Mapping[str, torch.Tensor]) -> Batch:
@@ -250,6 +265,16 @@ def with_tags(batch: Batch, tags: Mapping[str, torch.Tensor]) -> Batch:
         stage: replace(batch.positions[stage], tail=batch.positions[stage].tail | rows) for stage, rows in tags.items()
     }
     return replace(batch, positions=batch.positions | tagged)
+
+
+def with_band(batch: Batch, deeper: Batch) -> Batch:
+    """The batch whose rows are a band further down the tail where they are in the tail of another one of the same."""
+
+    def banded(rows: Positions, further: Positions) -> Positions:
+        below = further.tail.long()
+        return replace(rows, band=below if rows.band is None else rows.band + below)
+
+    return replace(batch, positions={k: banded(rows, deeper.positions[k]) for k, rows in batch.positions.items()})
 
 
 def count_positions(batches: Sequence[Batch]) -> dict[str, dict[str, int]]:

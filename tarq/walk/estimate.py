@@ -136,6 +136,7 @@ def _estimate(
     rows = _rows(recognizer)
     arms = config.arms()
     paired, folds = 1 + arms.paired, arms.residual.folds
+    parts = folds * (config.tail_bands if arms.bands else 1)
     multiplications = 0.0
     held: dict[str, float] = {}  # bytes of the inputs of a block's Linears, by block
     inputs: set[tuple[str, int]] = set()
@@ -153,7 +154,7 @@ def _estimate(
     widest = max(layer.shape[1] for layer in packed)
     tallest = max(layer.shape[0] for layer in packed)
     kinds = paired + arms.residual.drift_moments  # H, H_Δ, and the drift's own
-    moments = folds * 2 * kinds * widest**2 * 8 + (4 * widest**2 + 3 * tallest * widest) * 4
+    moments = parts * 2 * kinds * widest**2 * 8 + (4 * widest**2 + 3 * tallest * widest) * 4
     narrow = min(layer.shape[1] for layer in packed)
     hidden = paired * 2 * samples * max(rows.values()) * narrow * size
     activations = min(config.activation_memory * 1e9, max(held.values())) if paired == 2 else 0.0

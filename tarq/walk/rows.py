@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from torch import Tensor
@@ -21,12 +21,14 @@ class Rows:
         weight: [R] float.
         utterance: [R] int, which utterance of the batch each belongs to.
         fold: [R] int, which part of the calibration set.
+        band: [R] int, which band of the tail; 0 outside it.
     """
 
     tail: Tensor
     weight: Tensor
     utterance: Tensor
     fold: Tensor
+    band: Tensor
 
 
 class RowCache:
@@ -55,8 +57,8 @@ class RowCache:
         key = positions, index
         if key not in self._rows:
             made = assign(self.metric, batch.positions[positions], batch.ids, positions, self.padding_weight)
-            fold = (utterances_before + made.utterance).remainder(self.folds)
-            self._rows[key] = Rows(*(t.to(self.device) for t in (made.tail, made.weight, made.utterance, fold)))
+            made = replace(made, fold=(utterances_before + made.utterance).remainder(self.folds))
+            self._rows[key] = Rows(*(getattr(made, f.name).to(self.device) for f in fields(made)))
         return self._rows[key]
 
 
@@ -70,7 +72,9 @@ def assign(metric: Metric, positions: Positions, ids: Sequence[str], stage: str,
         tails.append(side)
         weights.append(weight * (heard + padding_weight * (exists & padding)))
     utterance_of = torch.arange(len(ids)).repeat_interleave(positions.exists.shape[1])
-    rows = Rows(torch.cat(tails), torch.cat(weights), utterance_of, torch.zeros_like(utterance_of))
+    tail, none = torch.cat(tails), torch.zeros_like(utterance_of)
+    band = none if positions.band is None else positions.band.flatten().where(tail, none)
+    rows = Rows(tail, torch.cat(weights), utterance_of, none, band)
     if not positions.packed:
         return rows
     there = positions.exists.flatten()

@@ -25,6 +25,7 @@ from tarq.kernels.group_quantize.reference import check_scales
 from tarq.linear import QuantLinear
 from tarq.method.algorithm import Solution, tail_aware_quantize
 from tarq.method.arms import Arms
+from tarq.method.bands import merged
 from tarq.method.figures import Figures
 from tarq.method.metrics import LayerRows
 from tarq.method.moments import SIDES, Moments
@@ -90,6 +91,7 @@ class Walk:
         self.batches = batches
         self.share = distributed.shard([(i, before[i], batch) for i, batch in enumerate(batches)])
         self.rows = RowCache(self.arms.metric, config.padding_weight, self.arms.residual.folds, self.device)
+        self.bands = config.tail_bands if self.arms.bands else 1
         self.gradients, self.attention = OutputGradients(), AttentionGiven()
         self.plan: dict[str, PlannedLayer] = {}
         self.records: list[LayerReport] = []
@@ -192,7 +194,8 @@ class Walk:
 
         Each position goes to one fold, so several folds cost no more.
         """
-        parts = self.arms.moments(layers[0].weight.shape[1], self.device)
+        parts = self.arms.moments(layers[0].weight.shape[1], self.device, self.bands)
+        folds = self.arms.residual.folds
         label = "|".join(layer.name for layer in layers)
         kind = (stage.reads if group.place else None) or stage.name
         for pair in activations.pairs:
@@ -207,23 +210,24 @@ class Walk:
                 norms = self.gradients.of(names, pair.index, self.device)
                 given = self.attention.of(stage.blocks[activations.index][0], group, pair.index, x)
                 tail, weight = self.arms.metric.reassign(LayerRows(names, tail, weight, of.utterance, x, *norms, given))
-            for fold, moments in enumerate(parts):
-                moments.update(x, x_full, tail, weight * (of.fold == fold))
+            part = of.fold + (of.band * folds if self.bands > 1 else 0)
+            for i, moments in enumerate(parts):
+                moments.update(x, x_full, tail, weight * (part == i))
         for bad in sorted({update for part in parts for update in part.bad_updates()}):
             raise CalibrationError(
                 f"{label}: NaN or infinite activations on utterances {', '.join(activations.pairs[bad].batch.ids)}; "
                 "check the audio and the model's dtype (float16 overflows: load it in float32 or bfloat16)"
             )
         distributed.reduce(count for part in parts for count in part.counts.values())
-        self._check_positions(label, parts)
+        self._check_positions(label, [parts[fold::folds] for fold in range(folds)])
         # A single Linear is solved by the first process alone; moments that other blocks read again are needed by all.
         alone = 0 if len(layers) == 1 and not group.place else None
         distributed.reduce((total for part in parts for total in part.sums()), to=alone)
-        return parts
+        return merged(parts, folds, self.arms.residual.weighs_cross) if self.bands > 1 else parts
 
-    def _check_positions(self, label: str, parts: Sequence[Moments]) -> None:
+    def _check_positions(self, label: str, parts: Sequence[Sequence[Moments]]) -> None:
         """Check that every fold has positions with weight."""
-        empty = [sum(part.positions.values()) == 0 for part in parts]
+        empty = [sum(sum(part.positions.values()) for part in fold) == 0 for fold in parts]
         if all(empty):
             raise CalibrationError(
                 f"{label}: the metric {type(self.arms.metric).__name__} gives weight 0 to every position; give some a "

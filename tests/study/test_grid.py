@@ -12,8 +12,12 @@ from benchmarks.study.grid import Job
 from benchmarks.study.places import Places
 from benchmarks.study.reading import load_grid
 from tarq.errors import ConfigError
+from tarq.presets import PRESETS
 
 GRIDS = Path(__file__).parents[2] / "benchmarks" / "study"
+
+#: Ours to be compared elsewhere (main.yaml), and the paper as it was, whose lattice is part of it.
+NOT_OF_THE_FIELD = {"common", "gradient", "tarq-paper"}
 
 GRID = """
 models: {m: model-a, n: model-b}
@@ -150,7 +154,9 @@ def test_files_that_are_no_grids(tmp_path):
         load_grid(tmp_path / "g.yaml")
 
 
-@pytest.mark.parametrize("name", ["quick", "quick-testbed", "two-cores", "main", "gpu-quarter-hour"])
+@pytest.mark.parametrize(
+    "name", ["quick", "quick-testbed", "two-cores", "main", "gpu-quarter-hour", "zero-points", "field"]
+)
 def test_the_grids_here_are_grids(name):
     made = load_grid(GRIDS / f"{name}.yaml")
     jobs = made.jobs()
@@ -163,12 +169,16 @@ def test_the_grids_here_are_grids(name):
     if name in ("main", "gpu-quarter-hour", "two-cores"):
         draws = {job.draw for job in jobs if job.arm == "refined, c 1" and job.samples == made.blocks[0].samples[0]}
         assert len(draws) >= 8
-    # The default is what the package's is, and has a baseline on its own lattice.
-    default = next(job for job in jobs if job.arm == made.bars["default"])
-    same = {"samples": default.samples, "batch_size": made.batch_size, "seed": default.draw}
-    assert made.config(default) == tarq.TarqConfig(**same)
-    lattices = {made.config(job).symmetric for job in jobs if job.arm in made.bars["baselines"]}
-    assert lattices == {True, False}
+    if name != "field":  # the default is what the package's is, and has a baseline on its own lattice
+        default = next(job for job in jobs if job.arm == made.bars["default"])
+        same = {"samples": default.samples, "batch_size": made.batch_size, "seed": default.draw}
+        assert made.config(default) == tarq.TarqConfig(**same)
+        lattices = {made.config(job).symmetric for job in jobs if job.arm in made.bars["baselines"]}
+        assert lattices == {True, False}
+    if name == "field":  # all arms on one lattice, but for GPTQ as it was published, and no preset is left out
+        assert {job.arm for job in jobs if made.config(job).symmetric} == {"gptq"}
+        assert {made.arms[job.arm].preset for job in jobs} == set(PRESETS) - NOT_OF_THE_FIELD
+        assert {ours for ours, _, _ in made.pairs} | {base for _, base, _ in made.pairs} == set(made.arms)
     # Where the packaged model is meant, it is there; the others say what they lack.
     absent = Places("/nowhere", "/nowhere").absent(made)
     assert bool(absent) == (name != "quick-testbed")
