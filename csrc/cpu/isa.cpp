@@ -61,12 +61,12 @@ double rate(Multiply kind) {
   return operations / std::max(time.count(), 1e-9);
 }
 
-/// Rate of bf16 products relative to fp32 ones. The best of several alternating runs, so that a disturbance
-/// of one does not count and a change of clock affects both.
-double bf16_rate() {
+/// Rate of bf16 products, of vectors or tiles, relative to fp32 ones. The best of several alternating runs,
+/// so that a disturbance of one does not count and a change of clock affects both.
+double bf16_rate(Multiply kind) {
   double bf16 = 0.0, f32 = 0.0;
   for (int turn = 0; turn < 16; ++turn) {
-    bf16 = std::max(bf16, rate(Multiply::bf16));
+    bf16 = std::max(bf16, rate(kind));
     f32 = std::max(f32, rate(Multiply::f32));
   }
   return bf16 / f32;
@@ -103,8 +103,23 @@ bool bf16_chosen() {
   // where they win, having half as much to load and decode. The threshold is far from all three: near one of
   // them, two processes on one machine could choose differently.
   constexpr double kBound = 0.7;
-  static const bool faster = bf16_rate() > kBound;
+  static const bool faster = bf16_rate(Multiply::bf16) > kBound;
   return faster;
+}
+
+bool bf16_tiles_chosen() {
+#if defined(__x86_64__)
+  static const bool exist = __builtin_cpu_supports("amx-bf16") && __builtin_cpu_supports("avx512bf16");
+  if (!isa_allowed(Isa::avx512_amx) || !exist) return false;
+  if (isa_named()) return true;
+  // Tiles run at 16 times the rate of fp32, and six products make one of fp32 numbers. Emulated or throttled
+  // ones gain nothing.
+  constexpr double kBound = 8.0;
+  static const bool faster = bf16_rate(Multiply::bf16_tiles) > kBound;
+  return faster;
+#else
+  return false;
+#endif
 }
 
 }  // namespace tarq

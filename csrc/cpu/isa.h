@@ -26,4 +26,7 @@ bool isa_named();
 /// avx512_bf16 uses them, every other name does not.
 bool bf16_chosen();
 
+/// Whether products should be made of bf16 ones by tile instructions: likewise, `avx512_amx` uses them.
+bool bf16_tiles_chosen();
+
 }  // namespace tarq
