@@ -7,6 +7,7 @@
 
 #include <array>
 #include <optional>
+#include <string>
 #include <tuple>
 #include <vector>
 
@@ -16,8 +17,8 @@ namespace {
 
 using tarq::Float;
 
-Float float_type(const at::Tensor& t) {
-  switch (t.scalar_type()) {
+Float float_type(at::ScalarType type) {
+  switch (type) {
     case at::kFloat:
       return Float::f32;
     case at::kHalf:
@@ -25,12 +26,12 @@ Float float_type(const at::Tensor& t) {
     case at::kBFloat16:
       return Float::bf16;
     default:
-      TORCH_CHECK(false, "gram's kernels take float32, bfloat16 or float16 rows, not ", t.scalar_type());
+      TORCH_CHECK(false, "gram's kernels take float32, bfloat16 or float16 rows, not ", type);
   }
 }
 
 tarq::GramRows rows_of(const at::Tensor& t) {
-  return {t.const_data_ptr(), float_type(t), t.stride(0), t.size(1), nullptr, nullptr};
+  return {t.const_data_ptr(), float_type(t.scalar_type()), t.stride(0), t.size(1), nullptr, nullptr};
 }
 
 /// Mirrors the lower triangle of out [n, n] to the upper one. Squares pass through a buffer, so that every
@@ -153,9 +154,15 @@ std::tuple<at::Tensor, at::Tensor> gram_sides(const at::Tensor& x, const std::op
   return {side(0), side(1)};
 }
 
+std::string gram_isa(at::ScalarType type, bool weighted) {
+  return tarq::gram_kernel(float_type(type), weighted).isa;
+}
+
 }  // namespace
 
 TORCH_LIBRARY_IMPL(tarq, CPU, m) {
   m.impl("gram", &gram);
   m.impl("gram_sides", &gram_sides);
 }
+// The instruction set that rows of a type get on the CPU.
+TORCH_LIBRARY_FRAGMENT(tarq, m) { m.def("gram_isa(ScalarType dtype, bool weighted) -> str", gram_isa); }

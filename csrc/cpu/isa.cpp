@@ -1,8 +1,10 @@
 #include "cpu/isa.h"
 
 #include <algorithm>
+#include <cerrno>
 #include <chrono>
 #include <cstdlib>
+#include <cstring>
 #include <stdexcept>
 
 #include "cpu/ceilings.h"
@@ -18,17 +20,25 @@ namespace {
 constexpr const char* kNames[] = {"scalar", "avx2", "avx512", "avx512_bf16", "avx512_vnni", "avx512_amx"};
 constexpr int kCount = int(sizeof(kNames) / sizeof(*kNames));
 
-/// Whether the processor has AMX with int8 and the system lets this process use it: its state is large, so
-/// Linux requires a request.
-bool tiles_granted() {
+bool has_tiles() {
 #if defined(__x86_64__) && defined(__linux__)
-  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM
-  static const bool granted = __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-int8") &&
-                              syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
-  return granted;
+  return __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-int8");
 #else
   return false;
 #endif
+}
+
+/// Why the system does not let this process use tiles, empty if it does: their state is large, so Linux
+/// requires a request, once for all threads.
+const std::string& tiles_refusal() {
+#if defined(__x86_64__) && defined(__linux__)
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  static const std::string refusal =
+      syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0 ? "" : std::strerror(errno);
+#else
+  static const std::string refusal;
+#endif
+  return refusal;
 }
 
 bool machine_has(Isa isa) {
@@ -42,7 +52,7 @@ bool machine_has(Isa isa) {
   if (isa == Isa::avx512_bf16) return avx512 && __builtin_cpu_supports("avx512bf16");
   const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
   if (isa == Isa::avx512_vnni) return vnni;
-  if (isa == Isa::avx512_amx) return vnni && tiles_granted();
+  if (isa == Isa::avx512_amx) return vnni && has_tiles() && tiles_refusal().empty();
 #endif
   return isa == Isa::scalar;
 }
@@ -79,6 +89,11 @@ std::vector<std::string> isa_names() {
   for (int i = kCount - 1; i >= 0; --i)
     if (machine_has(Isa(i))) names.emplace_back(kNames[i]);
   return names;
+}
+
+std::string isa_refusal() {
+  if (!has_tiles() || tiles_refusal().empty()) return "";
+  return std::string("avx512_amx is refused by the system: ") + tiles_refusal();
 }
 
 bool isa_allowed(Isa isa) {
