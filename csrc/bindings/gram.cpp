@@ -7,6 +7,7 @@
 
 #include <array>
 #include <optional>
+#include <string>
 #include <tuple>
 #include <vector>
 
@@ -16,8 +17,8 @@ namespace {
 
 using tarq::Float;
 
-Float float_type(const at::Tensor& t) {
-  switch (t.scalar_type()) {
+Float float_type(at::ScalarType type) {
+  switch (type) {
     case at::kFloat:
       return Float::f32;
     case at::kHalf:
@@ -25,12 +26,12 @@ Float float_type(const at::Tensor& t) {
     case at::kBFloat16:
       return Float::bf16;
     default:
-      TORCH_CHECK(false, "gram's kernels take float32, bfloat16 or float16 rows, not ", t.scalar_type());
+      TORCH_CHECK(false, "gram's kernels take float32, bfloat16 or float16 rows, not ", type);
   }
 }
 
 tarq::GramRows rows_of(const at::Tensor& t) {
-  return {t.const_data_ptr(), float_type(t), t.stride(0), t.size(1), nullptr, nullptr};
+  return {t.const_data_ptr(), float_type(t.scalar_type()), t.stride(0), t.size(1), nullptr, nullptr};
 }
 
 /// Mirrors the lower triangle of out [n, n] to the upper one. Squares pass through a buffer, so that every
@@ -55,36 +56,34 @@ void mirror(float* out, int64_t n) {
 /// Σ over `count` positions of y xᵀ; `symmetric`: y is x, and only the lower triangle is computed and
 /// mirrored.
 at::Tensor product(const tarq::GramRows& x, const tarq::GramRows& y, int64_t count, bool symmetric) {
-  constexpr int64_t kRowsPerTask = 512;
   const int64_t n = x.columns, k = y.columns;
   at::Tensor out = at::empty({k, n}, at::kFloat);
   if (count == 0 || n == 0 || k == 0) return out.zero_();
-  const bool bf16 = x.type == Float::bf16 && y.type == Float::bf16 && !y.weight;
-  const tarq::GramKernel& kernel = tarq::gram_kernel(bf16);
-  const bool one_packing = symmetric && !y.weight;
+  const tarq::GramKernel& kernel = tarq::gram_kernel(x.type, y.weight);
+  const bool one_reading = symmetric && !y.weight, one_packing = one_reading && !kernel.two_layouts;
   const auto panels = [&](int64_t columns) { return (columns + kernel.panel - 1) / kernel.panel; };
   // Blocks of equal depth, give or take a few positions.
   const int64_t blocks = (count + kernel.depth - 1) / kernel.depth;
   const int64_t depth = ((count + blocks - 1) / blocks + 1) / 2 * 2;
-  const auto buffer = [&](int64_t columns) {
-    return at::empty({panels(columns) * kernel.panel_bytes(depth) + 64}, at::kByte);
-  };
+  const auto buffer = [](int64_t bytes) { return at::empty({bytes + 64}, at::kByte); };
   const auto aligned = [](const at::Tensor& bytes) {
     return reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(bytes.data_ptr()) + 63) / 64 * 64);
   };
-  const at::Tensor right_bytes = buffer(n), left_bytes = one_packing ? right_bytes : buffer(k);
+  const at::Tensor right_bytes = buffer(panels(n) * kernel.right_bytes(depth));
+  const at::Tensor left_bytes = one_packing ? right_bytes : buffer(panels(k) * kernel.left_bytes(depth));
   char *const right = aligned(right_bytes), *const left = aligned(left_bytes);
-  const int64_t strips = (panels(n) + 2) / 3, chunks = (k + kRowsPerTask - 1) / kRowsPerTask;
+  const int64_t strips = (panels(n) + kernel.width - 1) / kernel.width,
+                chunks = (k + kernel.rows_per_task - 1) / kernel.rows_per_task;
 
   for (int64_t first = 0; first < count; first += depth) {
     const int64_t positions = std::min(depth, count - first);
-    const auto pack = [&](const tarq::GramRows& rows, char* to) {
+    const auto pack = [&](const tarq::GramRows& rows, char* to_left, char* to_right) {
       at::parallel_for(0, panels(rows.columns), 4, [&](int64_t begin, int64_t end) {
-        kernel.pack(rows, first, positions, begin, end, to);
+        kernel.pack(rows, first, positions, begin, end, to_left, to_right);
       });
     };
-    pack(x, right);
-    if (!one_packing) pack(y, left);
+    pack(x, one_reading ? left : nullptr, right);
+    if (!one_reading) pack(y, left, nullptr);
     const tarq::GramProduct block{.left = left,
                                   .right = right,
                                   .positions = positions,
@@ -94,8 +93,8 @@ at::Tensor product(const tarq::GramRows& x, const tarq::GramRows& y, int64_t cou
                                   .add = first > 0,
                                   .triangle = symmetric};
     tarq::for_each_dynamic(strips * chunks, [&](int64_t task) {
-      const int64_t begin = task / strips * kRowsPerTask;
-      kernel.multiply(block, task % strips, begin, std::min(begin + kRowsPerTask, k));
+      const int64_t begin = task / strips * kernel.rows_per_task;
+      kernel.multiply(block, task % strips, begin, std::min(begin + kernel.rows_per_task, k));
     });
   }
   if (symmetric) mirror(out.mutable_data_ptr<float>(), n);
@@ -155,9 +154,15 @@ std::tuple<at::Tensor, at::Tensor> gram_sides(const at::Tensor& x, const std::op
   return {side(0), side(1)};
 }
 
+std::string gram_isa(at::ScalarType type, bool weighted) {
+  return tarq::gram_kernel(float_type(type), weighted).isa;
+}
+
 }  // namespace
 
 TORCH_LIBRARY_IMPL(tarq, CPU, m) {
   m.impl("gram", &gram);
   m.impl("gram_sides", &gram_sides);
 }
+// The instruction set that rows of a type get on the CPU.
+TORCH_LIBRARY_FRAGMENT(tarq, m) { m.def("gram_isa(ScalarType dtype, bool weighted) -> str", gram_isa); }

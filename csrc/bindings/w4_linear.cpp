@@ -329,5 +329,8 @@ TORCH_LIBRARY_IMPL(tarq, CPU, m) {
   m.impl("w4_linear", w4_linear_cpu);
   m.impl("w4_linear_int8", w4_linear_int8_cpu);
 }
-// For tests and benchmarks: the instruction sets TARQ_CPU_ISA can name on this machine, best first.
-TORCH_LIBRARY_FRAGMENT(tarq, m) { m.def("cpu_isas", tarq::isa_names); }
+// The instruction sets TARQ_CPU_ISA can name on this machine, best first, and what the system refuses.
+TORCH_LIBRARY_FRAGMENT(tarq, m) {
+  m.def("cpu_isas", tarq::isa_names);
+  m.def("cpu_isa_refusal", tarq::isa_refusal);
+}

@@ -1,8 +1,10 @@
 #include "cpu/isa.h"
 
 #include <algorithm>
+#include <cerrno>
 #include <chrono>
 #include <cstdlib>
+#include <cstring>
 #include <stdexcept>
 
 #include "cpu/ceilings.h"
@@ -18,17 +20,25 @@ namespace {
 constexpr const char* kNames[] = {"scalar", "avx2", "avx512", "avx512_bf16", "avx512_vnni", "avx512_amx"};
 constexpr int kCount = int(sizeof(kNames) / sizeof(*kNames));
 
-/// Whether the processor has AMX with int8 and the system lets this process use it: its state is large, so
-/// Linux requires a request.
-bool tiles_granted() {
+bool has_tiles() {
 #if defined(__x86_64__) && defined(__linux__)
-  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM
-  static const bool granted = __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-int8") &&
-                              syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
-  return granted;
+  return __builtin_cpu_supports("amx-tile") && __builtin_cpu_supports("amx-int8");
 #else
   return false;
 #endif
+}
+
+/// Why the system does not let this process use tiles, empty if it does: their state is large, so Linux
+/// requires a request, once for all threads.
+const std::string& tiles_refusal() {
+#if defined(__x86_64__) && defined(__linux__)
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA
+  static const std::string refusal =
+      syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0 ? "" : std::strerror(errno);
+#else
+  static const std::string refusal;
+#endif
+  return refusal;
 }
 
 bool machine_has(Isa isa) {
@@ -42,7 +52,7 @@ bool machine_has(Isa isa) {
   if (isa == Isa::avx512_bf16) return avx512 && __builtin_cpu_supports("avx512bf16");
   const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
   if (isa == Isa::avx512_vnni) return vnni;
-  if (isa == Isa::avx512_amx) return vnni && tiles_granted();
+  if (isa == Isa::avx512_amx) return vnni && has_tiles() && tiles_refusal().empty();
 #endif
   return isa == Isa::scalar;
 }
@@ -61,12 +71,12 @@ double rate(Multiply kind) {
   return operations / std::max(time.count(), 1e-9);
 }
 
-/// Rate of bf16 products relative to fp32 ones. The best of several alternating runs, so that a disturbance
-/// of one does not count and a change of clock affects both.
-double bf16_rate() {
+/// Rate of bf16 products, of vectors or tiles, relative to fp32 ones. The best of several alternating runs,
+/// so that a disturbance of one does not count and a change of clock affects both.
+double bf16_rate(Multiply kind) {
   double bf16 = 0.0, f32 = 0.0;
   for (int turn = 0; turn < 16; ++turn) {
-    bf16 = std::max(bf16, rate(Multiply::bf16));
+    bf16 = std::max(bf16, rate(kind));
     f32 = std::max(f32, rate(Multiply::f32));
   }
   return bf16 / f32;
@@ -79,6 +89,11 @@ std::vector<std::string> isa_names() {
   for (int i = kCount - 1; i >= 0; --i)
     if (machine_has(Isa(i))) names.emplace_back(kNames[i]);
   return names;
+}
+
+std::string isa_refusal() {
+  if (!has_tiles() || tiles_refusal().empty()) return "";
+  return std::string("avx512_amx is refused by the system: ") + tiles_refusal();
 }
 
 bool isa_allowed(Isa isa) {
@@ -103,8 +118,23 @@ bool bf16_chosen() {
   // where they win, having half as much to load and decode. The threshold is far from all three: near one of
   // them, two processes on one machine could choose differently.
   constexpr double kBound = 0.7;
-  static const bool faster = bf16_rate() > kBound;
+  static const bool faster = bf16_rate(Multiply::bf16) > kBound;
   return faster;
+}
+
+bool bf16_tiles_chosen() {
+#if defined(__x86_64__)
+  static const bool exist = __builtin_cpu_supports("amx-bf16") && __builtin_cpu_supports("avx512bf16");
+  if (!isa_allowed(Isa::avx512_amx) || !exist) return false;
+  if (isa_named()) return true;
+  // Tiles run at 16 times the rate of fp32, and six products make one of fp32 numbers. Emulated or throttled
+  // ones gain nothing.
+  constexpr double kBound = 8.0;
+  static const bool faster = bf16_rate(Multiply::bf16_tiles) > kBound;
+  return faster;
+#else
+  return false;
+#endif
 }
 
 }  // namespace tarq

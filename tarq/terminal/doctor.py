@@ -159,7 +159,9 @@ def _operators(torch: ModuleType) -> Iterator[Check]:
         yield Check("operators", "missing", f"cannot be imported: {error}; reinstall tarq")
         return
     if dispatch.EXTENSION_ERROR is None:
-        yield Check("compiled extension", "ok", "tarq._C")
+        refused = torch.ops.tarq.cpu_isa_refusal()
+        found = f"tarq._C, for {', '.join(torch.ops.tarq.cpu_isas())}"
+        yield Check("compiled extension", "slow" if refused else "ok", f"{found}; {refused}" if refused else found)
     else:
         mend = "build it with: pip install --no-build-isolation -e ."
         yield Check("compiled extension", "slow", f"{dispatch.EXTENSION_ERROR}; {mend}")

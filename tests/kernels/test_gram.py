@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import textwrap
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -15,6 +20,8 @@ from tarq.bench.measure import threads
 
 native = pytest.mark.skipif(dispatch.EXTENSION_ERROR is not None, reason="the compiled extension is not built")
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+ISAS = torch.ops.tarq.cpu_isas() if dispatch.EXTENSION_ERROR is None else []
+tiles = pytest.mark.skipif("avx512_amx" not in ISAS, reason="this CPU has no AMX, or the system refuses it")
 
 
 def double(t: Tensor | None) -> Tensor | None:
@@ -58,6 +65,25 @@ def test_more_columns_than_one_task_takes(isa: str, dtype: torch.dtype):
 
 @native
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_more_positions_than_are_packed_at_once(isa: str, weighted: bool, dtype: torch.dtype):
+    """Several blocks of them, on one thread and on two, to the bit the same."""
+    torch.manual_seed(2)
+    rows = 1234
+    x, y, tail = torch.randn(rows, 83).to(dtype), torch.randn(rows, 35).to(dtype), torch.rand(rows) < 0.3
+    weight = torch.randn(rows) if weighted else None
+    results = []
+    for count in (1, 2):
+        with threads(count):
+            results.append([gram(x, None, weight), gram(x, y, weight), *gram_sides(x, tail, y, weight)])
+    assert all(map(torch.equal, *results))
+    assert_accurate(results[0][0], x, None, weight)
+    assert_accurate(results[0][1], x, y, weight)
+    assert_accurate(results[0][3], x[tail], y[tail], None if weight is None else weight[tail])
+
+
+@native
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("share", [0.0, 0.07, 1.0])
 def test_sides_against_float64(isa: str, share: float, dtype: torch.dtype):
     torch.manual_seed(1)
@@ -85,6 +111,102 @@ def test_rows_of_weight_zero_may_hold_anything(isa: str):
     ):
         assert torch.equal(clean, result)
         torch.testing.assert_close(result, reference)
+
+
+@native
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_what_is_not_finite_reaches_the_diagonal(isa: str, bad: float, dtype: torch.dtype):
+    x, tail = torch.randn(70, 40), torch.arange(70) % 3 == 0
+    x[33, 17], x[34, 2] = bad, bad  # one in the tail, one outside
+    x = x.to(dtype)
+    for weight in (None, torch.rand(70) + 0.5):
+        for other in (None, torch.randn(70, 21).to(dtype)):
+            sides = gram_sides(x, tail, other, weight, backend="native")
+            expected = gram_sides(x, tail, other, weight, backend="reference")
+            for side, reference, column in zip(sides, expected, (2, 17), strict=True):
+                assert torch.equal(side.isfinite(), reference.isfinite())
+                assert not side[:, column].isfinite().any()
+
+
+@native
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_columns_of_very_different_size(isa: str, dtype: torch.dtype):
+    torch.manual_seed(3)
+    reach = 7 if dtype == torch.float16 else 36
+    x = (torch.randn(150, 60) * 2.0 ** torch.randint(-reach, reach, (60,))).to(dtype)
+    for weight in (None, 10.0 ** (torch.rand(150) * 8 - 4)):
+        assert_accurate(gram(x, None, weight, backend="native"), x, None, weight)
+
+
+def activations(kind: str, rows: int, n: int) -> Tensor:
+    """Inputs as Whisper's layers have them: columns a hundred times the others, means far from zero, constants."""
+    x = torch.randn(rows, n)
+    if kind != "outliers":
+        x = 0.3 * x + 5 * torch.randn(n)
+        x[:, 5] = torch.pi
+        x[:, 6] = 100.123 + 0.01 * x[:, 6]
+    if kind != "means":
+        x[:, ::37] *= 100
+    return x
+
+
+@native
+@tiles
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kind", ["outliers", "means", "both"])
+def test_parts_of_bfloat16_are_as_exact_as_float32(
+    kind: str, dtype: torch.dtype, weighted: bool, monkeypatch: pytest.MonkeyPatch
+):
+    """On tiles a float32 value is three bfloat16 numbers: the errors against float64 are no larger than without."""
+    torch.manual_seed(4)
+    x = activations(kind, 4000, 120).to(dtype)
+    weight = 3 * torch.rand(len(x)) if weighted else None
+    exact = gram_reference(x.double(), None, double(weight))
+    magnitude = gram_reference(x.double().abs(), None, double(weight))
+    error = {}
+    for isa in ("avx512_amx", "avx512"):
+        monkeypatch.setenv("TARQ_CPU_ISA", isa)
+        assert torch.ops.tarq.gram_isa(dtype, weighted) == isa
+        error[isa] = (gram(x, None, weight, backend="native").double() - exact) / magnitude
+    assert error["avx512_amx"].square().mean() <= error["avx512"].square().mean()
+    assert error["avx512_amx"].abs().max() < 5e-7
+
+
+@native
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_the_named_instruction_set_is_the_one_that_runs(isa: str, dtype: torch.dtype):
+    vectors = "avx512" if isa.startswith("avx512") else isa
+    products = {"avx512_amx": "avx512_amx"} | ({"avx512_bf16": isa} if dtype == torch.bfloat16 else {})
+    assert torch.ops.tarq.gram_isa(dtype, False) == products.get(isa, vectors)
+    assert torch.ops.tarq.gram_isa(dtype, True) == (isa if isa == "avx512_amx" else vectors)
+
+
+@native
+@tiles
+def test_without_permission_the_vectors_multiply():
+    """Linux refuses tiles to a process with a signal stack too small for their state."""
+    code = """
+        import ctypes, torch
+        from tarq.kernels.gram import gram
+        class Stack(ctypes.Structure):
+            _fields_ = [("start", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t)]
+        space = ctypes.create_string_buffer(4096)
+        stack = Stack(ctypes.addressof(space), 0, len(space))
+        assert ctypes.CDLL(None).sigaltstack(ctypes.byref(stack), None) == 0
+        assert "avx512_amx" not in torch.ops.tarq.cpu_isas()
+        assert torch.ops.tarq.gram_isa(torch.bfloat16, False).startswith("avx512")
+        x = torch.randn(100, 30).bfloat16()
+        torch.testing.assert_close(gram(x), x.float().T @ x.float())
+        print(torch.ops.tarq.cpu_isa_refusal())
+        """
+    free = {name: value for name, value in os.environ.items() if name not in ("TARQ_CPU_ISA", "PYTHONFAULTHANDLER")}
+    result = subprocess.run(
+        [sys.executable, "-P", "-c", textwrap.dedent(code)], env=free, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.startswith("avx512_amx is refused by the system: ")
 
 
 @native

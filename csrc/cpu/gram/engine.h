@@ -4,8 +4,8 @@
 //
 // S has
 //   Vector   sums of `panel` columns;  Step: one column of one step, a float or (`pairs`) two bf16
-//   panel, depth;  zero, get, put, add of sums;  load, splat, dot of steps
-//   pack_step(rows, row, next, column, to)   one step of one panel: `row`, and of pairs the `next` one
+//   panel;  depth: its three panels stay in the L1 cache;  zero, get, put, add of sums;  load, splat, dot of
+//   steps pack_step(rows, row, next, column, to)   one step of one panel: `row`, and of pairs the `next` one
 #pragma once
 
 #include <cstdint>
@@ -55,9 +55,16 @@ int64_t steps_of(int64_t positions) {
   return (positions + kPositionsPerStep<S> - 1) / kPositionsPerStep<S>;
 }
 
+template <class S>
+int64_t panel_bytes(int64_t positions) {
+  return steps_of<S>(positions) * S::panel * int64_t(sizeof(typename S::Step));
+}
+
 /// Columns past the last are zeros, and so is the second position of a last step that lacks it.
 template <class S>
-void pack(const GramRows& rows, int64_t first, int64_t positions, int64_t begin, int64_t end, void* out) {
+void pack(const GramRows& rows, int64_t first, int64_t positions, int64_t begin, int64_t end, void* left,
+          void* right) {
+  void* const out = left ? left : right;  // the same, if both are wanted
   using Step = typename S::Step;
   const int64_t steps = steps_of<S>(positions);
   for (int64_t p = begin; p < end; ++p) {
@@ -168,7 +175,16 @@ void multiply(const GramProduct& product, int64_t j, int64_t begin, int64_t end)
 
 template <class S>
 constexpr GramKernel make_gram_kernel(const char* isa) {
-  return {isa, S::pairs ? Float::bf16 : Float::f32, S::panel, S::depth, pack<S>, multiply<S>};
+  return {.isa = isa,
+          .panel = S::panel,
+          .width = kPanels,
+          .depth = S::depth,
+          .rows_per_task = 512,
+          .two_layouts = false,
+          .left_bytes = panel_bytes<S>,
+          .right_bytes = panel_bytes<S>,
+          .pack = pack<S>,
+          .multiply = multiply<S>};
 }
 
 }  // namespace

@@ -1,13 +1,14 @@
 // Σ_t d_t y_t x_tᵀ over positions t: what the kernels read and how one is chosen.
 //
-// Both operands are packed alike, `depth` positions at a time: panels of `panel` columns, position after
-// position, so that one packing serves as left operand (a value to broadcast) and as right operand (a
-// vector). The product adds rectangles of panel/2 rows by 3 panels, whose sums stay in registers while the
-// positions pass.
+// Operands are packed `depth` positions at a time: panels of `panel` columns, position after position. The
+// product adds rectangles of packed rows by `width` panels, whose sums stay in registers while the positions
+// pass. With vectors one packing serves as left operand (a value to broadcast) and as right operand (a
+// vector):
 //
 //        packed panel p:   x[t, p·panel … (p+1)·panel − 1], t = first, first + 1, …      [steps][panel]
 //
-// A step is one position in fp32, or two side by side where the instruction set multiplies bf16 pairs.
+// where a step is one position in fp32, or two side by side where the instruction set multiplies bf16 pairs.
+// Tiles need two layouts, one the transpose of the other (avx512_amx.cpp).
 #pragma once
 
 #include <cstdint>
@@ -40,21 +41,24 @@ struct GramProduct {
 /// The kernel of one instruction set.
 struct GramKernel {
   const char* isa;
-  Float element;  // of packed operands: f32 or bf16
   int64_t panel;
-  int64_t depth;  // positions packed together: their three panels stay in the L1 cache
+  int64_t width;
+  int64_t depth;          // positions packed together
+  int64_t rows_per_task;  // of the product, a multiple of 2·panel
+  bool two_layouts;       // a left operand is packed differently from a right one
 
-  /// Panels [begin, end) of positions [first, first + positions) to `out`, that of panel 0.
-  void (*pack)(const GramRows& rows, int64_t first, int64_t positions, int64_t begin, int64_t end, void* out);
-  /// Rows [begin, end) of columns 3·panel·j …; begin is a multiple of panel.
+  /// Bytes of a packed panel.
+  int64_t (*left_bytes)(int64_t positions);
+  int64_t (*right_bytes)(int64_t positions);
+  /// Panels [begin, end) of positions [first, first + positions) to `left` and to `right`, those of panel 0;
+  /// either may be null.
+  void (*pack)(const GramRows& rows, int64_t first, int64_t positions, int64_t begin, int64_t end, void* left,
+               void* right);
+  /// Rows [begin, end) of columns width·panel·j …; begin is a multiple of 2·panel.
   void (*multiply)(const GramProduct& product, int64_t j, int64_t begin, int64_t end);
-
-  int64_t panel_bytes(int64_t positions) const {
-    return panel * (element == Float::bf16 ? (positions + 1) / 2 * 4 : positions * 4);
-  }
 };
 
-/// The best kernel that isa.h allows; `bf16`: all operands are unweighted bf16.
-const GramKernel& gram_kernel(bool bf16);
+/// The best kernel that isa.h allows for rows of a type; `weighted`: those of the left operand have weights.
+const GramKernel& gram_kernel(Float type, bool weighted);
 
 }  // namespace tarq
