@@ -89,7 +89,7 @@ def fold_input_scales(
             notes[layer.name] = "nothing in front of it can take scales of its input"
         if first in folds and distributed.rank() == 0 and parts[0].seen:
             hessian = (parts[0].hessian["common"] + parts[0].hessian["tail"]).float()
-            scheme = config.scheme(planned.group_size)
+            scheme = config.scheme(planned.group_size, planned.bits)
             found = input_scales([layer.weight for layer in layers], hessian, scheme, torch.float32)
             scales.update(dict.fromkeys((layer.name for layer in layers), found))
         return {}
