@@ -133,6 +133,8 @@ class Method(Checked):
             path or the decoder's attention), or not at all (``none``); ``auto`` is ``aligned`` for
             CTC models, which have no other positions, and ``none`` for the rest.
         padding_weight: weight of encoder frames beyond the end of the audio.
+        target_bits: mean bits per weight to stay within: layers that no place of ``bits_for`` matches have ``bits`` or
+            more, by what each width does to the loss on the calibration speech (:mod:`tarq.walk.sensitivity`).
     """
 
     metric: str = option(
@@ -187,6 +189,15 @@ class Method(Checked):
     padding_weight: float = option(
         0.1, METHOD, "Weight of encoder frames beyond the end of the audio.", "float", low=0, high=10**6
     )
+    target_bits: float | None = option(
+        None,
+        METHOD,
+        "Mean bits per weight: widen the layers where it helps the loss most, from --bits on.",
+        "float",
+        low=2,
+        high=8,
+        optional=True,
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -202,7 +213,7 @@ class Method(Checked):
     @property
     def needs_statistics(self) -> bool:
         """Whether any calibration audio is read: rounding to nearest needs the weights alone."""
-        return self.arms().reads_audio
+        return self.arms().reads_audio or self.target_bits is not None
 
 
 @dataclass(frozen=True)
@@ -358,6 +369,11 @@ class TarqConfig(Resources, Pool, Words, Method, Lattice):
     Raises:
         ConfigError: a field has a value that is not allowed; the message names it.
     """
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.target_bits is not None and self.target_bits < self.bits:
+            raise ConfigError(f"target_bits must be at least bits, {self.bits}, not {self.target_bits:g}")
 
     @classmethod
     def preset(cls, method: str, **overrides: Any) -> TarqConfig:

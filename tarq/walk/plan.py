@@ -179,6 +179,11 @@ def bits_of(stage: str, name: str, config: Lattice) -> int:
     return matching[-1] if matching else config.bits
 
 
+def has_place(layer: PlannedLayer, config: Lattice) -> bool:
+    """Whether a place with bits of its own matches the layer."""
+    return any(is_at(place, layer.stage, layer.name) for place in config.bits_for)
+
+
 def is_at(place: str, stage: str, name: str) -> bool:
     """Whether a place is the layer's stage, or a pattern for its name or for that of a module that contains it."""
     containing = accumulate(name.split("."), "{}.{}".format)

@@ -242,7 +242,7 @@ class Walk:
         if self.arms.solver.output_moments:
             outputs = {layer.name: self.gradients.moments[layer.name].to(self.device) for layer in own}
         solved: dict[str, Solution] = {}
-        with _naming("|".join(layer.name for layer in own)):
+        with naming("|".join(layer.name for layer in own)):
             if any(part.seen for part in parts):
                 for scheme in dict.fromkeys(self._scheme(layer.name) for layer in own):
                     alike = [layer for layer in own if self._scheme(layer.name) == scheme]
@@ -263,7 +263,7 @@ class Walk:
             for name, linear in linears_of(block_name, block):
                 if name not in self.plan:
                     continue
-                with _naming(name):
+                with naming(name):
                     (quantized,) = self.arms.solver.quantize(
                         [linear.weight], None, self._scheme(name), self._scale_dtype
                     )
@@ -293,7 +293,7 @@ class Walk:
         """The layer that replaces a Linear."""
         q = solution.quantized
         scheme = self._scheme(name)
-        with _naming(name):
+        with naming(name):
             check_scales(q.scales, scheme)
         bias: Tensor | None = linear.bias
         if solution.bias is not None:  # as it will be stored, so that what follows makes up for its rounding
@@ -345,7 +345,7 @@ class Walk:
 
 
 @contextmanager
-def _naming(layers: str) -> Iterator[None]:
+def naming(layers: str) -> Iterator[None]:
     """While open, a solver's failure is raised with the layers concerned and the fix."""
     try:
         yield

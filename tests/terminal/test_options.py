@@ -111,7 +111,8 @@ def test_every_field_can_be_set(monkeypatch, tmp_path):
         "input_scales": "awq",
         "tail_positions": "either", "frame_tags": "aligned", "padding_weight": 0.3, "tail_threshold": 4.0,
         "language": "de", "word_frequencies": "w.txt", "normalizer": "none", "ids": "ids.txt", "samples": 7,
-        "transcripts": "self", "timestamps": "with", "max_bad": 2, "seed": 5, "batch_size": 3, "activation_memory": 1.5,
+        "transcripts": "self", "timestamps": "with", "max_bad": 2, "target_bits": 4.25, "seed": 5,
+        "batch_size": 3, "activation_memory": 1.5,
     }  # fmt: skip
     assert set(values) | {"symmetric", "ignore", "pool", "bits_for"} == set(FIELDS)
     arguments = [part for name, value in values.items() for part in (f"--{name.replace('_', '-')}", str(value))]
