@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         TarqError,
     )
     from tarq.linear import QuantLinear
+    from tarq.method.allocation import Sensitivity, allocate_bits
     from tarq.report import Report
     from tarq.reports.make import write_report
 
@@ -54,6 +55,7 @@ _HOME = {
         "TarqError",
     ),
     "linear": ("QuantLinear",),
+    "method.allocation": ("Sensitivity", "allocate_bits"),
     "report": ("Report",),
     "reports.make": ("write_report",),
 }
@@ -68,9 +70,11 @@ __all__ = [
     "OutputError",
     "QuantLinear",
     "Report",
+    "Sensitivity",
     "TarqConfig",
     "TarqError",
     "__version__",
+    "allocate_bits",
     "evaluate",
     "iter_transcripts",
     "load",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from tarq.data.pools import read_ids
 from tarq.data.speech import Data, DrawnPool, draw, gathered
 from tarq.errors import ConfigError, DataError, ModelError
 from tarq.files import expanded
+from tarq.method.allocation import Sensitivity
 from tarq.method.arms import Arms
 from tarq.method.metrics import Metric
 from tarq.method.residuals import Residual
@@ -40,6 +41,7 @@ from tarq.walk.estimate import Plan, make_plan
 from tarq.walk.plan import check_fits, check_weights
 from tarq.walk.plan import plan as plan_layers
 from tarq.walk.run import quantize_model
+from tarq.walk.sensitivity import measure, spend
 
 __all__ = [
     "as_recognizer",
@@ -71,6 +73,7 @@ def quantize(
     metric: Metric | None = None,
     residual: Residual | None = None,
     solver: Solver | None = None,
+    sensitivities: Sequence[Sensitivity] | None = None,
     offload: Device | None = None,
     reporter: Reporter | None = None,
 ) -> Report:
@@ -90,6 +93,8 @@ def quantize(
         metric: how positions are weighted (:class:`tarq.method.metrics.Metric`); replaces the configuration's.
         residual: the target of the codes (:class:`tarq.method.residuals.Residual`); replaces the configuration's.
         solver: how codes are chosen (:class:`tarq.method.solvers.Solver`); replaces the configuration's.
+        sensitivities: what each width of each layer does, to spend ``config.target_bits`` by
+            (:class:`tarq.method.allocation.Sensitivity`); measured on the calibration speech by default.
         offload: device that blocks are moved to, one at a time, to be quantized, while the model and its hidden states
             stay where the model is; None to quantize there.
         reporter: receives progress.
@@ -108,7 +113,10 @@ def quantize(
             f"{model} is a name, and quantizing changes a model in place: give tarq.load_recognizer({model!r})"
         )
     arms = Arms.of(config.to_dict(), metric, residual, solver)
-    if arms.reads_audio:
+    measured = config.target_bits is not None and sensitivities is None
+    if sensitivities is not None and config.target_bits is None:
+        raise ConfigError("sensitivities are for target_bits: set it")
+    if arms.reads_audio or measured:
         check_calibration(calibration, config)
     recognizer = as_recognizer(model, tokenizer, feature_extractor, processor=processor, language=config.language)
     if recognizer.is_quantized:
@@ -131,7 +139,7 @@ def quantize(
     check_weights(recognizer, config)
     batches: list[Batch] = []
     summary: dict[str, Any] = {}
-    if calibration is not None and arms.reads_audio:
+    if calibration is not None and (arms.reads_audio or measured):
         with torch.no_grad():
             speech = gathered(calibration, config.max_bad)
             intake = next(iter(speech.values())).intake
@@ -147,7 +155,13 @@ def quantize(
     outside = recognizer.left_out()
     before = recognizer.linear_bytes()
     began = time.monotonic()
-    layers = quantize_model(recognizer, batches, config, reporter, arms, device)
+    settled = config
+    if config.target_bits is not None:
+        table = measure(recognizer, batches, config, reporter, device) if sensitivities is None else sensitivities
+        settled, note = spend(recognizer, table, config)
+        notes.append(note)
+        reporter.note(note)
+    layers = quantize_model(recognizer, batches, settled, reporter, arms, device)
     for note in (slow := recognizer.slow_layers()):
         reporter.note(note)
     recognizer.model.config.quantization_config = quantization_config(recognizer.model)

@@ -38,6 +38,9 @@ InputScales = Literal["none", "awq", "smoothquant"]
 PoolKind = Literal["uniform", "r-top", "r-mix", "r-cross"]
 ScaleDtype = Literal["auto", "float16", "bfloat16", "float32"]
 
+#: Bits per weight that there are kernels or a reference for.
+WIDTHS = (2, 3, 4, 8)
+
 #: Panels of the command line's help.
 METHOD, CALIBRATION, CHECKPOINT, RESOURCES = "Method", "Speech", "Checkpoint", "Resources"
 
@@ -48,6 +51,9 @@ class Lattice(Checked):
 
     Attributes:
         bits: 2, 3, 4 or 8 bits per weight.
+        bits_for: other bits by place, ``{"encoder": 8, "model.decoder.layers.0": 8, "*.fc2": 3}``: the name of a
+            stage, or a pattern (``*``, ``?``, ``[…]``) that matches a layer or a module above it. Of several places
+            that match a layer, the last counts.
         group_size: input features that share a scale; a layer it does not divide gets the largest of
             64, 32, 16, 8 that does, and the report says so.
         symmetric: zero point fixed at the middle code; False for an integer zero point per group.
@@ -56,7 +62,20 @@ class Lattice(Checked):
         ignore: names of Linear layers to keep in full precision; a name matches the layer or everything below it.
     """
 
-    bits: int = option(4, METHOD, "Bits per weight: 2, 3, 4 or 8.", "int", choices=(2, 3, 4, 8))
+    bits: int = option(
+        4,
+        METHOD,
+        "Bits per weight: 2, 3, 4 or 8; others by stage, block or layer as in encoder=8,decoder=4 or 4,'*.fc2'=8.",
+        "int",
+        choices=WIDTHS,
+    )
+    bits_for: dict[str, int] = option(
+        dict,
+        METHOD,
+        "Bits per weight by stage, block or layer; the last that matches counts.",
+        "widths",
+        choices=WIDTHS,
+    )
     group_size: int = option(128, METHOD, "Input features that share a scale.", "int", low=1, high=1 << 20)
     symmetric: bool = option(False, METHOD, "The zero point is the middle code, or an integer of each group.", "bool")
     scale_rule: ScaleRule = option(
@@ -72,11 +91,11 @@ class Lattice(Checked):
         (), CHECKPOINT, "Keep this layer or block in full precision (repeatable).", "names"
     )
 
-    def scheme(self, group_size: int | None = None) -> Scheme:
-        """The scheme of a layer, given the group size it actually gets."""
+    def scheme(self, group_size: int | None = None, bits: int | None = None) -> Scheme:
+        """The scheme of a layer, given the group size and the bits it actually gets."""
         from tarq.kernels.scheme import Scheme
 
-        return Scheme(self.bits, group_size or self.group_size, self.symmetric, self.scale_rule)
+        return Scheme(bits or self.bits, group_size or self.group_size, self.symmetric, self.scale_rule)
 
     def with_scale_dtype(self, stored: torch.dtype) -> Self:
         """``auto`` replaced by the dtype the checkpoint was stored in."""
@@ -115,6 +134,8 @@ class Method(Checked):
             path or the decoder's attention), or not at all (``none``); ``auto`` is ``aligned`` for
             CTC models, which have no other positions, and ``none`` for the rest.
         padding_weight: weight of encoder frames beyond the end of the audio.
+        target_bits: mean bits per weight to stay within: layers that no place of ``bits_for`` matches have ``bits`` or
+            more, by what each width does to the loss on the calibration speech (:mod:`tarq.walk.sensitivity`).
     """
 
     metric: str = option(
@@ -170,6 +191,15 @@ class Method(Checked):
     padding_weight: float = option(
         0.1, METHOD, "Weight of encoder frames beyond the end of the audio.", "float", low=0, high=10**6
     )
+    target_bits: float | None = option(
+        None,
+        METHOD,
+        "Mean bits per weight: widen the layers where it helps the loss most, from --bits on.",
+        "float",
+        low=2,
+        high=8,
+        optional=True,
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -185,7 +215,7 @@ class Method(Checked):
     @property
     def needs_statistics(self) -> bool:
         """Whether any calibration audio is read: rounding to nearest needs the weights alone."""
-        return self.arms().reads_audio
+        return self.arms().reads_audio or self.target_bits is not None
 
 
 @dataclass(frozen=True)
@@ -351,6 +381,11 @@ class TarqConfig(Resources, Pool, Words, Method, Lattice):
         ConfigError: a field has a value that is not allowed; the message names it.
     """
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.target_bits is not None and self.target_bits < self.bits:
+            raise ConfigError(f"target_bits must be at least bits, {self.bits}, not {self.target_bits:g}")
+
     @classmethod
     def preset(cls, method: str, **overrides: Any) -> TarqConfig:
         """The configuration of a named method (a key of :data:`PRESETS`) with fields overridden.
@@ -378,7 +413,8 @@ class TarqConfig(Resources, Pool, Words, Method, Lattice):
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
-        return {name: getattr(self, name) for name in options(self)} | {"ignore": list(self.ignore)}
+        plain = {"ignore": list(self.ignore), "bits_for": dict(self.bits_for)}
+        return {name: getattr(self, name) for name in options(self)} | plain
 
     @property
     def method(self) -> str:

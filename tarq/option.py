@@ -6,6 +6,7 @@ import math
 import os
 import re
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from numbers import Integral, Real
 from typing import Any, get_args
@@ -24,8 +25,9 @@ class Option:
         help: one or two sentences, for the command line.
         panel: the heading under which the command line lists it.
         kind: ``int``, ``float``, ``bool``, ``str``, ``choice``, ``path``, ``language``, ``names`` (a tuple of
-            strings) or ``residual`` (a choice or a float).
-        choices: values of a ``choice``, an ``int`` or the names of a ``residual``; empty for any.
+            strings), ``widths`` (a mapping from places in a model to whole numbers) or ``residual`` (a choice or a
+            float).
+        choices: values of a ``choice``, an ``int`` or ``widths``, or the names of a ``residual``; empty for any.
         low: smallest number.
         high: largest number.
         optional: whether None is allowed.
@@ -58,6 +60,8 @@ class Option:
             return _either(self.choices)
         if self.kind == "residual":
             return _either((*self.choices, f"a number {self._range()}"))
+        if self.kind == "widths":
+            return f"a mapping from stages or layer names to {_either(self.choices)}"
         kinds = {"int": "a whole number", "float": "a number", "bool": "true or false", "path": "the path of a file"}
         kinds |= {"language": "a language code such as en or pt-BR", "names": "a list of layer names", "str": "a text"}
         return f"{kinds[self.kind]} {self._range()}".strip() + (", or nothing" if self.optional else "")
@@ -112,6 +116,14 @@ def _names(option: Option, value: Any) -> tuple[str, ...] | None:
     return tuple(value) if all(isinstance(name, str) and name.strip() for name in value) else None
 
 
+def _widths(option: Option, value: Any) -> dict[str, int] | None:
+    if not isinstance(value, Mapping):
+        return None
+    found = {place: _int(option, bits) for place, bits in value.items()}
+    places = all(isinstance(place, str) and place.strip() for place in found)
+    return found if places and None not in found.values() else None  # type: ignore[return-value]
+
+
 #: Kind of option to its check: the value in the field's type, or None where it is not one of the field's.
 _CHECKS: dict[str, Any] = {
     "int": _int,
@@ -122,15 +134,22 @@ _CHECKS: dict[str, Any] = {
     "path": _path,
     "language": _language,
     "names": _names,
+    "widths": _widths,
     "residual": lambda option, value: _choice(option, value) if isinstance(value, str) else _float(option, value),
 }
 
 
 def option(default: Any, panel: str, help: str, kind: Any, **limits: Any) -> Any:
-    """A field of the configuration; ``kind`` is an :class:`Option`'s, or a ``Literal`` whose values are the choices."""
+    """A field of the configuration; ``kind`` is an :class:`Option`'s, or a ``Literal`` whose values are the choices.
+
+    A default that is a type is called for each configuration; the field then takes no part in its hash.
+    """
     if not isinstance(kind, str):
         kind, limits["choices"] = "choice", get_args(kind)
-    return field(default=default, metadata={"option": Option(help, panel, kind, **limits)})
+    metadata = {"option": Option(help, panel, kind, **limits)}
+    if isinstance(default, type):
+        return field(default_factory=default, hash=False, metadata=metadata)
+    return field(default=default, metadata=metadata)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -75,8 +76,6 @@ def test_every_field_names_itself_when_a_value_is_refused(name):
 
 
 def test_values_are_kept_in_the_fields_own_types():
-    import numpy as np
-
     config = TarqConfig(samples=np.int64(3), cost_ratio=1, residual=0, ids=Path("a/b"), ignore=["x"])
     assert (config.samples, config.cost_ratio, config.residual) == (3, 1.0, 0.0)
     assert [type(v) for v in (config.samples, config.cost_ratio, config.residual)] == [int, float, float]
@@ -85,6 +84,19 @@ def test_values_are_kept_in_the_fields_own_types():
         TarqConfig(ignore="model.encoder")  # not the letters of a name
     with pytest.raises(ValueError, match="leave one out"):
         TarqConfig(ids="a.json", pool="r-top")
+
+
+def test_bits_by_place():
+    given = {"encoder": np.int64(8), "*.fc2": 2}
+    config = TarqConfig(bits_for=given)
+    given["decoder"] = 3
+    assert config.bits_for == {"encoder": 8, "*.fc2": 2}
+    assert [type(bits) for bits in config.bits_for.values()] == [int, int]
+    assert hash(config) == hash(TarqConfig.from_dict(json.loads(json.dumps(config.to_dict()))))
+    assert (config.method, TarqConfig().bits_for) == ("refined", {})
+    for wrong in ({"encoder": 5}, {"encoder": True}, {" ": 4}, {3: 4}, [("encoder", 4)], "encoder=4"):
+        with pytest.raises(ValueError, match="bits_for must be a mapping from stages or layer names to 2, 3, 4 or 8"):
+            TarqConfig(bits_for=wrong)
 
 
 def test_a_concern_stands_alone():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -22,6 +22,9 @@ from tarq.linear import QuantLinear
 FORMAT = "pack-quantized"
 #: The format's version this package writes.
 FORMAT_VERSION = "0.20.0"
+#: What vLLM calls Linears of one input that it fuses, and its parts.
+FUSED = {"qkv_proj": ("q_proj", "k_proj", "v_proj"), "kv_proj": ("k_proj", "v_proj")}
+FUSED |= {"gate_up_proj": ("gate_proj", "up_proj")}
 #: Most repetitions in a pattern of ``targets`` or ``ignore``, of characters only: others can take forever to match.
 _MOST_REPEATS = 3
 
@@ -29,10 +32,13 @@ _MOST_REPEATS = 3
 def quantization_config(model: nn.Module, group_size: int | None = None) -> dict[str, Any]:
     """The ``quantization_config`` entry of config.json for a model with :class:`QuantLinear` layers.
 
-    Layers are grouped by scheme; the commonest one targets ``Linear``, the others name their layers. If all share one
-    scheme, ``dequantize`` makes transformers expand them while loading. Without it, transformers expands in the first
-    call of the whole model, and ``generate`` of an encoder-decoder, which calls the encoder alone first, fails. Other
-    readers of the format ignore the entry.
+    Layers are grouped by scheme, widest first. The last group targets ``Linear``, the others name their layers.
+    ``dequantize`` makes transformers expand layers while loading. Without it, transformers expands in the first call of
+    the whole model, so ``generate`` of an encoder-decoder, which calls the encoder alone first, fails; and layers with
+    zero points are not loaded at all. Other readers of the format ignore the entry.
+
+    Up to 5.22, transformers expands each layer by its own scheme; from 5.23 on, every layer by that of the first group.
+    Zero points of a narrower layer are too few for the widest, so it refuses such a folder instead of misreading it.
 
     Args:
         model: with packed layers.
@@ -42,23 +48,22 @@ def quantization_config(model: nn.Module, group_size: int | None = None) -> dict
         CheckpointError: no layer is quantized.
     """
     schemes: dict[Scheme, list[str]] = {}
-    named = _named(model)
+    stored_as = _stored_as(model)
     for name, module in model.named_modules():
         if isinstance(module, QuantLinear):
             # How a scale was chosen is not a property of the checkpoint.
             s = module.scheme
-            schemes.setdefault(Scheme(s.bits, group_size or s.group_size, s.symmetric), []).append(named(name))
+            schemes.setdefault(Scheme(s.bits, group_size or s.group_size, s.symmetric), []).append(name)
     if not schemes:
         raise CheckpointError("the model holds no quantized layer: run tarq.quantize first")
-    ordered = sorted(schemes.items(), key=lambda item: len(item[1]))
-    *special, (commonest, _) = ordered
-    groups = [(scheme, names) for scheme, names in special] + [(commonest, ["Linear"])]
+    *special, (last, _) = sorted(schemes.items(), key=lambda item: (-item[0].bits, len(item[1])))
+    groups = [(scheme, _targets(names, stored_as)) for scheme, names in special] + [(last, ["Linear"])]
+    dequantize = not special or not all(scheme.symmetric for scheme in schemes)
     return {
         "quant_method": "compressed-tensors",
         "format": FORMAT,
         "quantization_status": "compressed",
-        # transformers from 5.23 on expands every layer by the first group's scheme, whatever the layer's own.
-        **({} if special else {"dequantize": True}),
+        **({"dequantize": True} if dequantize else {}),
         "config_groups": {
             f"group_{i}": {
                 "targets": targets,
@@ -76,7 +81,7 @@ def quantization_config(model: nn.Module, group_size: int | None = None) -> dict
             }
             for i, (scheme, targets) in enumerate(groups)
         },
-        "ignore": [named(name) for name, module in model.named_modules() if isinstance(module, nn.Linear)],
+        "ignore": [_pattern(stored_as(n)) for n, module in model.named_modules() if isinstance(module, nn.Linear)],
         "kv_cache_scheme": None,
         "version": FORMAT_VERSION,
     }
@@ -128,23 +133,39 @@ def _repeats(layer: QuantLinear) -> int:
     return math.gcd(len(borders) + 1, *(borders.nonzero().flatten() + 1).tolist())
 
 
-def _named(model: nn.Module) -> Callable[[str], str]:
-    """A layer's name in a configuration: its module's name, or an expression if it is stored under another name.
+def _stored_as(model: nn.Module) -> Callable[[str], list[str]]:
+    """From a module's name to the distinct names that readers look it up by.
 
     transformers renames some models' tensors on the way in and back on the way out (``model.language_model`` is
     ``language_model.model`` in the files of Voxtral and Qwen2-Audio). It looks layers up by module name, vLLM by the
     name in the files.
     """
 
-    def named(name: str) -> str:
+    def names(name: str) -> list[str]:
         if not isinstance(model, PreTrainedModel):
-            return name
+            return [name]
         tensor = torch.empty(0, device="meta")
         (stored,) = revert_weight_conversion(model, {f"{name}.weight": tensor})
-        stored = stored.removesuffix(".weight")
-        return name if stored == name else f"re:^(?:{re.escape(name)}|{re.escape(stored)})$"
+        return list(dict.fromkeys([name, stored.removesuffix(".weight")]))
 
-    return named
+    return names
+
+
+def _pattern(names: Sequence[str]) -> str:
+    """An entry of ``targets`` or ``ignore`` that matches exactly these names."""
+    return names[0] if len(names) == 1 else f"re:^(?:{'|'.join(map(re.escape, names))})$"
+
+
+def _targets(layers: Sequence[str], stored_as: Callable[[str], list[str]]) -> list[str]:
+    """Entries that match these layers, and what vLLM fuses them into: it would take that for any other ``Linear``."""
+    found = []
+    for name in layers:
+        names, leaf = stored_as(name), name.rpartition(".")[2]
+        for fused, (first, *rest) in FUSED.items():
+            if leaf == first and all(f"{name.removesuffix(first)}{part}" in layers for part in rest):
+                names += [f"{each.removesuffix(first)}{fused}" for each in names if each.endswith(f".{first}")]
+        found.append(_pattern(list(dict.fromkeys(names))))
+    return found
 
 
 def names_layer(pattern: str, name: str) -> bool:

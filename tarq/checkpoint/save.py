@@ -65,6 +65,9 @@ def save(
                 "transformers expands all layers by one scheme"
             )
             report.notes += [] if note in report.notes else [note]
+    if report is not None and len({m.scheme.bits for m in model.modules() if isinstance(m, QuantLinear)}) > 1:
+        note = "layers differ in bits: tarq loads this folder; transformers without tarq does so up to 5.22 only"
+        report.notes += [] if note in report.notes else [note]
     with replacing(path) as folder:
         model.save_pretrained(folder, state_dict=state)
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))

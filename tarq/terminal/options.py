@@ -23,6 +23,8 @@ FIELDS = options(TarqConfig)
 #: Placeholder of a value in the help, by kind of field.
 METAVARS = {"int": "N", "float": "X", "path": "FILE", "language": "CODE", "names": "LAYER"}
 OUTPUT = "Output"
+#: The field that has no option of its own: its values come with ``--bits``.
+_BITS_FOR = "bits_for"
 
 
 def writable(path: Path | None) -> Path | None:
@@ -94,15 +96,19 @@ def configured(*names: str, **helps: str) -> Callable[[Callable], Callable]:
         helps: field to help text, where a command means something more specific than the field's own help.
     """
 
+    named = [name for name in names if name != _BITS_FOR]
+
     def decorate(function: Callable) -> Callable:
         signature = inspect.signature(function, eval_str=True)
         parameters: list[inspect.Parameter] = []
         for parameter in signature.parameters.values():
-            made = [_parameter(name, helps.get(name)) for name in names] if parameter.name == "chosen" else [parameter]
+            made = [_parameter(name, helps.get(name)) for name in named] if parameter.name == "chosen" else [parameter]
             parameters += [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in made]
 
         def command(**given: Any) -> Any:
-            chosen = {name: given.pop(name) for name in names}
+            chosen = {name: given.pop(name) for name in named}
+            if isinstance(chosen.get("bits"), dict):
+                chosen |= chosen.pop("bits")
             chosen = {name: FIELDS[name].check(value) for name, value in chosen.items() if value not in (None, [])}
             return function(**given, chosen=chosen)
 
@@ -130,7 +136,8 @@ def _parameter(name: str, help: str | None) -> inspect.Parameter:
     elif field.kind == "names":
         kind, settings["metavar"] = list[str] | None, METAVARS["names"]
     else:
-        settings |= {"metavar": METAVARS.get(field.kind, "NAME"), "parser": parser(field)}
+        parse = parse_bits if name == "bits" else parser(field)
+        settings |= {"metavar": METAVARS.get(field.kind, "NAME"), "parser": parse}
     annotation = Annotated[kind, typer.Option(*declarations, **settings)]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
@@ -159,6 +166,23 @@ def parser(field: Option) -> Callable[[Any], Any]:
             raise typer.BadParameter(str(error)) from error
 
     return parse
+
+
+def parse_bits(text: Any) -> Any:
+    """From ``N`` to a number, and from ``PLACE=N,…``, with or without an ``N`` for the rest, to both fields."""
+    if "=" not in text:
+        return parser(FIELDS["bits"])(text)
+    found: dict[str, int] = {}
+    for part in text.split(","):
+        place, _, width = part.rpartition("=")
+        if place in found:
+            raise typer.BadParameter(f"must state each place once, not {text!r}")
+        try:
+            found[place] = FIELDS["bits"].check(int(width) if width.isdecimal() else width)
+        except ConfigError as error:
+            raise typer.BadParameter(f"{error} ({part!r})") from error
+    rest = {"bits": found.pop("")} if "" in found else {}
+    return rest | {_BITS_FOR: found}
 
 
 def number(kind: str, low: float, high: float) -> Callable[[Any], Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -108,6 +109,7 @@ def show_report(console: Console, report: Report, layers: bool) -> None:
         f"{len(report.left_out)} outside the blocks left alone; Linear weights {megabytes(before)} → "
         f"{megabytes(after)} ({after / before:.1%} of before)"
     )
+    _show_widths(console, report.layers)
     if report.calibration:
         _show_calibration(console, report.calibration)
     for names, reason in _alike(report.left_out.items()):
@@ -155,17 +157,18 @@ def show_plan(console: Console, plan: Plan) -> None:
         layers = [layer for layer in plan.layers if layer.stage == stage]
         prefix = shared_prefix([layer.name for layer in layers]) if stage else ""
         title = f"{stage}: {prefix}…" if stage else "outside the blocks"
-        rows = table("layer", "×", "out×in", "group", "MB before", "after", "notes", title=title)
+        rows = table("layer", "×", "out×in", "bits/\ngroup", "MB before", "after", "notes", title=title)
         kinds: dict[tuple, list[PlannedLayer]] = {}
         for layer in layers:
             name = re.sub(r"(?<=\.)\d+(?=\.)", "*", f".{layer.name.removeprefix(prefix)}")[1:]
-            kinds.setdefault((name, layer.shape, layer.group_size, said[layer.name]), []).append(layer)
-        for (name, shape, group, reason), alike in kinds.items():
+            packed_as = f"{layer.bits}/{layer.group_size}" if layer.group_size else "–"
+            kinds.setdefault((name, layer.shape, packed_as, said[layer.name]), []).append(layer)
+        for (name, shape, packed_as, reason), alike in kinds.items():
             rows.add_row(
                 escape(name),
                 str(len(alike)),
                 "×".join(map(str, shape)),
-                str(group or "–"),
+                packed_as,
                 f"{sum(layer.bytes_before for layer in alike) / 1e6:.2f}",
                 f"{sum(layer.bytes_after for layer in alike) / 1e6:.2f}",
                 str(reasons.index(reason) + 1) if reason else "",
@@ -179,6 +182,7 @@ def show_plan(console: Console, plan: Plan) -> None:
         f"{packed} layers packed, {len(plan.layers) - packed} left; Linear weights of the blocks "
         f"{megabytes(plan.bytes_before)} → {megabytes(plan.bytes_after)} ({share:.1%} of before)"
     )
+    _show_widths(console, plan.layers)
     for part in plan.parts:
         console.print(part, markup=False, highlight=False)
     e = plan.estimate
@@ -191,6 +195,18 @@ def show_plan(console: Console, plan: Plan) -> None:
     )
     for problem in plan.problems:
         console.print(f"[red]does not fit[/] {escape(problem)}", highlight=False)
+
+
+def _show_widths(console: Console, layers: Sequence[LayerReport] | Sequence[PlannedLayer]) -> None:
+    """Where bits differ: how many layers have how many, and their mean over the weights."""
+    weights: dict[int, list[int]] = {}
+    for layer in layers:
+        if layer.bits:
+            weights.setdefault(layer.bits, []).append(math.prod(layer.shape))
+    if len(weights) > 1:
+        counts = ", ".join(f"{len(sizes)} layers of {bits} bits" for bits, sizes in sorted(weights.items()))
+        mean = sum(bits * sum(sizes) for bits, sizes in weights.items()) / sum(map(sum, weights.values()))
+        console.print(f"{counts}: {mean:.2f} bits per weight, without scales", highlight=False)
 
 
 def _minutes(seconds: float) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from dataclasses import asdict, dataclass
@@ -105,6 +106,10 @@ def make_plan(recognizer: Recognizer, config: TarqConfig, device: Device = "cpu"
     problems = [f"{layer.name}: {layer.reason}" for layer in layers if not layer.fits]
     source = str(recognizer.model.config._name_or_path)
     parts = _parts(recognizer)
+    if config.target_bits is not None:
+        sizes = [(math.prod(layer.shape), layer.bits) for layer in layers if layer.bits]
+        more = sum((config.target_bits - bits) * weights for weights, bits in sizes) / 8
+        parts.append(f"target_bits {config.target_bits:g}: up to {max(more, 0) / 1e6:.2f} MB more, by measured damage")
     samples = config.samples if available is None else min(config.samples, available)
     estimate = _estimate(recognizer, layers, config, device, samples)
     return Plan(source, layers, problems, parts, estimate, config.to_dict())

@@ -96,7 +96,8 @@ def fold_input_scales(
                 found = smoothing_scales(weights, largest), "its input is scaled by its and the weights' maxima"
             else:
                 hessian = (parts[0].hessian["common"] + parts[0].hessian["tail"]).float()
-                s, ratio = input_scales(weights, hessian, config.scheme(planned.group_size), torch.float32)
+                scheme = config.scheme(planned.group_size, planned.bits)
+                s, ratio = input_scales(weights, hessian, scheme, torch.float32)
                 found = s, f"its input is scaled by magnitude to the {ratio:g}"
             scales.update(dict.fromkeys((layer.name for layer in layers), found))
         return {}

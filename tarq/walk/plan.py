@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from itertools import accumulate
 
 import torch
 from torch import nn
@@ -31,6 +33,7 @@ class PlannedLayer:
         reason: why it stays in full precision, or empty.
         note: what is degraded (another group size than the configured one), or empty.
         fits: False if the walk would have to stop at it.
+        bits: per weight; 0 if it stays in full precision.
         bytes_before: of its weight, in the dtype the checkpoint is stored in.
         bytes_after: of codes, scales and zero points; ``bytes_before`` if it stays.
     """
@@ -44,6 +47,7 @@ class PlannedLayer:
     bytes_before: int
     bytes_after: int
     fits: bool = True
+    bits: int = 0
 
 
 def plan(recognizer: Recognizer, config: Lattice) -> list[PlannedLayer]:
@@ -59,12 +63,13 @@ def plan(recognizer: Recognizer, config: Lattice) -> list[PlannedLayer]:
         The blocks' Linears in the model's order, then the matrices outside the blocks.
 
     Raises:
-        ModelError: a name to ignore matches no layer, or a layer is used in two places.
+        ModelError: a name to ignore or a place with bits of its own matches no layer, or a layer is used in two places.
     """
     config = config.with_scale_dtype(recognizer.stored_dtype)
     check_apart(recognizer.model, ModelError)
     stages = recognizer.stages()
     check_ignored(stages, config.ignore)
+    check_places(stages, config)
     layers = []
     for stage in stages:
         for block_name, block in stage.blocks:
@@ -80,8 +85,9 @@ def plan(recognizer: Recognizer, config: Lattice) -> list[PlannedLayer]:
                 except CalibrationError as error:
                     layers.append(PlannedLayer(name, stage.name, shape, None, str(error), "", before, before, False))
                     continue
-                after = packed_bytes(linear, config, group_size)
-                layers.append(PlannedLayer(name, stage.name, shape, group_size, "", note, before, after))
+                bits = bits_of(stage.name, name, config)
+                after = packed_bytes(linear, config, group_size, bits)
+                layers.append(PlannedLayer(name, stage.name, shape, group_size, "", note, before, after, bits=bits))
     for name, reason in recognizer.left_out().items():
         weight = recognizer.model.get_submodule(name).weight
         stored = weight.numel() * recognizer.stored_dtype.itemsize
@@ -140,9 +146,9 @@ def choose_group_size(in_features: int, group_size: int) -> tuple[int, str]:
     raise CalibrationError(f"no group size of {', '.join(map(str, tried))} divides its {in_features} inputs")
 
 
-def packed_bytes(linear: nn.Linear, config: Lattice, group_size: int) -> int:
+def packed_bytes(linear: nn.Linear, config: Lattice, group_size: int, bits: int) -> int:
     """Bytes of a Linear's weight in the checkpoint."""
-    scheme, scale_dtype = config.scheme(group_size), getattr(torch, config.scale_dtype)
+    scheme, scale_dtype = config.scheme(group_size, bits), getattr(torch, config.scale_dtype)
     shape = linear.in_features, linear.out_features
     return QuantLinear(*shape, scheme, bias=False, scale_dtype=scale_dtype, device="meta").packed_bytes()
 
@@ -167,3 +173,36 @@ def check_ignored(stages: Sequence[Stage], patterns: Sequence[str]) -> None:
     for pattern in patterns:
         if not any(ignored(name, [pattern]) for name in names):
             raise ModelError(f"ignore: {pattern!r} matches no layer; names look like {names[1]}")
+
+
+def bits_of(stage: str, name: str, config: Lattice) -> int:
+    """Bits per weight of a layer: those of the last place that matches it, otherwise the configuration's for all."""
+    matching = [bits for place, bits in config.bits_for.items() if is_at(place, stage, name)]
+    return matching[-1] if matching else config.bits
+
+
+def has_place(layer: PlannedLayer, config: Lattice) -> bool:
+    """Whether a place with bits of its own matches the layer."""
+    return any(is_at(place, layer.stage, layer.name) for place in config.bits_for)
+
+
+def is_at(place: str, stage: str, name: str) -> bool:
+    """Whether a place is the layer's stage, or a pattern for its name or for that of a module that contains it."""
+    containing = accumulate(name.split("."), "{}.{}".format)
+    return place == stage or any(fnmatchcase(module, place) for module in containing)
+
+
+def check_places(stages: Sequence[Stage], config: Lattice) -> None:
+    """Check that every place with bits of its own has a layer to quantize: a misspelt one would change nothing.
+
+    Raises:
+        ModelError: one has none.
+    """
+    layers = [(s.name, name) for s in stages for block in s.blocks for name, _ in linears_of(*block)]
+    for place in config.bits_for:
+        if not any(is_at(place, *layer) and not ignored(layer[1], config.ignore) for layer in layers):
+            known = ", ".join(dict.fromkeys(stage for stage, _ in layers))
+            raise ModelError(
+                f"bits: {place!r} matches no layer that is quantized; stages are {known}, and names look like "
+                f"{layers[0][1] if layers else 'model.layers.0'}"
+            )

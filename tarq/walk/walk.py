@@ -22,6 +22,7 @@ from tarq import distributed
 from tarq.config import TarqConfig
 from tarq.errors import CalibrationError, ModelError
 from tarq.kernels.group_quantize.reference import check_scales
+from tarq.kernels.scheme import Scheme
 from tarq.linear import QuantLinear
 from tarq.method.algorithm import Solution, tail_aware_quantize
 from tarq.method.arms import Arms
@@ -169,11 +170,12 @@ class Walk:
                     shared[group.first_reader] = parts
             positions = {side: sum(part.positions[side] for part in parts) for side in SIDES}
             solved = self.solve(layers, parts, self.plan[layers[0].name])
+            unlike = self._unlike_widths(layers)
             for n, layer in zip(chosen, layers, strict=True):
                 if layer.name in solved:
                     linear, solution = linear_of(block, n), solved[layer.name]
                     activations.replace(n, self._packed(layer.name, linear, solution))
-                    self._record(stage, layer.name, linear, solution, positions)
+                    self._record(stage, layer.name, linear, solution, positions, unlike)
         self._skip(stage, name, block)
         activations.advance()
 
@@ -240,24 +242,24 @@ class Walk:
             )
 
     def _solve(self, layers: Sequence[Layer], parts: Sequence[Moments], planned: PlannedLayer) -> dict[str, Solution]:
-        """Algorithm 1; each process solves its share of the Linears."""
-        assert planned.group_size is not None
+        """Algorithm 1; each process solves its share of the Linears, those of one scheme together."""
         own = distributed.shard(layers)
-        scheme, outputs = self.config.scheme(planned.group_size), None
+        outputs = None
         if self.arms.solver.output_moments:
             outputs = {layer.name: self.gradients.moments[layer.name].to(self.device) for layer in own}
         solved: dict[str, Solution] = {}
-        with _naming("|".join(layer.name for layer in own)):
-            if own and any(part.seen for part in parts):
-                solved = tail_aware_quantize(own, parts, self.arms, scheme, self._scale_dtype, outputs)
-            elif own:
-                solved = {layer.name: self._rounded(layer, planned.group_size) for layer in own}
-        return dict(distributed.all_gather(list(solved.items()), self.device))
+        with naming("|".join(layer.name for layer in own)):
+            if any(part.seen for part in parts):
+                for scheme in dict.fromkeys(self._scheme(layer.name) for layer in own):
+                    alike = [layer for layer in own if self._scheme(layer.name) == scheme]
+                    solved |= tail_aware_quantize(alike, parts, self.arms, scheme, self._scale_dtype, outputs)
+            else:
+                solved = {layer.name: self._rounded(layer) for layer in own}
+        return dict(distributed.all_gather([(layer.name, solved[layer.name]) for layer in own], self.device))
 
-    def _rounded(self, layer: Layer, group_size: int) -> Solution:
+    def _rounded(self, layer: Layer) -> Solution:
         """Round to nearest a layer whose input is zero on all calibration speech."""
-        scheme = self.config.scheme(group_size)
-        (quantized,) = RoundToNearest().quantize([layer.weight], None, scheme, self._scale_dtype)
+        (quantized,) = RoundToNearest().quantize([layer.weight], None, self._scheme(layer.name), self._scale_dtype)
         columns = Figures(dead_columns=layer.weight.shape[1])
         return Solution(quantized, columns, notes=["its input is zero on all calibration speech: rounded to nearest"])
 
@@ -267,14 +269,27 @@ class Walk:
             for name, linear in linears_of(block_name, block):
                 if name not in self.plan:
                     continue
-                scheme = self.config.scheme(self.plan[name].group_size)
-                with _naming(name):
-                    (quantized,) = self.arms.solver.quantize([linear.weight], None, scheme, self._scale_dtype)
+                with naming(name):
+                    (quantized,) = self.arms.solver.quantize(
+                        [linear.weight], None, self._scheme(name), self._scale_dtype
+                    )
                 solution = Solution(quantized)
                 packed = self._packed(name, linear, solution)
                 block.set_submodule(name.removeprefix(f"{block_name}."), packed)
                 self._record(stage, name, linear, solution, dict.fromkeys(SIDES, 0))
         self._skip(stage, block_name, block)
+
+    def _scheme(self, name: str) -> Scheme:
+        planned = self.plan[name]
+        return self.config.scheme(planned.group_size, planned.bits)
+
+    def _unlike_widths(self, layers: Sequence[Layer]) -> str:
+        """A note on Linears of one input whose bits differ."""
+        widths = {layer.name.rpartition(".")[2]: self.plan[layer.name].bits for layer in layers}
+        if len(set(widths.values())) == 1:
+            return ""
+        told = ", ".join(f"{name} {bits}" for name, bits in widths.items())
+        return f"Linears of one input differ in bits ({told}): a loader that fuses them, as vLLM does, cannot take them"
 
     @property
     def _scale_dtype(self) -> torch.dtype:
@@ -283,8 +298,8 @@ class Walk:
     def _packed(self, name: str, linear: nn.Linear, solution: Solution) -> QuantLinear:
         """The layer that replaces a Linear."""
         q = solution.quantized
-        scheme = self.config.scheme(self.plan[name].group_size)
-        with _naming(name):
+        scheme = self._scheme(name)
+        with naming(name):
             check_scales(q.scales, scheme)
         bias: Tensor | None = linear.bias
         if solution.bias is not None:  # as it will be stored, so that what follows makes up for its rounding
@@ -296,15 +311,16 @@ class Walk:
         return packed
 
     def _record(
-        self, stage: Stage, name: str, linear: nn.Linear, solution: Solution, positions: dict[str, int]
+        self, stage: Stage, name: str, linear: nn.Linear, solution: Solution, positions: dict[str, int], note: str = ""
     ) -> None:
         planned = self.plan[name]
-        notes = planned.note, *solution.notes, self.attention.note(name), _small_scales(solution), self.notes.get(name)
+        notes = [planned.note, *solution.notes, self.attention.note(name), _small_scales(solution)]
+        notes += [self.notes.get(name), note]
         record = LayerReport(
             name=name,
             stage=stage.name,
             shape=tuple(linear.weight.shape),
-            bits=self.config.bits,
+            bits=planned.bits,
             group_size=planned.group_size or 0,
             positions=positions["common"] + positions["tail"],
             tail_positions=positions["tail"],
@@ -339,7 +355,7 @@ class Walk:
 
 
 @contextmanager
-def _naming(layers: str) -> Iterator[None]:
+def naming(layers: str) -> Iterator[None]:
     """While open, a solver's failure is raised with the layers concerned and the fix."""
     try:
         yield

@@ -40,7 +40,7 @@ def test_help_is_whole_at_80_columns(command, monkeypatch):
             assert name in said
 
 
-@pytest.mark.parametrize("name", [n for n, field in FIELDS.items() if field.kind not in ("bool", "names")])
+@pytest.mark.parametrize("name", [n for n, field in FIELDS.items() if field.kind not in ("bool", "names", "widths")])
 @pytest.mark.parametrize("value", ["nan", "inf", "-1", "x", ""])
 def test_a_wrong_option_is_named_before_any_work(name, value, tmp_path):
     """Whatever the configuration refuses of a field, the command line refuses by the option's name, without a model."""
@@ -64,6 +64,10 @@ def test_a_wrong_option_is_named_before_any_work(name, value, tmp_path):
         (["evaluate", "m", "--data", "d", "--samples", "-3"], "--samples"),
         (["evaluate", "m", "--data", "d", "--tail-threshold", "nan"], "--tail-threshold"),
         (["demo", "--bits", "5"], "--bits"),
+        (["quantize", "m", "o", "--bits", "encoder=5"], "'encoder=5'"),
+        (["quantize", "m", "o", "--bits", "encoder="], "'encoder='"),
+        (["quantize", "m", "o", "--bits", "encoder=8,encoder=4"], "each place once"),
+        (["quantize", "m", "o", "--bits", "3,encoder=8,4"], "each place once"),
         (["demo", "--score", "x"], "--score"),
         (["bench", "--seconds", "nan"], "--seconds"),
         (["transcribe", "m", "a.wav", "--dtype", "int8"], "--dtype"),
@@ -107,10 +111,32 @@ def test_every_field_can_be_set(monkeypatch, tmp_path):
         "input_scales": "awq", "tail_bands": 2,
         "tail_positions": "either", "frame_tags": "aligned", "padding_weight": 0.3, "tail_threshold": 4.0,
         "language": "de", "word_frequencies": "w.txt", "normalizer": "none", "ids": "ids.txt", "samples": 7,
-        "transcripts": "self", "timestamps": "with", "max_bad": 2, "seed": 5, "batch_size": 3, "activation_memory": 1.5,
+        "transcripts": "self", "timestamps": "with", "max_bad": 2, "target_bits": 4.25, "seed": 5,
+        "batch_size": 3, "activation_memory": 1.5,
     }  # fmt: skip
-    assert set(values) | {"symmetric", "ignore", "pool"} == set(FIELDS)
+    assert set(values) | {"symmetric", "ignore", "pool", "bits_for"} == set(FIELDS)
     arguments = [part for name, value in values.items() for part in (f"--{name.replace('_', '-')}", str(value))]
     result = runner.invoke(app, ["quantize", "model", str(tmp_path / "out"), "--dry-run", *arguments])
     assert result.exit_code == 0, result.output
     assert seen == [TarqConfig(**values)]
+
+
+@pytest.mark.parametrize(
+    ("text", "fields"),
+    [
+        ("3", {"bits": 3}),
+        ("encoder=8,decoder=3", {"bits_for": {"encoder": 8, "decoder": 3}}),
+        ("2,*.fc2=8", {"bits": 2, "bits_for": {"*.fc2": 8}}),
+        ("encoder=8,2", {"bits": 2, "bits_for": {"encoder": 8}}),
+    ],
+)
+@pytest.mark.parametrize("method", ["refined", "gptq"])
+def test_bits_by_place(monkeypatch, tmp_path, text, fields, method):
+    import tarq.terminal.quantize as command
+
+    seen = []
+    monkeypatch.setattr(command, "_dry_run", lambda model, config, *rest: seen.append(config))
+    arguments = ["quantize", "model", str(tmp_path / "out"), "--dry-run", "--method", method, "--bits", text]
+    assert runner.invoke(app, arguments).exit_code == 0
+    assert seen == [TarqConfig.preset(method, **fields)]
+    assert list(seen[0].bits_for.items()) == list(fields.get("bits_for", {}).items())  # the last that matches counts

@@ -1,0 +1,133 @@
+"""What each width of each layer does to the loss, estimated in one walk over the full-precision model.
+
+To second order the loss feels an error E of a weight as ``½ Σ_t (g_tᵀ E x_t)²``, with x the layer's input and g the
+loss's gradient at its output. With inputs and gradients taken for independent over R positions that is
+
+    ½ tr(G E H Eᵀ) / R,    G = Σ g gᵀ,    H = Σ x xᵀ
+
+in nats, so that layers can be compared. The loss is the true tokens' cross-entropy with rare and common words alike in
+it. E is that of the sweep alone, each layer by itself: neither residuals nor what layers do to one another counts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from tarq import distributed
+from tarq.config import WIDTHS, TarqConfig
+from tarq.errors import ConfigError
+from tarq.method.algorithm import Solution, tail_aware_quantize
+from tarq.method.allocation import Sensitivity, allocate_bits
+from tarq.method.arms import Arms
+from tarq.method.gradient import GradientBalanced
+from tarq.method.metrics import Plain
+from tarq.method.moments import Moments
+from tarq.method.residuals import Layer, NoResidual
+from tarq.method.solvers import Sweep
+from tarq.models.base import Recognizer
+from tarq.models.types import Batch
+from tarq.report import Reporter
+from tarq.walk.plan import PlannedLayer, has_place, plan
+from tarq.walk.walk import Walk, naming
+
+
+class _BalancedLoss(Plain):
+    """All positions alike in H; rare and common targets alike in the loss."""
+
+    def target_weight(self, rare: Tensor, share: float) -> Tensor:
+        return GradientBalanced().target_weight(rare, share)
+
+
+@dataclass(frozen=True)
+class _SweepWithGradients(Sweep):
+    """The sweep; asks for G."""
+
+    output_moments: bool = True
+
+
+@torch.no_grad()
+def measure(
+    recognizer: Recognizer,
+    batches: Sequence[Batch],
+    config: TarqConfig,
+    reporter: Reporter,
+    device: torch.device | None = None,
+) -> list[Sensitivity]:
+    """The damage of each width from the configuration's bits on, for each group of Linears that read one input.
+
+    Args:
+        recognizer: of a full-precision model, which is not changed.
+        batches: the calibration set.
+        config: of the run; places with bits of their own are left out.
+        reporter: hears of it.
+        device: as in :func:`tarq.walk.run.quantize_model`.
+
+    Raises:
+        ModelError: the model is offloaded: gradients need all of it on one device.
+        CalibrationError: activations or gradients are NaN or infinite.
+    """
+    reporter.phase("damage of each width")
+    targets = max(sum(int((batch.targets != -100).sum()) for batch in batches), 1)
+    widths = [bits for bits in WIDTHS if bits >= config.bits]
+    scale_dtype = getattr(torch, config.scale_dtype)
+    table: list[Sensitivity] = []
+
+    def look(layers: Sequence[Layer], parts: Sequence[Moments], planned: PlannedLayer) -> dict[str, Solution]:
+        free = [layer for layer in layers if not has_place(walk.plan[layer.name], config)]
+        (moments,) = parts
+        if free and distributed.rank() == 0 and moments.seen:
+            hessian, mass = (sums["common"] + sums["tail"] for sums in (moments.hessian, moments.mass))
+            outputs = {layer.name: walk.gradients.moments[layer.name].to(walk.device) for layer in free}
+            damage = {}
+            for bits in widths:
+                scheme = config.scheme(planned.group_size, bits)
+                with naming("|".join(outputs)):
+                    solved = tail_aware_quantize(free, parts, walk.arms, scheme, scale_dtype, outputs)
+                felt = 0.0
+                for layer in free:
+                    error = (layer.weight - solved[layer.name].quantized.dequantize(layer.weight.dtype)).double()
+                    felt += float(((outputs[layer.name] @ error) * (error @ hessian)).sum())
+                damage[bits] = felt / (2 * float(mass) * targets)
+            weights = sum(layer.weight.numel() for layer in free)
+            table.append(Sensitivity(tuple(outputs), weights, damage))
+        return {}
+
+    arms = Arms(_BalancedLoss(), NoResidual(), _SweepWithGradients(config.damp, config.act_order))
+    walk = Walk(recognizer, batches, config, Reporter(), arms, device, look)
+    for _ in walk.blocks():
+        pass
+    return distributed.broadcast(lambda: table)
+
+
+def spend(recognizer: Recognizer, table: Sequence[Sensitivity], config: TarqConfig) -> tuple[TarqConfig, str]:
+    """Give each layer of a table its width, so that the mean stays within ``config.target_bits``.
+
+    Args:
+        recognizer: of the full-precision model.
+        table: damage of each width: :func:`measure`'s, or one measured otherwise.
+        config: of the run.
+
+    Returns:
+        The configuration with every layer's bits settled, and a note on the mean reached.
+
+    Raises:
+        ConfigError: the table names a layer that is not quantized, or the target is out of reach.
+    """
+    assert config.target_bits is not None
+    packed = {layer.name: layer for layer in plan(recognizer, config) if layer.bits}
+    listed = [name for row in table for name in row.names]
+    for name in listed:
+        if name not in packed or listed.count(name) > 1:
+            raise ConfigError(f"the table of sensitivities names {name!r}, which is not quantized or named twice")
+    others = [(math.prod(layer.shape), layer.bits) for name, layer in packed.items() if name not in set(listed)]
+    chosen = allocate_bits(table, config.target_bits, others)
+    settled = replace(config, target_bits=None, bits_for=config.bits_for | chosen)
+    sizes = [(math.prod(layer.shape), chosen.get(name, layer.bits)) for name, layer in packed.items()]
+    mean = sum(weights * bits for weights, bits in sizes) / sum(weights for weights, _ in sizes)
+    wider = sum(bits > config.bits for bits in chosen.values())
+    return settled, f"target_bits {config.target_bits:g}: {wider} layers are wider, {mean:.3f} bits per weight"
