@@ -69,13 +69,13 @@ def bars(found: Sequence[Bar]) -> str:
 
 
 def _bar(bar: Bar) -> str:
-    lines = [f"## {bar.title}", "", f"**{bar.verdict}**", "", *_head(["model", "", "draws", "found", ""])]
+    lines = [f"## {bar.title}", "", f"**{bar.verdict}**", "", *head(["model", "", "draws", "found", ""])]
     for claim in bar.claims:
         known = claim.known is None or not math.isnan(claim.known.value)
         found = claim.found.replace("\u00a0", " ") if known else text.NOTHING
         verdict = "" if claim.verdict == "beside" else claim.verdict
         cells = [claim.model, claim.what, str(claim.draws or text.NOTHING), found, verdict]
-        lines.append(_row([cell.replace("|", "\\|") for cell in cells]))
+        lines.append(row([cell.replace("|", "\\|") for cell in cells]))
     if bar.remarks:
         lines += ["", *(f"- {remark}" for remark in bar.remarks)]
     if any(claim.verdict in ("not measured", "undecided") for claim in bar.claims):
