@@ -11,15 +11,18 @@ import torch
 from transformers import PreTrainedModel
 
 from tarq import distributed
+from tarq.arguments import Device, checked_arguments
 from tarq.checkpoint import save as saving
 from tarq.checkpoint.compressed_tensors import quantization_config
 from tarq.checkpoint.folder import check_place, check_writable
+from tarq.checkpoint.source import at_home
 from tarq.config import TarqConfig, given_config
 from tarq.data.audio import Audio, Encoded
 from tarq.data.intake import Intake
 from tarq.data.pools import read_ids
 from tarq.data.speech import Data, DrawnPool, draw, gathered
 from tarq.errors import ConfigError, DataError, ModelError
+from tarq.files import expanded
 from tarq.method.arms import Arms
 from tarq.method.metrics import Metric
 from tarq.method.residuals import Residual
@@ -30,7 +33,7 @@ from tarq.recognizers import as_recognizer, load, load_recognizer, shapes_of
 from tarq.report import Report, Reporter, peak_memory, versions
 from tarq.scoring.run import Evaluation, evaluate_models, with_intakes
 from tarq.scoring.sets import read_sets
-from tarq.speech.calibration import calibration_set
+from tarq.speech.calibration import calibration_set, with_transcripts
 from tarq.speech.transcription import audio_files, transcribe_files
 from tarq.surroundings import plain_torch
 from tarq.walk.estimate import Plan, make_plan
@@ -54,6 +57,7 @@ __all__ = [
 ]
 
 
+@checked_arguments("model", "calibration", "config")
 @distributed.raise_everywhere()
 @plain_torch()
 def quantize(
@@ -67,7 +71,7 @@ def quantize(
     metric: Metric | None = None,
     residual: Residual | None = None,
     solver: Solver | None = None,
-    offload: str | torch.device | None = None,
+    offload: Device | None = None,
     reporter: Reporter | None = None,
 ) -> Report:
     """Quantize the Linear layers of a speech model's blocks, in place.
@@ -103,9 +107,6 @@ def quantize(
         raise ModelError(
             f"{model} is a name, and quantizing changes a model in place: give tarq.load_recognizer({model!r})"
         )
-    for kind, given in (("metric", metric), ("residual", residual), ("solver", solver)):
-        if isinstance(given, str | type):
-            raise ConfigError(f"{kind} is {given!r}: give an object of your own, or name one in TarqConfig({kind}=…)")
     arms = Arms.of(config.to_dict(), metric, residual, solver)
     if arms.reads_audio:
         check_calibration(calibration, config)
@@ -166,6 +167,7 @@ def quantize(
     )
 
 
+@checked_arguments("model")
 def save(
     model: PreTrainedModel | Recognizer,
     path: str | Path,
@@ -200,10 +202,16 @@ def save(
     with distributed.raise_everywhere():
         if distributed.rank() == 0:
             saving.save(
-                model.model, path, parts=model.parts, tokenizer=model.tokenizer, report=report, overwrite=overwrite
+                model.model,
+                expanded(path),
+                parts=model.parts,
+                tokenizer=model.tokenizer,
+                report=report,
+                overwrite=overwrite,
             )
 
 
+@checked_arguments("model", "audio", "batch_size")
 def transcribe(
     model: PreTrainedModel | Recognizer | str | Path,
     audio: Iterable[Audio],
@@ -243,6 +251,7 @@ def transcribe(
     return texts
 
 
+@checked_arguments("model", "audio", "batch_size")
 def iter_transcripts(
     model: PreTrainedModel | Recognizer | str | Path,
     audio: Iterable[Audio],
@@ -270,6 +279,7 @@ def iter_transcripts(
     yield from transcribe_files(recognizer, files, batch_size, reporter)
 
 
+@checked_arguments("models", "data", "config")
 @distributed.raise_everywhere()
 @plain_torch()
 def evaluate(
@@ -279,7 +289,7 @@ def evaluate(
     intakes: Mapping[str, Intake] | None = None,
     reference: str | None = None,
     config: TarqConfig | None = None,
-    device: str | torch.device = "cpu",
+    device: Device = "cpu",
     dtype: torch.dtype | None = None,
     samples: int | None = None,
     resamples: int = 10_000,
@@ -289,6 +299,8 @@ def evaluate(
     """Score models on transcribed sets: word error rates, teacher-forced divergence, paired intervals.
 
     Utterances that state a ``language`` are prompted and scored in it; a set in several becomes one set per language.
+    All audio is checked before anything is scored. It is decoded once, while it fits into 1 GB
+    (:data:`tarq.data.held.LIMIT`: 4.3 hours at 16 kHz); what does not is decoded again.
     Where ``torch.distributed`` is initialised, every process must make the same call; each runs a share of the batches.
 
     Args:
@@ -309,10 +321,17 @@ def evaluate(
     """
     config = given_config(config)
     for kind, named in (("models", models), ("data", data)):
-        if not isinstance(named, Mapping):
+        if not isinstance(named, Mapping) or not all(isinstance(label, str) for label in named):
             raise ConfigError(f"{kind} must be a mapping from label to one: {kind}={{'NAME': …}}")
+    if not models:
+        raise ModelError("no models to score: give at least one")
+    if not data:
+        raise DataError("no speech to score models on: give at least one set")
     if reference is not None and reference not in models:
         raise ModelError(f"reference {reference!r} is none of the models {', '.join(models)}")
+    for kind, count in (("samples", samples), ("resamples", resamples)):
+        if count is not None and count < 1:
+            raise ConfigError(f"{kind} is {count}: give a whole number of at least 1")
     recognizers = {
         label: as_recognizer(m, language=config.language, dtype=dtype, device=device) for label, m in models.items()
     }
@@ -331,6 +350,7 @@ def evaluate(
     return with_intakes(result, sets)
 
 
+@checked_arguments("corpora", "config")
 def pool(
     corpora: Data | Mapping[str, Data],
     config: TarqConfig | None = None,
@@ -355,6 +375,7 @@ def pool(
     return draw(gathered(corpora, config.max_bad), config, max_duration=max_duration, reporter=reporter)
 
 
+@checked_arguments("model", "config", "calibration")
 def plan(
     model: PreTrainedModel | Recognizer | str | Path,
     config: TarqConfig | None = None,
@@ -362,11 +383,13 @@ def plan(
     tokenizer: Any = None,
     feature_extractor: Any = None,
     processor: Any = None,
-    device: str | torch.device = "cpu",
+    device: Device = "cpu",
+    calibration: Data | Mapping[str, Data] | None = None,
 ) -> Plan:
     """What :func:`quantize` will do to a model: each layer's group size or why it is left, sizes, time, memory.
 
-    Only shapes are used: for a folder or a hub id no weights are loaded, and no audio is read.
+    Only shapes are used: for a folder or a hub id no weights are loaded, and no audio is read. Time and memory are for
+    the utterances asked for, or for all of the calibration speech where that has fewer.
 
     Args:
         model: a transformers model, a recognizer, a folder or a hub id.
@@ -375,15 +398,25 @@ def plan(
         feature_extractor: likewise.
         processor: likewise; see :func:`as_recognizer`.
         device: the device to estimate speed and memory for.
+        calibration: as :func:`quantize` takes it; only its transcripts are counted.
 
     Raises:
         ModelError: there is no usable model, it is quantized already, or a name to ignore matches no layer.
+        DataError: the calibration speech is not usable.
     """
+    config = given_config(config)
+    available = None if calibration is None else _available(calibration, config)
     if isinstance(model, str | Path):
         recognizer = shapes_of(model, tokenizer, feature_extractor, processor)
     else:
         recognizer = as_recognizer(model, tokenizer, feature_extractor, processor=processor)
-    return make_plan(recognizer, given_config(config), device)
+    return make_plan(recognizer, config, device, available)
+
+
+def _available(calibration: Data | Mapping[str, Data], config: TarqConfig) -> int:
+    """How many utterances a run has to draw from; their length is not looked at."""
+    usable = with_transcripts(gathered(calibration, config.max_bad), config)
+    return len(read_ids(expanded(config.ids))) if config.ids is not None else sum(map(len, usable.values()))
 
 
 def check_output(path: str | Path, model: str | Path, *, overwrite: bool = False) -> None:
@@ -398,8 +431,8 @@ def check_output(path: str | Path, model: str | Path, *, overwrite: bool = False
         CheckpointError: the folder may not be written.
         OutputError: it cannot be made.
     """
-    check_writable(Path(path), overwrite, model)
-    check_place(Path(path))
+    check_writable(expanded(path), overwrite, at_home(model))
+    check_place(expanded(path))
 
 
 def check_calibration(calibration: Data | Mapping[str, Data] | None, config: TarqConfig) -> None:
@@ -415,4 +448,4 @@ def check_calibration(calibration: Data | Mapping[str, Data] | None, config: Tar
         raise ModelError(f"{config.method} needs calibration speech: pass a manifest or another corpus (--calibration)")
     config.frequencies()
     if config.ids is not None:
-        read_ids(Path(config.ids))
+        read_ids(expanded(config.ids))

@@ -347,7 +347,7 @@ class TarqConfig(Resources, Pool, Words, Method, Lattice):
         Raises:
             ConfigError: the method or a field is unknown.
         """
-        if method not in PRESETS:
+        if not isinstance(method, str) or method not in PRESETS:
             raise ConfigError(f"method must be one of {', '.join(PRESETS)}, not {method!r}")
         return cls.from_dict(PRESETS[method] | overrides)
 
@@ -358,6 +358,8 @@ class TarqConfig(Resources, Pool, Words, Method, Lattice):
         Raises:
             ConfigError: a field is unknown, or its value is not allowed.
         """
+        if not isinstance(fields, Mapping):
+            raise ConfigError(f"fields are {fields!r:.80}: give a mapping from field to value")
         unknown = set(fields) - set(cls.__dataclass_fields__)
         if unknown:
             raise ConfigError(f"unknown configuration fields: {', '.join(sorted(map(str, unknown)))}")

@@ -13,6 +13,14 @@ from typing import Any
 from tarq.errors import OutputError
 
 
+def expanded(path: str | Path) -> Path:
+    """A path, ``~`` and ``~name`` being home folders where there are such."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError:  # nobody of that name
+        return Path(path)
+
+
 def write_whole(path: Path, text: str) -> None:
     """Write a text file (UTF-8) whole or not at all; an existing file stays until the new one is complete.
 
@@ -22,7 +30,7 @@ def write_whole(path: Path, text: str) -> None:
     Raises:
         OutputError: the path cannot be written; names it and the fix.
     """
-    path = Path(path)
+    path = expanded(path)
     data = text.encode(errors="surrogateescape")  # file names may contain bytes that are not UTF-8
     try:
         if path.exists() and not path.is_file() and not path.is_dir():
@@ -58,7 +66,7 @@ def check_file(path: Path) -> None:
     Raises:
         OutputError: it will not; names the path and the fix.
     """
-    path = Path(path)
+    path = expanded(path)
     try:
         if path.exists() and not path.is_file() and not path.is_dir():
             return

@@ -17,8 +17,9 @@ from transformers import (
     PreTrainedModel,
 )
 
+from tarq.arguments import Device, checked_arguments
 from tarq.checkpoint import load as loading
-from tarq.checkpoint.source import check_named, check_no_adapter, first_line, located
+from tarq.checkpoint.source import at_home, check_named, check_no_adapter, first_line, located
 from tarq.errors import ModelError, TarqError
 from tarq.models.base import Recognizer
 from tarq.models.features import check_settings
@@ -27,10 +28,9 @@ from tarq.models.wrappers import unwrapped
 from tarq.surroundings import plain_torch
 
 
+@checked_arguments()
 @plain_torch()
-def load(
-    source: str | Path, *, dtype: torch.dtype | None = None, device: str | torch.device = "cpu"
-) -> PreTrainedModel:
+def load(source: str | Path, *, dtype: torch.dtype | None = None, device: Device = "cpu") -> PreTrainedModel:
     """A model from a folder or the hub, ready to run; a tarq checkpoint's weights stay packed.
 
     Args:
@@ -42,14 +42,15 @@ def load(
         ModelError: there is no usable model.
         CheckpointError: the checkpoint is damaged or of another format.
     """
-    return loading.load_model(source, model_class, dtype=dtype, device=device)[0]
+    return loading.load_model(at_home(source), model_class, dtype=dtype, device=device)[0]
 
 
+@checked_arguments()
 def load_recognizer(
     source: str | Path,
     *,
     dtype: torch.dtype | None = None,
-    device: str | torch.device = "cpu",
+    device: Device = "cpu",
     language: str | None = None,
     int8_activations: bool = False,
     offload: bool = False,
@@ -69,6 +70,7 @@ def load_recognizer(
         ModelError: parts are missing, the family is not supported, or no layer can round its inputs.
         CheckpointError: the checkpoint is damaged.
     """
+    source = at_home(source)
     if offload and dtype is None:
         dtype = loading.computing_dtype(source, device)
     recognizer = as_recognizer(source, language=language, dtype=dtype, device="cpu" if offload else device)
@@ -77,6 +79,7 @@ def load_recognizer(
     return recognizer
 
 
+@checked_arguments("model")
 @plain_torch()
 def as_recognizer(
     model: PreTrainedModel | Recognizer | str | Path,
@@ -86,7 +89,7 @@ def as_recognizer(
     processor: Any = None,
     language: str | None = None,
     dtype: torch.dtype | None = None,
-    device: str | torch.device = "cpu",
+    device: Device = "cpu",
 ) -> Recognizer:
     """A recognizer from a model, a folder or a hub id, behind the interface of its family, set to a language.
 
@@ -108,11 +111,11 @@ def as_recognizer(
         recognizer = model
     else:
         if isinstance(model, str | Path):
-            source: str | Path = model
+            source = at_home(model)
             loaded, stored_dtype = loading.load_model(source, model_class, dtype=dtype, device=device)
         else:
             loaded = unwrapped(model)
-            source, stored_dtype = loaded.config._name_or_path, loaded.dtype
+            source, stored_dtype = loaded.config._name_or_path or "", loaded.dtype
         recognizer = _with_parts(loaded, source, stored_dtype, tokenizer, feature_extractor, processor)
         if not isinstance(model, str | Path):  # weights that are loaded are looked at as they are
             recognizer.check_weights()
@@ -139,7 +142,12 @@ def _with_parts(
     processor: Any,
     weights: bool = True,
 ) -> Recognizer:
-    """A model with the parts its family needs: those given, or those beside it."""
+    """A model with the parts its family needs: those given, or those beside it.
+
+    Args:
+        source: where they lie; empty for a model that was not loaded from anywhere.
+    """
+    name = source or type(loaded).__name__
     family = family_of(loaded.config.model_type, type(loaded).__name__)
     if family.needs_processor:
         family.check_installed()
@@ -153,7 +161,7 @@ def _with_parts(
         return adapt(loaded, tokenizer, feature_extractor, stored_dtype, processor, weights=weights)
     except (TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
         raise ModelError(
-            f"{source}: the model's files do not fit together ({type(error).__name__}: {first_line(error)}); "
+            f"{name}: the model's files do not fit together ({type(error).__name__}: {first_line(error)}); "
             "take config.json, generation_config.json and the tokenizer from the original model"
         ) from error
 
@@ -172,8 +180,9 @@ def shapes_of(
     Raises:
         ModelError: there is no model that tarq takes, it is quantized already, or parts are missing or do not fit.
     """
-    place = Path(source).expanduser() if Path(source).expanduser().is_dir() else source
-    check_named(place)
+    source = at_home(source)
+    check_named(source)
+    place = Path(source) if Path(source).is_dir() else source
     check_no_adapter(place)
     try:
         config = AutoConfig.from_pretrained(place, trust_remote_code=False)
@@ -191,10 +200,26 @@ def shapes_of(
     return _with_parts(model.eval(), source, model.dtype, tokenizer, feature_extractor, processor, weights=False)
 
 
+#: Parts of a recognizer to what they are known by.
+_METHODS = {
+    "tokenizer": ("decode", "get_vocab"),
+    "feature_extractor": ("sampling_rate",),
+    "processor": ("tokenizer", "feature_extractor"),
+}
+
+
 def _part(source: str | Path, name: str, given: Any, auto: Any) -> Any:
     """The given tokenizer, feature extractor or processor, or the one beside the model."""
     if given is not None:
+        lacking = [method for method in _METHODS[name] if not hasattr(given, method)]
+        if isinstance(given, type) or lacking:
+            raise ModelError(
+                f"{name} is {given!r:.80}, which has no {(lacking or ['values'])[0]}: give an object, such as "
+                f"{auto.__name__}.from_pretrained(FOLDER)"
+            )
         return given
+    if not source:  # an empty path would stand for the current folder
+        raise ModelError(f"the model does not say where it was loaded from, so its {name} is unknown: pass {name}=…")
     try:
         folder = located(source)
         if auto is not AutoTokenizer:

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import tarq
-from tarq.errors import ConfigError, DataError, ModelError
+from tarq.errors import ConfigError, DataError, ModelError, TarqError
 
 CONFIG = tarq.TarqConfig(group_size=32, samples=4)
 RTN = tarq.TarqConfig.preset("rtn", group_size=32)
@@ -127,6 +127,91 @@ def test_batches_hold_at_least_one(model_folder, manifest, size):
 def test_what_is_no_file_is_refused(model_folder, audio):
     with pytest.raises(DataError, match="give paths"):
         tarq.transcribe(model_folder, audio)
+
+
+#: Public function to its parameters, each with values that it does not take.
+WRONG = {
+    "load": {"source": [None, 5, "", ["a", "b"]], "dtype": ["float16", torch.int8], "device": ["gpu", 1.5]},
+    "load_recognizer": {"source": [None, torch.nn.Linear(2, 2)], "language": [5], "offload": ["cuda", None],
+                        "int8_activations": [1], "dtype": [torch.float16.itemsize]},
+    "quantize": {"model": [None, [], object()], "config": ["gptq", 5], "offload": [True, "gpu"], "reporter": [print],
+                 "metric": [5, object], "residual": ["none"], "solver": [object()], "tokenizer": ["folder", str],
+                 "feature_extractor": [5], "calibration": [{"a": 5}]},
+    "plan": {"model": [None, 5, ""], "config": [{}], "device": [None, "gpu"], "tokenizer": [5]},
+    "save": {"model": [None, {}], "path": [None, 5], "report": [{}, "report.json"], "overwrite": ["yes", None]},
+    "transcribe": {"model": [5], "audio": [None, 5, {1: 2}], "language": [5], "reporter": [5], "batch_size": ["4"]},
+    "iter_transcripts": {"model": [5], "audio": [None, object()], "language": [["en"]], "reporter": [5]},
+    "evaluate": {"models": [None, {}, {1: "m"}, {"m": None}, ["m"]], "data": [None, {}, {"s": 5}, ["s"]],
+                 "reference": [["full"], 5], "config": [{}], "device": ["gpu"], "dtype": ["float16"],
+                 "samples": ["8", 1.5, True, 0], "resamples": [None, "many", 0, -1], "decode": ["no"],
+                 "intakes": [[], {"s": {}}]},
+    "pool": {"corpora": [None, 5, {"s": 5}], "config": ["uniform"], "max_duration": ["30", True], "reporter": [5]},
+    "write_report": {"results": ["results.json", None, [5]], "out": [None, 5, ""], "audio": ["yes"], "data": ["speech"],
+                     "base": [5], "title": [b"title"]},
+}  # fmt: skip
+CALLS = [(name, parameter, value) for name, of in WRONG.items() for parameter, them in of.items() for value in them]
+
+
+def test_a_model_from_nowhere_needs_its_parts(model_folder, manifest, tmp_path, monkeypatch):
+    """Neither the current folder's tokenizer nor its report are taken for the model's."""
+    monkeypatch.chdir(model_folder)
+    model = tarq.load(model_folder)
+    model.config._name_or_path = ""
+    with pytest.raises(ModelError, match=r"^the model does not say where .* its tokenizer is unknown: pass tokenizer="):
+        tarq.quantize(model, None, RTN)
+    with pytest.raises(ModelError, match=r"pass tokenizer="):
+        tarq.transcribe(model, [manifest.parent / "u2.wav"])
+    parts = tarq.load_recognizer(model_folder)
+    given = {"tokenizer": parts.tokenizer, "feature_extractor": parts.feature_extractor}
+    with pytest.raises(ModelError, match=r"^feature_extractor is <class"):
+        tarq.quantize(model, None, RTN, **given | {"feature_extractor": type(given["feature_extractor"])})
+    monkeypatch.setattr("tarq.recognizers.adapt", lambda *_, **__: {}["eos"])
+    with pytest.raises(ModelError, match=r"^WhisperForConditionalGeneration: the model's files do not fit together"):
+        tarq.quantize(model, None, RTN, **given)
+
+
+def test_a_tilde_is_the_home_folder(model_folder, manifest, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(manifest.parent)
+    (tmp_path / "model").symlink_to(model_folder)
+    (tmp_path / "speech").symlink_to(manifest.parent)
+    recognizer = tarq.load_recognizer("~/model")
+    tarq.save(recognizer, "~/out", tarq.quantize(recognizer, None, RTN))
+    assert tarq.evaluate({"q": "~/out"}, {"s": "~/speech"}, samples=1, resamples=9).sets["s"].utterances == 1
+    tarq.plan("~/model", RTN)
+    with pytest.raises(DataError, match="no such file or folder"):
+        tarq.pool("~nobody-of-this-name/speech")
+    assert not list(manifest.parent.glob("~*"))
+
+
+def test_every_public_function_is_called_wrongly():
+    functions = {name for name in tarq.__all__ if callable(getattr(tarq, name)) and name[0].islower()}
+    assert functions == WRONG.keys()
+
+
+@pytest.mark.parametrize(("name", "parameter", "value"), CALLS, ids=[f"{n}-{p}-{v!r:.20}" for n, p, v in CALLS])
+def test_arguments_of_wrong_types_are_named(request, manifest, tmp_path, name, parameter, value):
+    folder = request.getfixturevalue("model_folder")
+    model = tarq.load(folder) if name in ("quantize", "save") else folder
+    right = {
+        "load": {"source": folder},
+        "load_recognizer": {"source": folder},
+        "quantize": {"model": model, "calibration": manifest, "config": CONFIG},
+        "plan": {"model": model},
+        "save": {"model": model, "path": tmp_path / "out"},
+        "transcribe": {"model": model, "audio": [manifest.parent / "u2.wav"]},
+        "iter_transcripts": {"model": model, "audio": [manifest.parent / "u2.wav"]},
+        "evaluate": {"models": {"m": model}, "data": {"s": manifest}},
+        "pool": {"corpora": manifest},
+        "write_report": {"results": [tmp_path / "results.json"], "out": tmp_path / "report"},
+    }[name]
+    with pytest.raises(TarqError) as error:
+        list(getattr(tarq, name)(**right | {parameter: value}) or ())
+    assert not str(error.value).startswith(":")
+    said = {"model": "transformers model|name of a model", "models": "model", "data": "speech|data"}
+    said |= dict.fromkeys(("corpora", "calibration"), "speech")
+    assert re.search(said.get(parameter, parameter), str(error.value))
+    assert not list(tmp_path.iterdir())
 
 
 def test_models_and_sets_to_evaluate_have_labels(model_folder, manifest):

@@ -58,6 +58,20 @@ def test_an_estimate_grows_with_the_work(shapes):
     assert tarq.plan(shapes, TarqConfig.preset("rtn")).estimate.utterances == 0
 
 
+def test_an_estimate_is_for_the_speech_there_is(shapes, manifest, tmp_path):
+    planned = tarq.plan(shapes, TarqConfig(samples=800), calibration=manifest).estimate
+    assert (planned.utterances, planned.asked) == (8, 800)
+    assert planned.ram_bytes == tarq.plan(shapes, TarqConfig(samples=8)).estimate.ram_bytes
+    assert tarq.plan(shapes, TarqConfig(samples=5), calibration={"a": manifest, "b": manifest}).estimate.utterances == 5
+    (tmp_path / "ids").write_text("u1\nu2\n")
+    chosen = TarqConfig(ids=str(tmp_path / "ids"))
+    assert tarq.plan(shapes, chosen, calibration=manifest).estimate.utterances == 2
+    said = tarq_says("quantize", shapes, tmp_path / "out", "--dry-run", "--calibration", manifest)
+    assert "on 8 utterances (all there are of the 128 asked for) of 12 s" in said
+    with pytest.raises(tarq.DataError, match="gone"):
+        tarq.plan(shapes, calibration=tmp_path / "gone")
+
+
 def test_a_dry_run_reads_no_weights_and_writes_nothing(shapes, tmp_path):
     said = tarq_says("quantize", shapes, tmp_path / "out", "--dry-run", "--json", tmp_path / "plan.json")
     assert "32 layers packed" in said

@@ -21,11 +21,11 @@ from benchmarks.study.bench import DECIMALS, KINDS, Bench
 from benchmarks.study.grid import Grid, Job
 from benchmarks.study.places import Places, corpora_of
 from benchmarks.study.results import Results, ResultsFile
+from tarq.data.held import Held
 from tarq.data.sampling import sample_utterances
 from tarq.data.utterance import Utterance
 from tarq.errors import ConfigError, TarqError
 from tarq.models.base import Recognizer
-from tarq.scoring.outputs import Held
 
 
 @dataclass

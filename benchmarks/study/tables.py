@@ -8,6 +8,7 @@ from typing import Any
 
 from benchmarks.study.bars import Bar
 from tarq.reports import text
+from tarq.reports.markdown import head, row
 from tarq.reports.statistics import (
     BASE,
     FIGURES,
@@ -50,15 +51,15 @@ def variance(results: Mapping[str, Any], detect: Sequence[float] | None = None) 
         study = Study(results, condition)
         lines += ["", f"**{condition.title}**", ""]
         needed = [f"draws for {difference:g}" for difference in detect]
-        lines += _head(["", "figure", "draws", "value", "sd over draws", "sd over utterances", *needed])
+        lines += head(["", "figure", "draws", "value", "sd over draws", "sd over utterances", *needed])
         for arm in study.arms:
             for figure in study.figures:
                 known, value = study.components(arm, figure), study.value(arm, figure)
                 if arm != FULL and known is not None and value is not None:
-                    lines.append(_row(_components(arm, figure, value.value, known, detect)))
+                    lines.append(row(_components(arm, figure, value.value, known, detect)))
         for each in study.comparisons():
             name = f"{each.ours} − {each.base}"
-            lines.append(_row(_components(name, each.figure, each.difference.value, each.components, detect)))
+            lines.append(row(_components(name, each.figure, each.difference.value, each.components, detect)))
     return "\n".join(lines)
 
 
@@ -68,13 +69,13 @@ def bars(found: Sequence[Bar]) -> str:
 
 
 def _bar(bar: Bar) -> str:
-    lines = [f"## {bar.title}", "", f"**{bar.verdict}**", "", *_head(["model", "", "draws", "found", ""])]
+    lines = [f"## {bar.title}", "", f"**{bar.verdict}**", "", *head(["model", "", "draws", "found", ""])]
     for claim in bar.claims:
         known = claim.known is None or not math.isnan(claim.known.value)
         found = claim.found.replace("\u00a0", " ") if known else text.NOTHING
         verdict = "" if claim.verdict == "beside" else claim.verdict
         cells = [claim.model, claim.what, str(claim.draws or text.NOTHING), found, verdict]
-        lines.append(_row([cell.replace("|", "\\|") for cell in cells]))
+        lines.append(row([cell.replace("|", "\\|") for cell in cells]))
     if bar.remarks:
         lines += ["", *(f"- {remark}" for remark in bar.remarks)]
     if any(claim.verdict in ("not measured", "undecided") for claim in bar.claims):
@@ -117,28 +118,28 @@ def _tables(results: Mapping[str, Any], study: Study) -> str:
         + ", ".join([f"{sum(positions['rare'])} rare targets", f"{sum(positions['common'])} common ones", *words])
         + ". 95 % intervals over draws and utterances.",
         "",
-        *_head(["", *(FIGURES[figure].title for figure in shown), "ΔNLL rare recovered"]),
+        *head(["", *(FIGURES[figure].title for figure in shown), "ΔNLL rare recovered"]),
     ]
     compared = {(c.ours, c.base, c.figure): c for c in study.comparisons()}
     for arm in study.arms:
         values = {figure: study.value(arm, figure) for figure in shown}
         cells = [_text(figure, value.interval()) if value else "–" for figure, value in values.items()]
-        lines.append(_row([arm, *cells, _recovered(compared.get((arm, BASE, "delta_nll_rare")))]))
+        lines.append(row([arm, *cells, _recovered(compared.get((arm, BASE, "delta_nll_rare")))]))
     pairs = dict.fromkeys((ours, base) for ours, base, *_ in study.pairs if ours != FULL)
     if pairs:
-        lines += ["", *_head(["paired difference", *(FIGURES[figure].title for figure in shown)])]
+        lines += ["", *head(["paired difference", *(FIGURES[figure].title for figure in shown)])]
     for ours, base in pairs:
         found = [compared.get((ours, base, figure)) for figure in shown]
-        lines.append(_row([f"{ours} − {base}", *(_text(c.figure, c.difference) if c else "–" for c in found)]))
+        lines.append(row([f"{ours} − {base}", *(_text(c.figure, c.difference) if c else "–" for c in found)]))
     return "\n".join(lines)
 
 
 def _claims(compared: Sequence[Comparison]) -> str:
-    head = ["family", "condition", "pair", "figure", "draws", "difference", "p", "p by Holm", "detectable"]
-    lines = _head(head)
+    titles = ["family", "condition", "pair", "figure", "draws", "difference", "p", "p by Holm", "detectable"]
+    lines = head(titles)
     for each in compared:
         lines.append(
-            _row(
+            row(
                 [
                     each.family,
                     each.condition.title,
@@ -178,11 +179,3 @@ def _text(figure: str, known: Interval | Difference) -> str:
 
 def _draws(count: int) -> str:
     return f"{count} draw{'s' if count != 1 else ''}"
-
-
-def _head(titles: Sequence[str]) -> list[str]:
-    return [_row(titles), _row(["---"] * len(titles))]
-
-
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"

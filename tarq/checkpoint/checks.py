@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tarq.checkpoint.folder import CHECKSUMS
-from tarq.errors import CheckpointError
+from tarq.errors import CheckpointError, TarqError
 from tarq.finite import is_finite, not_finite
 from tarq.linear import QuantLinear
 
@@ -47,6 +47,28 @@ def check_finite(tensors: Iterable[tuple[str, Tensor]], where: str) -> None:
     for name, tensor in not_finite(tensors):
         count = int((~torch.isfinite(tensor)).sum())
         raise CheckpointError(f"{where}: {name} holds {count} values that are NaN or infinite, of {tensor.numel()}")
+
+
+def check_apart(model: nn.Module, error: type[TarqError] = CheckpointError) -> None:
+    """Check that no tensor is used under two names, unless transformers itself ties them (the head and the embedding).
+
+    A checkpoint holds a shared tensor once, under one name, and so could not be loaded: ``k_proj is v_proj``, a block
+    that is used twice, two Linears with one weight.
+
+    Raises:
+        error: one is; names both places.
+    """
+    tied = getattr(model, "all_tied_weights_keys", None) or {}
+    declared = {*tied, *tied.values()}
+    first: dict[tuple[int, ...], str] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        place = (id(tensor),) if tensor.is_meta or not tensor.numel() else (tensor.data_ptr(), *tensor.shape)
+        known = first.setdefault(place, name)
+        if known != name and name not in declared:
+            raise error(
+                f"{known} and {name} are one tensor, of a layer that is used in two places: a checkpoint cannot hold "
+                "it. Give each place a layer of its own (copy.deepcopy)"
+            )
 
 
 def check_layers(model: nn.Module, source: Any) -> None:

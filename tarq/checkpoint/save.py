@@ -54,6 +54,7 @@ def save(
     group_size = common_group_size(model)
     quantization = quantization_config(model, group_size)
     checks.check_layers(model, "not saved")
+    checks.check_apart(model)
     dtype = next(m.weight_scale.dtype for m in model.modules() if isinstance(m, QuantLinear))
     state = _state(model, dtype)
     if group_size is not None:

@@ -13,6 +13,7 @@ from transformers.utils.peft_utils import find_adapter_config_file
 
 from tarq.checkpoint.folder import SIDE_FILES, interrupted
 from tarq.errors import CheckpointError, ModelError
+from tarq.files import expanded
 
 _WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "model-*.safetensors")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
@@ -24,6 +25,11 @@ _WRAPPERS = {
 }
 
 
+def at_home(source: str | Path) -> str | Path:
+    """A model's folder, if its path begins with ``~``; anything else as it is."""
+    return expanded(source) if str(source).startswith("~") and expanded(source).exists() else source
+
+
 def located(source: str | Path) -> Path:
     """The folder of a model: itself, or that of a hub id in the local cache, downloaded first if necessary.
 
@@ -33,9 +39,9 @@ def located(source: str | Path) -> Path:
         ModelError: there is no such folder or repository, or the hub cannot be reached.
     """
     path = Path(source)
+    check_named(source)
     if path.is_dir():
         return path
-    check_named(source)
     return _from_hub(str(source))
 
 
@@ -46,6 +52,8 @@ def check_named(source: str | Path) -> None:
         ModelError: it cannot; says what it is instead.
     """
     path = Path(source)
+    if not str(source).strip():  # it would stand for the current folder
+        raise ModelError("the name of a model is empty: give a folder or a hub id")
     if path.is_dir():
         return
     if path.exists():

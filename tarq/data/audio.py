@@ -9,7 +9,7 @@ torchcodec (``tarq.data.ffmpeg``). Anything unusual is reported in notes.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import soundfile
@@ -54,10 +54,12 @@ class Checked:
     Attributes:
         seconds: its length.
         notes: what was unusual and how it was handled.
+        decoded: its samples; None where its length was enough to go by.
     """
 
     seconds: float
     notes: tuple[str, ...] = ()
+    decoded: Whole | None = field(default=None, compare=False, repr=False)
 
 
 def read_audio(
@@ -90,9 +92,18 @@ def read_audio(
     """
     with opened(audio) as found:
         decoded = _segment(audio, found, start, end)
-    mono = decoded.samples
     if notes is not None:
         notes.extend(decoded.notes)
+    return resampled(audio, decoded, sampling_rate)
+
+
+def resampled(audio: Audio, decoded: Whole, sampling_rate: int) -> NDArray[np.float32]:
+    """What was decoded, float32 [samples] at ``sampling_rate`` Hz.
+
+    Raises:
+        DataError: nothing would be left; names ``audio``.
+    """
+    mono = decoded.samples
     if round(len(mono) * sampling_rate / decoded.rate) == 0:
         raise DataError(f"{audio}: {len(mono)} samples at {decoded.rate} Hz are too few to resample; remove it")
     if decoded.rate != sampling_rate:
@@ -119,7 +130,7 @@ def check_audio(audio: Audio, start: float = 0.0, end: float | None = None, *, l
         decoded = _segment(audio, found, start, end)
     if not len(decoded.samples):
         raise DataError(f"{audio}: 0 samples between {start:g} and {end or 0:g} s; remove the segment")
-    return Checked(decoded.seconds, decoded.notes)
+    return Checked(decoded.seconds, decoded.notes, decoded)
 
 
 def audio_duration(audio: Audio) -> float:

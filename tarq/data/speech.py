@@ -16,6 +16,7 @@ from tarq.data.pools import Pool, Rarity, draw_pool, given_pool
 from tarq.data.sampling import select_utterances
 from tarq.data.utterance import Utterance
 from tarq.errors import DataError
+from tarq.files import expanded
 from tarq.report import Reporter
 from tarq.words.frequencies import described
 
@@ -45,8 +46,7 @@ def utterances_of(data: Data, intake: Intake) -> Sequence[Utterance]:
     if isinstance(data, str | Path) or is_dataset(data):
         return load_utterances(data, intake)
     given: Sequence[Any] = data if isinstance(data, Sequence) else list(data) if isinstance(data, Iterable) else [data]
-    stray = next((one for one in given if not isinstance(one, Utterance)), None)
-    if stray is not None:
+    for stray in (one for one in given if not isinstance(one, Utterance)):
         raise DataError(
             f"speech is given as {type(data).__name__} of {type(stray).__name__}: give the name of a corpus, or "
             "objects of tarq.data.utterance.Utterance"
@@ -178,7 +178,7 @@ def draw(
         asked = config.samples
         pool = draw_pool(speech, config.pool, asked, config.seed, rarity, max_duration=max_duration, intake=intake)
     else:
-        pool = given_pool(speech, Path(config.ids), rarity, max_duration=max_duration, intake=intake)
+        pool = given_pool(speech, expanded(config.ids), rarity, max_duration=max_duration, intake=intake)
         asked = pool.candidates
     notes = intake.notes()
     if len(pool.utterances) < asked:

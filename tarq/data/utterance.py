@@ -7,7 +7,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -88,7 +88,7 @@ class Utterance:
                 "truncated or the wrong file; get it again, or correct the duration"
             )
         if checked.seconds > stated + 2 * tolerance:
-            return Checked(checked.seconds, (*checked.notes, "longer than the corpus states: all of it is used"))
+            return replace(checked, notes=(*checked.notes, "longer than the corpus states: all of it is used"))
         return checked
 
     def seconds(self) -> float:

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch._dynamo.eval_frame import OptimizedModule
 from torch.nn.parallel import DataParallel, DistributedDataParallel
+from transformers import PreTrainedConfig
 
 from tarq.errors import ModelError
 
@@ -25,7 +26,7 @@ def unwrapped(model: Any) -> Any:
             model = model.module
         else:
             break
-    if not isinstance(model, nn.Module) or not hasattr(model, "config"):
+    if not isinstance(model, nn.Module) or not isinstance(getattr(model, "config", None), PreTrainedConfig):
         raise ModelError(f"{type(model).__name__} is no transformers model: give one, a folder or a hub id")
     _check_plain(model)
     return model

@@ -33,7 +33,7 @@ def where(panel: Panel) -> Html | None:
     about = "Word errors added to full precision’s, in points of the error rate on each fifth of an utterance’s words."
     parts = [
         _rates(panel, panel.groups) if panel.groups else None,
-        details("More word scores", by_arm(panel, panel.more, "Word scores beside WER and rare-WER."))
+        details("More word scores", by_arm(panel, panel.more, "Word scores beside WER and rare WER."))
         if panel.more
         else None,
         _changes(panel, panel.places, "By place in the utterance", about) if panel.places else None,

@@ -131,7 +131,7 @@ def _changed(scores: Mapping[str, Any], models: list[str]) -> list[ChangedWord]:
             for word in every(scores["models"][name].get(kind)):
                 if isinstance(word, str):
                     continue
-                key = (kind, word["id"], word.get("position", 0), word["word"])
+                key = (kind, word["id"], word.get("position") or 0, word["word"])
                 _, heard = found.setdefault(key, (word["full_precision"], []))
                 heard.append(Heard(name, 1, 1, word["quantized"]))
     changed = [

@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tarq.arguments import checked_arguments
 from tarq.data.corpora.registry import load_utterances
 from tarq.data.utterance import Utterance
 from tarq.errors import DataError, OutputError
-from tarq.files import check_file, write_whole
+from tarq.files import check_file, expanded, write_whole
 from tarq.reports import evaluated, html, markdown, study, words
 from tarq.reports.clips import Clips, embed
 from tarq.reports.evaluated import Voices
 from tarq.reports.panel import Panel, Report
-from tarq.reports.results import Check, check_evaluation, read
+from tarq.reports.results import check_evaluation, failing, read
 from tarq.reports.statistics import merged
 
 PAGE, SUMMARY = "report.html", "report.md"
@@ -31,6 +32,7 @@ class Written:
     absent: list[str]
 
 
+@checked_arguments()
 def write_report(
     results: Sequence[str | Path],
     out: str | Path,
@@ -54,7 +56,7 @@ def write_report(
         DataError: a file is no results file or holds something wrong (names file and key), or speech cannot be read.
         OutputError: the report cannot be written.
     """
-    out = Path(out)
+    out = expanded(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -82,7 +84,7 @@ def evaluation_page(evaluation: Mapping[str, Any], voices: Voices, title: str | 
         DataError: it holds something wrong.
     """
     whole = dict(evaluation)
-    check_evaluation(Check("the evaluation"), whole)
+    check_evaluation(whole, failing("the evaluation"))
     found = evaluated.panels(whole, voices)
     return _page(Report(title or COMPARED, found, evaluated.INTERVALS, evaluated.origin(whole, [])), audio=True)[0]
 

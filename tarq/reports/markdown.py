@@ -154,5 +154,14 @@ def _bold(shown: str, known: Difference) -> str:
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    return "\n".join([lines[0], f"|{'---|' * len(rows[0])}", *lines[1:]])
+    return "\n".join([*head(rows[0]), *map(row, rows[1:])])
+
+
+def head(titles: Sequence[str]) -> list[str]:
+    """The first two lines of a table."""
+    return [row(titles), row(["---"] * len(titles))]
+
+
+def row(cells: Sequence[str]) -> str:
+    """A line of a table."""
+    return f"| {' | '.join(cells)} |"

@@ -6,22 +6,20 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from tarq.data.utterance import Utterance
+from tarq.reports.statistics import FIGURES as STUDIED
 from tarq.scoring.bootstrap import Difference, Interval
+from tarq.scoring.figures import FIGURES as SCORED
 
-#: Figures in the order of tables: title, factor they are shown with, decimals, what they are.
+#: In the order of tables.
+_ORDER = (
+    *("delta_nll_rare", "kl_rare", "delta_nll_common", "kl_common", "rare_wer", "wer"),
+    *("rare_miss_rate", "common_wer", "b_wer", "numeral_wer", "ne_wer", "ne_fnr"),
+)
+_TITLES = {name: source.title for name, source in STUDIED.items()} | {figure.name: figure.title for figure in SCORED}
+#: Figure to title, factor it is shown with, decimals and unit.
 FIGURES: dict[str, tuple[str, int, int, str]] = {
-    "delta_nll_rare": ("ΔNLL rare", 1, 3, "nats"),
-    "kl_rare": ("KL rare", 1, 3, "nats"),
-    "delta_nll_common": ("ΔNLL common", 1, 3, "nats"),
-    "kl_common": ("KL common", 1, 3, "nats"),
-    "rare_wer": ("rare-WER", 100, 1, "%"),
-    "wer": ("WER", 100, 1, "%"),
-    "rare_miss_rate": ("rare missed", 100, 1, "%"),
-    "common_wer": ("common WER", 100, 1, "%"),
-    "b_wer": ("B-WER", 100, 1, "%"),
-    "numeral_wer": ("numeral WER", 100, 1, "%"),
-    "ne_wer": ("entity WER", 100, 1, "%"),
-    "ne_fnr": ("entities missed", 100, 1, "%"),
+    name: (_TITLES[name].removesuffix(" %"), *((100, 1, "%") if _TITLES[name].endswith(" %") else (1, 3, "nats")))
+    for name in _ORDER
 }
 #: Those of the paper's table; the others stand with the words.
 MAIN = tuple(FIGURES)[:6]

@@ -362,9 +362,9 @@ def merged(files: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         for name, model in results["models"].items():
             if model["ids"] != whole.get("models", {}).get(name, model)["ids"]:
                 raise DataError(f"{name} was scored on different utterances: give the files of one study")
-        joined = {part: dict(whole.get(part, {})) | results.get(part, {}) for part in ("arms", "models", "cells")}
+        joined = {part: dict(whole.get(part, {})) | (results.get(part) or {}) for part in ("arms", "models", "cells")}
         for name, model in results["models"].items():
             joined["models"][name] = whole.get("models", {}).get(name, {}) | model
-        pairs = [*whole.get("pairs", []), *results.get("pairs", [])]
+        pairs = [*whole.get("pairs", []), *(results.get("pairs") or [])]
         whole |= {**results, **joined, "pairs": [list(pair) for pair in dict.fromkeys(map(tuple, pairs))]}
     return whole

@@ -14,7 +14,7 @@ NOTHING = "–"
 MEANINGS = (
     "ΔNLL: how much likelihood the true token loses; KL: how far the model's opinion moved from full precision's; both "
     "teacher-forced, in nats a target, on targets of rare words and on all others. Rare: less than one in a million "
-    "words (Zipf < 3), unless the settings say otherwise. WER and rare-WER are in percent."
+    "words (Zipf < 3), unless the settings say otherwise. WER and rare WER are in percent."
 )
 
 RATES = (

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from itertools import chain
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from tarq import distributed
 from tarq.config import TarqConfig
+from tarq.data.held import Held
 from tarq.data.utterance import Utterance
 from tarq.errors import ModelError
 from tarq.models.base import Recognizer
@@ -25,23 +24,6 @@ from tarq.speech.transcription import transcribe_waveforms
 
 #: Most audio held at a time: utterances, and seconds unless a single one is longer.
 PIECE, PIECE_SECONDS = 128, 3600.0
-
-
-@dataclass(frozen=True)
-class Held(Utterance):
-    """An utterance that keeps its audio once it is read, for all models."""
-
-    waveforms: dict[int, NDArray[np.float32]] = field(default_factory=dict, compare=False, repr=False)
-
-    @classmethod
-    def of(cls, utterance: Utterance) -> Held:
-        """The same utterance, its audio not yet read."""
-        return cls(**{f.name: getattr(utterance, f.name) for f in fields(Utterance)})
-
-    def waveform(self, sampling_rate: int = 16000, notes: list[str] | None = None) -> NDArray[np.float32]:
-        if sampling_rate not in self.waveforms:
-            self.waveforms[sampling_rate] = super().waveform(sampling_rate, notes)
-        return self.waveforms[sampling_rate]
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tarq.config import TarqConfig
+from tarq.data.held import Held, Room
 from tarq.data.intake import Intake
 from tarq.data.sampling import first_usable, sample_utterances
 from tarq.data.speech import Data, utterances_of
@@ -50,13 +51,18 @@ def read_sets(
         intakes: label to what has been left out while utterances were loaded; it goes on counting.
         samples: take a random sample of so many; None for all.
 
+    Returns:
+        Label to set. Its utterances hold the audio that was decoded to check them, as much as :class:`Room` has place
+        for.
+
     Raises:
         DataError: a set is not usable, or two would be scored under one name.
     """
     sets = {}
+    room, rate = Room(), next((recognizer.sampling_rate for recognizer in models.values()), 16000)
     for label, given in data.items():
         intake = intakes.get(label) or getattr(given, "intake", None) or Intake(config.max_bad)
-        utterances = utterances_of(given, intake)
+        utterances = [Held.of(utterance, room, rate) for utterance in utterances_of(given, intake)]
         notes = list(_calibrated_on(models, utterances))
         reporter.phase(f"reading {label}")
         # Every file is checked before any work is done, so that a broken one does not end the run midway.
@@ -110,8 +116,8 @@ def check_set(label: str, utterances: Sequence[Utterance]) -> None:
 def _calibrated_on(models: Mapping[str, Recognizer], utterances: Sequence[Utterance]) -> Iterator[str]:
     """Notes about models calibrated on audio of the set, whose scores are then too good."""
     for name, recognizer in models.items():
-        folder = Path(str(recognizer.model.config._name_or_path))
-        if not (folder / FILE_NAME).is_file():
+        folder = Path(str(recognizer.model.config._name_or_path or ""))
+        if folder == Path() or not (folder / FILE_NAME).is_file():  # it was loaded from nowhere
             continue
         used = set(Report.read(folder).calibration.get("origins", ()))
         if seen := sum(u.origin in used for u in utterances):

@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from tarq import distributed
 from tarq.config import TarqConfig
+from tarq.data.held import Held, Room
 from tarq.data.intake import Intake
 from tarq.data.pools import Rarity, draw_pool, given_pool
 from tarq.data.utterance import Utterance, language_of
 from tarq.errors import CalibrationError, ModelError
+from tarq.files import expanded
 from tarq.models.base import Recognizer
 from tarq.models.types import Batch, Example
 from tarq.report import Reporter
@@ -66,9 +67,10 @@ def calibration_set(
     intake = Intake(config.max_bad) if intake is None else intake
     corpora = speech if isinstance(speech, Mapping) else {"speech": speech}
     notes = []
+    room = Room()  # decoded once: to be checked, for the model's own transcripts, and for the features
     usable = {
-        label: [u for u in utterances if _transcribed_by_model(u, config) or (u.text or "").strip()]
-        for label, utterances in corpora.items()
+        label: [u if isinstance(u, Held) else Held.of(u, room, recognizer.sampling_rate) for u in utterances]
+        for label, utterances in with_transcripts(corpora, config).items()
     }
     silent = sum(map(len, corpora.values())) - sum(map(len, usable.values()))
     if silent:
@@ -82,7 +84,7 @@ def calibration_set(
     if config.ids is None:
         pool, asked = draw_pool(usable, config.pool, config.samples, config.seed, rarity, **fitting), config.samples
     else:
-        pool = given_pool(usable, Path(config.ids), rarity, **fitting)
+        pool = given_pool(usable, expanded(config.ids), rarity, **fitting)
         asked = pool.candidates
     notes += intake.notes()
     chosen = pool.utterances
@@ -119,6 +121,14 @@ def calibration_set(
         **intake.to_dict(),
     }
     return batches, summary, notes + made.notes
+
+
+def with_transcripts(corpora: Mapping[str, Sequence[Utterance]], config: TarqConfig) -> dict[str, list[Utterance]]:
+    """Of each corpus the utterances that have a transcript, or that the model is to transcribe."""
+    return {
+        label: [u for u in utterances if _transcribed_by_model(u, config) or (u.text or "").strip()]
+        for label, utterances in corpora.items()
+    }
 
 
 def make_examples(

@@ -116,7 +116,7 @@ def transcribe_files(
 
 def audio_files(audio: Iterable[Audio]) -> list[Path | Encoded]:
     """Files by path or in memory, of one or of several."""
-    given = [audio] if isinstance(audio, str | Path | Encoded) else list(audio)
+    given = [audio] if isinstance(audio, str | Path | Encoded) or not isinstance(audio, Iterable) else list(audio)
     for one in given:
         if not isinstance(one, str | Path | Encoded):
             raise DataError(

@@ -10,7 +10,7 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 
@@ -42,7 +42,6 @@ OPTIONAL = {
     "datasets": ("datasets", "only corpora of the hub need it: pip install 'tarq[hub]'"),
     "mistral-common": ("mistral_common", "only Voxtral needs it: pip install 'tarq[voxtral]'"),
     "matplotlib": ("matplotlib", "only tarq bench --plot needs it: pip install matplotlib"),
-    "torchcodec": ("torchcodec", "m4a, mp4 and webm audio need it or ffmpeg: pip install torchcodec"),
 }
 
 
@@ -90,7 +89,7 @@ def checks() -> Iterator[Check]:
         yield _package(name, module, "missing", f"tarq needs it: pip install {name}")
     for name, (module, mend) in OPTIONAL.items():
         yield _package(name, module, "absent", mend)
-    yield _ffmpeg()
+    yield from _foreign_audio()
     yield _compiler()
     try:
         torch = importlib.import_module("torch")
@@ -116,6 +115,15 @@ def _package(name: str, module: str, otherwise: str, mend: str) -> Check:
     except Exception as error:  # a broken installation raises anything: a missing library, a wrong ABI
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         return Check(name, otherwise, f"installed, but cannot be imported: {reason}")
+
+
+def _foreign_audio() -> list[Check]:
+    """What reads the formats that libsndfile does not: either will do, so one that is not there is not lacking."""
+    mend = "m4a, mp4 and webm audio need it or ffmpeg: pip install torchcodec"
+    found = [_package("torchcodec", "torchcodec", "absent", mend), _ffmpeg()]
+    able = next((check.name for check in found if check.ok), None)
+    covered = f"optional, and not needed: {able} reads m4a, mp4 and webm audio"
+    return [check if check.ok or able is None else replace(check, state="ok", detail=covered) for check in found]
 
 
 def _ffmpeg() -> Check:

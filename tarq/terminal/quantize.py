@@ -58,7 +58,8 @@ def quantize(
         typer.Option(
             "--dry-run",
             help="Show each layer's group size or why it stays in full precision, and estimate size, time and memory; "
-            "read no audio and no weights, write nothing. Exit code 1 if something does not fit.",
+            "read no audio and no weights (of --calibration the transcripts), write nothing. Exit code 1 if something "
+            "does not fit.",
         ),
     ] = False,
     overwrite: Overwrite = False,
@@ -67,7 +68,7 @@ def quantize(
     """Quantize a model and write a compressed-tensors checkpoint."""
     config = TarqConfig.preset(method.value, **chosen)
     if dry_run:
-        _dry_run(model, config, device, dtype, json_file)
+        _dry_run(model, config, device, dtype, json_file, calibration or [])
         return
     with ScreenReporter(progress_console) as reporter:
         reporter.phase("starting")
@@ -100,15 +101,21 @@ def quantize(
         say(f"next: {next_command}")
 
 
-def _dry_run(model: str, config: TarqConfig, device: str, dtype: str, json_file: Path | None) -> None:
+def _dry_run(
+    model: str, config: TarqConfig, device: str, dtype: str, json_file: Path | None, calibration: list[str]
+) -> None:
     with ScreenReporter(progress_console) as reporter:
         reporter.phase("starting")
         from tarq import api
+        from tarq.data.speech import load_speech
         from tarq.terminal.tables import show_plan
 
         where = where_to_run(device, dtype)
+        # Of the hub's data sets only the run itself downloads anything.
+        named = [] if any(source.startswith("hub:") for source in calibration) else calibration
+        speech = load_speech(named, max_bad=config.max_bad, reporter=reporter)
         reporter.phase(f"planning {model}")
-        plan = api.plan(model, config, device=where["device"])
+        plan = api.plan(model, config, device=where["device"], calibration=speech or None)
         if json_file:
             write_json(json_file, plan.to_dict())
     show_plan(console, plan)

@@ -174,7 +174,7 @@ def show_plan(console: Console, plan: Plan) -> None:
     for number, reason in enumerate(reasons, 1):
         console.print(f"{number}: {reason}", markup=False, highlight=False)
     packed = sum(layer.group_size is not None for layer in plan.layers)
-    share = plan.bytes_after / plan.bytes_before
+    share = plan.bytes_after / plan.bytes_before if plan.bytes_before else 1.0
     console.print(
         f"{packed} layers packed, {len(plan.layers) - packed} left; Linear weights of the blocks "
         f"{megabytes(plan.bytes_before)} → {megabytes(plan.bytes_after)} ({share:.1%} of before)"
@@ -182,7 +182,8 @@ def show_plan(console: Console, plan: Plan) -> None:
     for part in plan.parts:
         console.print(part, markup=False, highlight=False)
     e = plan.estimate
-    speech = f" on {e.utterances} utterances of {e.utterance_seconds:g} s" if e.utterances else ""
+    fewer = f" (all there are of the {e.asked} asked for)" if e.utterances < e.asked else ""
+    speech = f" on {e.utterances} utterances{fewer} of {e.utterance_seconds:g} s" if e.utterances else ""
     there = "" if plan.ram_there is None else f" (this machine has {gigabytes(plan.ram_there)})"
     console.print(
         f"takes about {_minutes(e.seconds)}{speech} and {gigabytes(e.ram_bytes)} of RAM{there}; estimated from the "

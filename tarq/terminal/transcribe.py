@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from tarq.config import TarqConfig
 from tarq.errors import DataError
-from tarq.files import write_json
+from tarq.files import expanded, write_json
 from tarq.terminal.console import progress_console, say, say_error
 from tarq.terminal.options import Device, Dtype, Int8, JsonFile, configured, round_inputs, where_to_run
 from tarq.terminal.progress import ScreenReporter
@@ -86,7 +85,7 @@ def _files(given: list[str]) -> Iterator[tuple[str, Audio]]:
 
     suffixes = (*SUFFIXES, *FOREIGN_SUFFIXES)
     for name in given:
-        path = Path(name).expanduser()
+        path = expanded(name)
         if name == "-":
             yield "-", Encoded("standard input", sys.stdin.buffer.read())
         elif path.is_dir():

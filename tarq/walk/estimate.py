@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from tarq.arguments import Device
 from tarq.config import TarqConfig
 from tarq.errors import ModelError
 from tarq.models.base import Recognizer
@@ -34,14 +35,16 @@ class Estimate:
             are not included.
         ram_bytes: at the peak: :data:`PROCESS`, the weights in the computation dtype, hidden states of the
             calibration set, activations held within a block, moments and factors of the widest layer.
-        utterances: number of calibration utterances.
+        utterances: number of calibration utterances: those there are, if they are fewer than asked for.
         utterance_seconds: their assumed length.
+        asked: number of calibration utterances asked for.
     """
 
     seconds: float
     ram_bytes: float
     utterances: int
     utterance_seconds: float = UTTERANCE
+    asked: int = 0
 
 
 @dataclass(frozen=True)
@@ -87,8 +90,11 @@ class Plan:
         return asdict(self) | {"bytes_before": self.bytes_before, "bytes_after": self.bytes_after}
 
 
-def make_plan(recognizer: Recognizer, config: TarqConfig, device: str | torch.device = "cpu") -> Plan:
+def make_plan(recognizer: Recognizer, config: TarqConfig, device: Device = "cpu", available: int | None = None) -> Plan:
     """See :func:`tarq.plan`.
+
+    Args:
+        available: how many calibration utterances there are; None if unknown.
 
     Raises:
         ModelError: the model is quantized already, or a name to ignore matches no layer.
@@ -99,7 +105,9 @@ def make_plan(recognizer: Recognizer, config: TarqConfig, device: str | torch.de
     problems = [f"{layer.name}: {layer.reason}" for layer in layers if not layer.fits]
     source = str(recognizer.model.config._name_or_path)
     parts = _parts(recognizer)
-    return Plan(source, layers, problems, parts, _estimate(recognizer, layers, config, device), config.to_dict())
+    samples = config.samples if available is None else min(config.samples, available)
+    estimate = _estimate(recognizer, layers, config, device, samples)
+    return Plan(source, layers, problems, parts, estimate, config.to_dict())
 
 
 def _parts(recognizer: Recognizer) -> list[str]:
@@ -117,7 +125,7 @@ def _parts(recognizer: Recognizer) -> list[str]:
 
 
 def _estimate(
-    recognizer: Recognizer, layers: list[PlannedLayer], config: TarqConfig, device: str | torch.device
+    recognizer: Recognizer, layers: list[PlannedLayer], config: TarqConfig, device: Device, samples: int
 ) -> Estimate:
     packed = [layer for layer in layers if layer.group_size]
     parameters = sum(p.numel() for p in recognizer.model.parameters())
@@ -133,7 +141,7 @@ def _estimate(
     inputs: set[tuple[str, int]] = set()
     for layer in packed:
         out, width = layer.shape
-        count = rows.get(layer.stage, rows["decoder"]) * config.samples
+        count = rows.get(layer.stage, rows["decoder"]) * samples
         multiplications += (paired + 1) * count * out * width  # each path once; the quantized one again per group
         parent = layer.name.rpartition(".")[0]
         if (parent, width) not in inputs:  # q, k and v share one set of moments
@@ -147,10 +155,10 @@ def _estimate(
     kinds = paired + arms.residual.drift_moments  # H, H_Δ, and the drift's own
     moments = folds * 2 * kinds * widest**2 * 8 + (4 * widest**2 + 3 * tallest * widest) * 4
     narrow = min(layer.shape[1] for layer in packed)
-    hidden = paired * 2 * config.samples * max(rows.values()) * narrow * size
+    hidden = paired * 2 * samples * max(rows.values()) * narrow * size
     activations = min(config.activation_memory * 1e9, max(held.values())) if paired == 2 else 0.0
     ram = PROCESS + parameters * size + moments + hidden + activations
-    return Estimate(OVERHEAD * multiplications / _speed(device), ram, config.samples)
+    return Estimate(OVERHEAD * multiplications / _speed(device), ram, samples, asked=config.samples)
 
 
 def _rows(recognizer: Recognizer) -> dict[str, float]:
@@ -165,7 +173,7 @@ def _rows(recognizer: Recognizer) -> dict[str, float]:
     return dict.fromkeys(names, encoder) | {"decoder": tokens if listens else tokens + frames}
 
 
-def _speed(device: str | torch.device, width: int = 1024) -> float:
+def _speed(device: Device, width: int = 1024) -> float:
     """Multiplications per second of a large float32 matrix product, measured for a tenth of a second."""
     a = torch.ones(width, width, device=device)
     a @ a

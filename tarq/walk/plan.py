@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from tarq.checkpoint.checks import check_apart
 from tarq.config import Lattice
 from tarq.errors import CalibrationError, ModelError
 from tarq.linear import QuantLinear
@@ -58,9 +59,10 @@ def plan(recognizer: Recognizer, config: Lattice) -> list[PlannedLayer]:
         The blocks' Linears in the model's order, then the matrices outside the blocks.
 
     Raises:
-        ModelError: a name to ignore matches no layer.
+        ModelError: a name to ignore matches no layer, or a layer is used in two places.
     """
     config = config.with_scale_dtype(recognizer.stored_dtype)
+    check_apart(recognizer.model, ModelError)
     stages = recognizer.stages()
     check_ignored(stages, config.ignore)
     layers = []

@@ -16,6 +16,7 @@ import langcodes
 import wordfreq
 
 from tarq.errors import DataError
+from tarq.files import expanded
 from tarq.words.normalize import bare, in_word
 
 #: wordfreq can segment these languages; a normaliser that splits at white space cannot.
@@ -140,7 +141,7 @@ def load_frequencies(path: str | Path) -> WordFrequencies:
         DataError: the file is missing, not UTF-8, empty, or a line is malformed; names file and line.
     """
     try:
-        data = Path(path).expanduser().read_bytes()
+        data = expanded(path).read_bytes()
         text = data.decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import tarq
-from tarq.errors import ModelError
+from tarq.errors import CheckpointError, ModelError
 from tarq.linear import QuantLinear
 
 from .conftest import tone
@@ -103,6 +103,47 @@ def test_what_a_packed_layer_would_not_do_is_refused(model, change, message):
     change(model.model.encoder.layers[1])
     with pytest.raises(ModelError, match=message):
         tarq.quantize(model, None, RTN)
+
+
+def one_projection(layers):
+    layers[0].self_attn.k_proj = layers[0].self_attn.v_proj = nn.Linear(128, 128)
+
+
+def one_block(layers):
+    layers[1] = layers[0]
+
+
+def one_norm(layers):
+    layers[1].final_layer_norm = layers[0].final_layer_norm
+
+
+def one_weight(layers):
+    layers[1].fc1.weight = nn.Parameter(layers[0].fc1.weight.data)
+
+
+@pytest.mark.parametrize(
+    ("share", "named"),
+    [
+        (one_projection, r"0\.self_attn\.k_proj\.weight and model\.encoder\.layers\.0\.self_attn\.v_proj\.weight"),
+        (one_block, r"0\.self_attn\.k_proj\.weight and model\.encoder\.layers\.1\.self_attn\.k_proj\.weight"),
+        (one_norm, r"0\.final_layer_norm\.weight and model\.encoder\.layers\.1\.final_layer_norm\.weight"),
+        (one_weight, r"0\.fc1\.weight and model\.encoder\.layers\.1\.fc1\.weight"),
+    ],
+)
+def test_a_layer_that_is_used_twice_is_refused_before_any_work(model, tmp_path, share, named):
+    share(model.model.encoder.layers)
+    with pytest.raises(ModelError, match=rf"{named} are one tensor.*copy\.deepcopy"):
+        tarq.quantize(model, tmp_path / "there is no such file.jsonl", tarq.TarqConfig(group_size=32))
+    with pytest.raises(ModelError, match="are one tensor"):
+        tarq.plan(model, RTN)
+
+
+def test_a_packed_layer_that_is_used_twice_is_not_saved(model, tmp_path):
+    tarq.quantize(model, None, RTN)
+    model.model.decoder.layers[1].fc2 = model.model.decoder.layers[0].fc2
+    with pytest.raises(CheckpointError, match=r"0\.fc2\.\w+ and model\.decoder\.layers\.1\.fc2\.\w+ are one tensor"):
+        tarq.save(model, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_linear_of_another_class_with_the_plain_forward_is_packed(model):

@@ -16,12 +16,14 @@ from typer.testing import CliRunner
 
 import tarq
 from tarq.errors import DataError, OutputError
-from tarq.reports import clips
+from tarq.reports import clips, text
 from tarq.reports import study as studies
 from tarq.reports.figures import Scale, Series, columns
 from tarq.reports.make import write_report
 from tarq.reports.markup import element
+from tarq.reports.statistics import FIGURES as STUDIED
 from tarq.scoring.bootstrap import Difference
+from tarq.scoring.figures import FIGURES as SCORED
 from tarq.terminal.cli import app
 
 from .conftest import cell
@@ -271,7 +273,7 @@ def test_what_is_absent_is_said(study, write, tmp_path):
         for line in lines:
             assert line in section
             assert line in summary.replace("\\", "")
-    assert "rare-WER %" not in page.text
+    assert "rare WER %" not in page.text
     assert "ΔNLL rare" in page.text
 
 
@@ -380,6 +382,12 @@ def test_the_command_writes_both_and_says_what_is_missing(study, write, speech, 
     result = CliRunner().invoke(app, ["report", str(tmp_path / "gone.json"), "--out", str(out)])
     assert result.exit_code == 1
     assert "gone.json does not exist" in " ".join(result.output.split())
+
+
+def test_a_figure_has_one_title_everywhere():
+    for figure in SCORED:
+        assert text.heading(figure.name) == STUDIED.get(figure.name, figure).title == figure.title
+    assert text.heading("rare_wer") == "rare WER %"
 
 
 def test_tarq_offers_it(study, write, tmp_path):

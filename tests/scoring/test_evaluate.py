@@ -9,8 +9,9 @@ import pytest
 import torch
 
 import tarq
+from tarq.data import audio
 from tarq.data.corpora.registry import load_utterances
-from tarq.data.utterance import Utterance
+from tarq.data.held import Held, Room
 from tarq.errors import DataError, ModelError
 from tarq.report import Reporter
 from tarq.scoring.divergence import Divergence, divergence
@@ -221,12 +222,16 @@ def test_the_same_model_twice_does_no_damage(model_folder, manifest):
     assert scores.models["b"].lost == scores.models["b"].regained == []
 
 
-def test_audio_is_decoded_once_and_a_text_normalised_once(model_folder, manifest, monkeypatch):
-    decoded, normalised = Counter(), Counter()
-    waveform, normalizer = Utterance.waveform, get_normalizer("english")
-    monkeypatch.setattr(
-        Utterance, "waveform", lambda u, rate, notes=None: decoded.update([u.id]) or waveform(u, rate, notes)
-    )
+@pytest.fixture
+def decoded(monkeypatch):
+    """Audio file to how often it was decoded."""
+    times, decode = Counter(), audio._segment
+    monkeypatch.setattr(audio, "_segment", lambda file, *rest: times.update([str(file)]) or decode(file, *rest))
+    return times
+
+
+def test_audio_is_decoded_once_and_a_text_normalised_once(model_folder, manifest, monkeypatch, decoded):
+    normalised, normalizer = Counter(), get_normalizer("english")
 
     def apply(text):
         normalised.update([text])
@@ -241,8 +246,36 @@ def test_audio_is_decoded_once_and_a_text_normalised_once(model_folder, manifest
     models = {name: tarq.load_recognizer(model_folder) for name in "ab"}
     monkeypatch.setattr("tarq.scoring.outputs.make_examples", _without_tags(make_examples))
     tarq.evaluate(models, {"s": utterances}, reference="a", resamples=20)
-    assert decoded == {u.id: 1 for u in utterances}
+    assert decoded == {str(u.audio): 1 for u in utterances}
     assert {normalised[u.text] for u in utterances} == {1}
+
+
+def test_audio_is_held_within_its_limit(model_folder, manifest, monkeypatch, decoded):
+    utterances = load_utterances(manifest)
+    sizes = [u.waveform().nbytes for u in utterances]
+    decoded.clear()
+    monkeypatch.setattr("tarq.data.held.LIMIT", sizes[0] + sizes[1])  # the others are longer than what is left
+    limited = tarq.evaluate({"a": model_folder}, {"s": utterances}, resamples=20)
+    assert decoded == {str(u.audio): 1 if i < 2 else 2 for i, u in enumerate(utterances)}
+    monkeypatch.setattr("tarq.data.held.LIMIT", 1e9)
+    assert tarq.evaluate({"a": model_folder}, {"s": utterances}, resamples=20) == limited
+
+
+def test_calibration_audio_is_decoded_once(model_folder, manifest, decoded):
+    config = tarq.TarqConfig.preset("gptq", group_size=32, samples=4)
+    tarq.quantize(tarq.load_recognizer(model_folder), manifest, config)
+    assert sorted(decoded.values()) == [1] * 4
+
+
+def test_held_audio_moves_with_its_room(manifest):
+    room, (first, *_) = Room(1e6), load_utterances(manifest)
+    held = Held.of(first, room, 8000)
+    assert held.check() == first.check()
+    assert room.used == held.waveforms[8000].nbytes
+    np.testing.assert_array_equal(held.waveforms[8000], first.waveform(8000))
+    moved = Held.of(held)
+    assert (room.used, held.waveforms, list(moved.waveforms)) == (0, {}, [8000])
+    assert Held.of(first, Room(0)).waveform().size == first.waveform().size
 
 
 def _without_tags(make):

@@ -269,6 +269,20 @@ def test_doctor_works_where_something_is_missing(monkeypatch, tmp_path):
     assert found["transformers"]["ok"]
 
 
+@pytest.mark.parametrize("there", [(), ("ffmpeg",), ("torchcodec",), ("ffmpeg", "torchcodec")])
+def test_doctor_wants_one_reader_of_foreign_audio(monkeypatch, there):
+    def package(name, *_):
+        return doctor.Check(name, "ok" if name in there else "absent", "of either kind")
+
+    monkeypatch.setattr(doctor, "_package", package)
+    monkeypatch.setattr(doctor, "_ffmpeg", lambda: package("ffmpeg"))
+    found = {check.name: check for check in doctor._foreign_audio()}
+    assert found.keys() == {"ffmpeg", "torchcodec"}
+    assert {check.ok for check in found.values()} == {bool(there)}
+    for name in found.keys() - set(there):
+        assert not there or found[name].detail == f"optional, and not needed: {there[0]} reads m4a, mp4 and webm audio"
+
+
 def test_doctor_calls_a_reference_slow(monkeypatch):
     from tarq.kernels import dispatch
 

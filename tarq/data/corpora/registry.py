@@ -30,6 +30,7 @@ from tarq.data.intake import Intake
 from tarq.data.manifests import is_manifest, is_table, load_manifest
 from tarq.data.utterance import Utterance
 from tarq.errors import DataError
+from tarq.files import expanded
 
 
 class Corpus(NamedTuple):
@@ -149,13 +150,13 @@ def _check_nothing_below(folder: Path) -> None:
 
 def _path_and_part(source: str) -> tuple[Path, str | None]:
     """``PATH`` or ``PATH:PART``."""
-    path = Path(source).expanduser()
+    path = expanded(source)
     before, colon, part = source.partition(":")
     try:
         if path.exists():
             return path, None
-        if colon and before and Path(before).expanduser().exists():
-            return Path(before).expanduser(), part
+        if colon and before and expanded(before).exists():
+            return expanded(before), part
     except OSError as error:  # an impossible file name
         raise DataError(f"{source[:80]}…: no path ({error.strerror}); give the path of a corpus") from error
     raise DataError(f"{path}: no such file or folder; give the path of a corpus, or hub:OWNER/NAME for one of the hub")
