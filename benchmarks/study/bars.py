@@ -1,10 +1,10 @@
 """The four bars that the default is held to, from results files.
 
 1. It recovers at least 60 % of the baseline's damage to rare words at four bits, on every model; common damage and WER
-   are no worse; rare-WER is lower on the models pooled.
+   are no worse; rare WER is lower on the models pooled.
 2. What is tail-aware in a method is significant on rare targets, or its size is bounded.
 3. At three bits its damage to rare words is no worse than the baseline's at four.
-4. Its rare-WER swings over calibration pools by at most 0.3 points, or less than every other method's.
+4. Its rare WER swings over calibration pools by at most 0.3 points, or less than every other method's.
 
 A claim rests on at least three calibration draws, one about a share of the tail on eight; with fewer it is undecided.
 """
@@ -33,7 +33,7 @@ from tarq.scoring.bootstrap import Difference, Interval
 #: ``beside``: shown for comparison, decides nothing. ``bounded``: not found, with the size that would have been.
 Verdict = Literal["reached", "missed", "undecided", "not measured", "bounded", "beside"]
 SHARE, STRETCH = 0.60, 0.75
-SWING = 0.003  # of rare-WER, a fraction
+SWING = 0.003  # of rare WER, a fraction
 LEVEL = 0.05
 DRAWS, TAIL_DRAWS = 3, 8
 DAMAGE, OPINION = "delta_nll_rare", "kl_rare"
@@ -42,7 +42,7 @@ TITLES = {
     1: "the default recovers at least 60 % of the baseline's damage to rare words; common words are no worse off",
     2: "the share of the tail is significant on rare targets, or bounded",
     3: "at three bits, rare words are no worse off than under the baseline at four",
-    4: "rare-WER swings over calibration pools by at most 0.3 points, or least of all methods",
+    4: "rare WER swings over calibration pools by at most 0.3 points, or least of all methods",
 }
 #: What measures a bar from nothing: parts of main.yaml.
 _POOL = ("pool=uniform", "samples=128")
@@ -85,19 +85,17 @@ class Names:
             ConfigError: neither says which arm is meant, or there is no such arm or family.
         """
         told = results.get("bars") or {}
-        if not isinstance(told, Mapping):
-            raise ConfigError(f"bars is {told!r} in the results, not a mapping; give --default ARM and --base ARM")
         arms = list(dict.fromkeys([*results.get("arms", {}), *(Cell.parse(key).arm for key in results["cells"])]))
         there = f"there are {', '.join(map(repr, arms))}"
         default = default or told.get("default")
-        bases = tuple(baselines) or tuple(told.get("baselines", ()))
+        bases = tuple(baselines or told.get("baselines") or ())
         if default is None or not bases:
             raise ConfigError(f"the results do not name the arms: give --default ARM and --base ARM; {there}")
         pairs: list[tuple[str, str]] = []
         families: dict[str, list[tuple[str, str]]] = {}
         for ours, base, *family in results.get("pairs") or ():
             families.setdefault(family[0] if family else "", []).append((ours, base))
-        for entry in map(str, tail or told.get("tail", ())):
+        for entry in tail or told.get("tail") or ():
             ours, cut, base = entry.partition("|")
             named = families.get(entry, [])
             if not cut and not named:
@@ -214,7 +212,7 @@ def _recovery(results: Mapping[str, Any], names: Names, models: Sequence[str]) -
             if decides and (rare := compared["rare_wer"]) is not None:
                 transcribed.append(rare)
     base = names.baselines[0]
-    what = f"rare-WER, less {base}’s, models pooled"
+    what = f"rare WER, less {base}’s, models pooled"
     if len(transcribed) < len(models):
         bar.claims.append(_absent("all", what, f"{len(transcribed)} of {len(models)} models were transcribed by both"))
     else:
@@ -342,7 +340,7 @@ def _swings(results: Mapping[str, Any], names: Names, models: Sequence[str]) -> 
     bar = Bar(
         4, remarks=["A swing is never below 0: noise alone makes it larger, in its interval more than in its value."]
     )
-    figure, what = "rare_wer", "swing of rare-WER over pools"
+    figure, what = "rare_wer", "swing of rare WER over pools"
     for model in models:
         main = _main(results, model)
         alike = [c for c in conditions(results) if main is not None and c._replace(pool=main.pool) == main]

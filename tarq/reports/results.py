@@ -74,7 +74,11 @@ _STUDY = Record(
         "models": Table(OBJECT),
         "cells": Table(OBJECT),
     },
-    {"arms": Table(Record(optional={"title": TEXT})), "pairs": Each(_PAIR)},
+    {
+        "arms": Table(Record(optional={"title": TEXT})),
+        "pairs": Each(_PAIR),
+        "bars": Record(optional={"default": TEXT, "baselines": Each(TEXT), "tail": Each(TEXT)}),
+    },
 )
 
 
