@@ -27,6 +27,7 @@ def alone(*arguments: object) -> None:
         "--batch-size 2 --samples 5 --metric gradient --residual coreq --solver kronecker --input-scales awq",
         "--batch-size 2 --samples 5 --method rsq",
         "--batch-size 8 --method tarq-smoothquant",
+        "--batch-size 2 --samples 7 --method tarq-bands --tail-threshold 4",
     ],
 )
 def test_two_processes_quantize_as_one(model_folder, manifest, quantizes_as_one, options):
