@@ -120,7 +120,8 @@ def quantize(
         check_calibration(calibration, config)
     recognizer = as_recognizer(model, tokenizer, feature_extractor, processor=processor, language=config.language)
     if recognizer.is_quantized:
-        raise ModelError("the model is quantized already: load the full-precision one")
+        name = recognizer.model.config._name_or_path or type(recognizer.model).__name__
+        raise ModelError(f"{name}: the model is quantized already: load the full-precision one")
     recognizer.model.eval()
     notes: list[str] = []
     device = recognizer.device if offload is None else torch.device(offload)

@@ -93,7 +93,7 @@ class Report:
         path = Path(folder) / FILE_NAME
         try:
             stored = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             raise CheckpointError(f"{path} does not exist: was this folder written by tarq?") from None
         except (OSError, ValueError, RecursionError) as error:
             raise CheckpointError(f"{path} is not a tarq report: {error}") from error

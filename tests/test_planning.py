@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
@@ -113,9 +114,12 @@ def test_what_is_cheap_is_told_before_a_model_is_loaded(manifest, tmp_path):
         (("quantize", model, manifest, "--calibration", manifest), "manifest.jsonl"),
         (("quantize", model, manifest / "out", "--calibration", manifest), "manifest.jsonl"),
         (("evaluate", model, "--data", gone), "gone"),
+        (("evaluate", Path.cwd(), gone, "--data", manifest), "gone: no such folder"),
+        (("evaluate", model, "--data", "hub:"), "names no data set: write hub:OWNER/NAME"),
         (("evaluate", model, "--data", manifest, "--word-frequencies", gone), "gone"),
         (("evaluate", model, "--data", manifest, "--where", "speaker=x"), "speaker"),
         (("transcribe", model, tmp_path), "no audio"),
+        (("transcribe", model, ""), "the name of an audio file is empty"),
     ):
         said_now = tarq_says(*arguments, code=1)
         assert said in said_now

@@ -133,6 +133,8 @@ def check_folder(folder: Path, name: str | Path) -> dict[str, Any]:
         isinstance(architectures, list) and all(isinstance(name, str) for name in architectures)
     ):
         raise ModelError(f"{folder / 'config.json'}: architectures must be a list of names, not {architectures!r}")
+    if not isinstance(config.get("quantization_config"), dict | None):
+        raise ModelError(f"{folder / 'config.json'}: quantization_config is no object of fields: copy the file again")
     if any("/" in str(config.get(key)) for key in ("attn_implementation", "_attn_implementation")):
         raise ModelError(f"{folder / 'config.json'} names attention code from the hub, which tarq does not run")
     return config
@@ -184,7 +186,11 @@ def weight_files(folder: Path, name: str | Path) -> list[Path]:
             f"{name} has its weights in {pickles[0]}, and tarq reads safetensors only (loading a pickle can run code). "
             "If you trust the file, convert it: load the model with transformers and call save_pretrained(FOLDER)"
         )
-    raise ModelError(f"{name}: no weights there (model.safetensors)")
+    other = ", ".join(sorted(file.name for file in folder.glob("*.safetensors")))
+    raise ModelError(
+        f"{name}: no weights there (model.safetensors)"
+        + (f"; there is {other}: if it is the model's, rename it to model.safetensors" if other else "")
+    )
 
 
 def headers(files: list[Path]) -> dict[str, tuple[str, list[int]]]:

@@ -94,6 +94,8 @@ def load_hub(source: str, corpora: Sequence[HubColumns], intake: Intake) -> list
     """
     name, _, part = source.removeprefix(PREFIX).partition(":")
     repository, _, revision = name.partition("@")
+    if not repository.strip():
+        raise DataError(f"{source!r} names no data set: write hub:OWNER/NAME")
     own = next((c for c in corpora if c.rows is not None and c.repository == repository), None)
     if own is None or own.rows is None:
         asked, limit = _bounded(source, part)

@@ -98,10 +98,10 @@ def lost_output() -> str:
     return getattr(sys.stdout, "lost", "")
 
 
-console = Console()
+console = Console(emoji=False)  # :x: may be part of a name
 if not console.is_terminal and "COLUMNS" not in os.environ:
     console.width = 160  # rich assumes 80 for a file or a pipe, and tables would be cut off
-progress_console = Console(stderr=True)
+progress_console = Console(stderr=True, emoji=False)
 
 
 def say(text: str) -> None:
@@ -111,7 +111,8 @@ def say(text: str) -> None:
 
 def say_error(kind: str, text: str) -> None:
     """Print one line on standard error."""
-    Console(stderr=True).print(f"[red]error[/] {escape(f'{kind}: {text}')}", highlight=False, soft_wrap=True)
+    line = f"[red]error[/] {escape(f'{kind}: {text}')}"
+    Console(stderr=True, emoji=False).print(line, highlight=False, soft_wrap=True)
 
 
 def command(*words: object) -> str:

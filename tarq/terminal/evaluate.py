@@ -92,6 +92,7 @@ def evaluate(
     with ScreenReporter(progress_console) as reporter:
         reporter.phase("starting")
         from tarq import api, distributed
+        from tarq.checkpoint.source import at_home, check_named
         from tarq.data.speech import labelled, load_speech
         from tarq.terminal.scores import show_evaluation
 
@@ -101,6 +102,8 @@ def evaluate(
             place = where_to_run(device, dtype)
             sets = load_speech(data, where or [], max_bad=config.max_bad, apart=True, reporter=reporter)
             sources = labelled([*models, *([reference] if reference else [])])
+            for source in sources.values():  # all of them, before the first is loaded
+                check_named(at_home(source))
             recognizers = {}
             for label, source in sources.items():
                 reporter.phase(f"loading {source}")

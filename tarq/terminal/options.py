@@ -11,7 +11,7 @@ import typer
 
 from tarq.config import CALIBRATION, RESOURCES, TarqConfig
 from tarq.errors import ConfigError, OutputError
-from tarq.files import check_file
+from tarq.files import check_file, expanded
 from tarq.option import Option, options
 from tarq.presets import PRESETS
 
@@ -27,13 +27,17 @@ OUTPUT = "Output"
 _BITS_FOR = "bits_for"
 
 
-def writable(path: Path | None) -> Path | None:
-    """Refuse a file that could not be written now, not after the work is done."""
+def writable(context: typer.Context, option: typer.CallbackParam, path: Path | None) -> Path | None:
+    """Refuse a file that could not be written now, not after the work is done, or that two options name."""
     if path is not None:
         try:
             check_file(path)
         except OutputError as error:
             raise typer.BadParameter(str(error)) from error
+        place = expanded(path)
+        other = context.meta.setdefault(__name__, {}).setdefault(place.resolve(), option.opts[0])
+        if other != option.opts[0] and (place.is_file() or not place.exists()):  # /dev/stdout takes both
+            raise typer.BadParameter(f"{path} is what {other} writes to: name another file")
     return path
 
 

@@ -104,6 +104,8 @@ def make_plan(recognizer: Recognizer, config: TarqConfig, device: Device = "cpu"
         raise ModelError("the model is quantized already: give the full-precision one")
     layers = plan(recognizer, config)
     problems = [f"{layer.name}: {layer.reason}" for layer in layers if not layer.fits]
+    if not any(layer.group_size for layer in layers) and not problems:
+        problems.append("no layer is left to quantize")
     source = str(recognizer.model.config._name_or_path)
     parts = _parts(recognizer)
     if config.target_bits is not None:

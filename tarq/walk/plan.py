@@ -96,16 +96,22 @@ def plan(recognizer: Recognizer, config: Lattice) -> list[PlannedLayer]:
 
 
 def check_fits(layers: Sequence[PlannedLayer]) -> None:
-    """Check that the walk will not have to stop at a layer.
+    """Check that there is something to quantize, and that the walk will not have to stop at a layer.
 
     Raises:
-        CalibrationError: it will; names the layers and the fix.
+        CalibrationError: there is nothing, or it will; names the layers and the fix.
     """
     stuck = [f"{layer.name} ({layer.reason})" for layer in layers if not layer.fits]
     if stuck:
         raise CalibrationError(
             f"{', '.join(stuck)}: set group_size to a divisor of their inputs, "
             "or keep them in full precision with ignore"
+        )
+    if not any(layer.group_size for layer in layers):
+        ignored_all = any(layer.stage for layer in layers)
+        raise CalibrationError(
+            "no layer is left to quantize: "
+            + ("ignore names them all" if ignored_all else "the model has no Linear layers in its blocks")
         )
 
 

@@ -335,6 +335,24 @@ def test_a_newer_report_is_read_and_says_what_is_not(copy):
     assert any("tarq 99.0" in note and "mood, weather" in note for note in report.notes)
 
 
+@pytest.mark.parametrize("value", [[], "gptq", 4, True])
+def test_a_quantization_config_of_another_kind_is_named(copy, value):
+    edit(copy / "config.json", lambda fields: fields.update(quantization_config=value))
+    with pytest.raises(ModelError, match=r"config\.json: quantization_config is no object"):
+        tarq.load(copy)
+
+
+def test_weights_under_another_name_are_named(copy):
+    (copy / "model.safetensors").rename(copy / "model.fp16.safetensors")
+    with pytest.raises(ModelError, match=r"there is model\.fp16\.safetensors: if it is the model's, rename it"):
+        tarq.load(copy)
+
+
+def test_a_checkpoint_is_not_quantized_again(copy):
+    with pytest.raises(ModelError, match=rf"{copy.name}: the model is quantized already"):
+        tarq.quantize(tarq.load_recognizer(copy), None, tarq.TarqConfig.preset("rtn", group_size=32))
+
+
 def test_a_report_is_strict_json():
     text = Report(seconds=float("nan"), calibration={"rare": float("inf")}).to_json()
     read = json.loads(text, parse_constant=pytest.fail)

@@ -269,6 +269,31 @@ def test_doctor_works_where_something_is_missing(monkeypatch, tmp_path):
     assert found["transformers"]["ok"]
 
 
+def test_names_are_shown_as_they_are(capsys):
+    """``:x:`` is no emoji."""
+    console.say_error("DataError", "hub:x: cannot be read [red]")
+    assert "error DataError: hub:x: cannot be read [red]" in capsys.readouterr().err
+    for known in (console.console, console.progress_console):
+        with known.capture() as shown:
+            known.print("a:smile:b")
+        assert shown.get() == "a:smile:b\n"
+
+
+@pytest.mark.parametrize(
+    ("words", "names"),
+    [(("evaluate", "m", "--data", "d"), ("--json", "--html")), (("pool", "d"), ("--json", "--out"))],
+)
+def test_two_results_are_not_written_to_one_file(tmp_path, words, names):
+    file = tmp_path / "file"
+    for second in (file, tmp_path / "." / "sub" / ".." / "file"):
+        (tmp_path / "sub").mkdir(exist_ok=True)
+        result = runner.invoke(app, [*words, names[0], str(file), names[1], str(second)])
+        assert result.exit_code == 2
+        assert f"is what {names[0]} writes to" in " ".join(result.output.replace("│", " ").split())
+    result = runner.invoke(app, [*words, names[0], "/dev/null", names[1], "/dev/null"])
+    assert "is what" not in result.output
+
+
 @pytest.mark.parametrize("there", [(), ("ffmpeg",), ("torchcodec",), ("ffmpeg", "torchcodec")])
 def test_doctor_wants_one_reader_of_foreign_audio(monkeypatch, there):
     def package(name, *_):

@@ -83,6 +83,20 @@ def test_a_name_to_ignore_that_matches_nothing_is_refused(recognizer):
         plan(recognizer, dataclasses.replace(CONFIG, ignore=("encoder.layers.0",)))
 
 
+def test_nothing_left_to_quantize_is_told_before_any_audio_is_read(recognizer, tmp_path):
+    ignore = ("model.encoder", "model.decoder")
+    names = tuple(p.name for p in plan(recognizer, CONFIG) if p.stage)
+    for left_out in (names, tuple(f"{stage}.layers.{i}" for stage in ignore for i in (0, 1))):
+        config = dataclasses.replace(CONFIG, ignore=left_out)
+        with pytest.raises(CalibrationError, match="no layer is left to quantize: ignore names them all"):
+            tarq.quantize(recognizer, tmp_path / "there is no such file.jsonl", config)
+        assert tarq.plan(recognizer, config).problems == ["no layer is left to quantize"]
+    for stage in (recognizer.model.model.encoder, recognizer.model.model.decoder):
+        stage.layers = torch.nn.ModuleList()
+    with pytest.raises(CalibrationError, match="the model has no Linear layers in its blocks"):
+        tarq.quantize(recognizer, None, tarq.TarqConfig.preset("rtn"))
+
+
 def test_planning_changes_nothing(recognizer):
     plan(recognizer, CONFIG)
     assert not any(isinstance(module, QuantLinear) for module in recognizer.model.modules())
