@@ -59,7 +59,7 @@ at::Tensor product(const tarq::GramRows& x, const tarq::GramRows& y, int64_t cou
   const int64_t n = x.columns, k = y.columns;
   at::Tensor out = at::empty({k, n}, at::kFloat);
   if (count == 0 || n == 0 || k == 0) return out.zero_();
-  const tarq::GramKernel& kernel = tarq::gram_kernel(x.type, y.weight);
+  const tarq::GramKernel& kernel = tarq::gram_kernel(y.type, x.type, y.weight);
   const bool one_reading = symmetric && !y.weight, one_packing = one_reading && !kernel.two_layouts;
   const auto panels = [&](int64_t columns) { return (columns + kernel.panel - 1) / kernel.panel; };
   // Blocks of equal depth, give or take a few positions.
@@ -108,9 +108,10 @@ struct Operands {
   Operands(const at::Tensor& rows, const std::optional<at::Tensor>& other,
            const std::optional<at::Tensor>& weights)
       : x(contiguous_columns(rows)), y(other ? contiguous_columns(*other) : x), symmetric(!other) {
-    TORCH_CHECK(
-        rows.dim() == 2 && y.dim() == 2 && y.size(0) == rows.size(0) && y.scalar_type() == rows.scalar_type(),
-        "gram takes matrices of one dtype with one row per position");
+    TORCH_CHECK(rows.dim() == 2 && y.dim() == 2 && y.size(0) == rows.size(0),
+                "gram takes matrices with one row per position");
+    TORCH_CHECK(y.scalar_type() == rows.scalar_type() || y.scalar_type() == at::kFloat,
+                "gram takes matrices of one dtype, or y in float32");
     TORCH_CHECK(!weights || (weights->dim() == 1 && weights->size(0) == rows.size(0)),
                 "gram takes one weight per row");
     if (weights) weight = weights->to(at::kFloat).contiguous();
@@ -155,7 +156,7 @@ std::tuple<at::Tensor, at::Tensor> gram_sides(const at::Tensor& x, const std::op
 }
 
 std::string gram_isa(at::ScalarType type, bool weighted) {
-  return tarq::gram_kernel(float_type(type), weighted).isa;
+  return tarq::gram_kernel(float_type(type), float_type(type), weighted).isa;
 }
 
 }  // namespace

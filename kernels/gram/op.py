@@ -10,6 +10,11 @@ from ..triton_runtime import installed
 from .reference import accumulator, gram_reference, gram_sides_reference
 
 
+def _alike(x: Tensor, y: Tensor | None) -> Tensor:
+    """``x`` in the dtype of ``y``, which a kernel may need."""
+    return x if y is None else x.to(y.dtype)
+
+
 def _fake(x: Tensor, y: Tensor | None, weight: Tensor | None) -> Tensor:
     n = x.shape[1]
     return x.new_empty((n if y is None else y.shape[1], n), dtype=accumulator(x))
@@ -32,13 +37,13 @@ if installed():
     def _gram_cuda(x: Tensor, y: Tensor | None, weight: Tensor | None) -> Tensor:
         from .triton.launch import gram_triton
 
-        return gram_triton(x, y, weight)
+        return gram_triton(_alike(x, y), y, weight)
 
     @torch.library.impl("tarq::gram_sides", "CUDA")
     def _gram_sides_cuda(x: Tensor, y: Tensor | None, weight: Tensor | None, tail: Tensor) -> tuple[Tensor, Tensor]:
         from .triton.launch import gram_sides_triton
 
-        common, rare = gram_sides_triton(x, y, tail, weight)
+        common, rare = gram_sides_triton(_alike(x, y), y, tail, weight)
         return common.clone(), rare.clone()  # an operator's results own their storage
 
 
@@ -47,7 +52,7 @@ def gram(x: Tensor, y: Tensor | None = None, weight: Tensor | None = None, *, ba
 
     Args:
         x: [T, n] activations, float64, float32, bfloat16 or float16; any strides.
-        y: [T, k], same dtype; by default ``x`` itself (the result is then symmetric).
+        y: [T, k], same dtype, or float32 beside 16-bit ``x``; by default ``x`` itself (the result is then symmetric).
         weight: [T] real weight of each row; by default all ones.
         backend: ``auto``, ``reference`` or ``native``. float64 always runs on the reference.
 
@@ -97,7 +102,7 @@ def _check(x: Tensor, y: Tensor | None, weight: Tensor | None) -> None:
     if x.ndim != 2 or (y is not None and (y.ndim != 2 or y.shape[0] != x.shape[0])):
         other = "" if y is None else f" and {tuple(y.shape)}"
         raise ValueError(f"gram takes matrices with one row per position, got {tuple(x.shape)}{other}")
-    if y is not None and y.dtype != x.dtype:
+    if y is not None and y.dtype != x.dtype and (y.dtype != torch.float32 or x.dtype == torch.float64):
         raise ValueError(f"gram takes matrices of one dtype, got {x.dtype} and {y.dtype}")
     if weight is not None and weight.shape != x.shape[:1]:
         raise ValueError(f"gram takes one weight per row: {tuple(weight.shape)} for {x.shape[0]} rows")

@@ -101,8 +101,8 @@ class Moments:
         if self.cross is not None:
             if x_full is None:
                 raise ValueError("paired moments need the full-precision inputs")
-            x = x.float()
-            drift = x_full.float() - x
+            drift = x_full.float() - x.float()
+            x = x if x.dtype in (torch.bfloat16, torch.float16) else x.float()
             for side, product in zip(SIDES, gram_sides(x, tail, drift, weight), strict=True):
                 finite.append(product.diagonal().isfinite().all())
                 self.cross[side] += product

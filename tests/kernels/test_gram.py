@@ -139,6 +139,19 @@ def test_columns_of_very_different_size(isa: str, dtype: torch.dtype):
         assert_accurate(gram(x, None, weight, backend="native"), x, None, weight)
 
 
+@native
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_a_float32_operand_beside_16_bit_rows(isa: str, dtype: torch.dtype):
+    """To the bit what float32 copies of the rows give: nothing of a 16-bit number is lost."""
+    torch.manual_seed(5)
+    x, y, tail = torch.randn(600, 70).to(dtype), torch.randn(600, 43), torch.rand(600) < 0.2
+    for weight in (None, torch.rand(600)):
+        result = gram(x, y, weight, backend="native")
+        assert_accurate(result, x, y, weight)
+        copies = gram_sides(x.float(), tail, y, weight, backend="native")
+        assert all(map(torch.equal, gram_sides(x, tail, y, weight, backend="native"), copies))
+
+
 def activations(kind: str, rows: int, n: int) -> Tensor:
     """Inputs as Whisper's layers have them: columns a hundred times the others, means far from zero, constants."""
     x = torch.randn(rows, n)

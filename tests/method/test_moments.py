@@ -27,6 +27,24 @@ def test_moments_equal_the_formula():
     }
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_moments_of_16_bit_inputs_keep_the_drift_in_float32(dtype):
+    """The difference of two 16-bit inputs is often none: rounded, it would lose most of a small drift."""
+    generator = torch.Generator().manual_seed(1)
+    x = (torch.randn(60, 12, generator=generator) + 3).to(dtype)
+    xf = (x.float() * (1 + 0.01 * torch.randn(60, 12, generator=generator))).to(dtype)
+    xf[:, 3] *= 0.25
+    tail = torch.rand(60, generator=generator) < 0.3
+    moments = Moments(12, paired=True, first=True, drift=True)
+    moments.update(x, xf, tail, torch.ones(60))
+    for side, rows in (("tail", tail), ("common", ~tail)):
+        own, drift = x[rows].double(), (xf[rows].double() - x[rows].double())
+        torch.testing.assert_close(moments.hessian[side], own.T @ own, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(moments.cross[side], drift.T @ own, rtol=1e-5, atol=2e-6)
+        torch.testing.assert_close(moments.drift[side], drift.T @ drift, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(moments.mean[side], own.sum(0), rtol=1e-6, atol=1e-6)
+
+
 def test_unpaired_moments_hold_no_cross_moment():
     moments = Moments(4, paired=False)
     moments.update(torch.ones(3, 4), None, torch.zeros(3, dtype=torch.bool), torch.ones(3))

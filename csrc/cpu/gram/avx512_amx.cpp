@@ -160,13 +160,12 @@ void configure() {
   _tile_loadconfig(&tiles);
 }
 
-/// The kernel for rows of a type, those of the left operand with weights or without.
-template <Float type, bool weighted>
+constexpr int parts_of(Float type) { return type == Float::f32 ? 3 : type == Float::f16 ? 2 : 1; }
+
+/// The kernel for rows of two types, those of the left operand with weights or without.
+template <Float left_type, Float right_type, bool weighted>
 struct Tiles {
-  static constexpr int right_parts = type == Float::f32   ? 3
-                                     : type == Float::f16 ? 2
-                                                          : 1,
-                       left_parts = weighted ? 3 : right_parts;
+  static constexpr int right_parts = parts_of(right_type), left_parts = weighted ? 3 : parts_of(left_type);
   static constexpr int64_t depth = left_parts == 1 ? 512 : 256;
   static constexpr int64_t cached = 512 * 1024;  // of left panels, a part of the L2 cache
   static constexpr int64_t rows_per_task = cached / (2 * left_parts * depth) / kPositions * kPositions;
@@ -178,9 +177,9 @@ struct Tiles {
                    void* left, void* right) {
     char *const l = static_cast<char*>(left), *const r = static_cast<char*>(right);
     if (r)  // both are wanted only of rows that are their own left operand, without weights
-      pack_parts<type, false, right_parts>(rows, first, positions, begin, end, l, r);
+      pack_parts<right_type, false, right_parts>(rows, first, positions, begin, end, l, r);
     else
-      pack_parts<type, weighted, left_parts>(rows, first, positions, begin, end, l, r);
+      pack_parts<left_type, weighted, left_parts>(rows, first, positions, begin, end, l, r);
   }
 
   /// Adds one product of parts; `previous` says what the registers hold.
@@ -271,18 +270,19 @@ struct Tiles {
                                         .multiply = multiply};
 };
 
-template <Float type>
+template <Float left, Float right>
 const GramKernel& of(bool weighted) {
-  return weighted ? Tiles<type, true>::kernel : Tiles<type, false>::kernel;
+  return weighted ? Tiles<left, right, true>::kernel : Tiles<left, right, false>::kernel;
 }
 
 }  // namespace
 
-const GramKernel& gram_tiles(Float type, bool weighted);
-const GramKernel& gram_tiles(Float type, bool weighted) {
-  return type == Float::f32   ? of<Float::f32>(weighted)
-         : type == Float::f16 ? of<Float::f16>(weighted)
-                              : of<Float::bf16>(weighted);
+const GramKernel& gram_tiles(Float left, Float right, bool weighted);
+const GramKernel& gram_tiles(Float left, Float right, bool weighted) {
+  if (right == Float::f32) return of<Float::f32, Float::f32>(weighted);
+  if (right == Float::f16)
+    return left == Float::f32 ? of<Float::f32, Float::f16>(weighted) : of<Float::f16, Float::f16>(weighted);
+  return left == Float::f32 ? of<Float::f32, Float::bf16>(weighted) : of<Float::bf16, Float::bf16>(weighted);
 }
 
 }  // namespace tarq

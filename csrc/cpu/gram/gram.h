@@ -58,7 +58,8 @@ struct GramKernel {
   void (*multiply)(const GramProduct& product, int64_t j, int64_t begin, int64_t end);
 };
 
-/// The best kernel that isa.h allows for rows of a type; `weighted`: those of the left operand have weights.
-const GramKernel& gram_kernel(Float type, bool weighted);
+/// The best kernel that isa.h allows for rows of these types; `weighted`: those of the left operand have
+/// weights. Its rows are of the right one's type or fp32.
+const GramKernel& gram_kernel(Float left, Float right, bool weighted);
 
 }  // namespace tarq
