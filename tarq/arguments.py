@@ -115,7 +115,7 @@ def _fits(value: Any, hint: Any) -> bool:
     if origin is None:
         # a protocol's classes inherit it
         return hint in type(value).__mro__ if getattr(hint, "_is_protocol", False) else isinstance(value, hint)
-    if not isinstance(value, origin) or (isinstance(value, str | bytes) and str not in (origin,)):
+    if not isinstance(value, origin) or isinstance(value, str | bytes):  # a text is a sequence, too
         return False
     if isinstance(value, Mapping):
         return all(_fits(key, inner[0]) and _fits(one, inner[1]) for key, one in value.items())
@@ -135,5 +135,4 @@ def _words(hint: Any) -> str:
         return f"a mapping from {_words(inner[0])} to {_words(inner[1])}"
     if origin is not None and issubclass(origin, Iterable):
         return f"a list, each {_words(inner[0])}"
-    article = "an object of"
-    return f"{article} {hint.__module__}.{hint.__qualname__}"
+    return f"an object of {hint.__module__}.{hint.__qualname__}"

@@ -11,6 +11,7 @@ from torch import nn
 from transformers import AutoConfig, GenerationConfig
 from transformers.core_model_loading import revert_weight_conversion
 
+from tarq.arguments import Device
 from tarq.checkpoint import checks
 from tarq.checkpoint.compressed_tensors import check_config, make_packed, merge_groups
 from tarq.checkpoint.source import check_folder, dominant, first_line, headers, located, read_json, weight_files
@@ -22,7 +23,7 @@ _TORCH = {"F64": torch.float32, "F32": torch.float32, "F16": torch.float16, "BF1
 _MOST_LAYERS = 4096
 
 
-def computing_dtype(source: str | Path, device: str | torch.device) -> torch.dtype:
+def computing_dtype(source: str | Path, device: Device) -> torch.dtype:
     """The default computation dtype on a device: float32 on a CPU, elsewhere as stored.
 
     Args:
@@ -44,7 +45,7 @@ def load_model(
     model_class: Callable[[Any, Any], Any],
     *,
     dtype: torch.dtype | None = None,
-    device: str | torch.device = "cpu",
+    device: Device = "cpu",
 ):
     """A full-precision or packed model from a local folder or the hub; packed weights stay packed.
 
