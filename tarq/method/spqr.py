@@ -75,7 +75,8 @@ class SpQR(Sweep):
     ) -> list[Quantized]:
         if statistics is None:
             raise ValueError("SpQR needs the metric")
-        factor, done = statistics.factor, []
+        factor = statistics.factor
+        done: list[Quantized] = []
         for target in targets:
             v = target.to(self.dtype).masked_fill(factor.dead, 0)
             worth = usefulness(v, factor, scheme, scale_dtype).flatten()

@@ -193,7 +193,9 @@ class Study:
         tables = {}
         for arm in self.arms:
             whole = self._tables.get((arm, figure, tuple(self.draws(arm, figure))))
-            for name, chosen in groups.items() if whole is not None else ():
+            if whole is None:
+                continue
+            for name, chosen in groups.items():
                 if (below := np.asarray(whole.denominator)[chosen]).sum():
                     tables[arm, name] = Ratio(np.asarray(whole.numerator)[:, chosen], below)
         return resample_two_way(tables) if tables else {}

@@ -99,8 +99,9 @@ def best(panel: Panel) -> str | None:
 
 def finite(value: object) -> float | None:
     """A number; None of another value."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if number and math.isfinite(value) else None
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    return float(value) if math.isfinite(value) else None
 
 
 def worst_layers(layers: Sequence[Mapping[str, Any]], count: int = 3) -> str:

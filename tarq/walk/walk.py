@@ -314,7 +314,7 @@ class Walk:
         self, stage: Stage, name: str, linear: nn.Linear, solution: Solution, positions: dict[str, int], note: str = ""
     ) -> None:
         planned = self.plan[name]
-        notes = [planned.note, *solution.notes, self.attention.note(name), _small_scales(solution)]
+        notes: list[str | None] = [planned.note, *solution.notes, self.attention.note(name), _small_scales(solution)]
         notes += [self.notes.get(name), note]
         record = LayerReport(
             name=name,
