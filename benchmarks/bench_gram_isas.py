@@ -1,8 +1,9 @@
 """The CPU kernels of ``gram`` beside each other and beside torch's product, on the shapes of Whisper's layers.
 
-Processor time of all threads, medians of turns taken one after the other: other processes on the machine count little.
+Processor time, medians of turns taken one after the other: other processes on the machine count little. Several
+threads cannot be timed so beside busy ones, since those that wait for the others count as well.
 
-    python -P benchmarks/bench_gram_isas.py --threads 1 2 --json FILE
+    python -P benchmarks/bench_gram_isas.py --json FILE
 """
 
 from __future__ import annotations
