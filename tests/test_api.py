@@ -133,11 +133,12 @@ def test_what_is_no_file_is_refused(model_folder, audio):
 
 #: Public function to its parameters, each with values that it does not take.
 WRONG = {
+    "allocate_bits": {"table": [None, 5, ["row"]], "target": ["4", None], "others": [[(1, "4")], 5]},
     "load": {"source": [None, 5, "", ["a", "b"]], "dtype": ["float16", torch.int8], "device": ["gpu", 1.5]},
     "load_recognizer": {"source": [None, torch.nn.Linear(2, 2)], "language": [5], "offload": ["cuda", None],
                         "int8_activations": [1], "dtype": [torch.float16.itemsize]},
     "quantize": {"model": [None, [], object()], "config": ["gptq", 5], "offload": [True, "gpu"], "reporter": [print],
-                 "metric": [5, object], "residual": ["none"], "solver": [object()], "tokenizer": ["folder", str],
+                 "sensitivities": [[5], "table"], "metric": [5, object], "residual": ["none"], "solver": [object()], "tokenizer": ["folder", str],
                  "feature_extractor": [5], "calibration": [{"a": 5}]},
     "plan": {"model": [None, 5, ""], "config": [{}], "device": [None, "gpu"], "tokenizer": [5]},
     "save": {"model": [None, {}], "path": [None, 5], "report": [{}, "report.json"], "overwrite": ["yes", None]},
@@ -196,6 +197,7 @@ def test_arguments_of_wrong_types_are_named(request, manifest, tmp_path, name, p
     folder = request.getfixturevalue("model_folder")
     model = tarq.load(folder) if name in ("quantize", "save") else folder
     right = {
+        "allocate_bits": {"table": [tarq.Sensitivity(("a",), 8, {4: 1.0})], "target": 4.0},
         "load": {"source": folder},
         "load_recognizer": {"source": folder},
         "quantize": {"model": model, "calibration": manifest, "config": CONFIG},

@@ -14,6 +14,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from tarq.arguments import checked_arguments
 from tarq.errors import ConfigError
 
 
@@ -32,6 +33,7 @@ class Sensitivity:
     damage: Mapping[int, float]
 
 
+@checked_arguments()
 def allocate_bits(
     table: Sequence[Sensitivity], target: float, others: Sequence[tuple[int, int]] = ()
 ) -> dict[str, int]:
