@@ -166,3 +166,8 @@ class Reporter:
 
     def note(self, text: str) -> None:
         """Something degraded or unusual happened."""
+
+
+def counted(count: int, noun: str) -> str:
+    """``1 word``, ``2 words``."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import soundfile
 
 from tarq.errors import TarqError
+from tarq.report import counted
 from tarq.reports.panel import Panel
 
 RATE = 16_000  # Hz, what recognizers hear
@@ -59,11 +60,13 @@ def embed(panels: Iterable[tuple[Panel, Sequence[str]]], limit: int = CLIPS, cha
                 continue
         clips.found[panel.title, name] = made[utterance.origin]
     if unknown:
-        clips.absent.append(f"Audio of {len(unknown)} utterances: the results do not say where it is (--data does).")
+        clips.absent.append(
+            f"Audio of {counted(len(unknown), 'utterance')}: the results do not say where it is (--data does)."
+        )
     if broken:
-        clips.absent.append(f"Audio of {len(broken)} utterances could not be read: {broken[0]}.")
+        clips.absent.append(f"Audio of {counted(len(broken), 'utterance')} could not be read: {broken[0]}.")
     if crowded:
-        clips.absent.append(f"Audio of {crowded} more utterances: a page holds {limit} clips at most.")
+        clips.absent.append(f"Audio of {counted(crowded, 'more utterance')}: a page holds {limit} clips at most.")
     return clips
 
 

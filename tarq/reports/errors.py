@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from tarq.report import counted
 from tarq.reports import text
 from tarq.reports.figures import Series, columns, legend
 from tarq.reports.markup import Html, details, element, heading, joined, number, small, table
@@ -116,7 +117,7 @@ def _rates(panel: Panel, groups: Sequence[Group]) -> Html:
         if any((arm, kind) in found for kind in kinds):
             cells = (_rate(found.get((arm, kind))) for kind in kinds)
             rows.append(element("tr", element("th", title, scope="row"), cells))
-    heads = [heading("Method", numbers=False), *(heading(kind, f"{n} words") for kind, n in kinds.items())]
+    heads = [heading("Method", numbers=False), *(heading(kind, counted(n, "word")) for kind, n in kinds.items())]
     return table(f"{panel.title}: error rates by kind of word", heads, rows, text.RATES + text.drawn(groups))
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from tarq.data.utterance import Utterance
 from tarq.errors import DataError
+from tarq.report import counted
 from tarq.reports.panel import FIGURES, ChangedWord, Group, Heard, Panel
 from tarq.reports.results import ERRORS, every
 from tarq.scoring.bootstrap import Difference, Interval
@@ -45,8 +46,10 @@ def _panel(evaluation: dict[str, Any], label: str, voices: Voices, base: str | N
         raise DataError(f"{label} has no model {base!r} to compare with: it has {', '.join(models)}")
     called = next((name for name in others if "gptq" in name.lower()), None)
     base = base or called or next(iter(others or models), None)
-    about = f"{scores['utterances']} utterances, {scores['words']} words, {scores['rare_words']} of them rare"
-    about += f", {scores['entities']} entities" if scores.get("entities") else ""
+    about = f"{counted(scores['utterances'], 'utterance')}, {counted(scores['words'], 'word')}"
+    about += f", {scores['rare_words']} of them rare"
+    entities = scores.get("entities")
+    about += f", {entities} {'entity' if entities == 1 else 'entities'}" if entities else ""
     panel = Panel(
         title=label,
         about=about + ".",

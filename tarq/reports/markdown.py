@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+from tarq.report import counted
 from tarq.reports import text
 from tarq.reports.context import in_reference
 from tarq.reports.panel import MAIN, ChangedWord, Group, Panel, Report
@@ -60,7 +61,7 @@ def _panel(panel: Panel) -> list[str]:
     if panel.changed:
         shown = shown_words(panel)[:WORDS]
         lost = sum(word.kind == "lost" for word in panel.changed)
-        counts = f"{lost} rare words lost by some method, {len(panel.changed) - lost} regained. Most often:"
+        counts = f"{counted(lost, 'rare word')} lost by some method, {len(panel.changed) - lost} regained. Most often:"
         parts += ["### Rare words lost and regained", counts, "\n".join(_word(panel, word) for word in shown)]
     return parts
 
@@ -113,7 +114,7 @@ def _swings(panel: Panel) -> str:
 def _rates(panel: Panel, groups: Sequence[Group]) -> str:
     kinds = {group.kind: group.words for group in groups}
     found = {(group.arm, group.kind): group for group in groups}
-    rows = [["", *(f"{kind} ({n} words)" for kind, n in kinds.items())]]
+    rows = [["", *(f"{kind} ({counted(n, 'word')})" for kind, n in kinds.items())]]
     for arm, title in panel.arms.items():
         cells = []
         for kind in kinds:

@@ -49,6 +49,8 @@ WHOLE, QUICK = Size(samples=64, scored=200, batch_size=64), Size(samples=16, sco
 #: For the user's own model, of any size.
 OWN = Size(samples=24, scored=24, batch_size=4)
 BITS = (4, 3)
+#: Names in the table to presets; README says *default* of what ``tarq quantize`` does unasked.
+METHODS = {"RTN": "rtn", "GPTQ": "gptq", "default": "refined"}
 #: Largest calibration batch: the activations of a few utterances stay in the CPU caches.
 CALIBRATION_BATCH = 8
 
@@ -100,11 +102,11 @@ def demonstrate(
     calibrating = replace(config, batch_size=min(config.batch_size, CALIBRATION_BATCH))
     with TemporaryDirectory(prefix="tarq-demo-") as folder:
         for width in bits:
-            for method in ("rtn", "gptq", "refined"):
+            for label, method in METHODS.items():
                 recognizer = api.load_recognizer(model, **where)
                 chosen = replace(calibrating, bits=width, **PRESETS[method])
                 report = api.quantize(recognizer, calibration, chosen, reporter=reporter)
-                name = f"{method.upper()} W{width}"
+                name = f"{label} W{width}"
                 out = Path(folder) / name
                 api.save(recognizer, out, report)
                 models[name] = api.load_recognizer(out, dtype=dtype, **where)
@@ -214,5 +216,6 @@ def demo(
     show_demo(console, only, sizes, {u.id: u.text or "" for u in scored})
     own = ["MODEL" if model is None else model, "OUT"]
     say("")
+    say(f"default: tarq quantize without --method, which is --method {METHODS['default']}")
     say(f"next, on your own model: {command('tarq', 'quantize', *own, '--calibration', calibration or 'SPEECH')}")
     say(f"and then: {command('tarq', 'evaluate', *own, '--data', data or 'SPEECH')}")

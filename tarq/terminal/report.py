@@ -51,11 +51,11 @@ def report(
 ) -> None:
     """Make one self-contained HTML page and a Markdown summary of results."""
     from tarq.reports.make import write_report
-    from tarq.terminal.tables import note
+    from tarq.terminal.tables import note, size_text
 
     with progress_console.status("reading results"):
         written = write_report(results, out, audio=audio, data=data or (), base=base, title=title)
     for line in written.absent:
         note(console, line)
     for path in (written.page, written.summary):
-        say(f"{path}  {path.stat().st_size / 1e6:.2f} MB")
+        say(f"{path}  {size_text(path.stat().st_size)}")

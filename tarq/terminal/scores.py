@@ -10,11 +10,12 @@ from typing import TypeVar
 from rich.console import Console
 from rich.markup import escape
 
+from tarq.report import counted
 from tarq.scoring.bootstrap import Difference, Interval
 from tarq.scoring.figures import FIGURES, Figure
 from tarq.scoring.run import Evaluation, SetScores
 from tarq.scoring.words import ChangedWord
-from tarq.terminal.tables import frequencies_text, grouped, megabytes, note, table
+from tarq.terminal.tables import frequencies_text, grouped, note, size_text, table
 
 T = TypeVar("T")
 #: Characters of a cell with a value above its interval, and of a line's name.
@@ -50,12 +51,12 @@ def show_evaluation(console: Console, evaluation: Evaluation, sizes: Mapping[str
 
 def show_set(console: Console, label: str, scores: SetScores, sizes: Mapping[str, int]) -> None:
     """One set: one column per model, then one row per pair of models; as many columns side by side as fit."""
-    title = f"{label}: {scores.utterances} utterances, {scores.words} words, {scores.rare_words} rare"
-    title += f", {scores.entities} entities" if scores.entities else ""
+    title = f"{label}: {_amounts(scores)} rare"
+    title += f", {scores.entities} {'entity' if scores.entities == 1 else 'entities'}" if scores.entities else ""
     figures = [f for f in FIGURES if any(f.name in m.figures for m in scores.models.values())]
     for names in _pieces(list(scores.models), console.width):
         rows = table("", *map(escape, names), title=title)
-        rows.add_row("Linear weights", *(megabytes(sizes[name]) if name in sizes else "–" for name in names))
+        rows.add_row("Linear weights", *(size_text(sizes[name]) if name in sizes else "–" for name in names))
         rows.add_row("S / D / I", *(_counts(scores.models[name].counts.get("all")) for name in names))
         for figure in figures:
             if figure.shown:
@@ -67,6 +68,11 @@ def show_set(console: Console, label: str, scores: SetScores, sizes: Mapping[str
         show_differences(console, f"{label}: paired differences", scores.differences, compared)
     for text in grouped(scores.notes):
         note(console, text)
+
+
+def _amounts(scores: SetScores) -> str:
+    """``3 utterances, 40 words, 2``; the last are the rare ones."""
+    return f"{counted(scores.utterances, 'utterance')}, {counted(scores.words, 'word')}, {scores.rare_words}"
 
 
 def show_differences(
@@ -114,14 +120,14 @@ def show_demo(console: Console, scores: SetScores, sizes: Mapping[str, int], spo
         sizes: bytes of each model's Linear weights.
         spoken: utterance id to reference transcript.
     """
-    title = f"{scores.utterances} utterances, {scores.words} words, {scores.rare_words} of them rare"
+    title = f"{_amounts(scores)} of them rare"
     words, rare = _named("wer", "rare_wer"), _named("delta_nll_rare", "kl_rare")
     rows = table("", "weights", *(figure.title for figure in words), "rare words\nlost, regained", title=title)
     full = next(iter(scores.models))
     for name, model in scores.models.items():
         changed = "–" if name == full else f"{len(model.lost)}, {len(model.regained)}"
         cells = [_cell(figure, model.figures.get(figure.name)) for figure in words]
-        rows.add_row(escape(name), megabytes(sizes[name]), *cells, changed)
+        rows.add_row(escape(name), size_text(sizes[name]), *cells, changed)
     console.print(rows)
     forced = [name for name in scores.models if name != full]
     rows = table("", *(figure.title for figure in rare), title="against full precision, nats per rare position")

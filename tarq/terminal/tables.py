@@ -13,6 +13,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from tarq.report import counted
+
 if TYPE_CHECKING:
     from tarq.data.speech import DrawnPool
     from tarq.report import LayerReport, Report
@@ -23,8 +25,9 @@ if TYPE_CHECKING:
 WIDE = 110
 
 
-def megabytes(count: float) -> str:
-    return f"{count / 1e6:.2f} MB"
+def size_text(count: float) -> str:
+    """Bytes; in kB where two decimals of a MB would leave less than two digits."""
+    return f"{count / 1e6:.2f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
 
 
 def gigabytes(count: float) -> str:
@@ -105,9 +108,9 @@ def show_report(console: Console, report: Report, layers: bool) -> None:
     quantized = [r for r in report.layers if not r.skipped]
     before, after = report.sizes["linear_bytes_before"], report.sizes["linear_bytes_after"]
     console.print(
-        f"{len(quantized)} layers quantized, {len(report.layers) - len(quantized)} skipped, "
-        f"{len(report.left_out)} outside the blocks left alone; Linear weights {megabytes(before)} → "
-        f"{megabytes(after)} ({after / before:.1%} of before)"
+        f"{counted(len(quantized), 'layer')} quantized, {len(report.layers) - len(quantized)} skipped, "
+        f"{len(report.left_out)} outside the blocks left alone; Linear weights {size_text(before)} → "
+        f"{size_text(after)} ({after / before:.1%} of before)"
     )
     _show_widths(console, report.layers)
     if report.calibration:
@@ -116,7 +119,7 @@ def show_report(console: Console, report: Report, layers: bool) -> None:
         shown = ", ".join(names) if len(names) < 4 else f"{len(names)} layers such as {names[0]}"
         console.print(f"left in full precision: {escape(shown)} ({escape(reason)})")
     for text, count in Counter(t for r in report.layers for t in _notes(r)).items():
-        note(console, f"{count} layers: {text}")
+        note(console, f"{counted(count, 'layer')}: {text}")
     for text in grouped(report.notes):
         note(console, text)
     shared = f" in {report.processes} processes" if report.processes > 1 else ""
@@ -130,14 +133,14 @@ def _show_calibration(console: Console, c: Mapping[str, Any]) -> None:
         f"{n['tail']} of {n['audio'] + n['tokens']} ({name})" for name, n in c["positions"].items() if n["tail"]
     )
     console.print(
-        f"calibrated on {c['utterances']} utterances, {c['seconds'] / 60:.1f} min; rare words "
+        f"calibrated on {counted(c['utterances'], 'utterance')}, {c['seconds'] / 60:.1f} min; rare words "
         f"{c['rare_word_share']:.1%}; tail positions {tail or 'none'}; "
         f"transcripts: {c['transcript_style']}, {c['self_transcribed']} made by the model"
     )
     if "pool" in c:
         rho = c["pool"]["rho"]
         spread = "" if rho is None else f", ρ of an utterance {rho['mean']:.1%} [{rho['min']:.1%}, {rho['max']:.1%}]"
-        text = f"{c['pool']['kind']} pool of {c['pool']['candidates']} utterances{spread}"
+        text = f"{c['pool']['kind']} pool of {counted(c['pool']['candidates'], 'utterance')}{spread}"
         console.print(f"{text}; word frequencies {frequencies_text(c['word_frequencies'])}", markup=False)
 
 
@@ -157,7 +160,7 @@ def show_plan(console: Console, plan: Plan) -> None:
         layers = [layer for layer in plan.layers if layer.stage == stage]
         prefix = shared_prefix([layer.name for layer in layers]) if stage else ""
         title = f"{stage}: {prefix}…" if stage else "outside the blocks"
-        rows = table("layer", "×", "out×in", "bits/\ngroup", "MB before", "after", "notes", title=title)
+        rows = table("layer", "×", "out×in", "bits/\ngroup", "before", "after", "notes", title=title)
         kinds: dict[tuple, list[PlannedLayer]] = {}
         for layer in layers:
             name = re.sub(r"(?<=\.)\d+(?=\.)", "*", f".{layer.name.removeprefix(prefix)}")[1:]
@@ -169,8 +172,8 @@ def show_plan(console: Console, plan: Plan) -> None:
                 str(len(alike)),
                 "×".join(map(str, shape)),
                 packed_as,
-                f"{sum(layer.bytes_before for layer in alike) / 1e6:.2f}",
-                f"{sum(layer.bytes_after for layer in alike) / 1e6:.2f}",
+                size_text(sum(layer.bytes_before for layer in alike)),
+                size_text(sum(layer.bytes_after for layer in alike)),
                 str(reasons.index(reason) + 1) if reason else "",
             )
         console.print(rows)
@@ -179,15 +182,15 @@ def show_plan(console: Console, plan: Plan) -> None:
     packed = sum(layer.group_size is not None for layer in plan.layers)
     share = plan.bytes_after / plan.bytes_before if plan.bytes_before else 1.0
     console.print(
-        f"{packed} layers packed, {len(plan.layers) - packed} left; Linear weights of the blocks "
-        f"{megabytes(plan.bytes_before)} → {megabytes(plan.bytes_after)} ({share:.1%} of before)"
+        f"{counted(packed, 'layer')} packed, {len(plan.layers) - packed} left; Linear weights of the blocks "
+        f"{size_text(plan.bytes_before)} → {size_text(plan.bytes_after)} ({share:.1%} of before)"
     )
     _show_widths(console, plan.layers)
     for part in plan.parts:
         console.print(part, markup=False, highlight=False)
     e = plan.estimate
     fewer = f" (all there are of the {e.asked} asked for)" if e.utterances < e.asked else ""
-    speech = f" on {e.utterances} utterances{fewer} of {e.utterance_seconds:g} s" if e.utterances else ""
+    speech = f" on {counted(e.utterances, 'utterance')}{fewer} of {e.utterance_seconds:g} s" if e.utterances else ""
     there = "" if plan.ram_there is None else f" (this machine has {gigabytes(plan.ram_there)})"
     console.print(
         f"takes about {_minutes(e.seconds)}{speech} and {gigabytes(e.ram_bytes)} of RAM{there}; estimated from the "
@@ -204,7 +207,7 @@ def _show_widths(console: Console, layers: Sequence[LayerReport] | Sequence[Plan
         if layer.bits:
             weights.setdefault(layer.bits, []).append(math.prod(layer.shape))
     if len(weights) > 1:
-        counts = ", ".join(f"{len(sizes)} layers of {bits} bits" for bits, sizes in sorted(weights.items()))
+        counts = ", ".join(f"{counted(len(sizes), 'layer')} of {bits} bits" for bits, sizes in sorted(weights.items()))
         mean = sum(bits * sum(sizes) for bits, sizes in weights.items()) / sum(map(sum, weights.values()))
         console.print(f"{counts}: {mean:.2f} bits per weight, without scales", highlight=False)
 
@@ -247,7 +250,7 @@ def show_pool(console: Console, drawn: DrawnPool) -> None:
         "ρ mean",
         "ρ min",
         "ρ max",
-        title=f"{pool.kind} pool, of {pool.candidates} utterances",
+        title=f"{pool.kind} pool, of {counted(pool.candidates, 'utterance')}",
     )
     sources = list(dict.fromkeys(pool.sources))
     for source in (*sources, *([None] if len(sources) > 1 else [])):

@@ -251,7 +251,7 @@ def test_audio_of_the_results_and_what_cannot_be_read(study, write, speech, tmp_
     study["models"]["tiny"]["audio"] = ["speech/u0.wav", "speech/gone.wav", None, None]
     page, _, _ = report(tmp_path, write(study))
     assert len(page.all("audio")) == 1
-    assert "Audio of 1 utterances could not be read: u1" in page.text
+    assert "Audio of 1 utterance could not be read: u1" in page.text
 
 
 def test_what_is_absent_is_said(study, write, tmp_path):

@@ -192,7 +192,7 @@ def test_demo_on_a_model_and_speech_of_ones_own(model_folder, manifest, tmp_path
         "--json", tmp_path / "demo.json",
     )  # fmt: skip
     scores = json.loads((tmp_path / "demo.json").read_text())["sets"]["demo"]
-    methods = [f"{method} W{bits}" for bits in (4, 3) for method in ("RTN", "GPTQ", "REFINED")]
+    methods = [f"{method} W{bits}" for bits in (4, 3) for method in ("RTN", "GPTQ", "default")]
     assert list(scores["models"]) == ["full precision", *methods]
     assert "next, on your own model" in out
 

@@ -17,8 +17,10 @@ from typer.testing import CliRunner
 
 from tarq.data.audio import Encoded
 from tarq.errors import DataError
-from tarq.report import LayerReport, Report
+from tarq.report import LayerReport, Report, counted
+from tarq.scoring.run import ModelScores, SetScores
 from tarq.terminal import cli, console, doctor, progress, tables
+from tarq.terminal import scores as scores_screen
 from tarq.terminal.cli import app
 
 runner = CliRunner()
@@ -53,6 +55,26 @@ def test_layers_keep_their_names_at_80_columns():
         assert name in text  # … and nothing else is cut
     assert "1: group size 64" in text
     assert "25.0% of before" in text
+
+
+def test_sizes_and_counts_read_as_one_says_them():
+    sizes = {450: "0.5 kB", 99_900: "99.9 kB", 100_000: "0.10 MB", 22_880_000: "22.88 MB"}
+    assert {size: tables.size_text(size) for size in sizes} == sizes
+    assert [counted(n, "word") for n in (0, 1, 2)] == ["0 words", "1 word", "2 words"]
+    to, shown = screen(width=200)
+    one = Report(layers=report().layers[:1], sizes={"linear_bytes_before": 1000, "linear_bytes_after": 250})
+    one.calibration = {
+        "utterances": 1, "seconds": 6.0, "rare_word_share": 0.0, "positions": {}, "transcript_style": "cased",
+        "self_transcribed": 0,
+    }  # fmt: skip
+    tables.show_report(to, one, layers=False)
+    assert shown.getvalue().startswith("1 layer quantized, ")
+    assert "Linear weights 1.0 kB → 0.2 kB (25.0% of before)" in shown.getvalue()
+    assert "calibrated on 1 utterance, " in shown.getvalue()
+    to, shown = screen(width=200)
+    scores = SetScores(1, "en", "basic", {}, words=1, rare_words=1, models={"m": ModelScores()})
+    scores_screen.show_set(to, "s", scores, {})
+    assert "s: 1 utterance, 1 word, 1 rare" in " ".join(shown.getvalue().split())
 
 
 def test_names_share_whole_parts_only():

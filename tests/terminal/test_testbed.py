@@ -145,7 +145,7 @@ def test_demo_on_a_few_utterances(tmp_path):
     assert result.exit_code == 0, result.output
     scores = json.loads((tmp_path / "demo.json").read_text())
     (only,) = scores["sets"].values()
-    methods = [f"{method} W{bits}" for bits in (4, 3) for method in ("RTN", "GPTQ", "REFINED")]
+    methods = [f"{method} W{bits}" for bits in (4, 3) for method in ("RTN", "GPTQ", "default")]
     assert list(only["models"]) == ["full precision", *methods]
     assert only["utterances"] == 8
     for name in methods:
