@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tarq.config import CALIBRATION, RESOURCES, TarqConfig
+from tarq.config import TarqConfig
 from tarq.errors import ConfigError, OutputError
 from tarq.files import check_file, expanded
-from tarq.option import Option, options
+from tarq.option import CALIBRATION, RESOURCES, Option, options
 from tarq.presets import PRESETS
 
 if TYPE_CHECKING:

@@ -9,10 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
-from tarq.config import CALIBRATION, METHOD, RESOURCES, TarqConfig
+from tarq.config import TarqConfig
 from tarq.errors import ConfigError
 from tarq.files import write_json
-from tarq.option import options
+from tarq.option import CALIBRATION, METHOD, RESOURCES, options
 from tarq.presets import PRESETS
 from tarq.terminal.console import command, console, progress_console, say
 from tarq.terminal.options import SPEECH, Device, Dtype, JsonFile, Overwrite, configured, where_to_run
