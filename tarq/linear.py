@@ -300,7 +300,7 @@ class Int8Layers(int):
     exact: tuple[str, ...] = ()
     reasons: tuple[str, ...] = ()
 
-    def told(self) -> str:
+    def note(self) -> str:
         """A note for the user: which layers keep exact inputs and why; empty if all round."""
         if not self and not self.exact:
             return "a full-precision model, which has no packed layers: quantize it first"

@@ -94,8 +94,8 @@ def quantize(
                 (speech,) = speech.values()
             reporter.phase(f"loading {model}")
             recognizer = api.load_recognizer(model, **where, language=config.language, offload=offload)
-            lent_to = where["device"] if offload else None
-            report = api.quantize(recognizer, speech or None, config, offload=lent_to, reporter=reporter)
+            offload_device = where["device"] if offload else None
+            report = api.quantize(recognizer, speech or None, config, offload=offload_device, reporter=reporter)
             reporter.phase(f"writing {out}")
             api.save(recognizer, out, report, overwrite=overwrite)
             if first and json_file:
