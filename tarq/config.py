@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 from tarq.errors import ConfigError
 from tarq.lattice import Lattice
-from tarq.method.registry import METRICS, RESIDUALS, SOLVERS
+from tarq.method.registry import INPUT_SCALES, METRICS, RESIDUALS, SOLVERS
 from tarq.option import CALIBRATION, METHOD, POSITIVE, RESOURCES, Checked, option, options
 from tarq.presets import PRESETS
 
@@ -31,7 +31,6 @@ FrameTags = Literal["auto", "none", "aligned"]
 Transcripts = Literal["reference", "self"]
 Normalization = Literal["auto", "english", "basic", "none"]
 ActOrder = Literal["none", "static"]
-InputScales = Literal["none", "awq", "smoothquant"]
 PoolKind = Literal["uniform", "r-top", "r-mix", "r-cross"]
 
 
@@ -99,11 +98,12 @@ class Method(Checked):
         "choice",
         choices=tuple(SOLVERS),
     )
-    input_scales: InputScales = option(
+    input_scales: str = option(
         "none",
         METHOD,
         "First scale inputs, so that those with much to say are rounded finer: none, awq or smoothquant.",
-        InputScales,
+        "choice",
+        choices=("none", *INPUT_SCALES),
     )
     damp: float = option(0.01, METHOD, "Damping, as a share of the metric's mean diagonal.", "float", low=0, high=100)
     act_order: ActOrder = option(
