@@ -1,4 +1,4 @@
-"""Whether numbers are numbers: weights that hold NaN or infinity are found here, and told by whoever looks."""
+"""Whether numbers are numbers: weights that hold NaN or infinity are found here, and reported by the caller."""
 
 from __future__ import annotations
 

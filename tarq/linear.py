@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from functools import singledispatch
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
 from tarq.kernels import w4_linear as packed_linear
+from tarq.kernels.group_quantize import Quantized
 from tarq.kernels.scheme import Scheme
 from tarq.kernels.w4_linear import Config, PackedWeight, dequantize, pack, pack_zeros, packed_words
 from tarq.kernels.w4_linear.backends import as_stored
@@ -111,7 +113,7 @@ class QuantLinear(nn.Module):
         zeros: Tensor | None,
         scheme: Scheme,
         bias: Tensor | None = None,
-    ) -> QuantLinear:
+    ) -> Self:
         """Pack unsigned codes into a layer on their device.
 
         Args:
@@ -289,6 +291,22 @@ class QuantLinear(nn.Module):
         ]
 
 
+@singledispatch
+def packed_layer(quantized: Quantized, scheme: Scheme, bias: Tensor | None) -> QuantLinear:
+    """The layer that runs a solver's result; a result of another class registers its own here.
+
+    Args:
+        quantized: codes, scales and zero points.
+        scheme: what the codes mean.
+        bias: float [m] or None.
+
+    Raises:
+        ValueError: see :meth:`QuantLinear.from_codes`.
+    """
+    zeros = None if scheme.symmetric else quantized.zeros
+    return QuantLinear.from_codes(quantized.codes, quantized.scales, zeros, scheme, bias)
+
+
 class Int8Layers(int):
     """How many layers round their input to 8 bits: an integer with attributes.
 
@@ -300,7 +318,7 @@ class Int8Layers(int):
     exact: tuple[str, ...] = ()
     reasons: tuple[str, ...] = ()
 
-    def told(self) -> str:
+    def note(self) -> str:
         """A note for the user: which layers keep exact inputs and why; empty if all round."""
         if not self and not self.exact:
             return "a full-precision model, which has no packed layers: quantize it first"

@@ -16,6 +16,9 @@ from tarq.errors import ConfigError
 #: The smallest positive float: the lower end of a number that may not be 0.
 POSITIVE = 5e-324
 
+#: Panels of the command line's help.
+METHOD, CALIBRATION, CHECKPOINT, RESOURCES = "Method", "Speech", "Checkpoint", "Resources"
+
 
 @dataclass(frozen=True)
 class Option:

@@ -1,8 +1,9 @@
-"""``OutlierLinear``: a packed layer that keeps a few of its weights in 16 bits, for measuring."""
+"""Weights on a lattice but for a few, which keep 16 bits: the result of a solver, and the layer that runs it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,7 +11,27 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tarq.errors import CheckpointError
-from tarq.linear import QuantLinear
+from tarq.kernels.group_quantize import Quantized
+from tarq.kernels.scheme import Scheme
+from tarq.linear import QuantLinear, packed_layer
+
+
+@dataclass(frozen=True, kw_only=True)
+class WithOutliers(Quantized):
+    """A weight on its lattice but for some.
+
+    Attributes:
+        places: int64 [k] of those, row after row.
+        values: [k] in 16 bits, theirs.
+    """
+
+    places: Tensor
+    values: Tensor
+
+    def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
+        weight = super().dequantize()
+        weight.view(-1)[self.places] = self.values.to(weight.dtype)
+        return weight if dtype is None else weight.to(dtype)
 
 
 class OutlierLinear(QuantLinear):
@@ -60,3 +81,11 @@ class OutlierLinear(QuantLinear):
             f"not saved: {prefix.rstrip('.')} keeps {self.outlier_places.numel()} weights in 16 bits beside its codes "
             "(solver spqr), which no checkpoint of packed layers can hold: such a model can be measured only"
         )
+
+
+@packed_layer.register(WithOutliers)
+def _outlier_layer(quantized: WithOutliers, scheme: Scheme, bias: Tensor | None) -> OutlierLinear:
+    zeros = None if scheme.symmetric else quantized.zeros
+    layer = OutlierLinear.from_codes(quantized.codes, quantized.scales, zeros, scheme, bias)
+    layer.keep(quantized.places, quantized.values)
+    return layer

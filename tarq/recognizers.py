@@ -75,7 +75,7 @@ def load_recognizer(
         dtype = loading.computing_dtype(source, device)
     recognizer = as_recognizer(source, language=language, dtype=dtype, device="cpu" if offload else device)
     if int8_activations and not (rounding := recognizer.use_int8_activations()):
-        raise ModelError(f"{source}: int8_activations has no effect here: {rounding.told()}")
+        raise ModelError(f"{source}: int8_activations has no effect here: {rounding.note()}")
     return recognizer
 
 

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from tarq.config import Lattice, TarqConfig, Words
+from tarq.config import TarqConfig, Words
 from tarq.errors import TarqError
+from tarq.lattice import Lattice
 from tarq.option import options
 from tarq.presets import PRESETS
 

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from tarq.method.metrics import Metric
 from tarq.method.moments import Moments
-from tarq.method.registry import make_metric, make_residual, make_solver
+from tarq.method.registry import make_input_scales, make_metric, make_residual, make_solver
 from tarq.method.residuals import Residual
+from tarq.method.scaling import InputScaling
 from tarq.method.solvers import Solver
 
 
@@ -24,13 +25,13 @@ class Arms:
         metric: how positions are weighted.
         residual: the target of the codes.
         solver: how codes are chosen.
-        input_scales: how inputs are scaled in full precision, before all else: ``none``, ``awq`` or ``smoothquant``.
+        input_scales: how inputs are scaled in full precision, before all else; None for as they are.
     """
 
     metric: Metric
     residual: Residual
     solver: Solver
-    input_scales: str = "none"
+    input_scales: InputScaling | None = None
 
     @classmethod
     def of(
@@ -50,13 +51,13 @@ class Arms:
             make_metric(options["metric"], **settings) if metric is None else metric,
             make_residual(options["residual"], **settings) if residual is None else residual,
             make_solver(options["solver"], **settings) if solver is None else solver,
-            options.get("input_scales", "none"),
+            make_input_scales(options.get("input_scales", "none"), **settings),
         )
 
     @property
     def reads_audio(self) -> bool:
         """Whether calibration speech is needed at all."""
-        return self.solves_by_audio or self.input_scales != "none"
+        return self.solves_by_audio or self.input_scales is not None
 
     @property
     def solves_by_audio(self) -> bool:

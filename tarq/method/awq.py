@@ -18,15 +18,33 @@ clipping, which comes after, is the solver ``clipped``. Any other residual and s
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from tarq.kernels.group_quantize import Quantized, round_to_nearest
 from tarq.kernels.scheme import Scheme
+from tarq.method.metrics import Metric, Plain
+from tarq.method.moments import Moments
+from tarq.method.scaling import InputScaling
 
 #: Ratios ρ tried, in this order; the first of equally good ones is kept.
 RATIOS = tuple(k / 20 for k in range(20))
+
+
+@dataclass(frozen=True)
+class AWQ(InputScaling):
+    """Scales by the magnitudes of inputs, to the best of several powers."""
+
+    metric: Metric = field(default_factory=Plain)
+
+    def scales(
+        self, weights: Sequence[Tensor], moments: Moments, scheme: Scheme, statistics: Sequence[Tensor]
+    ) -> tuple[Tensor, str]:
+        hessian = (moments.hessian["common"] + moments.hessian["tail"]).float()
+        s, ratio = input_scales(weights, hessian, scheme, torch.float32)
+        return s, f"its input is scaled by magnitude to the {ratio:g}"
 
 
 def input_scales(

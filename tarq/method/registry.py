@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tarq.method.metrics import Metric
     from tarq.method.residuals import Residual
+    from tarq.method.scaling import InputScaling
     from tarq.method.solvers import Solver
 
 #: Name to the module below ``tarq.method`` and the class in it.
@@ -49,6 +50,10 @@ SOLVERS = {
     "clipped": "clip:Clipped",
     "rtn": "solvers:RoundToNearest",
 }
+INPUT_SCALES = {
+    "awq": "awq:AWQ",
+    "smoothquant": "smoothquant:SmoothQuant",
+}
 
 
 def make_metric(name: str, **options: Any) -> Metric:
@@ -76,6 +81,11 @@ def make_residual(name: str | float, **options: Any) -> Residual:
 def make_solver(name: str, **options: Any) -> Solver:
     """The solver of a name; see :func:`make_metric`."""
     return _make("solver", SOLVERS, name, options)
+
+
+def make_input_scales(name: str, **options: Any) -> InputScaling | None:
+    """How inputs are scaled, by name; None for ``none``; see :func:`make_metric`."""
+    return None if name == "none" else _make("scaling of inputs", INPUT_SCALES, name, options)
 
 
 def _make(kind: str, known: dict[str, str], name: str, options: dict[str, Any]) -> Any:

@@ -25,7 +25,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from tarq.kernels.scheme import Scheme
 from tarq.method.metrics import LayerRows, Plain
+from tarq.method.moments import Moments
+from tarq.method.scaling import InputScaling
 
 #: α, the authors' for OPT and BLOOM.
 STRENGTH = 0.5
@@ -49,6 +52,23 @@ class LargestInputs(Plain):
         largest, name = counted.amax(0), rows.layers[0]
         self.seen[name] = torch.maximum(self.seen[name], largest) if name in self.seen else largest
         return rows.tail, rows.weight
+
+
+@dataclass(frozen=True)
+class SmoothQuant(InputScaling):
+    """Scales by the largest magnitudes of inputs and weights."""
+
+    metric: LargestInputs = field(default_factory=LargestInputs)
+
+    def statistics(self, layer: str) -> Tensor | None:
+        """[n] the largest magnitudes of the input over this process's batches; None where it has none."""
+        return self.metric.seen.pop(layer, None)
+
+    def scales(
+        self, weights: Sequence[Tensor], moments: Moments, scheme: Scheme, statistics: Sequence[Tensor]
+    ) -> tuple[Tensor, str]:
+        s = smoothing_scales(weights, torch.stack(list(statistics)).amax(0))
+        return s, "its input is scaled by its and the weights' maxima"
 
 
 def smoothing_scales(weights: Sequence[Tensor], largest: Tensor, strength: float = STRENGTH) -> Tensor:

@@ -34,24 +34,7 @@ from tarq.kernels.scheme import Scheme
 from tarq.method.metrics import LayerRows, RareBAL
 from tarq.method.residuals import Statistics
 from tarq.method.solvers import Sweep, damped_loss, in_order
-
-
-@dataclass(frozen=True, kw_only=True)
-class WithOutliers(Quantized):
-    """A weight on its lattice but for some.
-
-    Attributes:
-        places: int64 [k] of those, row after row.
-        values: [k] in 16 bits, theirs.
-    """
-
-    places: Tensor
-    values: Tensor
-
-    def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
-        weight = super().dequantize()
-        weight.view(-1)[self.places] = self.values.to(weight.dtype)
-        return weight if dtype is None else weight.to(dtype)
+from tarq.outliers import WithOutliers
 
 
 @dataclass(frozen=True)

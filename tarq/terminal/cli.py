@@ -22,7 +22,7 @@ EPILOG = (
 )
 
 
-class Told(TyperGroup):
+class ErrorReportingGroup(TyperGroup):
     """Reports every error in one line, with its exit code; a traceback only on request."""
 
     def invoke(self, ctx: Any) -> Any:
@@ -34,11 +34,11 @@ class Told(TyperGroup):
         except Exception as error:
             if type(error).__module__.startswith(("click", "typer")):  # usage errors and exits, reported by typer
                 raise
-            tell(error)
+            report_error(error)
             raise typer.Exit(1) from error
 
 
-def tell(error: Exception) -> None:
+def report_error(error: Exception) -> None:
     """Report an error in one line, after its traceback if ``--debug`` or ``TARQ_DEBUG`` asks for it."""
     from tarq.distributed import is_shared
 
@@ -55,7 +55,7 @@ def tell(error: Exception) -> None:
 
 
 app = typer.Typer(
-    cls=Told,
+    cls=ErrorReportingGroup,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tarq.config import CALIBRATION, METHOD, TarqConfig
+from tarq.config import TarqConfig
 from tarq.files import write_json
+from tarq.option import CALIBRATION, METHOD
 from tarq.presets import PRESETS
 from tarq.terminal.console import command, console, progress_console, say
 from tarq.terminal.options import (

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tarq.config import CALIBRATION, TarqConfig
+from tarq.config import TarqConfig
 from tarq.files import write_json, write_whole
+from tarq.option import CALIBRATION
 from tarq.terminal.console import command, console, progress_console
 from tarq.terminal.options import (
     OUTPUT,

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from tarq.config import CALIBRATION, RESOURCES, TarqConfig
+from tarq.config import TarqConfig
 from tarq.errors import ConfigError, OutputError
 from tarq.files import check_file, expanded
-from tarq.option import Option, options
+from tarq.option import CALIBRATION, RESOURCES, Option, options
 from tarq.presets import PRESETS
 
 if TYPE_CHECKING:
@@ -219,9 +219,9 @@ def where_to_run(device: str, dtype: str) -> dict[str, Any]:
 def round_inputs(recognizers: Mapping[str, Recognizer], reporter: Reporter) -> None:
     """Apply ``--int8-activations`` and note packed layers that stay exact; refused where no layer can use it."""
     found = {label: recognizer.use_int8_activations() for label, recognizer in recognizers.items()}
-    told = {label: f"{label}: {rounding.told()}" for label, rounding in found.items() if rounding.told()}
+    notes = {label: f"{label}: {rounding.note()}" for label, rounding in found.items() if rounding.note()}
     if not any(found.values()):
-        raise typer.BadParameter(f"has no effect here: {'; '.join(told.values())}", param_hint="--int8-activations")
-    for label, note in told.items():
+        raise typer.BadParameter(f"has no effect here: {'; '.join(notes.values())}", param_hint="--int8-activations")
+    for label, note in notes.items():
         if recognizers[label].is_quantized:
             reporter.note(note)

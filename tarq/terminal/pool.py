@@ -7,8 +7,9 @@ from typing import Annotated
 
 import typer
 
-from tarq.config import CALIBRATION, TarqConfig
+from tarq.config import TarqConfig
 from tarq.files import write_json
+from tarq.option import CALIBRATION
 from tarq.terminal.console import command, console, progress_console, say
 from tarq.terminal.options import (
     FIELDS,

@@ -9,10 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
-from tarq.config import CALIBRATION, METHOD, RESOURCES, TarqConfig
+from tarq.config import TarqConfig
 from tarq.errors import ConfigError
 from tarq.files import write_json
-from tarq.option import options
+from tarq.option import CALIBRATION, METHOD, RESOURCES, options
 from tarq.presets import PRESETS
 from tarq.terminal.console import command, console, progress_console, say
 from tarq.terminal.options import SPEECH, Device, Dtype, JsonFile, Overwrite, configured, where_to_run
@@ -94,8 +94,8 @@ def quantize(
                 (speech,) = speech.values()
             reporter.phase(f"loading {model}")
             recognizer = api.load_recognizer(model, **where, language=config.language, offload=offload)
-            lent_to = where["device"] if offload else None
-            report = api.quantize(recognizer, speech or None, config, offload=lent_to, reporter=reporter)
+            offload_device = where["device"] if offload else None
+            report = api.quantize(recognizer, speech or None, config, offload=offload_device, reporter=reporter)
             reporter.phase(f"writing {out}")
             api.save(recognizer, out, report, overwrite=overwrite)
             if first and json_file:

@@ -58,8 +58,8 @@ def transcribe(
         recognizer = api.load_recognizer(model, **where, language=chosen.get("language"))
         if int8:
             round_inputs({model: recognizer}, reporter)
-        heard = api.iter_transcripts(recognizer, files, batch_size=config.batch_size, reporter=reporter)
-        for name, (_, text) in zip(names, heard, strict=True):
+        transcripts = api.iter_transcripts(recognizer, files, batch_size=config.batch_size, reporter=reporter)
+        for name, (_, text) in zip(names, transcripts, strict=True):
             if isinstance(text, DataError):
                 results.append({"audio": name, "error": str(text)})
                 say_error("DataError", str(text))

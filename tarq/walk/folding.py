@@ -20,11 +20,9 @@ from torch import Tensor, nn
 from tarq import distributed
 from tarq.config import TarqConfig
 from tarq.method.arms import Arms
-from tarq.method.awq import input_scales
-from tarq.method.metrics import Plain
 from tarq.method.moments import Moments
 from tarq.method.residuals import Layer, NoResidual
-from tarq.method.smoothquant import LargestInputs, smoothing_scales
+from tarq.method.scaling import InputScaling
 from tarq.method.solvers import Sweep
 from tarq.models.base import Recognizer
 from tarq.models.types import Batch
@@ -65,24 +63,28 @@ class Fold:
 
 @torch.no_grad()
 def fold_input_scales(
-    recognizer: Recognizer, batches: Sequence[Batch], config: TarqConfig, reporter: Reporter, device: torch.device
+    recognizer: Recognizer,
+    batches: Sequence[Batch],
+    config: TarqConfig,
+    reporter: Reporter,
+    device: torch.device,
+    scaling: InputScaling,
 ) -> dict[str, str]:
     """Scale the inputs of a full-precision model's Linears; what it computes stays the same.
 
     Args:
         recognizer: the model and how to feed it.
         batches: the calibration set.
-        config: which scales (``input_scales``), the lattice, and which Linears there are.
-        reporter: hears of it.
+        config: the lattice, and which Linears there are.
+        reporter: receives progress.
         device: where blocks go one at a time.
+        scaling: finds the scales.
 
     Returns:
         Name of each Linear to what was done, for the report.
     """
     reporter.phase("input scales")
     folds = find_folds(recognizer, batches[0], device)
-    smooths = config.input_scales == "smoothquant"
-    metric = LargestInputs() if smooths else Plain()
     scales: dict[str, tuple[Tensor, str]] = {}
     notes: dict[str, str] = {}
 
@@ -90,19 +92,15 @@ def fold_input_scales(
         first, weights = layers[0].name, [layer.weight for layer in layers]
         for layer in layers:
             notes[layer.name] = "nothing in front of it can take scales of its input"
-        largest = _largest(metric, first, device) if isinstance(metric, LargestInputs) else None
+        gathered = distributed.all_gather([scaling.statistics(first)], device)
         if first in folds and distributed.rank() == 0 and parts[0].seen:
-            if largest is not None:
-                found = smoothing_scales(weights, largest), "its input is scaled by its and the weights' maxima"
-            else:
-                hessian = (parts[0].hessian["common"] + parts[0].hessian["tail"]).float()
-                scheme = config.scheme(planned.group_size, planned.bits)
-                s, ratio = input_scales(weights, hessian, scheme, torch.float32)
-                found = s, f"its input is scaled by magnitude to the {ratio:g}"
+            scheme = config.scheme(planned.group_size, planned.bits)
+            statistics = [each for each in gathered if each is not None]  # a process may have no batches
+            found = scaling.scales(weights, parts[0], scheme, statistics)
             scales.update(dict.fromkeys((layer.name for layer in layers), found))
         return {}
 
-    arms = Arms(metric, NoResidual(), Sweep())
+    arms = Arms(scaling.metric, NoResidual(), Sweep())
     for _ in Walk(recognizer, batches, config, Reporter(), arms, device, search).blocks():
         pass
     scales = distributed.broadcast(lambda: scales)
@@ -113,12 +111,6 @@ def fold_input_scales(
     if left:
         reporter.note(f"input scales: nothing in front can take those of {', '.join(left)}")
     return notes
-
-
-def _largest(metric: LargestInputs, first: str, device: torch.device) -> Tensor:
-    """[n] the largest magnitudes of an input over the batches of all processes, some of which may have none."""
-    seen = distributed.all_gather([metric.seen.pop(first, None)], device)
-    return torch.stack([each for each in seen if each is not None]).amax(0)
 
 
 @torch.no_grad()

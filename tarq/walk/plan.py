@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from tarq.checkpoint.checks import check_apart
-from tarq.config import Lattice
 from tarq.errors import CalibrationError, ModelError
+from tarq.lattice import Lattice
 from tarq.linear import QuantLinear
 from tarq.models.base import Recognizer
 from tarq.models.types import Stage

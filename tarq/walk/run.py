@@ -46,8 +46,8 @@ def quantize_model(
         ModelError: a name to ignore matches no layer, or the model does something that the walk cannot follow.
     """
     walk = Walk(recognizer, batches, config, reporter, arms, device)
-    if walk.arms.input_scales != "none":
-        walk.notes = fold_input_scales(recognizer, batches, config, reporter, walk.device)
+    if walk.arms.input_scales is not None:
+        walk.notes = fold_input_scales(recognizer, batches, config, reporter, walk.device, walk.arms.input_scales)
     for _ in walk.blocks():
         pass
     return walk.records

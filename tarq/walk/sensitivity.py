@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from tarq import distributed
-from tarq.config import WIDTHS, TarqConfig
+from tarq.config import TarqConfig
 from tarq.errors import ConfigError
+from tarq.lattice import WIDTHS
 from tarq.method.algorithm import Solution, tail_aware_quantize
 from tarq.method.allocation import Sensitivity, allocate_bits
 from tarq.method.arms import Arms

@@ -23,7 +23,7 @@ from tarq.config import TarqConfig
 from tarq.errors import CalibrationError, ModelError
 from tarq.kernels.group_quantize.reference import check_scales
 from tarq.kernels.scheme import Scheme
-from tarq.linear import QuantLinear
+from tarq.linear import QuantLinear, packed_layer
 from tarq.method.algorithm import Solution, tail_aware_quantize
 from tarq.method.arms import Arms
 from tarq.method.bands import merged
@@ -32,10 +32,8 @@ from tarq.method.metrics import LayerRows
 from tarq.method.moments import SIDES, Moments
 from tarq.method.residuals import Layer
 from tarq.method.solvers import RoundToNearest
-from tarq.method.spqr import WithOutliers
 from tarq.models.base import Recognizer
 from tarq.models.types import Batch, Stage
-from tarq.outliers import OutlierLinear
 from tarq.report import LayerReport, Reporter
 from tarq.walk.activations import BlockActivations, MemoryBudget, PathPair
 from tarq.walk.attention import AttentionGiven, attention_given
@@ -304,11 +302,7 @@ class Walk:
         bias: Tensor | None = linear.bias
         if solution.bias is not None:  # as it will be stored, so that what follows makes up for its rounding
             bias = solution.bias.to(self.recognizer.stored_dtype).to(linear.bias.dtype)
-        kind = OutlierLinear if isinstance(q, WithOutliers) else QuantLinear
-        packed = kind.from_codes(q.codes, q.scales, None if scheme.symmetric else q.zeros, scheme, bias)
-        if isinstance(packed, OutlierLinear) and isinstance(q, WithOutliers):
-            packed.keep(q.places, q.values)
-        return packed
+        return packed_layer(q, scheme, bias)
 
     def _record(
         self, stage: Stage, name: str, linear: nn.Linear, solution: Solution, positions: dict[str, int], note: str = ""
@@ -343,7 +337,7 @@ class Walk:
         self.gradients = output_gradients(self.recognizer, batches, list(self.plan), self.arms, share)
 
     def _check_on_device(self, what: str) -> None:
-        """See that the whole model can run, for what the arms want to know of it; its progress is told."""
+        """See that the whole model can run, for what the arms want to know of it; its phase is reported."""
         if self.device != self.recognizer.device:
             raise ModelError(
                 f"a metric or solver that asks for {what} needs the whole model on the device: leave offload out"

@@ -16,7 +16,7 @@ import tarq
 from tarq.checkpoint.compressed_tensors import check_config
 from tarq.errors import CheckpointError, ModelError, TarqError
 from tarq.report import Report
-from tarq.terminal.cli import tell
+from tarq.terminal.cli import report_error
 
 
 @pytest.fixture(scope="module")
@@ -366,8 +366,8 @@ def test_what_lies_behind_an_error_is_shown_on_demand(copy, monkeypatch, capsys)
     with pytest.raises(ModelError, match=r"do not fit together \(KeyError: 'lang_to_id'\)") as caught:
         tarq.load_recognizer(copy)
     assert isinstance(caught.value.__cause__, KeyError)
-    tell(caught.value)
+    report_error(caught.value)
     assert "Traceback" not in capsys.readouterr().err
     monkeypatch.setenv("TARQ_DEBUG", "1")
-    tell(caught.value)
+    report_error(caught.value)
     assert "KeyError: 'lang_to_id'\n\nThe above exception was the direct cause" in capsys.readouterr().err

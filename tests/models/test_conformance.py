@@ -15,6 +15,7 @@ from transformers.utils import is_mistral_common_available
 import tarq
 from tarq.data.corpora.registry import load_utterances
 from tarq.method.arms import Arms
+from tarq.method.awq import AWQ
 from tarq.method.rsq import AttentionConcentration
 from tarq.report import Reporter
 from tarq.speech.calibration import calibration_set, make_example, make_examples
@@ -321,7 +322,7 @@ def test_scales_of_inputs_leave_what_a_family_computes_as_it_is(family, examples
     before = {name: parameter.clone() for name, parameter in scaled.model.named_parameters()}
     with torch.no_grad():
         expected = [scaled.logits(batch) for batch in batches]
-    notes = fold_input_scales(scaled, batches, CONFIG, Reporter(), scaled.device)
+    notes = fold_input_scales(scaled, batches, CONFIG, Reporter(), scaled.device, AWQ())
     assert any(note.startswith("its input is scaled by") for note in notes.values())
     assert any(not torch.allclose(p, before[name], rtol=1e-2) for name, p in scaled.model.named_parameters())
     with torch.no_grad():

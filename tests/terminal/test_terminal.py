@@ -186,7 +186,7 @@ def test_output_survives_ascii_and_a_closed_pipe(tmp_path):
 
 
 def failing(error: BaseException) -> typer.Typer:
-    program = typer.Typer(cls=cli.Told)
+    program = typer.Typer(cls=cli.ErrorReportingGroup)
 
     @program.callback()
     def root() -> None:
@@ -232,11 +232,11 @@ def transcribed(monkeypatch, arguments: list[str], results: list, **settings):
     seen = []
     monkeypatch.setattr(api, "load_recognizer", lambda *_, **__: None)
 
-    def heard(recognizer, files, **_):
+    def transcripts(recognizer, files, **_):
         seen.extend(files)
         yield from ((file, result) for file, result in zip(files, results, strict=True))
 
-    monkeypatch.setattr(api, "iter_transcripts", heard)
+    monkeypatch.setattr(api, "iter_transcripts", transcripts)
     return runner.invoke(app, ["transcribe", "model", *arguments], **settings), seen
 
 
@@ -264,7 +264,7 @@ def test_a_transcript_is_all_that_is_on_standard_output(monkeypatch, tmp_path):
     assert (result.exit_code, result.stdout) == (0, "hello\n")
 
 
-def test_an_empty_folder_is_told(monkeypatch, tmp_path):
+def test_an_empty_folder_is_reported(monkeypatch, tmp_path):
     result, _ = transcribed(monkeypatch, [str(tmp_path)], [])
     assert result.exit_code == 1
     assert "no audio in this folder" in result.stderr

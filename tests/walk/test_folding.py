@@ -1,7 +1,5 @@
 """Scales of inputs: what can take them is found out, the model stays the same, and rounding gains by it."""
 
-import dataclasses
-
 import pytest
 import torch
 from tarq.kernels.scheme import Scheme
@@ -11,6 +9,7 @@ from torch.nn import functional as F
 import tarq
 from tarq.data.corpora.registry import load_utterances
 from tarq.method.awq import RATIOS, input_scales
+from tarq.method.registry import make_input_scales
 from tarq.method.smoothquant import smoothing_scales
 from tarq.report import Reporter
 from tarq.speech.calibration import calibration_set
@@ -67,8 +66,7 @@ def test_whisper_can_take_the_scales_of_all_but_fc2_and_what_several_blocks_read
 @pytest.mark.parametrize("kind", ["awq", "smoothquant"])
 def test_the_model_computes_what_it_did_with_scaled_weights(model_folder, recognizer, batches, kind):
     plain = uneven(tarq.load_recognizer(model_folder))
-    config = dataclasses.replace(CONFIG, input_scales=kind)
-    notes = fold_input_scales(recognizer, batches, config, Reporter(), CPU)
+    notes = fold_input_scales(recognizer, batches, CONFIG, Reporter(), CPU, make_input_scales(kind))
     with torch.no_grad():
         for batch in batches:
             torch.testing.assert_close(recognizer.logits(batch), plain.logits(batch), rtol=1e-4, atol=1e-3)
@@ -209,7 +207,7 @@ def test_smoothing_takes_the_maxima_of_the_rows_that_count(model_folder, recogni
     assert not all(bool(each.all()) for each in exist)
     x = torch.cat([read[there] for read, there in zip(rows, exist, strict=True)])
     weight = plain.model.get_submodule(name).weight
-    fold_input_scales(recognizer, batches, dataclasses.replace(CONFIG, input_scales="smoothquant"), Reporter(), CPU)
+    fold_input_scales(recognizer, batches, CONFIG, Reporter(), CPU, make_input_scales("smoothquant"))
     scaled = recognizer.model.get_submodule(name).weight
     torch.testing.assert_close(
         scaled.detach(), (weight * smoothing_scales([weight], x.abs().amax(0))).detach(), rtol=1e-4, atol=1e-6

@@ -1,0 +1,219 @@
+"""A whole run of quantization, and its plan: from a model and speech to the quantized model's report."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence, Sized
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from tarq import distributed
+from tarq.arguments import Device, checked_arguments
+from tarq.checkpoint.compressed_tensors import quantization_config
+from tarq.config import TarqConfig, given_config
+from tarq.data.pools import read_ids
+from tarq.data.speech import Data, gathered
+from tarq.errors import ConfigError, ModelError
+from tarq.files import expanded
+from tarq.method.allocation import Sensitivity
+from tarq.method.arms import Arms
+from tarq.method.metrics import Metric
+from tarq.method.residuals import Residual
+from tarq.method.solvers import Solver
+from tarq.models.base import Recognizer
+from tarq.models.types import Batch
+from tarq.recognizers import as_recognizer, shapes_of
+from tarq.report import Report, Reporter, peak_memory, versions
+from tarq.speech.calibration import calibration_set, with_transcripts
+from tarq.surroundings import plain_torch
+from tarq.walk.estimate import Plan, make_plan
+from tarq.walk.plan import check_fits, check_weights
+from tarq.walk.plan import plan as plan_layers
+from tarq.walk.run import quantize_model
+from tarq.walk.sensitivity import measure, spend
+
+
+@checked_arguments("model", "calibration", "config")
+@distributed.raise_everywhere()
+@plain_torch()
+def quantize(
+    model: PreTrainedModel | Recognizer,
+    calibration: Data | Mapping[str, Data] | None,
+    config: TarqConfig | None = None,
+    *,
+    tokenizer: Any = None,
+    feature_extractor: Any = None,
+    processor: Any = None,
+    metric: Metric | None = None,
+    residual: Residual | None = None,
+    solver: Solver | None = None,
+    sensitivities: Sequence[Sensitivity] | None = None,
+    offload: Device | None = None,
+    reporter: Reporter | None = None,
+) -> Report:
+    """Quantize the Linear layers of a speech model's blocks, in place.
+
+    Where ``torch.distributed`` is initialised, every process must make the same call: each takes a share of the work,
+    and all end with the same model.
+
+    Args:
+        model: a transformers model (or a :class:`Recognizer`, which brings its own tokenizer).
+        calibration: transcribed speech: the path or name of a corpus, utterances, or a mapping from label to either for
+            several corpora. None for a method that needs the weights alone (``rtn``).
+        config: of the run; the method ``refined`` at W4G128 by default.
+        tokenizer: by default the one where the model was loaded from.
+        feature_extractor: likewise.
+        processor: likewise; see :func:`as_recognizer`.
+        metric: how positions are weighted (:class:`tarq.method.metrics.Metric`); replaces the configuration's.
+        residual: the target of the codes (:class:`tarq.method.residuals.Residual`); replaces the configuration's.
+        solver: how codes are chosen (:class:`tarq.method.solvers.Solver`); replaces the configuration's.
+        sensitivities: what each width of each layer does, to spend ``config.target_bits`` by
+            (:class:`tarq.method.allocation.Sensitivity`); measured on the calibration speech by default.
+        offload: device that blocks are moved to, one at a time, to be quantized, while the model and its hidden states
+            stay where the model is; None to quantize there.
+        reporter: receives progress.
+
+    Returns:
+        The report: configuration, versions, calibration, one record per layer, and everything degraded.
+
+    Raises:
+        TarqError: a ModelError, DataError or CalibrationError; the model is then only partly quantized and
+            should be loaded again.
+    """
+    config = given_config(config)
+    reporter = reporter or Reporter()
+    if isinstance(model, str | Path):
+        raise ModelError(
+            f"{model} is a name, and quantizing changes a model in place: give tarq.load_recognizer({model!r})"
+        )
+    arms = Arms.of(config.to_dict(), metric, residual, solver)
+    measured = config.target_bits is not None and sensitivities is None
+    if sensitivities is not None and config.target_bits is None:
+        raise ConfigError("sensitivities are for target_bits: set it")
+    if arms.reads_audio or measured:
+        check_calibration(calibration, config)
+    recognizer = as_recognizer(model, tokenizer, feature_extractor, processor=processor, language=config.language)
+    if recognizer.is_quantized:
+        name = recognizer.model.config._name_or_path or type(recognizer.model).__name__
+        raise ModelError(f"{name}: the model is quantized already: load the full-precision one")
+    recognizer.model.eval()
+    notes: list[str] = []
+    device = recognizer.device if offload is None else torch.device(offload)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    notes += recognizer.check()
+    if device.type == "cpu" and recognizer.dtype == torch.float16:
+        recognizer.model.float()
+        notes.append("computed in float32: float16 is slow and overflows on a CPU")
+    if recognizer.dtype == torch.float64:
+        recognizer.model.float()
+        notes.append("computed in float32: a checkpoint stores no float64")
+    config = config.with_scale_dtype(recognizer.stored_dtype)
+    # Raise what shapes and weights forbid before any audio is read.
+    check_fits(plan_layers(recognizer, config))
+    check_weights(recognizer, config)
+    batches: list[Batch] = []
+    summary: dict[str, Any] = {}
+    if calibration is not None and (arms.reads_audio or measured):
+        with torch.no_grad():
+            speech = gathered(calibration, config.max_bad)
+            intake = next(iter(speech.values())).intake
+            batches, summary, left_out = calibration_set(recognizer, speech, config, reporter, intake)
+        names = {label: corpus.source for label, corpus in speech.items()}
+        summary["source"] = names if isinstance(calibration, Mapping) else names["speech"]
+        notes += left_out
+    for kind, given in (("metric", metric), ("residual", residual), ("solver", solver)):
+        if given is not None:
+            notes.append(f"{kind} given by the caller in place of the configuration's: {type(given).__name__}")
+    for note in notes:
+        reporter.note(note)
+    outside = recognizer.left_out()
+    before = recognizer.linear_bytes()
+    began = time.monotonic()
+    settled = config
+    if config.target_bits is not None:
+        table = measure(recognizer, batches, config, reporter, device) if sensitivities is None else sensitivities
+        settled, note = spend(recognizer, table, config)
+        notes.append(note)
+        reporter.note(note)
+    layers = quantize_model(recognizer, batches, settled, reporter, arms, device)
+    for note in (slow := recognizer.slow_layers()):
+        reporter.note(note)
+    recognizer.model.config.quantization_config = quantization_config(recognizer.model)
+    peaks = distributed.all_gather([peak_memory(device)])
+    return Report(
+        model=str(recognizer.model.config._name_or_path),
+        config=config.to_dict(),
+        versions=versions(),
+        calibration=summary,
+        layers=layers,
+        left_out=outside,
+        sizes={"linear_bytes_before": before, "linear_bytes_after": recognizer.linear_bytes()},
+        seconds=round(time.monotonic() - began, 2),
+        memory={name: max(peak[name] for peak in peaks) for name in peaks[0]},
+        processes=distributed.world(),
+        notes=notes + slow,
+    )
+
+
+@checked_arguments("model", "config", "calibration")
+def plan(
+    model: PreTrainedModel | Recognizer | str | Path,
+    config: TarqConfig | None = None,
+    *,
+    tokenizer: Any = None,
+    feature_extractor: Any = None,
+    processor: Any = None,
+    device: Device = "cpu",
+    calibration: Data | Mapping[str, Data] | None = None,
+) -> Plan:
+    """What :func:`quantize` will do to a model: each layer's group size or why it is left, sizes, time, memory.
+
+    Only shapes are used: for a folder or a hub id no weights are loaded, and no audio is read. Time and memory are for
+    the utterances asked for, or for all of the calibration speech where that has fewer.
+
+    Args:
+        model: a transformers model, a recognizer, a folder or a hub id.
+        config: of the run; the method ``refined`` at W4G128 by default.
+        tokenizer: by default the one where the model comes from.
+        feature_extractor: likewise.
+        processor: likewise; see :func:`as_recognizer`.
+        device: the device to estimate speed and memory for.
+        calibration: as :func:`quantize` takes it; only its transcripts are counted.
+
+    Raises:
+        ModelError: there is no usable model, it is quantized already, or a name to ignore matches no layer.
+        DataError: the calibration speech is not usable.
+    """
+    config = given_config(config)
+    available = None if calibration is None else _available(calibration, config)
+    if isinstance(model, str | Path):
+        recognizer = shapes_of(model, tokenizer, feature_extractor, processor)
+    else:
+        recognizer = as_recognizer(model, tokenizer, feature_extractor, processor=processor)
+    return make_plan(recognizer, config, device, available)
+
+
+def _available(calibration: Data | Mapping[str, Data], config: TarqConfig) -> int:
+    """How many utterances a run has to draw from; their length is not looked at."""
+    usable = with_transcripts(gathered(calibration, config.max_bad), config)
+    return len(read_ids(expanded(config.ids))) if config.ids is not None else sum(map(len, usable.values()))
+
+
+def check_calibration(calibration: Data | Mapping[str, Data] | None, config: TarqConfig) -> None:
+    """Check that a run's calibration speech and word lists are usable, before a model is loaded.
+
+    Raises:
+        DataError: a file of ids or of word frequencies is not usable, or a language has no frequencies.
+        ModelError: a method needs calibration speech and there is none.
+    """
+    if calibration is None or (
+        isinstance(calibration, Sized) and not isinstance(calibration, str) and not len(calibration)
+    ):
+        raise ModelError(f"{config.method} needs calibration speech: pass a manifest or another corpus (--calibration)")
+    config.frequencies()
+    if config.ids is not None:
+        read_ids(expanded(config.ids))
