@@ -25,6 +25,8 @@ FRAME = 0.02
 def windows(waveform: NDArray[np.float32], size: int, sampling_rate: int) -> list[NDArray[np.float32]]:
     """Cut a waveform into pieces of at most ``size`` samples, each cut at the quietest moment near its end.
 
+    The last two pieces are cut near their middle: a short piece that is left over makes recognizers invent words.
+
     Args:
         waveform: [samples].
         size: largest piece, in samples.
@@ -33,11 +35,13 @@ def windows(waveform: NDArray[np.float32], size: int, sampling_rate: int) -> lis
     pieces = []
     frame = max(1, round(FRAME * sampling_rate))
     while len(waveform) > size:
-        first = max(size - round(SEARCH * sampling_rate), size // 2)
-        tail = waveform[first:size]
+        search = round(SEARCH * sampling_rate)
+        end = min(size, len(waveform) // 2 + search // 2) if len(waveform) <= 2 * size else size
+        first = max(end - search, len(waveform) - size if len(waveform) <= 2 * size else size // 2, 0)
+        tail = waveform[first:end]
         tail = tail[: len(tail) // frame * frame].reshape(-1, frame)
         quietest = int(np.square(tail).sum(axis=1).argmin()) if len(tail) else 0
-        cut = min(first + quietest * frame + frame // 2, size)
+        cut = min(first + quietest * frame + frame // 2, end)
         pieces.append(waveform[:cut])
         waveform = waveform[cut:]
     return [*pieces, waveform]

@@ -25,6 +25,17 @@ def test_long_audio_is_cut_where_it_is_quiet():
     assert np.array_equal(np.concatenate(pieces), wave)
 
 
+@pytest.mark.parametrize("seconds", [31, 45, 59, 61, 75, 83])
+def test_no_short_piece_is_left_over(seconds):
+    """Of silence at the end, as recordings have it, a recognizer would make words."""
+    wave = np.random.default_rng(0).standard_normal(seconds * 1000).astype(np.float32)
+    wave[-300:] = 0
+    pieces = windows(wave, 30_000, 1000)
+    assert min(map(len, pieces)) > 10_000
+    assert max(map(len, pieces)) <= 30_000
+    assert np.array_equal(np.concatenate(pieces), wave)
+
+
 @pytest.mark.parametrize("length", [101, 199, 200, 201, 1000])
 def test_windows_shorter_than_the_search_still_end(length):
     pieces = windows(np.ones(length, dtype=np.float32), 100, 16000)
