@@ -317,7 +317,7 @@ def outputs(isa):
         os.environ["TARQ_CPU_ISA"] = isa
     return w4_linear(x[:1], weight), w4_linear(x, weight), gram(x)
 unforced = outputs(None)
-forced = [outputs(isa) for isa in ("avx512", "avx512_bf16")]
+forced = [outputs(isa) for isa in sys.argv[1:]]
 print([[torch.equal(a, b) for a, b in zip(unforced, by_name)] for by_name in forced])
 """
 
@@ -328,13 +328,14 @@ print([[torch.equal(a, b) for a, b in zip(unforced, by_name)] for by_name in for
 def test_processes_choose_alike_what_multiplies_bfloat16():
     """What the first call measures decides; processes that share a job must not differ, nor two runs of it."""
     own = {name: value for name, value in os.environ.items() if name != "TARQ_CPU_ISA"}
-    command = [sys.executable, "-P", "-c", CHOICE]
+    named = [isa for isa in ("avx512", "avx512_bf16", "avx512_amx") if isa in ISAS]
+    command = [sys.executable, "-P", "-c", CHOICE, *named]
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=own) for _ in range(4)]
     said = [process.communicate()[0] for process in running]
     assert all(process.returncode == 0 for process in running)
     assert len(set(said)) == 1, said
     by_name = ast.literal_eval(said[0])
-    assert all(map(any, zip(*by_name, strict=True)))  # each is one of the two, to the bit
+    assert all(map(any, zip(*by_name, strict=True)))  # each is one of them, to the bit
 
 
 @native
