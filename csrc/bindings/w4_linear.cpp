@@ -229,13 +229,16 @@ double dense_gain() {
                             .bias_type = tarq::Float::f32};
   constexpr double kNever = std::numeric_limits<double>::infinity();
   double own = kNever, dense = kNever;
-  for (int turn = 0; turn < 6; ++turn) {  // the first warms up
+  const int threads = at::get_num_threads();
+  at::set_num_threads(1);  // threads that wait for each other beside busy processes would decide by chance
+  for (int turn = 0; turn < 16; ++turn) {  // the first warms up
     own = std::min(own, seconds([&] {
                      multiply_many(kernel, layer, x, tarq::Float::bf16, kDenseRows,
                                    static_cast<char*>(y.data_ptr()));
                    }));
     dense = std::min(dense, seconds([&] { multiply_dense(kernel, layer, x, std::nullopt); }));
   }
+  at::set_num_threads(threads);
   return own / dense;
 }
 
