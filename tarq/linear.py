@@ -106,6 +106,12 @@ class QuantLinear(nn.Module):
         self.register_buffer("bias", empty(out_features, dtype=scale_dtype) if bias else None)
 
     @classmethod
+    def of(cls, quantized: Quantized, scheme: Scheme, bias: Tensor | None = None) -> Self:
+        """:meth:`from_codes` of a solver's result, whose zero points count where the scheme has any."""
+        zeros = None if scheme.symmetric else quantized.zeros
+        return cls.from_codes(quantized.codes, quantized.scales, zeros, scheme, bias)
+
+    @classmethod
     def from_codes(
         cls,
         codes: Tensor,
@@ -303,8 +309,7 @@ def packed_layer(quantized: Quantized, scheme: Scheme, bias: Tensor | None) -> Q
     Raises:
         ValueError: see :meth:`QuantLinear.from_codes`.
     """
-    zeros = None if scheme.symmetric else quantized.zeros
-    return QuantLinear.from_codes(quantized.codes, quantized.scales, zeros, scheme, bias)
+    return QuantLinear.of(quantized, scheme, bias)
 
 
 class Int8Layers(int):

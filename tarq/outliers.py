@@ -29,9 +29,13 @@ class WithOutliers(Quantized):
     values: Tensor
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
-        weight = super().dequantize()
-        weight.view(-1)[self.places] = self.values.to(weight.dtype)
-        return weight if dtype is None else weight.to(dtype)
+        return _with(super().dequantize(), self.places, self.values, dtype)
+
+
+def _with(weight: Tensor, places: Tensor, values: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """A weight of its own memory, changed at these places, then in a dtype."""
+    weight.view(-1)[places] = values.to(weight.dtype)
+    return weight if dtype is None else weight.to(dtype)
 
 
 class OutlierLinear(QuantLinear):
@@ -61,9 +65,7 @@ class OutlierLinear(QuantLinear):
         return super().forward(x) + F.linear(x, correction.view_as(packed).to(x.dtype))
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
-        weight = super().dequantize()
-        weight.view(-1)[self.outlier_places] = self.outlier_values.to(weight.dtype)
-        return weight if dtype is None else weight.to(dtype)
+        return _with(super().dequantize(), self.outlier_places, self.outlier_values, dtype)
 
     def packed_bytes(self) -> int:
         """With the outliers as SpQR has them: 16 bits for the value, as many for its column, and 32 a row."""
@@ -85,7 +87,6 @@ class OutlierLinear(QuantLinear):
 
 @packed_layer.register(WithOutliers)
 def _outlier_layer(quantized: WithOutliers, scheme: Scheme, bias: Tensor | None) -> OutlierLinear:
-    zeros = None if scheme.symmetric else quantized.zeros
-    layer = OutlierLinear.from_codes(quantized.codes, quantized.scales, zeros, scheme, bias)
+    layer = OutlierLinear.of(quantized, scheme, bias)
     layer.keep(quantized.places, quantized.values)
     return layer

@@ -72,8 +72,7 @@ class SpQR(Sweep):
 
 def usefulness(v: Tensor, factor: Factor, scheme: Scheme, scale_dtype: torch.dtype) -> Tensor:
     """[m, n] u of each target."""
-    felt = factor.upper.diagonal().square()
-    felt = felt if factor.order is None else felt[torch.argsort(factor.order)]
+    (felt,) = in_order(factor.upper.diagonal().square()[None], factor, back=True)
     return torch.cat(
         [
             _usefulness(w, d, scheme, scale_dtype)

@@ -33,11 +33,13 @@ def windows(waveform: NDArray[np.float32], size: int, sampling_rate: int) -> lis
         sampling_rate: samples per second.
     """
     pieces = []
-    frame = max(1, round(FRAME * sampling_rate))
+    frame, search = max(1, round(FRAME * sampling_rate)), round(SEARCH * sampling_rate)
     while len(waveform) > size:
-        search = round(SEARCH * sampling_rate)
-        end = min(size, len(waveform) // 2 + search // 2) if len(waveform) <= 2 * size else size
-        first = max(end - search, len(waveform) - size if len(waveform) <= 2 * size else size // 2, 0)
+        if len(waveform) <= 2 * size:
+            least, end = len(waveform) - size, min(size, len(waveform) // 2 + search // 2)
+        else:
+            least, end = size // 2, size
+        first = max(end - search, least)
         tail = waveform[first:end]
         tail = tail[: len(tail) // frame * frame].reshape(-1, frame)
         quietest = int(np.square(tail).sum(axis=1).argmin()) if len(tail) else 0

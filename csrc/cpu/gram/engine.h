@@ -4,8 +4,9 @@
 //
 // S has
 //   Vector   sums of `panel` columns;  Step: one column of one step, a float or (`pairs`) two bf16
-//   panel;  depth: its three panels stay in the L1 cache;  zero, get, put, add of sums;  load, splat, dot of
-//   steps pack_step(rows, row, next, column, to)   one step of one panel: `row`, and of pairs the `next` one
+//   panel;  depth, at which three panels stay in the L1 cache
+//   zero, get, put, add of sums;  load, splat, dot of steps
+//   pack_step(rows, row, next, column, to)   one step of one panel: `row`, and of pairs the `next` one
 #pragma once
 
 #include <cstdint>
