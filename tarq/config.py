@@ -42,7 +42,7 @@ class Method(Checked):
         metric: how positions are weighted. ``rarebal`` (paper §3; ``rarebal-bands``: K buckets, ``rarebal-gated``:
             without positions that outliers serve), ``plain`` (GPTQ), the controls ``random`` (a random set of the
             tail's size) and ``common`` (such a set of common positions); weights by utterance (``maca``), attention
-            (``rsq``) or gradient (``guided``; ``gradient``, of a rare-balanced loss).
+            (``rsq``) or gradient (``guided``; ``gradient``, of a rare-balanced loss; ``gradient-plain``, its control).
         cost_ratio: c of ``λ = c · tr(H_C) / tr(H_T)``; the paper uses 1; a quarter measured better.
         max_lambda: cap on λ, none by default.
         residual: correction for the error of the layers already quantized: ``cross-fitted`` (weighted
@@ -71,7 +71,7 @@ class Method(Checked):
         "plain",
         METHOD,
         "Which positions count how much: rarebal, rarebal-bands, rarebal-gated, plain (GPTQ), the controls random and "
-        "common, or by utterance (maca), attention (rsq) or the loss's gradient (guided, gradient).",
+        "common, or by utterance (maca), attention (rsq) or the loss's gradient (guided, gradient, gradient-plain).",
         "choice",
         choices=tuple(METRICS),
     )

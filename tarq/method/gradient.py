@@ -47,8 +47,8 @@ class Guided(Plain):
 
 
 @dataclass(frozen=True)
-class GradientBalanced(Guided):
-    """Tempered and capped weights of the loss in which rare and common targets weigh alike.
+class Gradient(Guided):
+    """Tempered and capped weights of the plain loss: the control that leaves the balance out.
 
     Attributes:
         power: p.
@@ -65,6 +65,11 @@ class GradientBalanced(Guided):
     def of(self, squared: Tensor) -> Tensor:
         ratio = (2 - self.left + 2 * math.sqrt(1 - self.left)) / self.left
         return squared.pow(self.power).clamp(ratio**-0.5, ratio**0.5)
+
+
+@dataclass(frozen=True)
+class GradientBalanced(Gradient):
+    """The same of the loss in which rare and common targets weigh alike."""
 
     def target_weight(self, rare: Tensor, share: float) -> Tensor:
         if not 0 < share < 1:

@@ -26,6 +26,7 @@ METRICS = {
     "rarebal-gated": "spqr:GatedRareBAL",
     "rsq": "rsq:AttentionConcentration",
     "gradient": "gradient:GradientBalanced",
+    "gradient-plain": "gradient:Gradient",
     "guided": "gradient:Guided",
 }
 RESIDUALS = {

@@ -7,6 +7,7 @@ from tarq.method.gradient import GradientBalanced, Guided
 from tarq.method.maca import PerUtterance
 from tarq.method.metrics import LayerRows
 from tarq.method.moments import Moments
+from tarq.method.registry import make_metric
 from tarq.method.rsq import AttentionConcentration
 
 
@@ -89,6 +90,14 @@ def test_rare_and_common_targets_weigh_alike_in_the_loss():
     assert float(weight[~rare].sum()) == pytest.approx(50)
     for share in (0.0, 1.0):
         assert torch.equal(GradientBalanced().target_weight(rare, share), torch.ones(4, 25))
+
+
+def test_the_control_of_the_gradient_metric_leaves_out_the_balance_alone():
+    rare = torch.rand(4, 25) < 0.1
+    plain = make_metric("gradient-plain")
+    assert torch.equal(plain.target_weight(rare, 0.07), torch.ones(4, 25))
+    squared = torch.rand(50) * 10
+    assert torch.equal(plain.of(squared), GradientBalanced().of(squared))
     assert torch.equal(Guided().target_weight(rare, 0.07), torch.ones(4, 25))
 
 
