@@ -1,7 +1,7 @@
 """One model on one set of speech: quantized copies of it are scored against it.
 
 Layers are scored as Linears of the weights that their codes stand for: what is measured are the codes, not the kernels.
-Everything is computed in float32.
+Full precision and its copies compute in one dtype, the grid's.
 """
 
 from __future__ import annotations
@@ -52,9 +52,9 @@ class OnceExtracted:
         return getattr(self.plain, name)
 
 
-def full_precision(source: str, device: str) -> Recognizer:
+def full_precision(source: str, device: str, dtype: torch.dtype) -> Recognizer:
     """A model that copies are quantized of."""
-    recognizer = tarq.load_recognizer(source, dtype=torch.float32, device=device)
+    recognizer = tarq.load_recognizer(source, dtype=dtype, device=device)
     recognizer.feature_extractor = OnceExtracted(recognizer.feature_extractor)
     return recognizer
 
@@ -67,19 +67,19 @@ def quantized(
     memo = {id(part): part for name in shared if (part := getattr(full, name)) is not None}
     recognizer = copy.deepcopy(full, memo)
     report = tarq.quantize(recognizer, calibration, config)
-    expand(recognizer.model)
+    expand(recognizer.model, full.model.dtype)
     return recognizer, report
 
 
-def expand(model: nn.Module) -> None:
+def expand(model: nn.Module, dtype: torch.dtype = torch.float32) -> None:
     """Packed layers become Linears of the weights they stand for, in place."""
     for name, layer in list(model.named_modules()):
         if isinstance(layer, tarq.QuantLinear):
-            weight = layer.dequantize(torch.float32)
+            weight = layer.dequantize(torch.float32).to(dtype)
             linear = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device=weight.device)
             linear.weight.data = weight
             if layer.bias is not None:
-                linear.bias.data = layer.bias.float()
+                linear.bias.data = layer.bias.to(dtype)
             model.set_submodule(name, linear.eval())
 
 
@@ -196,6 +196,7 @@ def _held(logits: torch.Tensor) -> torch.Tensor:
     It changes the KL of a position by some 5e-6 nats, on average by 1e-7. What it changes the likelihood of true tokens
     by is measured, and taken off again.
     """
+    logits = logits.float()
     return (logits - logits.amax(-1, keepdim=True)).half()
 
 

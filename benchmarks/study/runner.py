@@ -60,6 +60,8 @@ class Runner:
             ConfigError: something is missing, or the results file is of another study.
         """
         began = time.monotonic()
+        if self.grid.threads is not None:
+            torch.set_num_threads(self.grid.threads)
         self.places.check(self.grid)
         pairs = [list(pair) for pair in self.grid.pairs]
         file = ResultsFile(self.out, self.settings(), self._arms(), pairs, self.grid.bars)
@@ -110,6 +112,7 @@ class Runner:
             "samples": product.samples[0],
             "batch_size": grid.batch_size,
             "score_batch_size": grid.score_batch_size,
+            "dtype": grid.dtype,
             "models": dict(grid.models),
             "corpora": dict(grid.corpora),
             "pools": {n: {"corpora": list(p.corpora), **p.fields} for n, p in grid.calibration.items()},
@@ -152,7 +155,7 @@ class Runner:
         """Full precision: loaded, run on the sets, and described in the results."""
         if job.model not in self._models:
             source = self.places.model(self.grid.models[job.model])
-            self._models[job.model] = benches.full_precision(str(source), self.device)
+            self._models[job.model] = benches.full_precision(str(source), self.device, getattr(torch, self.grid.dtype))
         full = self._models[job.model]
         for name in sets:
             start, label = time.monotonic(), job.label(name, self.grid.first)
@@ -232,6 +235,7 @@ class Runner:
             "config": report.config,
             "versions": report.versions | {"python": platform.python_version()},
             "device": torch.cuda.get_device_name(self.device) if cuda else "CPU",
+            "threads": torch.get_num_threads(),
             "calibration_seconds": report.calibration.get("seconds"),
             "calibration_sha256": drawn and hashlib.sha256(json.dumps(drawn).encode()).hexdigest()[:16],
             "bytes": report.sizes,

@@ -23,6 +23,8 @@ from tarq.scoring.figures import FIGURES as SCORED
 
 #: The arm that others are compared with, and the name full precision goes by beside the arms.
 BASE, FULL = "gptq", "full precision"
+#: Settings that older results do not state, and what they were then.
+STATED_LATER = {"dtype": "float32"}
 _ERRORS = ("substitutions", "deletions", "insertions")
 
 
@@ -364,7 +366,7 @@ def merged(files: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     Raises:
         DataError: they are not of one study.
     """
-    if any(results["settings"] != files[0]["settings"] for results in files):
+    if any(STATED_LATER | results["settings"] != STATED_LATER | files[0]["settings"] for results in files):
         raise DataError("the files were measured with different settings: give those of one study")
     whole: dict[str, Any] = {}
     for results in files:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import tarq
 from benchmarks.study import bench
@@ -134,10 +135,13 @@ def test_a_cell_is_what_evaluate_measures(study, speech, model_folder, tmp_path)
             assert value == pytest.approx(scores.figures[f"{figure}_{kind}"].value, rel=1e-3, abs=2e-5)
     targets = evaluation.sets["s"].targets
     assert {kind: sum(counts) for kind, counts in full["positions"].items()} == targets
-    for band in (name for name in NAMES if targets[name]):
-        for figure in ("kl", "delta_nll"):
+    for figure in ("kl", "delta_nll"):
+        whole = np.array(cell[figure]["rare"]) + cell[figure]["common"]
+        np.testing.assert_allclose(sum(np.array(cell[figure][band]) for band in NAMES), whole, atol=1e-5)
+        for band in (name for name in NAMES if targets[name]):
             value = sum(cell[figure][band]) / targets[band]
-            assert value == pytest.approx(scores.figures[f"{figure} {band}"].value, rel=1e-3, abs=2e-5)
+            # Of few targets: what the kernels of packed layers round shows more than in the means above.
+            assert value == pytest.approx(scores.figures[f"{figure} {band}"].value, rel=0.02, abs=1e-3)
     assert cell["hypotheses"] == [scores.hypotheses[u.id] for u in some]
     assert full["hypotheses"] == [evaluation.sets["s"].models["full"].hypotheses[u.id] for u in some]
     assert sum(cell["words"]["all"]["deletions"]) == scores.counts["all"]["deletions"]
@@ -246,6 +250,32 @@ def test_a_file_of_before_there_were_bands_is_gone_on_with(study, tmp_path):
     assert list(results["cells"][key("gptq", 0)]["kl"]) == ["rare", "common", *NAMES]
     assert list(results["models"]["tiny-whisper"]["positions"]) == ["rare", "common", *NAMES]
     main(["tables", str(path)])  # checks the file
+
+
+def test_a_grid_says_dtype_and_threads(study, tmp_path):
+    before = torch.get_num_threads()
+    try:
+        results, _, _ = study("--only", "arm=rtn", "--set", "dtype=bfloat16", "--set", "threads=3")
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert results["settings"]["dtype"] == "bfloat16"
+    cell = results["cells"][key("rtn", 0)]
+    assert cell["threads"] == 3
+    # What is measured is what rounding adds in that dtype: full precision is bfloat16, too.
+    path = tmp_path / "float32.json"
+    other = study("--only", "arm=rtn", file=path)[0]["cells"][key("rtn", 0)]
+    assert "threads" in other
+    total = {name: sum(found["kl"]["common"]) for name, found in (("bfloat16", cell), ("float32", other))}
+    assert total["bfloat16"] == pytest.approx(total["float32"], rel=0.2)
+    assert total["bfloat16"] != total["float32"]
+    # Files of before were measured in float32.
+    stored = json.loads(path.read_text())
+    del stored["settings"]["dtype"]
+    path.write_text(json.dumps(stored))
+    assert study("--only", "arm=rtn", file=path)[2] == []
+    with pytest.raises(SystemExit, match=r"settings/dtype was 'float32' when it was begun, and is 'bfloat16' now"):
+        study("--only", "arm=rtn", "--set", "dtype=bfloat16", file=path)
 
 
 def test_what_is_missing_or_wrong_is_named(study, tmp_path, monkeypatch, command):
