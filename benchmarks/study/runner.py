@@ -168,7 +168,8 @@ class Runner:
                 self.tell(f"study: {label}: ready in {time.monotonic() - start:.1f} s")
             # Every process runs full precision on the targets, but only one transcribes.
             with file.claim(f"words of {label}") as mine:
-                if mine and job.decode and "words" not in file.read()["models"][label]:
+                # "signs" are the last that was added to what transcripts are scored by.
+                if mine and job.decode and "signs" not in (file.read()["models"][label].get("words") or {}):
                     words = self._benches[job.model, name].transcribed(full)
                     file.update(lambda results, label=label, words=words: results["models"][label].update(words))
 

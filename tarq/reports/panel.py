@@ -14,12 +14,16 @@ from tarq.scoring.figures import FIGURES as SCORED
 _ORDER = (
     *("delta_nll_rare", "kl_rare", "delta_nll_common", "kl_common", "rare_wer", "wer"),
     *("rare_miss_rate", "common_wer", "b_wer", "numeral_wer", "ne_wer", "ne_fnr"),
+    *("insertions", "looping", "timestamp_shift"),
 )
+#: Unit to factor and decimals.
+_UNITS = {"%": (100, 1), "s": (1, 3), "nats": (1, 3)}
 _TITLES = {name: source.title for name, source in STUDIED.items()} | {figure.name: figure.title for figure in SCORED}
 #: Figure to title, factor it is shown with, decimals and unit.
 FIGURES: dict[str, tuple[str, int, int, str]] = {
-    name: (_TITLES[name].removesuffix(" %"), *((100, 1, "%") if _TITLES[name].endswith(" %") else (1, 3, "nats")))
+    name: (_TITLES[name].removesuffix(f" {unit}"), *_UNITS[unit], unit)
     for name in _ORDER
+    for unit in [next((u for u in ("%", "s") if _TITLES[name].endswith(f" {u}")), "nats")]
 }
 #: Damage to targets of whatever kind a table says.
 FIGURES |= {"delta_nll": ("ΔNLL", 1, 3, "nats"), "kl": ("KL", 1, 3, "nats")}

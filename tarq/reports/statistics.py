@@ -53,6 +53,9 @@ FIGURES = {
     "ne_wer": Source(_TITLES["ne_wer"], "words", "entities", ("errors",)),
     "ne_fnr": Source(_TITLES["ne_fnr"], "words", "entities", ("missed",), "mentions"),
     "wer": Source(_TITLES["wer"], "words", "all", _ERRORS),
+    "insertions": Source(_TITLES["insertions"], "words", "all", ("insertions",)),
+    "looping": Source(_TITLES["looping"], "words", "signs", ("looping",), "utterances"),
+    "timestamp_shift": Source("timestamp shift s", "words", "times", ("shift",), "utterances"),
 }
 #: Band of frequency to the damage to targets of its words: ΔNLL, then KL.
 BANDS = {

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from tarq.scoring.bootstrap import Ratio
 from tarq.scoring.divergence import Divergence
 from tarq.scoring.entities import EntityScores
-from tarq.scoring.words import Counts, WordScores, biased_counts, rare_reference_words
+from tarq.scoring.words import Counts, WordScores, biased_counts, hallucination_signs, rare_reference_words
 from tarq.words.bands import NAMES
 
 
@@ -70,6 +70,11 @@ def _rare(scores: WordScores) -> Counts:
     return scores.rare[scores.thresholds[0]]
 
 
+def _looping(scores: WordScores) -> list[int]:
+    looping = hallucination_signs(scores).looping
+    return [int(name in looping) for name in scores.ids]
+
+
 def _mean(figure: str, kind: str) -> Callable[[Mapping[str, Divergence]], Ratio]:
     return lambda sums: Ratio(getattr(sums[kind], figure), sums[kind].positions)
 
@@ -87,6 +92,17 @@ FIGURES = (
         "words",
         _rate(lambda scores: biased_counts(scores, rare_reference_words(scores))[0]),
         shown=False,
+    ),
+    Figure(
+        "insertions",
+        "insertions %",
+        "%",
+        "words",
+        lambda scores: Ratio(scores.plain.insertions, scores.plain.words),
+        shown=False,
+    ),
+    Figure(
+        "looping", "looping %", "%", "words", lambda scores: Ratio(_looping(scores), [1] * len(scores.ids)), shown=False
     ),
     Figure("ne_wer", "entity WER %", "%", "entities", lambda e: Ratio(e.errors, e.words), compared=True),
     Figure("ne_fnr", "entities missed %", "%", "entities", lambda e: Ratio(e.missed, e.mentions), compared=True),

@@ -153,6 +153,29 @@ def test_damage_by_word_frequency(study, write, tmp_path):
     assert panel.absent[line] == "frequency"
 
 
+def test_insertions_loops_and_shifts_of_timestamps(study, write, tmp_path):
+    """Beside the other word scores, with intervals over draws and utterances, as far as cells have them."""
+    model = study["models"]["tiny"]
+    ones = [1, 1, 1, 1]
+    for found, looping, shift in (
+        (model, [0] * 4, [0.0] * 4),
+        *((study["cells"][f"tiny/gptq/{draw}"], [1, 0, 0, 0], [0.5, 0.1, 0.0, 0.0]) for draw in (0, 1)),
+    ):
+        found["words"] |= {
+            "signs": {"empty": [0] * 4, "looping": looping, "utterances": ones},
+            "times": {"end": [1.0] * 4, "shift": shift, "utterances": ones},
+        }
+    study["cells"]["tiny/gptq/0"]["words"]["all"]["insertions"] = [5, 0, 0, 0]
+    (panel,) = studies.panels(study, tmp_path, {})
+    assert panel.values["gptq", "insertions"].value == pytest.approx(5 / 25 / 2)
+    assert panel.values["gptq", "looping"].value == 0.25
+    assert panel.values["gptq", "timestamp_shift"].value == pytest.approx(0.15)
+    assert ("ours", "looping") not in panel.values
+    page, _, _ = report(tmp_path, write(study))
+    assert "insertions % looping % timestamp shift s" in page.text
+    assert "0.150 [0.000, 0.375]" in page.text
+
+
 def test_the_first_figure_fits_a_screen(study, write, tmp_path):
     for i in range(9):
         study["arms"][f"arm{i}"] = {"title": f"Arm {i}"}

@@ -234,6 +234,8 @@ def test_every_figure_is_the_ratio_its_name_says():
         "rare_wer": 1 / 2,  # quokka, northanger; what is inserted goes to common words
         "rare_miss_rate": 1 / 2,
         "common_wer": 4 / 7,
+        "insertions": 3 / 9,
+        "looping": 0.0,
         "b_wer": 3 / 2,  # quokka, and the two that were inserted
         "ne_wer": 1 / 2,
         "ne_fnr": 1 / 2,

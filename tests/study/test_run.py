@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import subprocess
@@ -149,6 +150,14 @@ def test_a_cell_is_what_evaluate_measures(study, speech, model_folder, tmp_path)
     errors = sum(sum(biased[kind]) for kind in ("substitutions", "deletions", "insertions"))
     assert errors / sum(biased["words"]) == pytest.approx(scores.figures["b_wer"].value)
     assert cell["signs"] == json.loads(json.dumps(scores.signs))
+    signs = cell["words"]["signs"]
+    assert [name for name, loops in zip(full["ids"], signs["looping"], strict=True) if loops] == cell["signs"][
+        "looping"
+    ]
+    assert sum(cell["words"]["all"]["insertions"]) / sum(cell["words"]["all"]["words"]) == pytest.approx(
+        scores.figures["insertions"].value
+    )
+    assert sum(signs["looping"]) / 4 == scores.figures["looping"].value
     # Everything that redoes it: the configuration, and the arm as the grid has it.
     assert cell["config"] == report.config | {"scale_dtype": cell["config"]["scale_dtype"]}
     assert [layer["name"] for layer in cell["layers"]] == [layer.name for layer in report.layers]
@@ -276,6 +285,36 @@ def test_a_grid_says_dtype_and_threads(study, tmp_path):
     assert study("--only", "arm=rtn", file=path)[2] == []
     with pytest.raises(SystemExit, match=r"settings/dtype was 'float32' when it was begun, and is 'bfloat16' now"):
         study("--only", "arm=rtn", "--set", "dtype=bfloat16", file=path)
+
+
+def end_by_hand(recognizer, utterance):
+    """The most likely of the times that follow all of an utterance's text."""
+    first = recognizer.model.generation_config.no_timestamps_token_id + 1
+    features, frames = recognizer.audio_inputs(utterance.waveform())
+    ids = recognizer.prompt(utterance.text, frames=frames, timestamps=True).ids
+    output = recognizer.model(
+        input_features=features["input_features"][None], decoder_input_ids=torch.tensor([ids[:-2]])
+    )
+    return 0.02 * int(output.logits[0, -1, first:].argmax())
+
+
+def test_timestamps_shift_by_what_the_end_of_the_text_moves(model_folder, speech):
+    full = bench.full_precision(str(model_folder), "cpu", torch.float32)
+    made = bench.Bench.make(full, load_utterances(speech)[:3], 2)
+    other = copy.deepcopy(full)
+    other.model.model.decoder.layers[1].fc2.weight.data *= -3
+    own, moved = made.transcribed(full)["words"]["times"], made.measure(other, True)["words"]["times"]
+    with torch.no_grad():
+        before, after = ([end_by_hand(model, u) for u in made.utterances] for model in (full, other))
+    assert own["end"] == pytest.approx(before)
+    assert own["shift"] == [0, 0, 0]
+    assert moved["end"] == pytest.approx(after)
+    assert moved["shift"] == pytest.approx([abs(b - a) for a, b in zip(before, after, strict=True)])
+    assert sum(moved["shift"]) > 0
+    assert moved["utterances"] == [1, 1, 1]
+    # A model without such tokens has no shift.
+    full.model.generation_config.no_timestamps_token_id = full.model.config.vocab_size - 1
+    assert bench.Bench.make(full, load_utterances(speech)[:1], 1).ends == {}
 
 
 def test_what_is_missing_or_wrong_is_named(study, tmp_path, monkeypatch, command):
