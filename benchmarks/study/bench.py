@@ -1,27 +1,29 @@
 """One model on one set of speech: quantized copies of it are scored against it.
 
 Layers are scored as Linears of the weights that their codes stand for: what is measured are the codes, not the kernels.
-Everything is computed in float32.
+Full precision and its copies compute in one dtype, the grid's.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
 import tarq
+from benchmarks.study.timestamps import Timed, with_timestamps
 from tarq.data.speech import Data
 from tarq.data.utterance import Utterance
 from tarq.errors import ConfigError
 from tarq.models.base import Recognizer
 from tarq.models.types import Batch
 from tarq.report import Reporter
-from tarq.scoring.divergence import Divergence, divergence, joined
+from tarq.scoring.breakdown import by_kind, spoken_names
+from tarq.scoring.divergence import Divergence, divergence, joined, kinds_of_targets
 from tarq.scoring.entities import score_entities
 from tarq.scoring.words import Counts, biased_counts, hallucination_signs, rare_reference_words, score_words
 from tarq.speech.calibration import batched, make_examples
@@ -52,9 +54,9 @@ class OnceExtracted:
         return getattr(self.plain, name)
 
 
-def full_precision(source: str, device: str) -> Recognizer:
+def full_precision(source: str, device: str, dtype: torch.dtype) -> Recognizer:
     """A model that copies are quantized of."""
-    recognizer = tarq.load_recognizer(source, dtype=torch.float32, device=device)
+    recognizer = tarq.load_recognizer(source, dtype=dtype, device=device)
     recognizer.feature_extractor = OnceExtracted(recognizer.feature_extractor)
     return recognizer
 
@@ -67,19 +69,19 @@ def quantized(
     memo = {id(part): part for name in shared if (part := getattr(full, name)) is not None}
     recognizer = copy.deepcopy(full, memo)
     report = tarq.quantize(recognizer, calibration, config)
-    expand(recognizer.model)
+    expand(recognizer.model, full.model.dtype)
     return recognizer, report
 
 
-def expand(model: nn.Module) -> None:
+def expand(model: nn.Module, dtype: torch.dtype = torch.float32) -> None:
     """Packed layers become Linears of the weights they stand for, in place."""
     for name, layer in list(model.named_modules()):
         if isinstance(layer, tarq.QuantLinear):
-            weight = layer.dequantize(torch.float32)
+            weight = layer.dequantize(torch.float32).to(dtype)
             linear = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None, device=weight.device)
             linear.weight.data = weight
             if layer.bias is not None:
-                linear.bias.data = layer.bias.float()
+                linear.bias.data = layer.bias.to(dtype)
             model.set_submodule(name, linear.eval())
 
 
@@ -93,6 +95,8 @@ class Bench:
         expected: full precision's logits (:func:`_held`), one tensor a batch.
         errors: what holding them so does to ΔNLL.
         notes: what was left out.
+        timed: the batches with timestamps, where the model has them.
+        ends: utterance id to the second at which full precision then says that it ends.
     """
 
     utterances: list[Utterance]
@@ -100,6 +104,8 @@ class Bench:
     expected: list[torch.Tensor]
     errors: list[dict[str, Divergence]]
     notes: list[str]
+    timed: list[Timed]
+    ends: dict[str, float]
 
     @classmethod
     def make(cls, full: Recognizer, scored: Sequence[Utterance], batch_size: int) -> Bench:
@@ -113,60 +119,96 @@ class Bench:
         if not made.examples:
             raise ConfigError(f"no utterance to score could be teacher-forced: {'; '.join(made.notes)}")
         with torch.no_grad():
-            bench = cls(made.utterances, list(batched(full, made.examples, batch_size)), [], [], made.notes)
+            batches = list(batched(full, made.examples, batch_size))
+            timed = with_timestamps(full, made, batches, config.language)
+            bench = cls(made.utterances, batches, [], [], made.notes, timed, {})
             keep = _room(full, bench.batches)
-            for batch in bench.batches:
-                logits = full.logits(batch)
+            for i, batch in enumerate(bench.batches):
+                audio = full.encode(batch.features)
+                logits = full.logits(batch, audio)
                 bench.expected.append(_held(logits).to(keep))
-                bench.errors.append(divergence(bench.expected[-1], logits, batch.targets, batch.rare_target))
+                bench.errors.append(_damage(bench.expected[-1], logits, batch))
+                for one in timed[i : i + 1]:
+                    bench.ends |= zip(batch.ids, one.ends(full, audio), strict=True)
         return bench
 
     @property
     def positions(self) -> dict[str, list[int]]:
-        """Targets of either kind, by utterance."""
-        counts: dict[str, dict[str, int]] = {kind: {} for kind in KINDS}
+        """Targets of every kind, by utterance: rare and common ones, and those of each band of frequency."""
+        counts: dict[str, dict[str, int]] = {}
         for batch in self.batches:
-            scored = batch.targets != -100
-            for kind, mask in (("rare", scored & batch.rare_target), ("common", scored & ~batch.rare_target)):
-                counts[kind] |= zip(batch.ids, mask.sum(-1).tolist(), strict=True)
+            for kind, mask in kinds_of_targets(batch.targets, batch.rare_target, batch.target_zipf).items():
+                counts.setdefault(kind, {}).update(zip(batch.ids, mask.sum(-1).tolist(), strict=True))
         return {kind: [known[u.id] for u in self.utterances] for kind, known in counts.items()}
 
     @torch.no_grad()
     def measure(self, recognizer: Recognizer, decode: bool) -> dict[str, Any]:
-        """Sums on rare and common targets by utterance; transcripts and word errors."""
-        parts, heard, seen = [], {}, []
-        for batch, expected in zip(self.batches, self.expected, strict=True):
+        """Sums on rare and common targets and on those of each band, by utterance; transcripts and word errors."""
+        parts, seen, heard = [], [], Heard()
+        for i, (batch, expected) in enumerate(zip(self.batches, self.expected, strict=True)):
             audio = recognizer.encode(batch.features)
             logits = recognizer.logits(batch, audio)
-            parts.append(divergence(expected.to(logits.device), logits, batch.targets, batch.rare_target))
+            parts.append(_damage(expected.to(logits.device), logits, batch))
             seen += batch.ids
             if decode:
-                heard |= zip(batch.ids, recognizer.decode_forced(batch, audio, logits), strict=True)
+                heard.listen(recognizer, batch, audio, logits, self.timed[i : i + 1])
         place = {name: i for i, name in enumerate(seen)}
         order = [place[u.id] for u in self.utterances]
         measured: dict[str, Any] = {"kl": {}, "delta_nll": {}}
-        for kind in KINDS:
+        for kind in parts[0]:
             sums, errors = (joined([part[kind] for part in some], order) for some in (parts, self.errors))
             measured["kl"][kind] = [round(float(x), DECIMALS) for x in sums.kl]
             measured["delta_nll"][kind] = [round(float(x), DECIMALS) for x in sums.delta_nll - errors.delta_nll]
         if decode:
-            measured |= word_figures(self.utterances, [heard[u.id] for u in self.utterances], recognizer)
+            measured |= self._words(recognizer, heard)
         return measured
 
     @torch.no_grad()
     def transcribed(self, full: Recognizer) -> dict[str, Any]:
         """Full precision's transcripts and word errors."""
-        heard: dict[str, str] = {}
-        for batch in self.batches:
+        heard = Heard()
+        for i, batch in enumerate(self.batches):
             audio = full.encode(batch.features)
-            heard |= zip(batch.ids, full.decode_forced(batch, audio, full.logits(batch, audio)), strict=True)
-        return word_figures(self.utterances, [heard[u.id] for u in self.utterances], full)
+            heard.listen(full, batch, audio, full.logits(batch, audio), self.timed[i : i + 1])
+        return self._words(full, heard)
+
+    def _words(self, recognizer: Recognizer, heard: Heard) -> dict[str, Any]:
+        found = word_figures(self.utterances, [heard.texts[u.id] for u in self.utterances], recognizer)
+        if heard.ends:
+            found["words"]["times"] = {
+                "end": [heard.ends[u.id] for u in self.utterances],
+                "shift": [round(abs(heard.ends[u.id] - self.ends[u.id]), DECIMALS) for u in self.utterances],
+                "utterances": [1] * len(self.utterances),
+            }
+        return found
+
+
+@dataclass
+class Heard:
+    """What a model makes of utterances, by id.
+
+    Attributes:
+        texts: transcripts.
+        ends: when each utterance ends, in seconds, where the model has timestamps.
+    """
+
+    texts: dict[str, str] = field(default_factory=dict)
+    ends: dict[str, float] = field(default_factory=dict)
+
+    def listen(
+        self, recognizer: Recognizer, batch: Batch, audio: Any, logits: torch.Tensor, timed: Sequence[Timed]
+    ) -> None:
+        """Transcribe a batch, given what was computed of it already."""
+        self.texts |= zip(batch.ids, recognizer.decode_forced(batch, audio, logits), strict=True)
+        for one in timed:
+            self.ends |= zip(batch.ids, one.ends(recognizer, audio), strict=True)
 
 
 def word_figures(utterances: Sequence[Utterance], hypotheses: list[str], recognizer: Recognizer) -> dict[str, Any]:
     """Word errors by utterance: of all words, rare ones, the list of rare ones (B-WER) and that of those with a digit;
-    entities where the set marks them; signs of hallucination."""
-    normalizer = tarq.TarqConfig().text_normalizer(recognizer.spelling)
+    names where capitals or the set tell them, entities where the set marks them; signs of hallucination."""
+    config = tarq.TarqConfig()
+    normalizer = config.text_normalizer(recognizer.spelling)
     references = [u.text or "" for u in utterances]
     scores = score_words(references, hypotheses, normalizer=normalizer, ids=[u.id for u in utterances])
     numerals = {word for reference in scores.references for word in reference if any(map(str.isdigit, word))}
@@ -176,11 +218,20 @@ def word_figures(utterances: Sequence[Utterance], hypotheses: list[str], recogni
         "biased": _counts(biased_counts(scores, rare_reference_words(scores))[0]),
         "numerals": _counts(biased_counts(scores, numerals)[0]),
     }
+    names = spoken_names(references, normalizer, config.language, [u.entities for u in utterances])
+    if names is not None and (named := by_kind(scores, names).get("names")) is not None:
+        words["names"] = _counts(named)
     if any(u.entities for u in utterances):
         entities = score_entities(references, hypotheses, [u.entities for u in utterances], normalizer=normalizer)
         words["entities"] = {n: getattr(entities, n).tolist() for n in ("mentions", "missed", "words", "errors")}
     signs = asdict(hallucination_signs(scores))
+    words["signs"] = {sign: [int(name in signs[sign]) for name in scores.ids] for sign in ("empty", "looping")}
+    words["signs"]["utterances"] = [1] * len(utterances)
     return {"words": words, "signs": signs, "hypotheses": hypotheses}
+
+
+def _damage(expected: torch.Tensor, logits: torch.Tensor, batch: Batch) -> dict[str, Divergence]:
+    return divergence(expected, logits, batch.targets, batch.rare_target, batch.target_zipf)
 
 
 def _counts(counts: Counts) -> dict[str, list[int]]:
@@ -193,6 +244,7 @@ def _held(logits: torch.Tensor) -> torch.Tensor:
     It changes the KL of a position by some 5e-6 nats, on average by 1e-7. What it changes the likelihood of true tokens
     by is measured, and taken off again.
     """
+    logits = logits.float()
     return (logits - logits.amax(-1, keepdim=True)).half()
 
 

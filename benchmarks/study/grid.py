@@ -10,6 +10,8 @@ from typing import Any, Literal, NamedTuple
 import tarq
 
 Half = Literal["choose", "report", "all"]
+DType = Literal["float32", "bfloat16"]
+Order = Literal["worth", "draws"]
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,9 @@ class Grid:
         blocks: what is measured, in order of worth.
         exclude: what of it is not: a job that meets all conditions of an entry.
         pairs: (arm, base, family) to compare.
+        dtype: of the models, in full precision and quantized.
+        threads: of each process; None leaves them as they are.
+        order: of jobs: block by block, or all that have the first draw before those of the next.
         bars: what the arms are called that the four bars (``bars.py``) are about: ``default``, ``baselines``, ``tail``.
     """
 
@@ -111,6 +116,9 @@ class Grid:
     exclude: tuple[Mapping[str, tuple[Any, ...]], ...]
     batch_size: int
     score_batch_size: int
+    dtype: DType
+    threads: int | None
+    order: Order
     pairs: tuple[tuple[str, str, str], ...]
     bars: Mapping[str, Any]
     otherwise: str | None
@@ -130,7 +138,8 @@ class Grid:
                     known = found.get(job.name, job)
                     scored = tuple(dict.fromkeys(known.scored + job.scored))
                     found[job.name] = known._replace(scored=scored, decode=known.decode or job.decode)
-        return list(found.values())
+        jobs = list(found.values())
+        return sorted(jobs, key=lambda job: job.draw) if self.order == "draws" else jobs
 
     @property
     def first(self) -> str:

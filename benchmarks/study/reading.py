@@ -10,7 +10,7 @@ from typing import Any, NoReturn, get_args
 import yaml
 
 import tarq
-from benchmarks.study.grid import Arm, Block, CalibrationPool, Grid, Half, Job, Scored
+from benchmarks.study.grid import Arm, Block, CalibrationPool, DType, Grid, Half, Job, Order, Scored
 from tarq.config import Pool
 from tarq.errors import ConfigError
 from tarq.presets import PRESETS
@@ -25,7 +25,8 @@ AXES = {
 }
 KEYS = (
     *("title", "otherwise", "models", "arms", "corpora", "calibration", "scored"),
-    *("product", "include", "exclude", "batch_size", "score_batch_size", "families", "bars"),
+    *("product", "include", "exclude", "batch_size", "score_batch_size", "dtype", "threads", "order"),
+    *("families", "bars"),
 )
 
 
@@ -109,6 +110,11 @@ class _Reader:
             self.fail(key, f"must be a whole number from {low}, not {value!r}")
         return value
 
+    def choice(self, value: Any, key: str, choices: Sequence[str]) -> Any:
+        if value not in choices:
+            self.fail(key, f"must be one of {', '.join(choices)}, not {value!r}")
+        return value
+
     def several(self, value: Any, key: str) -> list[Any]:
         """A list that is not empty and holds nothing twice; one value stands for a list of it."""
         found = value if isinstance(value, list) else [value]
@@ -158,6 +164,7 @@ class _Reader:
         more = whole.get("include") or []
         blocks = [self.block(b, f"include[{i}]", product, known) for i, b in enumerate(self.listed(more, "include"))]
         batch = self.number(whole.get("batch_size", 4), "batch_size")
+        threads = whole.get("threads")
         otherwise = whole.get("otherwise")
         return Grid(
             file=self.file,
@@ -174,6 +181,9 @@ class _Reader:
             ),
             batch_size=batch,
             score_batch_size=self.number(whole.get("score_batch_size", batch), "score_batch_size"),
+            dtype=self.choice(whole.get("dtype", "float32"), "dtype", get_args(DType)),
+            threads=None if threads is None else self.number(threads, "threads"),
+            order=self.choice(whole.get("order", "worth"), "order", get_args(Order)),
             pairs=tuple(self.pairs(whole.get("families") or {}, list(arms))),
             bars=self.bars(whole["bars"], list(arms), list(whole.get("families") or {})) if "bars" in whole else {},
             otherwise=None if otherwise is None else self.text(otherwise, "otherwise"),
@@ -223,9 +233,7 @@ class _Reader:
     def scored(self, value: Any, key: str, corpora: Sequence[str]) -> Scored:
         found = self.mapping(value if value is not None else {}, key, ("corpus", "half", "utterances"))
         name = key.removeprefix("scored/")
-        half = found.get("half", "report")
-        if half not in get_args(Half):
-            self.fail(f"{key}/half", f"must be one of {', '.join(get_args(Half))}, not {half!r}")
+        half = self.choice(found.get("half", "report"), f"{key}/half", get_args(Half))
         utterances = found.get("utterances")
         return Scored(
             self.names(found.get("corpus", name), f"{key}/corpus", corpora, "corpus")[0],

@@ -17,6 +17,7 @@ from typing import Any
 
 from tarq.errors import ConfigError, OutputError
 from tarq.files import check_file, to_json, write_whole
+from tarq.reports.statistics import STATED_LATER
 
 FORMAT = 1
 Results = dict[str, Any]
@@ -53,7 +54,8 @@ class ResultsFile:
             raise OutputError(f"could not write {path}.lock: {error.strerror or error}; name another place") from error
 
         def begin(results: Results) -> None:
-            results["settings"] = _agreed(path, "settings", results["settings"], settings, 2)
+            known = results["settings"] and STATED_LATER | results["settings"]
+            results["settings"] = _agreed(path, "settings", known, settings, 2)
             results["arms"] = _agreed(path, "arms", results["arms"], arms, 1)
             results["pairs"] = pairs
             results["bars"] = dict(bars or results["bars"])

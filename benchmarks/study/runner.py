@@ -60,6 +60,8 @@ class Runner:
             ConfigError: something is missing, or the results file is of another study.
         """
         began = time.monotonic()
+        if self.grid.threads is not None:
+            torch.set_num_threads(self.grid.threads)
         self.places.check(self.grid)
         pairs = [list(pair) for pair in self.grid.pairs]
         file = ResultsFile(self.out, self.settings(), self._arms(), pairs, self.grid.bars)
@@ -110,6 +112,7 @@ class Runner:
             "samples": product.samples[0],
             "batch_size": grid.batch_size,
             "score_batch_size": grid.score_batch_size,
+            "dtype": grid.dtype,
             "models": dict(grid.models),
             "corpora": dict(grid.corpora),
             "pools": {n: {"corpora": list(p.corpora), **p.fields} for n, p in grid.calibration.items()},
@@ -152,7 +155,7 @@ class Runner:
         """Full precision: loaded, run on the sets, and described in the results."""
         if job.model not in self._models:
             source = self.places.model(self.grid.models[job.model])
-            self._models[job.model] = benches.full_precision(str(source), self.device)
+            self._models[job.model] = benches.full_precision(str(source), self.device, getattr(torch, self.grid.dtype))
         full = self._models[job.model]
         for name in sets:
             start, label = time.monotonic(), job.label(name, self.grid.first)
@@ -165,7 +168,8 @@ class Runner:
                 self.tell(f"study: {label}: ready in {time.monotonic() - start:.1f} s")
             # Every process runs full precision on the targets, but only one transcribes.
             with file.claim(f"words of {label}") as mine:
-                if mine and job.decode and "words" not in file.read()["models"][label]:
+                # "signs" are the last that was added to what transcripts are scored by.
+                if mine and job.decode and "signs" not in (file.read()["models"][label].get("words") or {}):
                     words = self._benches[job.model, name].transcribed(full)
                     file.update(lambda results, label=label, words=words: results["models"][label].update(words))
 
@@ -174,7 +178,10 @@ class Runner:
 
         def describe(results: Results) -> None:
             known = results["models"].setdefault(label, described)
-            if known["positions"] != described["positions"] or known["ids"] != described["ids"]:
+            counts = described["positions"]
+            # Files of before there were bands of frequency get their counts.
+            known["positions"] = counts | known["positions"]
+            if known["positions"] != counts or known["ids"] != described["ids"]:
                 raise ConfigError(
                     f"{self.out}: {label} was scored on other targets than there are now (another model, corpus or "
                     "transformers); name another file"
@@ -229,6 +236,7 @@ class Runner:
             "config": report.config,
             "versions": report.versions | {"python": platform.python_version()},
             "device": torch.cuda.get_device_name(self.device) if cuda else "CPU",
+            "threads": torch.get_num_threads(),
             "calibration_seconds": report.calibration.get("seconds"),
             "calibration_sha256": drawn and hashlib.sha256(json.dumps(drawn).encode()).hexdigest()[:16],
             "bytes": report.sizes,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import groupby, pairwise
 from typing import Any, ClassVar
@@ -176,11 +177,13 @@ class CTCRecognizer(Recognizer):
         rows = scores.shape[1]
         targets = torch.full((len(examples), rows), -100)
         rare = torch.zeros(len(examples), rows, dtype=torch.bool)
+        zipf = torch.full((len(examples), rows), math.nan, dtype=torch.float64)
         for i, example in enumerate(examples):
             valid = scores[i, : example.frames].float().log_softmax(-1).cpu().numpy()
             tokens, owners = forced_path(valid, example.prompted.ids, self.blank)
             targets[i, : example.frames] = torch.from_numpy(tokens)
             rare[i, : example.frames] = within_rare(owners, example.rare)
+            zipf[i, : example.frames] = within_words(owners, example.zipf)
         frames = [e.frames for e in examples]
         positions = {"encoder": Positions.of_frames(frames, rows)}
         if self.model.config.model_type == "parakeet_ctc":
@@ -193,6 +196,7 @@ class CTCRecognizer(Recognizer):
             ),
             targets=targets,
             rare_target=rare,
+            target_zipf=zipf,
             positions=positions,
         )
 
@@ -270,10 +274,23 @@ def forced_path(
 
 def within_rare(places: NDArray[np.int64], rare: Tensor) -> Tensor:
     """Which frames of a path (:func:`forced_path`) are within a rare word: on its tokens, or between two of them."""
-    left = np.clip((places - 1) // 2, 0, len(rare) - 1)
-    right = np.clip(places // 2, 0, len(rare) - 1)
-    outside = (places == 0) | (places == 2 * len(rare))
-    return rare[left] & rare[right] & ~torch.from_numpy(outside)
+    left, right, outside = _beside(places, len(rare))
+    return rare[left] & rare[right] & ~outside
+
+
+def within_words(places: NDArray[np.int64], zipf: Tensor) -> Tensor:
+    """Zipf scores of the frames of a path: its token's, the higher one between two tokens, NaN before and after all.
+
+    A frame is within a rare word (:func:`within_rare`) exactly where its score is below the threshold.
+    """
+    left, right, outside = _beside(places, len(zipf))
+    return torch.maximum(zipf[left], zipf[right]).masked_fill(outside, math.nan)
+
+
+def _beside(places: NDArray[np.int64], count: int) -> tuple[NDArray[np.int64], NDArray[np.int64], Tensor]:
+    """The tokens on either side of each frame, twice the same on a token; which frames are before or after all."""
+    left, right = (np.clip(place // 2, 0, count - 1) for place in (places - 1, places))
+    return left, right, torch.from_numpy((places == 0) | (places == 2 * count))
 
 
 def distances(frames: Sequence[int], rows: int) -> Positions:

@@ -79,7 +79,7 @@ def drawn(groups: Sequence[Group]) -> str:
 
 def heading(figure: str) -> str:
     title, _, _, unit = FIGURES[figure]
-    return f"{title} %" if unit == "%" else title
+    return title if unit == "nats" else f"{title} {unit}"
 
 
 def ranked(panel: Panel) -> list[str]:

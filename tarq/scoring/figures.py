@@ -10,7 +10,8 @@ from typing import Any, Literal
 from tarq.scoring.bootstrap import Ratio
 from tarq.scoring.divergence import Divergence
 from tarq.scoring.entities import EntityScores
-from tarq.scoring.words import Counts, WordScores, biased_counts, rare_reference_words
+from tarq.scoring.words import Counts, WordScores, biased_counts, hallucination_signs, rare_reference_words
+from tarq.words.bands import NAMES
 
 
 @dataclass(frozen=True)
@@ -69,6 +70,11 @@ def _rare(scores: WordScores) -> Counts:
     return scores.rare[scores.thresholds[0]]
 
 
+def _looping(scores: WordScores) -> list[int]:
+    looping = hallucination_signs(scores).looping
+    return [int(name in looping) for name in scores.ids]
+
+
 def _mean(figure: str, kind: str) -> Callable[[Mapping[str, Divergence]], Ratio]:
     return lambda sums: Ratio(getattr(sums[kind], figure), sums[kind].positions)
 
@@ -87,6 +93,17 @@ FIGURES = (
         _rate(lambda scores: biased_counts(scores, rare_reference_words(scores))[0]),
         shown=False,
     ),
+    Figure(
+        "insertions",
+        "insertions %",
+        "%",
+        "words",
+        lambda scores: Ratio(scores.plain.insertions, scores.plain.words),
+        shown=False,
+    ),
+    Figure(
+        "looping", "looping %", "%", "words", lambda scores: Ratio(_looping(scores), [1] * len(scores.ids)), shown=False
+    ),
     Figure("ne_wer", "entity WER %", "%", "entities", lambda e: Ratio(e.errors, e.words), compared=True),
     Figure("ne_fnr", "entities missed %", "%", "entities", lambda e: Ratio(e.missed, e.mentions), compared=True),
     Figure("delta_nll_rare", "ΔNLL rare", "nats", "divergence", _mean("delta_nll", "rare"), compared=True),
@@ -95,9 +112,18 @@ FIGURES = (
     Figure("kl_common", "KL common", "nats", "divergence", _mean("kl", "common"), compared=True),
 )
 
+#: Band of frequency, or no word, to the same damage there; in JSON and in reports only.
+BANDED = {
+    band: tuple(
+        Figure(f"{name} {band}", f"{title} {band}", "nats", "divergence", _mean(name, band), shown=False)
+        for name, title in (("delta_nll", "ΔNLL"), ("kl", "KL"))
+    )
+    for band in NAMES
+}
+
 
 def ratios(measured: Measured, thresholds: Sequence[float]) -> dict[str, Ratio]:
-    """Every available figure of a model on a set, by name, as sums per utterance.
+    """Every available figure of a model on a set, by name, as sums per utterance; of bands, those that have targets.
 
     Args:
         thresholds: Zipf scores that the words were counted at; each one after the first gives a ``rare_wer_zipf_…``,
@@ -108,6 +134,9 @@ def ratios(measured: Measured, thresholds: Sequence[float]) -> dict[str, Ratio]:
         for figure in FIGURES
         if (source := getattr(measured, figure.source)) is not None
     }
+    if (sums := measured.divergence) is not None:
+        there = [band for band in BANDED if band in sums and sums[band].positions.any()]
+        found |= {figure.name: figure.ratio(sums) for band in there for figure in BANDED[band]}
     if (words := measured.words) is not None:
         for threshold in thresholds[1:]:
             found[f"rare_wer_zipf_{threshold:g}"] = Ratio(words.rare[threshold].errors, words.rare[threshold].words)

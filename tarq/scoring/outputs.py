@@ -132,7 +132,9 @@ def _force(
             if name == reference:
                 expected = logits
             else:
-                outputs.divergence[name] = divergence(expected, logits, batch.targets, batch.rare_target)
+                outputs.divergence[name] = divergence(
+                    expected, logits, batch.targets, batch.rare_target, batch.target_zipf
+                )
             if decode:
                 outputs.transcripts[name] = models[name].decode_forced(batch, audio, logits, language)
     return outputs

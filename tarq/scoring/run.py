@@ -63,6 +63,7 @@ class SetScores:
         models: label to scores.
         differences: "B − A" to figure to paired difference, for every pair of models.
         utterances, words, rare_words, entities: how many were scored.
+        targets: kind of target (rare, common, band of frequency) to how many were teacher-forced.
         language: of the speech and of the models' prompts.
         normalizer: name of the normaliser.
         word_frequencies: that define rare words.
@@ -85,6 +86,7 @@ class SetScores:
     left_out: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     references: dict[str, str] = field(default_factory=dict)
+    targets: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -207,6 +209,7 @@ def _scores(
     )
     breakdown = break_down(words, reference, names, resamples, config.seed) if words else {}
     heard = next(iter(words.values()), None)
+    forced = next((m.divergence for m in measured.values() if m.divergence is not None), {})
     return SetScores(
         utterances=len(utterances),
         language=config.language,
@@ -234,6 +237,7 @@ def _scores(
         },
         notes=outputs.notes + _few_rare_words(rare) + _unspoken(utterances, entities),
         references={i: " ".join(w) for i, w in zip(heard.ids, heard.references, strict=True)} if heard else {},
+        targets={kind: int(sums.positions.sum()) for kind, sums in forced.items()},
     )
 
 

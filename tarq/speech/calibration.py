@@ -21,7 +21,7 @@ from tarq.models.base import Recognizer
 from tarq.models.types import Batch, Example, Positions
 from tarq.report import Reporter
 from tarq.words.frequencies import described
-from tarq.words.rarity import position_tags, rare_spans, tag_tokens
+from tarq.words.rarity import position_tags, token_scores, word_spans
 
 
 @dataclass
@@ -225,17 +225,21 @@ def make_example(
     features, frames = recognizer.audio_inputs(waveform)
     prompted = recognizer.prompt(text, frames=frames, timestamps=timestamps, language=config.language)
     none = torch.zeros(0, dtype=torch.bool)
-    example = Example(id=name, features=features, frames=frames, prompted=prompted, rare=none, tail=none)
+    example = Example(
+        id=name, features=features, frames=frames, prompted=prompted, rare=none, tail=none, zipf=none.double()
+    )
     return with_rare(recognizer, example, text, config)
 
 
 def with_rare(recognizer: Recognizer, example: Example, text: str, config: TarqConfig) -> Example:
-    """The example with those of its tokens tagged that a configuration calls rare."""
+    """The example with its tokens' Zipf scores, and those tagged that a configuration calls rare."""
     normalizer = config.text_normalizer(recognizer.spelling)
-    spans = rare_spans(text, normalizer, config.tail_threshold, config.frequencies())
-    # Tokens of the prompt and special ones stand for no characters, and so are never rare.
-    rare = torch.tensor(tag_tokens(example.prompted.offsets, spans), dtype=torch.bool)
-    return replace(example, rare=rare, tail=position_tags(rare, config.tail_positions) if len(rare) else rare)
+    words = word_spans(text, normalizer, config.frequencies())
+    # Tokens of the prompt and special ones stand for no characters, and so have no score: they are never rare.
+    zipf = torch.tensor(token_scores(example.prompted.offsets, words), dtype=torch.float64)
+    rare = zipf < config.tail_threshold
+    tail = position_tags(rare, config.tail_positions) if len(rare) else rare
+    return replace(example, rare=rare, tail=tail, zipf=zipf)
 
 
 def _tagged(recognizer: Recognizer, examples: Sequence[Example], config: TarqConfig) -> list[Batch]:

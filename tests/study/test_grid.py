@@ -71,6 +71,30 @@ def test_jobs_come_in_order_of_worth_draw_by_draw(grid):
     assert made.pairs == (("half", "gptq", "shares"),)
 
 
+def test_whole_draws_can_come_first(grid):
+    """All arms of draw 0, of whatever block, before draw 1: a run that is stopped leaves pairs that are complete."""
+    jobs = grid(settings=["order=draws"]).jobs()
+    assert [(j.arm, j.draw, j.bits) for j in jobs] == [
+        ("rtn", 0, 4),
+        ("gptq", 0, 4),
+        ("half", 0, 4),
+        ("gptq", 1, 4),
+        ("rtn", 5, 3),
+        ("gptq", 5, 3),
+    ]
+    more = [{"arms": "half", "draws": 1, "bits": 3}, {"arms": "gptq", "draws": 2, "bits": 3}]
+    places = [(j.draw, j.bits) for j in grid(order="draws", include=more).jobs()]
+    assert places == [(0, 4), (0, 4), (0, 4), (0, 3), (0, 3), (1, 4), (1, 3)]
+    places = [(j.draw, j.bits) for j in grid(include=more).jobs()]
+    assert places == [(0, 4), (0, 4), (0, 4), (1, 4), (0, 3), (0, 3), (1, 3)]
+
+
+def test_dtype_and_threads(grid):
+    assert (grid().dtype, grid().threads) == ("float32", None)
+    made = grid(dtype="bfloat16", threads=2)
+    assert (made.dtype, made.threads) == ("bfloat16", 2)
+
+
 def test_cells_are_named_after_all_that_varies(grid):
     made, job = grid(), Job("m", "half", 1, "r-cross", 4, 3, ("test", "other"), False)
     assert job.key("test", made.first) == "m/half/1/r-cross/4/3/test"
@@ -133,6 +157,9 @@ def test_settings_replace_values(grid):
         ({"families": {"f": [["half", "half"]]}}, r"families/f\[0\]: must be two arms"),
         ({"families": {"f": [["half", "no"]]}}, r"families/f\[0\]: there is no arm 'no'"),
         ({"corpora": None}, "corpora: must be a mapping of names to values, not None"),
+        ({"dtype": "float8"}, "dtype: must be one of float32, bfloat16, not 'float8'"),
+        ({"threads": 0}, "threads: must be a whole number from 1, not 0"),
+        ({"order": "size"}, "order: must be one of worth, draws, not 'size'"),
         ({"bars": {"default": "gptq"}}, "bars/baselines: is missing"),
         ({"bars": {"default": "x", "baselines": "gptq"}}, "bars/default: there is no arm 'x'; there are"),
         ({"bars": {"default": "gptq", "baselines": "gptq", "tail": "x"}}, "bars/tail: there is no family 'x'"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 import tarq
 from benchmarks.study import bench
@@ -19,6 +21,7 @@ from benchmarks.study.results import ResultsFile, read_results
 from tarq.data.corpora.registry import load_utterances
 from tarq.data.utterance import Utterance
 from tarq.errors import ConfigError, OutputError
+from tarq.words.bands import NAMES
 
 ROOT = Path(__file__).parents[2]
 GRID = """
@@ -131,6 +134,15 @@ def test_a_cell_is_what_evaluate_measures(study, speech, model_folder, tmp_path)
         for figure in ("kl", "delta_nll"):
             value = sum(cell[figure][kind]) / sum(full["positions"][kind])
             assert value == pytest.approx(scores.figures[f"{figure}_{kind}"].value, rel=1e-3, abs=2e-5)
+    targets = evaluation.sets["s"].targets
+    assert {kind: sum(counts) for kind, counts in full["positions"].items()} == targets
+    for figure in ("kl", "delta_nll"):
+        whole = np.array(cell[figure]["rare"]) + cell[figure]["common"]
+        np.testing.assert_allclose(sum(np.array(cell[figure][band]) for band in NAMES), whole, atol=1e-5)
+        for band in (name for name in NAMES if targets[name]):
+            value = sum(cell[figure][band]) / targets[band]
+            # Of few targets: what the kernels of packed layers round shows more than in the means above.
+            assert value == pytest.approx(scores.figures[f"{figure} {band}"].value, rel=0.02, abs=1e-3)
     assert cell["hypotheses"] == [scores.hypotheses[u.id] for u in some]
     assert full["hypotheses"] == [evaluation.sets["s"].models["full"].hypotheses[u.id] for u in some]
     assert sum(cell["words"]["all"]["deletions"]) == scores.counts["all"]["deletions"]
@@ -138,6 +150,14 @@ def test_a_cell_is_what_evaluate_measures(study, speech, model_folder, tmp_path)
     errors = sum(sum(biased[kind]) for kind in ("substitutions", "deletions", "insertions"))
     assert errors / sum(biased["words"]) == pytest.approx(scores.figures["b_wer"].value)
     assert cell["signs"] == json.loads(json.dumps(scores.signs))
+    signs = cell["words"]["signs"]
+    assert [name for name, loops in zip(full["ids"], signs["looping"], strict=True) if loops] == cell["signs"][
+        "looping"
+    ]
+    assert sum(cell["words"]["all"]["insertions"]) / sum(cell["words"]["all"]["words"]) == pytest.approx(
+        scores.figures["insertions"].value
+    )
+    assert sum(signs["looping"]) / 4 == scores.figures["looping"].value
     # Everything that redoes it: the configuration, and the arm as the grid has it.
     assert cell["config"] == report.config | {"scale_dtype": cell["config"]["scale_dtype"]}
     assert [layer["name"] for layer in cell["layers"]] == [layer.name for layer in report.layers]
@@ -223,6 +243,78 @@ def test_a_file_of_another_study_is_refused(study, tmp_path):
     (tmp_path / "results.json").write_text(json.dumps(stored))
     with pytest.raises(SystemExit, match="tiny-whisper was scored on other targets"):
         study()
+
+
+def test_a_file_of_before_there_were_bands_is_gone_on_with(study, tmp_path):
+    study("--only", "arm=rtn")
+    path = tmp_path / "results.json"
+    stored = json.loads(path.read_text())
+    for part in (*stored["models"].values(), *stored["cells"].values()):
+        for figure in {"positions", "kl", "delta_nll"} & part.keys():
+            part[figure] = {kind: part[figure][kind] for kind in ("rare", "common")}
+    path.write_text(json.dumps(stored))
+    results, _, measured = study("--only", "arm=rtn|gptq")
+    assert measured == [("gptq", 0)]
+    assert list(results["cells"][key("rtn", 0)]["kl"]) == ["rare", "common"]
+    assert list(results["cells"][key("gptq", 0)]["kl"]) == ["rare", "common", *NAMES]
+    assert list(results["models"]["tiny-whisper"]["positions"]) == ["rare", "common", *NAMES]
+    main(["tables", str(path)])  # checks the file
+
+
+def test_a_grid_says_dtype_and_threads(study, tmp_path):
+    before = torch.get_num_threads()
+    try:
+        results, _, _ = study("--only", "arm=rtn", "--set", "dtype=bfloat16", "--set", "threads=3")
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+    assert results["settings"]["dtype"] == "bfloat16"
+    cell = results["cells"][key("rtn", 0)]
+    assert cell["threads"] == 3
+    # What is measured is what rounding adds in that dtype: full precision is bfloat16, too.
+    path = tmp_path / "float32.json"
+    other = study("--only", "arm=rtn", file=path)[0]["cells"][key("rtn", 0)]
+    assert "threads" in other
+    total = {name: sum(found["kl"]["common"]) for name, found in (("bfloat16", cell), ("float32", other))}
+    assert total["bfloat16"] == pytest.approx(total["float32"], rel=0.2)
+    assert total["bfloat16"] != total["float32"]
+    # Files of before were measured in float32.
+    stored = json.loads(path.read_text())
+    del stored["settings"]["dtype"]
+    path.write_text(json.dumps(stored))
+    assert study("--only", "arm=rtn", file=path)[2] == []
+    with pytest.raises(SystemExit, match=r"settings/dtype was 'float32' when it was begun, and is 'bfloat16' now"):
+        study("--only", "arm=rtn", "--set", "dtype=bfloat16", file=path)
+
+
+def end_by_hand(recognizer, utterance):
+    """The most likely of the times that follow all of an utterance's text."""
+    first = recognizer.model.generation_config.no_timestamps_token_id + 1
+    features, frames = recognizer.audio_inputs(utterance.waveform())
+    ids = recognizer.prompt(utterance.text, frames=frames, timestamps=True).ids
+    output = recognizer.model(
+        input_features=features["input_features"][None], decoder_input_ids=torch.tensor([ids[:-2]])
+    )
+    return 0.02 * int(output.logits[0, -1, first:].argmax())
+
+
+def test_timestamps_shift_by_what_the_end_of_the_text_moves(model_folder, speech):
+    full = bench.full_precision(str(model_folder), "cpu", torch.float32)
+    made = bench.Bench.make(full, load_utterances(speech)[:3], 2)
+    other = copy.deepcopy(full)
+    other.model.model.decoder.layers[1].fc2.weight.data *= -3
+    own, moved = made.transcribed(full)["words"]["times"], made.measure(other, True)["words"]["times"]
+    with torch.no_grad():
+        before, after = ([end_by_hand(model, u) for u in made.utterances] for model in (full, other))
+    assert own["end"] == pytest.approx(before)
+    assert own["shift"] == [0, 0, 0]
+    assert moved["end"] == pytest.approx(after)
+    assert moved["shift"] == pytest.approx([abs(b - a) for a, b in zip(before, after, strict=True)])
+    assert sum(moved["shift"]) > 0
+    assert moved["utterances"] == [1, 1, 1]
+    # A model without such tokens has no shift.
+    full.model.generation_config.no_timestamps_token_id = full.model.config.vocab_size - 1
+    assert bench.Bench.make(full, load_utterances(speech)[:1], 1).ends == {}
 
 
 def test_what_is_missing_or_wrong_is_named(study, tmp_path, monkeypatch, command):
