@@ -29,6 +29,7 @@ from tarq.recognizers import as_recognizer, shapes_of
 from tarq.report import Report, Reporter, peak_memory, versions
 from tarq.speech.calibration import calibration_set, with_transcripts
 from tarq.surroundings import plain_torch
+from tarq.timing import timed
 from tarq.walk.estimate import Plan, make_plan
 from tarq.walk.plan import check_fits, check_weights
 from tarq.walk.plan import plan as plan_layers
@@ -121,7 +122,8 @@ def quantize(
         with torch.no_grad():
             speech = gathered(calibration, config.max_bad)
             intake = next(iter(speech.values())).intake
-            batches, summary, left_out = calibration_set(recognizer, speech, config, reporter, intake)
+            encode = timed("audio and features")(calibration_set)
+            batches, summary, left_out = encode(recognizer, speech, config, reporter, intake)
         names = {label: corpus.source for label, corpus in speech.items()}
         summary["source"] = names if isinstance(calibration, Mapping) else names["speech"]
         notes += left_out
