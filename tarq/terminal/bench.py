@@ -73,7 +73,7 @@ def bench(
         typer.Option(
             metavar="MODEL",
             rich_help_panel=WALK_PANEL,
-            help="Folder or hub id, or whisper-tiny … whisper-large-v3: that size with random weights. Default: "
+            help="Folder or hub id, or whisper-tiny to whisper-large-v3-turbo: that size with random weights. Default: "
             "whisper-tiny.",
         ),
     ] = None,
