@@ -77,7 +77,7 @@ def main() -> None:
             arguments = ["-P", "-m", "tarq", "bench", operation, "--device", "cuda", *quick, *files]
             failed += [] if step(f"bench {operation}", *arguments, check=False) else [f"bench {operation}"]
             if Path(f"{stem}.json").is_file():
-                step("bars", "-P", "-m", "tarq.bench.bars", f"{stem}.json", check=False)
+                step("bars", "-P", "benchmarks/bars.py", f"{stem}.json", check=False)
     if failed:
         sys.exit(f"gpu-check: failed: {', '.join(failed)}")
     print("gpu-check: done; results are in", options.results)

@@ -15,8 +15,8 @@ from tarq.arguments import Device, checked_arguments
 from tarq.checkpoint.compressed_tensors import quantization_config
 from tarq.config import TarqConfig, given_config
 from tarq.data.pools import read_ids
-from tarq.data.speech import Data, gathered
-from tarq.errors import ConfigError, ModelError
+from tarq.data.speech import Data, Speech, gathered
+from tarq.errors import CalibrationError, ConfigError, ModelError
 from tarq.files import expanded
 from tarq.method.allocation import Sensitivity
 from tarq.method.arms import Arms
@@ -29,7 +29,8 @@ from tarq.recognizers import as_recognizer, shapes_of
 from tarq.report import Report, Reporter, peak_memory, versions
 from tarq.speech.calibration import calibration_set, with_transcripts
 from tarq.surroundings import plain_torch
-from tarq.walk.estimate import Plan, make_plan
+from tarq.timing import timed
+from tarq.walk.estimate import Plan, make_plan, too_few
 from tarq.walk.plan import check_fits, check_weights
 from tarq.walk.plan import plan as plan_layers
 from tarq.walk.run import quantize_model
@@ -120,8 +121,10 @@ def quantize(
     if calibration is not None and (arms.reads_audio or measured):
         with torch.no_grad():
             speech = gathered(calibration, config.max_bad)
+            check_enough(speech, config, arms)
             intake = next(iter(speech.values())).intake
-            batches, summary, left_out = calibration_set(recognizer, speech, config, reporter, intake)
+            encode = timed("audio and features")(calibration_set)
+            batches, summary, left_out = encode(recognizer, speech, config, reporter, intake)
         names = {label: corpus.source for label, corpus in speech.items()}
         summary["source"] = names if isinstance(calibration, Mapping) else names["speech"]
         notes += left_out
@@ -209,6 +212,7 @@ def check_calibration(calibration: Data | Mapping[str, Data] | None, config: Tar
     Raises:
         DataError: a file of ids or of word frequencies is not usable, or a language has no frequencies.
         ModelError: a method needs calibration speech and there is none.
+        CalibrationError: of loaded speech there is less than the residual needs.
     """
     if calibration is None or (
         isinstance(calibration, Sized) and not isinstance(calibration, str) and not len(calibration)
@@ -217,3 +221,16 @@ def check_calibration(calibration: Data | Mapping[str, Data] | None, config: Tar
     config.frequencies()
     if config.ids is not None:
         read_ids(expanded(config.ids))
+    if isinstance(calibration, Mapping) and all(isinstance(speech, Speech) for speech in calibration.values()):
+        check_enough(calibration, config, config.arms())
+
+
+def check_enough(speech: Mapping[str, Data], config: TarqConfig, arms: Arms) -> None:
+    """Check that each fold of the residual gets an utterance, before any audio is read.
+
+    Raises:
+        CalibrationError: there are fewer utterances than folds.
+    """
+    there = _available(speech, config)
+    if reason := too_few(arms, there if config.ids is not None else min(there, config.samples)):
+        raise CalibrationError(reason)

@@ -171,3 +171,8 @@ class Reporter:
 def counted(count: int, noun: str) -> str:
     """``1 word``, ``2 words``."""
     return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
+def size_text(count: float) -> str:
+    """Bytes; in kB where two decimals of a MB would leave less than two digits."""
+    return f"{count / 1e6:.2f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"

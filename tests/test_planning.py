@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -73,6 +74,32 @@ def test_an_estimate_is_for_the_speech_there_is(shapes, manifest, tmp_path):
         tarq.plan(shapes, calibration=tmp_path / "gone")
 
 
+def test_too_few_utterances_for_a_residual_are_told_before_audio_is_read(shapes, model_folder, manifest, monkeypatch):
+    """By the plan, and by a run; one fold needs no more than one."""
+    config = TarqConfig(samples=1, group_size=32)
+    planned = tarq.plan(shapes, config, calibration=manifest)
+    assert any("at least 2 calibration utterances, not 1: add some" in problem for problem in planned.problems)
+    monkeypatch.setattr("tarq.quantization.calibration_set", lambda *_: pytest.fail("audio is read"))
+    recognizer = tarq.load_recognizer(model_folder)
+    with pytest.raises(tarq.CalibrationError, match="at least 2 calibration utterances, not 1"):
+        tarq.quantize(recognizer, manifest, config)
+    gptq = TarqConfig.preset("gptq", samples=1, group_size=32)
+    assert tarq.plan(shapes, gptq, calibration=manifest).problems == []
+    with pytest.raises(pytest.fail.Exception, match="audio is read"):
+        tarq.quantize(recognizer, manifest, gptq)
+
+
+def test_what_more_bits_take_is_said_as_far_as_it_can_be_told(shapes):
+    """In kB where it is little; nothing where nothing is added."""
+
+    def said(target: float) -> list[str]:
+        return [part for part in tarq.plan(shapes, TarqConfig(target_bits=target)).parts if "target_bits" in part]
+
+    weights = sum(math.prod(layer.shape) for layer in tarq.plan(shapes).layers if layer.bits)
+    assert said(4.25) == [f"target_bits 4.25: up to {weights / 32 / 1e3:.1f} kB more, by measured damage"]
+    assert said(4) == []
+
+
 def test_a_dry_run_reads_no_weights_and_writes_nothing(shapes, tmp_path):
     said = tarq_says("quantize", shapes, tmp_path / "out", "--dry-run", "--json", tmp_path / "plan.json")
     assert "32 layers packed" in said
@@ -118,8 +145,11 @@ def test_what_is_cheap_is_told_before_a_model_is_loaded(manifest, tmp_path):
         (("evaluate", model, "--data", "hub:"), "names no data set: write hub:OWNER/NAME"),
         (("evaluate", model, "--data", manifest, "--word-frequencies", gone), "gone"),
         (("evaluate", model, "--data", manifest, "--where", "speaker=x"), "speaker"),
+        (
+            ("quantize", model, out, "--calibration", manifest, "--samples", 1),
+            "at least 2 calibration utterances, not 1",
+        ),
         (("transcribe", model, tmp_path), "no audio"),
-        (("transcribe", model, ""), "the name of an audio file is empty"),
     ):
         said_now = tarq_says(*arguments, code=1)
         assert said in said_now

@@ -207,6 +207,18 @@ double seconds(Call call) {
   return time.count();
 }
 
+/// A number of threads that is torch's own again when this ends, by an error too.
+class ThreadCount {
+ public:
+  explicit ThreadCount(int count) : before_(at::get_num_threads()) { at::set_num_threads(count); }
+  ~ThreadCount() { at::set_num_threads(before_); }
+  ThreadCount(const ThreadCount&) = delete;
+  ThreadCount& operator=(const ThreadCount&) = delete;
+
+ private:
+  int before_;
+};
+
 /// Number of bf16 rows from which a layer may be expanded: decoding it costs as much as about 40 rows.
 constexpr int64_t kDenseRows = 128;
 
@@ -229,8 +241,7 @@ double dense_gain() {
                             .bias_type = tarq::Float::f32};
   constexpr double kNever = std::numeric_limits<double>::infinity();
   double own = kNever, dense = kNever;
-  const int threads = at::get_num_threads();
-  at::set_num_threads(1);  // threads that wait for each other beside busy processes would decide by chance
+  const ThreadCount one(1);  // threads that wait for each other beside busy processes would decide by chance
   for (int turn = 0; turn < 16; ++turn) {  // the first warms up
     own = std::min(own, seconds([&] {
                      multiply_many(kernel, layer, x, tarq::Float::bf16, kDenseRows,
@@ -238,7 +249,6 @@ double dense_gain() {
                    }));
     dense = std::min(dense, seconds([&] { multiply_dense(kernel, layer, x, std::nullopt); }));
   }
-  at::set_num_threads(threads);
   return own / dense;
 }
 

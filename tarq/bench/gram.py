@@ -1,25 +1,31 @@
-"""Cases of ``gram``: one Gram matrix, one cross product, and the four sums that RareBAL and the residual need.
+"""Cases of ``gram``: one Gram matrix, plain and with weighted rows, one cross product, and the four sums that RareBAL
+and the residual need.
 
 Peers: torch's matmul of the same rows, in float32 (what llm-compressor and GPTQModel do: they upcast 16-bit rows), and
-in the rows' own dtype; against the four sums, the two products that a plain metric needs. Rows are float32 and bfloat16
-on a CPU, and both 16-bit dtypes on a GPU, like activations there.
+in the rows' own dtype; against the four sums, the two products that a plain metric needs; on a CPU with AMX, our own
+kernels on float32 vectors. Rows are float32 and bfloat16 on a CPU, and both 16-bit dtypes on a GPU, like activations
+there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..kernels import dispatch
 from ..kernels.gram import gram, gram_sides
-from .measure import Call, Case, Record, calling
+from .measure import Call, Case, Record, Shape, calling
 
 SHAPES = ((3000, 1280), (1500, 5120))  # rows, inputs
 GPU_SHAPES = ((24_000, 1280), (24_000, 5120))  # sixteen windows of Whisper's encoder
 QUICK_SHAPES = ((1500, 1280),)
 TAIL = 0.07  # share of the rows
+VECTORS, TILES, _ISA = "avx512", "avx512_amx", "TARQ_CPU_ISA"
 
 
 def product(y: Tensor, x: Tensor) -> Tensor:
@@ -32,6 +38,11 @@ def upcast(y: Tensor, x: Tensor) -> Tensor:
     return y.float().T @ x.float()
 
 
+def weighted(weight: Tensor, x: Tensor) -> Tensor:
+    """``Xᵀ D X`` of float32 copies."""
+    return (x.float() * weight[:, None]).T @ x.float()
+
+
 def two_products(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """The products that a plain metric and residual need."""
     return upcast(x, x), upcast(y, x)
@@ -40,6 +51,18 @@ def two_products(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 def four_sums(x: Tensor, y: Tensor, tail: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
     """Metric and residual of both sides."""
     return gram_sides(x, tail), gram_sides(x, tail, y)
+
+
+def on_vectors(function: Callable[..., Tensor], *args: Any, **options: Any) -> Tensor:
+    """A call with the kernels for float32 vectors of a CPU that also has tiles."""
+    before = os.environ.get(_ISA)
+    os.environ[_ISA] = VECTORS
+    try:
+        return function(*args, **options)
+    finally:
+        del os.environ[_ISA]
+        if before is not None:
+            os.environ[_ISA] = before
 
 
 def errors(x: Tensor) -> Record:
@@ -53,11 +76,13 @@ def errors(x: Tensor) -> Record:
     return {"error": largest(gram(x)), "error_of_float32_copies": largest(upcast(x, x))}
 
 
-def cases(device: torch.device, *, quick: bool) -> Iterator[Case]:
-    """Cases on a device; a quick run takes only the narrow layer."""
+def cases(device: torch.device, *, quick: bool, shapes: Sequence[Shape] = ()) -> Iterator[Case]:
+    """Cases on a device; a quick run takes only the narrow layer, unless shapes are given."""
     gpu = device.type == "cuda"
     copies = " of float32 copies" if gpu else ""
-    for rows, n in QUICK_SHAPES if quick else GPU_SHAPES if gpu else SHAPES:
+    tiles = not gpu and dispatch.EXTENSION_ERROR is None and TILES in torch.ops.tarq.cpu_isas()
+    for rows, n in shapes or (QUICK_SHAPES if quick else GPU_SHAPES if gpu else SHAPES):
+        weight = torch.rand(rows, device=device)
         x, difference = (torch.randn(rows, n, device=device) for _ in range(2))
         triangle, square = rows * n * (n + 1.0), 2.0 * rows * n * n
         for dtype in (torch.bfloat16, torch.float16) if gpu else (torch.float32, torch.bfloat16):
@@ -68,7 +93,15 @@ def cases(device: torch.device, *, quick: bool) -> Iterator[Case]:
                     "torch XᵀX of float32 copies": calling(upcast, own, own),
                     f"torch XᵀX in {_name(dtype)} (rounded)": calling(product, own, own),
                 }
+            peers_weighted = {
+                f"torch XᵀDX{' of float32 copies' * (dtype != torch.float32)}": calling(weighted, weight, own)
+            }
+            if tiles:
+                peers["ours on vectors"] = calling(on_vectors, gram, own)
+                peers_weighted["ours on vectors"] = calling(partial(on_vectors, gram, own, weight=weight))
             yield _case("gram", "symmetric", calling(gram, own), peers, (own,), 1, triangle, partial(errors, own))
+            ours = calling(partial(gram, own, weight=weight))
+            yield _case("gram, weighted", "weighted", ours, peers_weighted, (own,), 1, triangle)
 
         if gpu:
             x, difference = x.bfloat16(), difference.bfloat16()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +21,7 @@ from torch import Tensor
 from ..kernels.group_quantize import Quantized, factorize, group_quantize, group_quantize_layers, group_refine
 from ..kernels.group_quantize.reference import textbook_sweep
 from ..kernels.scheme import Scheme
-from .measure import Call, Case, Record, calling
+from .measure import Call, Case, Record, Shape, calling
 
 SHAPES = ((1280, 1280), (5120, 1280), (1280, 5120))  # outputs, inputs
 QUICK_SHAPES = ((1280, 1280),)
@@ -147,11 +147,13 @@ def _loss_over_peer(weight: Tensor, hessian: Tensor, saved: Path) -> Record:
     return {"loss_over_gptqmodel": float(errors[0] / errors[1])}
 
 
-def cases(device: torch.device, *, quick: bool, peer_python: str | None = None) -> Iterator[Case]:
-    """Cases on a device; a quick run takes only the square layer."""
+def cases(
+    device: torch.device, *, quick: bool, shapes: Sequence[Shape] = (), peer_python: str | None = None
+) -> Iterator[Case]:
+    """Cases on a device; a quick run takes only the square layer, unless shapes are given."""
     gpu = device.type == "cuda"
     peer = GPTQModelPeer(peer_python) if peer_python and not gpu else None
-    for m, n in QUICK_SHAPES if quick else SHAPES:
+    for m, n in shapes or (QUICK_SHAPES if quick else SHAPES):
         weight, hessian = problem(m, n, device)
         damped = hessian + 0.01 * hessian.diagonal().mean() * torch.eye(n, device=device)
         peers: dict[str, Call] = {"torch Cholesky and products": calling(unavoidable, weight, damped)}

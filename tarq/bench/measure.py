@@ -20,6 +20,11 @@ from ..version import __version__
 #: Takes the number of the copy to work on. A returned float is the call's own measurement, in seconds.
 Call = Callable[[int], Any]
 Record = dict[str, Any]
+Shape = tuple[int, int]
+
+#: What a CPU's calls are timed by, by name: wall time, or this process's time on the processor, in which other
+#: processes count little. Threads that wait for others count there too, so it is for one thread alone.
+CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "processor": time.process_time}
 
 #: Seconds of a call on a CPU that is short beside what the one before it leaves behind, of the rest before it. A
 #: burst of it lasts as long as the longest short call.
@@ -90,7 +95,9 @@ def threads(count: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def medians(calls: dict[str, Call], copies: int, seconds: float, device: torch.device) -> dict[str, float]:
+def medians(
+    calls: dict[str, Call], copies: int, seconds: float, device: torch.device, clock: str = "wall"
+) -> dict[str, float]:
     """Median seconds of each call; they take turns, so that a busy moment affects all of them.
 
     On a CPU a short call follows a rest and a burst of itself, and the mean of another burst is taken: the threads of
@@ -107,14 +114,14 @@ def medians(calls: dict[str, Call], copies: int, seconds: float, device: torch.d
             if device.type == "cpu" and fastest < SHORT:
                 time.sleep(REST)
                 burst = warm = round(SHORT / fastest) if fastest else 1
-            timed = [_once(call, (made + i) % copies, device) for i in range(warm + burst)][warm:]
+            timed = [_once(call, (made + i) % copies, device, clock) for i in range(warm + burst)][warm:]
             times[name].append(sum(timed) / burst)
             made += warm + burst
         turn += 1
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def _once(call: Call, copy: int, device: torch.device) -> float:
+def _once(call: Call, copy: int, device: torch.device, clock: str = "wall") -> float:
     if device.type == "cuda":
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         torch.cuda.synchronize(device)
@@ -123,9 +130,10 @@ def _once(call: Call, copy: int, device: torch.device) -> float:
         end.record()
         torch.cuda.synchronize(device)
         return own if isinstance(own, float) else start.elapsed_time(end) / 1e3
-    began = time.perf_counter()
+    now = CLOCKS[clock]
+    began = now()
     own = call(copy)
-    return own if isinstance(own, float) else time.perf_counter() - began
+    return own if isinstance(own, float) else now() - began
 
 
 def replayed(call: Call, copies: int, device: torch.device, least: int = GRAPH_CALLS) -> Call:
@@ -155,12 +163,12 @@ def copies_beyond_cache(size: int, device: torch.device) -> int:
     return min(-(-2 * torch.cuda.get_device_properties(device).L2_cache_size // size), MOST_COPIES)
 
 
-def ceilings(device: torch.device) -> Ceilings:
+def ceilings(device: torch.device, clock: str = "wall") -> Ceilings:
     """Measure them: the best of a few runs, with torch's current number of threads."""
 
     def best(call: Call, count: float, runs: int = 5) -> float:
         call(0)
-        return count / min(_once(call, 0, device) for _ in range(runs))
+        return count / min(_once(call, 0, device, clock) for _ in range(runs))
 
     if device.type == "cuda":
         block = torch.randn(1 << 28, device=device)
@@ -212,7 +220,12 @@ def versions(device: torch.device) -> Record:
 
 
 def records_of(
-    case: Case, known: Ceilings, seconds: float, device: torch.device, reporter: Reporter | None = None
+    case: Case,
+    known: Ceilings,
+    seconds: float,
+    device: torch.device,
+    reporter: Reporter | None = None,
+    clock: str = "wall",
 ) -> list[Record]:
     """Time a case: one record per pair of our variants and peers. A peer that fails is reported and left out.
 
@@ -231,7 +244,7 @@ def records_of(
                 raise
             calls.pop(name, None)
             (reporter or Reporter()).note(f"{name} left out of {case.op} {case.shape}: {error}")
-    measured = medians(calls, 1 if graph else case.copies, seconds, device)
+    measured = medians(calls, 1 if graph else case.copies, seconds, device, clock)
     native = dispatch.has_native(case.op.split(",")[0], device.type)
     extra = versions(device) | case.extra()
 
@@ -247,6 +260,7 @@ def records_of(
             "dtype": case.dtypes[ours],
             "variant": ours,
             "threads": torch.get_num_threads(),
+            "clock": clock,
             "device": device_name(device),
             "backend": "native" if native else "reference",
             "peer": peer,

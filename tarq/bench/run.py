@@ -13,7 +13,7 @@ from rich.table import Table
 
 from ..report import Reporter
 from . import gram, group_quantize, w4_linear
-from .measure import Case, Ceilings, Record, ceilings, records_of, threads
+from .measure import Case, Ceilings, Record, Shape, ceilings, records_of, threads
 
 OPERATIONS: dict[str, Callable[..., Iterator[Case]]] = {
     "gram": gram.cases,
@@ -42,7 +42,9 @@ def run(
     device: str = "cpu",
     thread_counts: Sequence[int] = (),
     quick: bool = False,
+    shapes: Sequence[Shape] = (),
     seconds: float | None = None,
+    clock: str = "wall",
     peer_python: str | None = None,
     reporter: Reporter | None = None,
 ) -> tuple[list[Record], dict[int, Ceilings]]:
@@ -53,7 +55,9 @@ def run(
         device: ``cpu``, ``cuda``, …
         thread_counts: torch threads, one after the other; as many as torch uses when empty. One count on a GPU.
         quick: small problems only, less time for each.
+        shapes: sizes to time instead of the usual ones: rows and inputs of gram, outputs and inputs of the others.
         seconds: for each contestant of each case.
+        clock: of :data:`~tarq.bench.measure.CLOCKS`; ``processor`` for one thread of a CPU.
         peer_python: interpreter that imports gptqmodel, a peer of group_quantize.
         reporter: receives progress.
 
@@ -68,13 +72,13 @@ def run(
     for count in thread_counts or [torch.get_num_threads()]:
         with threads(count):
             reporter.phase(f"ceilings, {count} threads")
-            known[count] = ceilings(where)
+            known[count] = ceilings(where, clock)
             for name in operations:
                 reporter.phase(f"{name}, {count} threads")
                 options = {"peer_python": peer_python} if name == "group_quantize" else {}
-                for case in OPERATIONS[name](where, quick=quick, **options):
+                for case in OPERATIONS[name](where, quick=quick, shapes=shapes, **options):
                     reporter.phase(f"{name} {' × '.join(map(str, case.shape))}, {count} threads")
-                    records += records_of(case, known[count], seconds, where, reporter)
+                    records += records_of(case, known[count], seconds, where, reporter, clock)
     return records, known
 
 

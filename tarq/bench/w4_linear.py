@@ -10,14 +10,14 @@ On a GPU, calls cycle through more layers than L2 holds and are launched as CUDA
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
 from torch import Tensor
 
 from ..kernels.w4_linear import PackedWeight, dequantize, get, pack, w4_linear, w4_linear_int8
-from .measure import Call, Case, copies_beyond_cache
+from .measure import Call, Case, Shape, copies_beyond_cache
 
 GROUP = 128
 SHAPES = ((1280, 1280), (5120, 1280), (1280, 5120), (4096, 4096))  # outputs, inputs
@@ -152,17 +152,17 @@ def _version(package: str) -> str:
         return ""
 
 
-def cases(device: torch.device, *, quick: bool) -> Iterator[Case]:
-    """Cases on a device; a quick run takes one layer and three row counts."""
+def cases(device: torch.device, *, quick: bool, shapes: Sequence[Shape] = ()) -> Iterator[Case]:
+    """Cases on a device; a quick run takes one layer, unless shapes are given, and three row counts."""
     gpu = device.type == "cuda"
-    shapes = QUICK_SHAPES if quick else GPU_SHAPES if gpu else SHAPES
+    layer_shapes = shapes or (QUICK_SHAPES if quick else GPU_SHAPES if gpu else SHAPES)
     rows = QUICK_ROWS if quick else GPU_ROWS if gpu else ROWS
-    for outputs, inputs in shapes:
+    for outputs, inputs in layer_shapes:
         copies = copies_beyond_cache(outputs * inputs // 2, device) if gpu else 1
         layers = Layers(outputs, inputs, copies, device)
         for count in rows:
             yield _case(layers, count)
-    if not quick and not gpu:
+    if not quick and not gpu and not shapes:
         outputs, inputs = COLD
         yield _case(Layers(outputs, inputs, -(-COLD_BYTES // (outputs * inputs // 2)), device), 1)
 

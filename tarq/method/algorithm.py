@@ -17,6 +17,7 @@ from tarq.method.figures import Figures
 from tarq.method.metrics import rebalance
 from tarq.method.moments import Moments
 from tarq.method.residuals import Fold, Layer, Statistics, Target, inner
+from tarq.timing import timed
 
 
 @dataclass(frozen=True)
@@ -100,16 +101,19 @@ def algorithm_1(
     # Balance: λ = c · tr(H_C) / tr(H_T) and H = H_C + λ H_T; the paper leaves H_Δ unweighted. H + δI = L Lᵀ.
     lam, note = metric.balance(parts)
     moments = rebalance(parts, lam, lam if residual.weighs_cross else 1.0, solver.dtype, centred)
-    L = solver.factorize(moments.hessian)
+    factorize = timed("factorization")(solver.factorize)
+    L = factorize(moments.hessian)
     statistics = Statistics(moments, L, _folds(parts, lam, arms, centred))
 
     # Aim: V = W + α* D with D = W H_Δ (H + δI)⁻¹; the paper computes α* from a pilot rounded like V.
+    @timed("sweep and refinement")
     def rounded(targets: Sequence[Tensor], g: Sequence[Tensor] | None) -> list[Quantized]:
         return solver.quantize(targets, statistics, scheme, scale_dtype, g)
 
     W = [layer.weight.to(solver.dtype) for layer in layers]
     pilots = [partial(rounded, g=None if G is None else [G[i]]) for i in range(len(W))]
-    V = [residual.target(w, statistics, pilot) for w, pilot in zip(W, pilots, strict=True)]
+    target = timed("residual")(residual.target)
+    V = [target(w, statistics, pilot) for w, pilot in zip(W, pilots, strict=True)]
 
     # Round: the codes of V under H.
     Q = rounded([v.weight for v in V], G)
@@ -119,6 +123,7 @@ def algorithm_1(
     }
 
 
+@timed("factorization")
 def _folds(parts: Sequence[Moments], lam: float, arms: Arms, centred: bool) -> list[Fold]:
     """Each part by itself, if there are several."""
     if len(parts) == 1:

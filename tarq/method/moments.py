@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from tarq.kernels.gram import gram_sides
+from tarq.timing import timed
 
 #: The two sides of the statistics: positions outside the tail, and in it.
 SIDES = ("common", "tail")
@@ -77,6 +78,7 @@ class Moments:
         for sums in (self.mass, self.hessian, self.cross, self.drift, self.mean, self.mean_full):
             yield from (sums or {}).values()
 
+    @timed("gram")
     def update(self, x: Tensor, x_full: Tensor | None, tail: Tensor, weight: Tensor) -> None:
         """Add positions.
 

@@ -12,6 +12,7 @@ from typer.core import TyperGroup
 
 from tarq.errors import TarqError
 from tarq.terminal import bench, demo, doctor, evaluate, inspect, pool, quantize, report, transcribe
+from tarq.terminal.commands import Command, plainly
 from tarq.terminal.console import console, lost_output, never_fail, say_error
 from tarq.version import __version__
 
@@ -24,6 +25,9 @@ EPILOG = (
 
 class ErrorReportingGroup(TyperGroup):
     """Reports every error in one line, with its exit code; a traceback only on request."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        return plainly(super().get_params(ctx))
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -54,7 +58,14 @@ def report_error(error: Exception) -> None:
     say_error(type(error).__name__, text)
 
 
-app = typer.Typer(
+class App(typer.Typer):
+    """Commands of this command line's own kind."""
+
+    def command(self, *names: Any, **settings: Any) -> Any:
+        return super().command(*names, **{"cls": Command} | settings)
+
+
+app = App(
     cls=ErrorReportingGroup,
     no_args_is_help=True,
     add_completion=False,

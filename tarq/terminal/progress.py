@@ -122,8 +122,9 @@ class ScreenReporter(Reporter):
 
 
 def remaining(done: float, total: float | None, seconds: float) -> float | None:
-    """Estimated seconds for the rest at the pace so far; None if unknown."""
-    return seconds / done * (total - done) if total and done else None
+    """Estimated seconds for the rest at the pace so far; None if unknown, or less than can be told."""
+    left = seconds / done * (total - done) if total and done else 0.0
+    return left if round(left) > 0 else None
 
 
 def duration(seconds: float) -> str:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from tarq.report import counted
+from tarq.report import counted, size_text
 
 if TYPE_CHECKING:
     from tarq.data.speech import DrawnPool
@@ -23,11 +23,6 @@ if TYPE_CHECKING:
 
 #: From this width on, less important columns are shown.
 WIDE = 110
-
-
-def size_text(count: float) -> str:
-    """Bytes; in kB where two decimals of a MB would leave less than two digits."""
-    return f"{count / 1e6:.2f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
 
 
 def gigabytes(count: float) -> str:

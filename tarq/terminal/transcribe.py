@@ -90,8 +90,6 @@ def _files(given: list[str]) -> Iterator[tuple[str, Audio]]:
 
     suffixes = (*SUFFIXES, *FOREIGN_SUFFIXES)
     for name in given:
-        if not name.strip():  # it would stand for the current folder
-            raise DataError("the name of an audio file is empty: give a file, a folder (. is this one) or -")
         path = expanded(name)
         if name == "-":
             yield "-", Encoded("standard input", sys.stdin.buffer.read())

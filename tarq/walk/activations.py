@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from tarq.linear import QuantLinear
 from tarq.models.types import Batch
+from tarq.timing import timed
 from tarq.walk.inputs import Group, StageInputs, capture_inputs, input_of, linear_of, moved, replaced_forward
 
 
@@ -97,6 +98,7 @@ class BlockActivations:
         rows = [(path.hidden.shape[:-1].numel(), path.hidden.element_size()) for path in full]
         return [n for n in names if self.budget.take(sum(count * width[n] * size for count, size in rows))]
 
+    @timed("forward, full precision")
     def _run_full(self, pair: PathPair, names: Sequence[str], advance: bool) -> None:
         """Run the original block on the full-precision path and cache the inputs of these Linears."""
         if pair.full is None:
@@ -111,6 +113,7 @@ class BlockActivations:
         if advance:
             pair.full.hidden = hidden.to(home)
 
+    @timed("forward, quantized")
     def read(self, pair: PathPair, group: Group, waiting: Iterable[str]) -> tuple[Tensor, Tensor | None]:
         """A group's input on a batch, partly quantized and in full precision (None if that path is not walked).
 
@@ -125,6 +128,7 @@ class BlockActivations:
             x = input_of(self.block, group, pair.quantized.block(self.index).on(self.device))
         return x, self._read_full(pair, group)
 
+    @timed("forward, full precision")
     def _read_full(self, pair: PathPair, group: Group) -> Tensor | None:
         if pair.full is None:
             return None
@@ -140,6 +144,7 @@ class BlockActivations:
             self.originals[name] = self.block.get_submodule(name)
         self.block.set_submodule(name, module)
 
+    @timed("forward, quantized")
     def advance(self) -> None:
         """Take both paths through the finished block and drop its caches."""
         finished = finished_children(self.block, [])

@@ -14,7 +14,9 @@ import torch
 from tarq.arguments import Device
 from tarq.config import TarqConfig
 from tarq.errors import ModelError
+from tarq.method.arms import Arms
 from tarq.models.base import Recognizer
+from tarq.report import size_text
 from tarq.walk.plan import PlannedLayer, plan
 
 #: Seconds of a typical calibration utterance (LibriSpeech's mean), and its tokens per second.
@@ -106,15 +108,29 @@ def make_plan(recognizer: Recognizer, config: TarqConfig, device: Device = "cpu"
     problems = [f"{layer.name}: {layer.reason}" for layer in layers if not layer.fits]
     if not any(layer.group_size for layer in layers) and not problems:
         problems.append("no layer is left to quantize")
+    samples = config.samples if available is None else min(config.samples, available)
+    if reason := too_few(config.arms(), samples):
+        problems.append(reason)
     source = str(recognizer.model.config._name_or_path)
     parts = _parts(recognizer)
     if config.target_bits is not None:
         sizes = [(math.prod(layer.shape), layer.bits) for layer in layers if layer.bits]
         more = sum((config.target_bits - bits) * weights for weights, bits in sizes) / 8
-        parts.append(f"target_bits {config.target_bits:g}: up to {max(more, 0) / 1e6:.2f} MB more, by measured damage")
-    samples = config.samples if available is None else min(config.samples, available)
+        if more > 0:
+            parts.append(f"target_bits {config.target_bits:g}: up to {size_text(more)} more, by measured damage")
     estimate = _estimate(recognizer, layers, config, device, samples)
     return Plan(source, layers, problems, parts, estimate, config.to_dict())
+
+
+def too_few(arms: Arms, utterances: int) -> str:
+    """Why so few calibration utterances do not do; empty if they do, or if there are none, which is told elsewhere."""
+    folds = arms.residual.folds
+    if not 0 < utterances < folds:
+        return ""
+    return (
+        f"the residual {type(arms.residual).__name__} needs at least {folds} calibration utterances, not {utterances}: "
+        "add some, or take residual='least-squares'"
+    )
 
 
 def _parts(recognizer: Recognizer) -> list[str]:

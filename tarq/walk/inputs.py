@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from tarq.errors import ModelError
 from tarq.models.types import Batch, Stage
+from tarq.timing import timed
 
 
 class _Stop(Exception):
@@ -92,6 +93,7 @@ class InputCapture:
         self.stage, self.device = stage, device
         self._lengths: list[int | None] = []  # length of the tuples that blocks return; None for a single tensor
 
+    @timed("block inputs")
     def __call__(self, batch: Batch, previous: Any) -> StageInputs:
         """The inputs of all blocks on a batch.
 

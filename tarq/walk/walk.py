@@ -35,6 +35,7 @@ from tarq.method.solvers import RoundToNearest
 from tarq.models.base import Recognizer
 from tarq.models.types import Batch, Stage
 from tarq.report import LayerReport, Reporter
+from tarq.timing import timed
 from tarq.walk.activations import BlockActivations, MemoryBudget, PathPair
 from tarq.walk.attention import AttentionGiven, attention_given
 from tarq.walk.gradients import OutputGradients, output_gradients, rare_share
@@ -177,6 +178,7 @@ class Walk:
         self._skip(stage, name, block)
         activations.advance()
 
+    @timed("forward, quantized")
     def _groups(self, block: nn.Module, index: int, pair: PathPair) -> list[Group]:
         """The block's groups of Linears, with the first reader of tensors that several blocks receive."""
         groups = groups_of(block, pair.quantized.block(index).on(self.device))
@@ -293,6 +295,7 @@ class Walk:
     def _scale_dtype(self) -> torch.dtype:
         return getattr(torch, self.config.scale_dtype)
 
+    @timed("swap")
     def _packed(self, name: str, linear: nn.Linear, solution: Solution) -> QuantLinear:
         """The layer that replaces a Linear."""
         q = solution.quantized
@@ -330,6 +333,7 @@ class Walk:
             reason = "not called during calibration" if name in self.plan else "ignored by configuration"
             self.records.append(LayerReport(name, stage.name, tuple(linear.weight.shape), skipped=reason))
 
+    @timed("backward")
     def _run_backward(self) -> None:
         """Gradients at the outputs of all planned Linears, before anything is quantized."""
         self._check_on_device("gradients")

@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import subprocess
 import sys
+import time
 from importlib.util import find_spec
+from itertools import count
+from pathlib import Path
 
 import pytest
 import torch
+from tarq.kernels import dispatch
 from tarq.kernels.group_quantize.reference import textbook_sweep
 from tarq.kernels.scheme import Scheme
 from typer.testing import CliRunner
 
-from tarq.bench import bars, gram, group_quantize, measure, run, w4_linear
+from tarq.bench import gram, group_quantize, measure, run, w4_linear
 from tarq.report import Reporter
 from tarq.terminal.cli import app
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 FIELDS = {
     "op",
     "shape",
     "dtype",
     "threads",
+    "clock",
     "device",
     "backend",
     "peer",
@@ -56,6 +65,7 @@ def test_records_add_up(small, tmp_path):
     assert {r["op"] for r in records} == {
         "gram",
         "gram, four sums",
+        "gram, weighted",
         "group_quantize",
         "group_quantize, refined",
         "w4_linear",
@@ -133,7 +143,7 @@ def test_a_gpu_is_timed_through_graphs(small):
     assert most.read > 1e11
     ours = {r["op"] for r in records}
     solved = {f"group_quantize{variant}" for variant in ("", ", refined", ", layers together")}
-    assert ours == {"gram", "gram, four sums", "w4_linear"} | solved
+    assert ours == {"gram", "gram, weighted", "gram, four sums", "w4_linear"} | solved
     for r in records:
         assert r["device"] == torch.cuda.get_device_name()
         assert r["backend"] == "native"
@@ -147,7 +157,7 @@ def record(op: str, shape: list[int], variant: str, peer: str, ratio: float, **m
     return {"op": op, "shape": shape, "variant": variant, "dtype": "bfloat16", "peer": peer, "ratio": ratio, **more}
 
 
-def test_bars_of_a_cpu():
+def test_bars_of_a_cpu(benchmark_script):
     def of(*args: object, threads: int = 1, copies: int = 1, **more: float) -> dict:
         return record(*args, threads=threads, copies=copies, **more)
 
@@ -167,10 +177,11 @@ def test_bars_of_a_cpu():
         of("gram, four sums", [3000, 1280], "both sides, both products", "torch XᵀX and YᵀX", 0.89),
         of("group_quantize", [1280, 1280], "factor and sweep", "torch Cholesky and products", 1.4),
     ]  # fmt: skip
-    assert [v.reached for v in bars.verdicts(records)] == [True, False, False, False, True, False, True, True]
+    verdicts = benchmark_script("bars").verdicts(records)
+    assert [v.reached for v in verdicts] == [True, False, False, False, True, False, True, True]
 
 
-def test_bars_of_a_gpu(tmp_path):
+def test_bars_of_a_gpu(tmp_path, benchmark_script):
     records = [
         record("w4_linear", [1, 4096, 4096], "float16", "float16 linear", 1 / 2.4),
         record("w4_linear", [8, 1280, 5120], "float16", "float16 linear", 1 / 1.6),
@@ -186,11 +197,11 @@ def test_bars_of_a_gpu(tmp_path):
         record("group_quantize", [1280, 1280], "factor and sweep", "torch Cholesky and products", 2.0),
     ]  # fmt: skip
     records = [r | {"capability": [9, 0]} for r in records]
-    reached = [verdict.reached for verdict in bars.verdicts(records)]
+    reached = [verdict.reached for verdict in benchmark_script("bars").verdicts(records)]
     assert reached == [True, False, True, False, True, True, True, False]
     file = tmp_path / "records.json"
     file.write_text(json.dumps(records))
-    command = [sys.executable, "-P", "-m", "tarq.bench.bars", str(file)]
+    command = [sys.executable, "-P", str(BENCHMARKS / "bars.py"), str(file)]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
     assert printed[1] == "NOT reached  w4_linear 8×1280×5120, speed-up over float16: 1.60 of 1.66"
 
@@ -244,3 +255,74 @@ def test_a_gpu_that_is_not_there_is_said():
 def test_a_peer_that_is_not_there_is_said():
     with pytest.raises(RuntimeError, match="import gptqmodel"):
         list(run.run(["group_quantize"], quick=True, seconds=0.001, peer_python="/bin/false"))
+
+
+def test_one_thread_can_be_timed_by_the_processors_clock(monkeypatch):
+    assert {"wall": time.perf_counter, "processor": time.process_time} == measure.CLOCKS
+    monkeypatch.setitem(measure.CLOCKS, "processor", count(0.0, 5.0).__next__)  # five seconds pass at every look
+    cpu = torch.device("cpu")
+    assert measure.medians({"a": lambda _: None}, 1, 0.0, cpu, "processor")["a"] == 5.0
+    assert measure.medians({"a": lambda _: None}, 1, 0.0, cpu)["a"] < 1
+
+
+def test_shapes_of_ones_own(tmp_path):
+    """Other sizes than the usual ones, so that every table in benchmarks/README.md has its command."""
+    file = tmp_path / "bench.json"
+    words = ["bench", "gram", "group_quantize", "w4_linear", "--shape", "48x128", "--shape", "32×256", "--quick"]
+    result = CliRunner().invoke(
+        app, [*words, "--device", "cpu", "--processor-time", "--seconds", "0.001", "--json", str(file)]
+    )
+    assert result.exit_code == 0, result.output
+    records = json.loads(file.read_text())
+    assert {tuple(r["shape"]) for r in records if r["op"].startswith("gram")} == {(48, 128), (32, 256)}
+    assert {tuple(r["shape"]) for r in records if r["op"].startswith("group")} == {(48, 128), (32, 256)}
+    assert {tuple(r["shape"][1:]) for r in records if r["op"] == "w4_linear"} == {(48, 128), (32, 256)}
+    assert {(r["clock"], r["threads"]) for r in records} == {("processor", 1)}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--shape", "1280"], "--shape: must be two whole numbers such as 1280x1280, not '1280'"),
+        (["--shape", "0x4"], "--shape"),
+        (["gram", "w4_linear", "--shape", "8x64"], "--shape: 8x64: w4_linear has groups of 128 inputs"),
+        (["--processor-time", "--threads", "2"], "--processor-time: is for one thread of a CPU"),
+        (["--processor-time", "--peer-python", "python"], "--processor-time: cannot time --peer-python"),
+    ],
+)
+def test_what_cannot_be_timed_is_refused(words, said):
+    result = CliRunner().invoke(app, ["bench", *words, "--device", "cpu"], env={"COLUMNS": "200"})
+    assert result.exit_code == 2
+    assert said in result.output
+
+
+@pytest.mark.skipif(
+    dispatch.EXTENSION_ERROR is not None or gram.TILES not in torch.ops.tarq.cpu_isas(), reason="this CPU has no AMX"
+)
+def test_tiles_are_held_against_vectors(small, monkeypatch):
+    """By kernels that the environment names for that call alone."""
+    seen = []
+    assert gram.on_vectors(lambda: seen.append(os.environ["TARQ_CPU_ISA"])) is None
+    assert seen == [gram.VECTORS]
+    assert "TARQ_CPU_ISA" not in os.environ
+    monkeypatch.setenv("TARQ_CPU_ISA", gram.TILES)
+    gram.on_vectors(lambda: None)
+    assert os.environ["TARQ_CPU_ISA"] == gram.TILES
+    cases = list(gram.cases(torch.device("cpu"), quick=True))
+    held = {variant for case in cases for variant in case.ours if "ours on vectors" in case.peers}
+    assert held == {"symmetric", "weighted"}
+
+
+def test_there_is_one_door():
+    """No script is a second command line of what ``tarq bench`` times, and every page names what is there."""
+    assert not list(BENCHMARKS.glob("bench_*"))
+    for page in [
+        *BENCHMARKS.rglob("*.md"),
+        *(BENCHMARKS.parent / "docs").glob("*.md"),
+        BENCHMARKS.parent / "README.md",
+    ]:
+        for named in re.findall(r"\bbenchmarks/[\w./-]+\.(?:py|yaml|md)\b", page.read_text()):
+            if (
+                named != "benchmarks/study/GRID.yaml" and named != "benchmarks/studies/headline.py"
+            ):  # replaced, says the page
+                assert (BENCHMARKS.parent / named).is_file(), f"{page.name} names {named}"

@@ -490,6 +490,30 @@ def test_large_layers_are_made_dense_in_slices(bias: bool, monkeypatch: pytest.M
     assert_accurate(y, x, layer, offset, 4608, 128)
 
 
+#: The library's product fails where the speed of expanded weights is measured, on one thread.
+FAILING = """
+import torch
+from tarq.kernels.w4_linear import PackedWeight, w4_linear
+library = torch.library.Library("aten", "IMPL")
+library.impl("linear", lambda *_: (_ for _ in ()).throw(MemoryError("planted")), "CPU")
+torch.set_num_threads(2)
+weight = PackedWeight(torch.zeros(64, 16, dtype=torch.int32), torch.ones(64, 1).half(), None, None, 128, 128)
+try:
+    w4_linear(torch.ones(128, 128).bfloat16(), weight)
+except MemoryError as error:
+    print(error, torch.get_num_threads())
+"""
+
+
+@native
+@pytest.mark.skipif("avx512_bf16" not in ISAS, reason="this CPU has no bfloat16 instructions: nothing is measured")
+def test_the_number_of_threads_comes_back_after_an_error():
+    environment = {name: value for name, value in os.environ.items() if name != "TARQ_CPU_ISA"}
+    command = [sys.executable, "-P", "-W", "ignore", "-c", FAILING]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.stdout.split() == ["planted", "2"], done.stderr
+
+
 @native
 def test_the_function_can_be_traced_whole():
     torch._dynamo.reset()

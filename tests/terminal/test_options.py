@@ -12,6 +12,7 @@ from tarq.config import TarqConfig
 from tarq.option import options
 from tarq.presets import PRESETS
 from tarq.terminal.cli import app
+from tarq.terminal.commands import PLACES
 
 runner = CliRunner()
 FIELDS = options(TarqConfig)
@@ -140,3 +141,53 @@ def test_bits_by_place(monkeypatch, tmp_path, text, fields, method):
     assert runner.invoke(app, arguments).exit_code == 0
     assert seen == [TarqConfig.preset(method, **fields)]
     assert list(seen[0].bits_for.items()) == list(fields.get("bits_for", {}).items())  # the last that matches counts
+
+
+def places() -> list:
+    """Every command's arguments and options that name a file, a folder or a model."""
+    return [
+        pytest.param(name, parameter, id=f"{name} {parameter.opts[0]}")
+        for name, command in get_command(app).commands.items()
+        for parameter in command.params
+        if parameter.metavar in PLACES
+    ]
+
+
+@pytest.mark.parametrize("blank", ["", " "])
+@pytest.mark.parametrize(("name", "parameter"), places())
+def test_an_empty_place_is_refused_by_name(name, parameter, blank, monkeypatch, tmp_path):
+    """It would stand for the current folder, which here holds what could be taken or overwritten."""
+    monkeypatch.chdir(tmp_path)
+    others = {"quantize": ["m", "o"], "evaluate": ["m", "--data", "d"], "report": ["r", "--out", "o"], "pool": ["s"]}
+    words = (others | {"transcribe": ["m", "a"], "inspect": ["c"], "bench": [], "demo": []})[name]
+    if parameter.param_type_name == "option":
+        words = [*words, parameter.opts[0], blank]
+        called = parameter.opts[0]
+    else:
+        order = [p for p in get_command(app).commands[name].params if p.param_type_name == "argument"]
+        words = [*(blank if p is parameter else "x" for p in order), *words[len(order) :]]
+        called = parameter.metavar
+    result = runner.invoke(app, [name, *words])
+    assert result.exit_code == 2, result.output
+    said = plain(result.output)
+    assert called in said
+    assert "must be a path or a name, not ''" in said or "must be the path of a file" in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_every_path_is_among_the_places():
+    """No option that reads a path can be left out of the check above."""
+    for name, command in get_command(app).commands.items():
+        for parameter in command.params:
+            if "path" in str(parameter.type).lower() or parameter.name in ("model", "models", "data", "calibration"):
+                assert parameter.metavar in PLACES, f"{name} {parameter.name}"
+    assert len(places()) > 25
+
+
+@pytest.mark.parametrize("command", [(), *((name,) for name in COMMANDS)])
+def test_the_help_is_in_plain_words(command):
+    """No types of Python: a flag has none to show, and of an argument it says how many there may be."""
+    said = runner.invoke(app, [*command, "--help"], terminal_width=120).output
+    assert not re.search(r"<[a-z\[]", said)
+    if command == ("evaluate",):
+        assert re.search(r"MODEL +one or more +Models to score", said)

@@ -120,6 +120,21 @@ def test_without_a_terminal_there_is_a_line_now_and_then(monkeypatch):
     ]
 
 
+def test_the_last_step_leaves_no_time(monkeypatch):
+    """Nor does what takes less than can be told."""
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    to, shown = screen(terminal=False)
+    with progress.ScreenReporter(to) as reporter:
+        reporter.phase("reading", 100)
+        for steps in (99, 1):
+            now[0] += 25.0
+            reporter.advance(steps)
+    assert shown.getvalue().splitlines()[1:] == ["reading: 99 of 100, 25 s", "reading: 100 of 100, 50 s"]
+    assert progress.remaining(9, 10, 9.0) == 1.0
+    assert progress.remaining(0, 10, 9.0) is progress.remaining(5, None, 9.0) is None
+
+
 def test_durations_and_names_are_short():
     assert [progress.duration(s) for s in (3, 185, 7385)] == ["3 s", "3:05", "2:03:05"]
     assert progress.shortened("loading /a/b/c/d/e/f/whisper-tiny", 26) == "loading …/f/whisper-tiny"[:8] + (

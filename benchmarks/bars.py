@@ -1,7 +1,9 @@
 """Speed targets ("bars") for a CPU and a GPU, compared with the records of a run.
 
 On a GPU, the speed-ups of a packed layer over float16 are the best published for an H100 by Marlin, tinygemm and
-gemlite at that number of rows of a 4096 × 4096 layer. ``python -m tarq.bench.bars FILE.json`` prints one line per bar.
+gemlite at that number of rows of a 4096 × 4096 layer. One line per bar of what ``tarq bench --json`` wrote:
+
+    python -P benchmarks/bars.py FILE.json
 """
 
 from __future__ import annotations
@@ -12,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .measure import Record
+from tarq.bench.measure import Record
 
 #: On a GPU, rows: speed-up over float16.
 PUBLISHED = {1: 2.32, 8: 1.66, 16: 1.63, 64: 0.74}

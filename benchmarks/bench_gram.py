@@ -1,8 +1,0 @@
-"""``tarq bench gram``, with whatever options follow."""
-
-import sys
-
-from tarq.terminal.cli import main
-
-sys.argv[1:1] = ["bench", "gram"]
-main()

@@ -1,8 +1,0 @@
-"""``tarq bench group_quantize``, with whatever options follow."""
-
-import sys
-
-from tarq.terminal.cli import main
-
-sys.argv[1:1] = ["bench", "group_quantize"]
-main()
