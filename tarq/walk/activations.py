@@ -10,15 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tarq.linear import QuantLinear
-from tarq.models.types import Batch
 from tarq.walk.inputs import Group, StageInputs, capture_inputs, input_of, linear_of, moved, replaced_forward
+from tarq.walk.paths import PathPair
 
 
 @dataclass
@@ -36,29 +36,6 @@ class MemoryBudget:
         fits = size <= self.free
         self.free -= size if fits else 0
         return fits
-
-
-@dataclass
-class PathPair:
-    """One batch on both paths.
-
-    Attributes:
-        index: of the batch within the calibration set, of which other processes may hold other batches.
-        utterances_before: how many utterances of the set come before it.
-        batch: inputs and targets.
-        full: its state on the full-precision path, which is walked only if a residual compares with it.
-        quantized: its state on the path that is quantized so far.
-        cached_inputs: first Linear of each group of the current block to its full-precision input.
-        cached_outputs: finished child of the current block to its output on the quantized path, and its device.
-    """
-
-    index: int
-    utterances_before: int
-    batch: Batch
-    full: StageInputs | None
-    quantized: StageInputs
-    cached_inputs: dict[str, Tensor] = field(default_factory=dict)
-    cached_outputs: dict[str, tuple[Any, torch.device]] = field(default_factory=dict)
 
 
 class BlockActivations:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -222,6 +222,12 @@ def groups_of(block: nn.Module, inputs: BlockInputs) -> list[Group]:
         twice = next(name for name in called if called.count(name) > 1)
         raise ModelError(f"{type(block).__name__}.{twice} reads several tensors in one pass, which the walk cannot do")
     return [Group(tuple(names), place) for names, place in groups.values()]
+
+
+def groups_in_stage(block: nn.Module, index: int, path: StageInputs, device: torch.device) -> list[Group]:
+    """:func:`groups_of` the block of this index, with the first reader of tensors that several blocks receive."""
+    groups = groups_of(block, path.block(index).on(device))
+    return [replace(g, first_reader=path.first_reader(index, g.place)) if g.place else g for g in groups]
 
 
 def input_of(block: nn.Module, group: Group, inputs: BlockInputs) -> Tensor:

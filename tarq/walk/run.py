@@ -47,10 +47,12 @@ def quantize_model(
     """
     walk = Walk(recognizer, batches, config, reporter, arms, device)
     if walk.arms.input_scales is not None:
-        walk.notes = fold_input_scales(recognizer, batches, config, reporter, walk.device, walk.arms.input_scales)
+        walk.records.notes = fold_input_scales(
+            recognizer, batches, config, reporter, walk.device, walk.arms.input_scales
+        )
     for _ in walk.blocks():
         pass
-    return walk.records
+    return walk.records.layers
 
 
 def gather_moments(

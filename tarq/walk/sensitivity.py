@@ -34,7 +34,8 @@ from tarq.models.base import Recognizer
 from tarq.models.types import Batch
 from tarq.report import Reporter
 from tarq.walk.plan import PlannedLayer, has_place, plan
-from tarq.walk.walk import Walk, naming
+from tarq.walk.solving import solver_errors
+from tarq.walk.walk import Walk
 
 
 class _BalancedLoss(Plain):
@@ -83,11 +84,11 @@ def measure(
         (moments,) = parts
         if free and distributed.rank() == 0 and moments.seen:
             hessian, mass = (sums["common"] + sums["tail"] for sums in (moments.hessian, moments.mass))
-            outputs = {layer.name: walk.gradients.moments[layer.name].to(walk.device) for layer in free}
+            outputs = {layer.name: walk.observations.gradients.moments[layer.name].to(walk.device) for layer in free}
             damage = {}
             for bits in widths:
                 scheme = config.scheme(planned.group_size, bits)
-                with naming("|".join(outputs)):
+                with solver_errors("|".join(outputs)):
                     solved = tail_aware_quantize(free, parts, walk.arms, scheme, scale_dtype, outputs)
                 felt = 0.0
                 for layer in free:
