@@ -70,8 +70,8 @@ class GroupMoments:
         self._check_finite(layers, parts, activations)
         distributed.reduce(count for part in parts for count in part.counts.values())
         self._check_positions(layers, parts)
-        # A single Linear is solved by the first process alone; moments that other blocks read again are needed by all.
-        alone = 0 if len(layers) == 1 and not group.place else None
+        # A single Linear is solved by one process alone; moments that other blocks read again are needed by all.
+        alone = distributed.rank_of(0) if len(layers) == 1 and not group.place else None
         distributed.reduce((total for part in parts for total in part.sums()), to=alone)
         if self.bands > 1:
             parts = merged(parts, self.arms.residual.folds, self.arms.residual.weighs_cross)

@@ -12,7 +12,7 @@ from tarq.method.arms import Arms
 from tarq.models.base import Recognizer
 from tarq.models.types import Batch
 from tarq.report import Reporter
-from tarq.walk.attention import AttentionGiven, attention_given
+from tarq.walk.attention import AttentionReceived, attention_received
 from tarq.walk.gradients import OutputGradients, output_gradients, rare_share
 
 
@@ -22,11 +22,11 @@ class Observations:
 
     Attributes:
         gradients: at the outputs of the Linears.
-        attention: given to each row.
+        attention: received by each row.
     """
 
     gradients: OutputGradients = field(default_factory=OutputGradients)
-    attention: AttentionGiven = field(default_factory=AttentionGiven)
+    attention: AttentionReceived = field(default_factory=AttentionReceived)
 
     def observe(
         self,
@@ -57,7 +57,7 @@ class Observations:
             self.gradients = output_gradients(recognizer, share, names, arms, rare_share(batches))
         if arms.attention:
             _begin("attention", recognizer, device, reporter)
-            self.attention = attention_given(recognizer, share)
+            self.attention = attention_received(recognizer, share)
 
 
 def _begin(what: str, recognizer: Recognizer, device: torch.device, reporter: Reporter) -> None:

@@ -44,7 +44,7 @@ class StageOutput:
     quantized: Any = None
 
 
-def enter(
+def stage_inputs(
     stage: Stage,
     share: Sequence[tuple[int, int, Batch]],
     previous: Sequence[StageOutput],
@@ -73,7 +73,7 @@ def enter(
     ]
 
 
-def leave(stage: Stage, pairs: list[PathPair]) -> list[StageOutput]:
+def stage_outputs(stage: Stage, pairs: list[PathPair]) -> list[StageOutput]:
     """The outputs of a stage from both paths at its last block's output.
 
     The list of pairs is emptied one by one, so that the stage's input and output are never both held.

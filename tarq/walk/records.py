@@ -38,7 +38,7 @@ class LayerRecords:
         self.reporter.start(len(self.plan))
 
     def quantized(
-        self, stage: str, layers: Sequence[Layer], solutions: Mapping[str, Solution], parts: Sequence[Moments] = ()
+        self, stage: str, layers: Sequence[Layer], solutions: Mapping[str, Solution], folds: Sequence[Moments] = ()
     ) -> None:
         """Record the Linears of one input.
 
@@ -46,9 +46,9 @@ class LayerRecords:
             stage: name of theirs.
             layers: the Linears.
             solutions: by name; a layer without one is not recorded here.
-            parts: moments of their input; empty where no audio was read.
+            folds: moments of their input; empty where no audio was read.
         """
-        positions = {side: sum(part.positions[side] for part in parts) for side in SIDES}
+        positions = {side: sum(fold.positions[side] for fold in folds) for side in SIDES}
         mixed = self._mixed_bits(layers)
         for layer in layers:
             if layer.name not in solutions:
@@ -70,7 +70,7 @@ class LayerRecords:
             self.layers.append(record)
             self.reporter.layer(record)
 
-    def left(self, stage: str, block_name: str, block: nn.Module) -> None:
+    def skipped(self, stage: str, block_name: str, block: nn.Module) -> None:
         """Record the Linears a finished block still has: ignored by name, or never called on calibration audio."""
         for name, linear in linears_of(block_name, block):
             reason = "not called during calibration" if name in self.plan else "ignored by configuration"

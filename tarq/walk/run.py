@@ -65,8 +65,8 @@ def gather_moments(
     """
     found: dict[str, list[Moments]] = {}
 
-    def keep(layers: Sequence[Layer], parts: Sequence[Moments], planned: PlannedLayer) -> dict[str, Solution]:
-        found["|".join(layer.name for layer in layers)] = list(parts)
+    def keep(layers: Sequence[Layer], folds: Sequence[Moments], planned: PlannedLayer) -> dict[str, Solution]:
+        found["|".join(layer.name for layer in layers)] = list(folds)
         return {}
 
     for _ in Walk(recognizer, batches, config, Reporter(), arms, solve=keep).blocks():

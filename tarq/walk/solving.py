@@ -52,19 +52,19 @@ class GroupSolver:
         self.recognizer, self.config, self.plan, self.arms = recognizer, config, plan, arms
         self.observations, self.device = observations, device
 
-    def solve(self, layers: Sequence[Layer], parts: Sequence[Moments], planned: PlannedLayer) -> dict[str, Solution]:
+    def solve(self, layers: Sequence[Layer], folds: Sequence[Moments], planned: PlannedLayer) -> dict[str, Solution]:
         """Algorithm 1; each process solves its share of the Linears, those of one scheme together."""
         own = distributed.shard(layers)
         outputs = None
         if self.arms.solver.output_moments:
-            moments = self.observations.gradients.moments
-            outputs = {layer.name: moments[layer.name].to(self.device) for layer in own}
+            ranks = [distributed.rank_of(i) for i in range(len(layers))]
+            outputs = self.observations.gradients.take_moments([layer.name for layer in layers], ranks)
         solved: dict[str, Solution] = {}
         with solver_errors("|".join(layer.name for layer in own)):
-            if any(part.seen for part in parts):
+            if any(fold.seen for fold in folds):
                 for scheme in dict.fromkeys(self._scheme(layer.name) for layer in own):
-                    alike = [layer for layer in own if self._scheme(layer.name) == scheme]
-                    solved |= tail_aware_quantize(alike, parts, self.arms, scheme, self._scale_dtype, outputs)
+                    same_scheme = [layer for layer in own if self._scheme(layer.name) == scheme]
+                    solved |= tail_aware_quantize(same_scheme, folds, self.arms, scheme, self._scale_dtype, outputs)
             else:
                 solved = {layer.name: self._rounded(layer) for layer in own}
         return dict(distributed.all_gather([(layer.name, solved[layer.name]) for layer in own], self.device))

@@ -27,7 +27,7 @@ from tarq.walk.activations import BlockActivations, MemoryBudget
 from tarq.walk.inputs import groups_in_stage, linear_of, offloaded
 from tarq.walk.moments import GroupMoments
 from tarq.walk.observations import Observations
-from tarq.walk.paths import PathPair, StageOutput, enter, leave
+from tarq.walk.paths import PathPair, StageOutput, stage_inputs, stage_outputs
 from tarq.walk.plan import check_fits, linears_of, plan
 from tarq.walk.records import LayerRecords
 from tarq.walk.solving import GroupSolver, Solve
@@ -108,13 +108,13 @@ class Walk:
         self, stage: Stage, previous: Sequence[StageOutput]
     ) -> Generator[WalkedBlock, None, list[StageOutput]]:
         """Quantize a stage's blocks; returns its output for the next stage."""
-        pairs = enter(stage, self.share, previous, self.arms.paired, self.device)
+        pairs = stage_inputs(stage, self.share, previous, self.arms.paired, self.device)
         self.moments.start_stage()
         for index, (name, block) in enumerate(stage.blocks):
             with offloaded(block, self.device):
                 self._quantize_block(stage, index, pairs)
             yield WalkedBlock(stage.name, name, pairs)
-        return leave(stage, pairs)
+        return stage_outputs(stage, pairs)
 
     def _quantize_block(self, stage: Stage, index: int, pairs: Sequence[PathPair]) -> None:
         """Quantize a block group by group, and take both paths through it."""
@@ -136,7 +136,7 @@ class Walk:
                 if layer.name in solutions:
                     activations.replace(within[layer.name], self.solver.packed(layer, solutions[layer.name]))
             self.records.quantized(stage.name, layers, solutions, moments)
-        self.records.left(stage.name, name, block)
+        self.records.skipped(stage.name, name, block)
         activations.advance()
 
     def _quantize_without_audio(self, stage: Stage, block_name: str, block: nn.Module) -> None:
@@ -148,7 +148,7 @@ class Walk:
                     solution = self.solver.solve_without_audio(layer)
                     block.set_submodule(name.removeprefix(f"{block_name}."), self.solver.packed(layer, solution))
                     self.records.quantized(stage.name, [layer], {name: solution})
-        self.records.left(stage.name, block_name, block)
+        self.records.skipped(stage.name, block_name, block)
 
     def _layer(self, name: str, linear: nn.Linear) -> Layer:
         return Layer(name, linear.weight, linear.bias, name.endswith(self.recognizer.shift_free))

@@ -77,7 +77,7 @@ def test_a_record_holds_the_plan_the_figures_and_the_positions_of_all_folds():
 def test_notes_stand_in_the_order_in_which_things_happened():
     made, _ = records(planned("block.q", "group size 8", bits=4), planned("block.k", bits=8))
     made.notes = {"block.q": "scaled"}
-    made.observations.attention.without.add("block.q")
+    made.observations.attention.unobserved.add("block.q")
     tiny = solution(1e-9, notes=["damping raised"])
     assert tiny.quantized.coarse_groups == 8
     made.quantized("decoder", [layer("block.q"), layer("block.k")], {"block.q": tiny, "block.k": solution()})
@@ -97,7 +97,7 @@ def test_a_layer_without_a_solution_is_recorded_as_one_that_stays():
     made, progress = records(planned("block.0"))
     made.quantized("decoder", [layer("block.0")], {})
     assert made.layers == progress.seen == []
-    made.left("decoder", "block", nn.Sequential(nn.Linear(16, 4), nn.Linear(4, 2)))
+    made.skipped("decoder", "block", nn.Sequential(nn.Linear(16, 4), nn.Linear(4, 2)))
     assert [(r.name, r.shape, r.bits, r.skipped) for r in made.layers] == [
         ("block.0", (4, 16), 0, "not called during calibration"),
         ("block.1", (2, 4), 0, "ignored by configuration"),
