@@ -177,9 +177,8 @@ def _rows(recognizer: Recognizer) -> dict[str, float]:
     encoder = float(getattr(recognizer.model.config, "max_source_positions", None) or frames)
     tokens = TOKENS_A_SECOND * UTTERANCE
     names = [stage.name for stage in recognizer.stages()]
-    cross_attends = any(
-        stage.reads for stage in recognizer.stages()
-    )  # cross-attention, so the audio is not in its rows
+    # With cross-attention, audio is not in the decoder's rows.
+    cross_attends = any(stage.reads for stage in recognizer.stages())
     return dict.fromkeys(names, encoder) | {"decoder": tokens if cross_attends else tokens + frames}
 
 

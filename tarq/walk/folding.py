@@ -148,7 +148,7 @@ def folds_of(block: nn.Module, arguments: BlockInputs) -> Iterator[tuple[Sequenc
         candidates = [module for module, output in norm_outputs if output is inputs[group.names[0]]]
         candidates += [linear for linear in reversed(preceding) if linear.out_features == readers[0].in_features]
         preceding += readers
-        for producer in () if group.place else candidates:  # an argument of the block, which other blocks read too
+        for producer in () if group.place else candidates:  # none for an argument: other blocks read it too
             fold = ScaleFold(producer, readers)
             if _equivalent(block, arguments, fold):
                 yield group.names, fold

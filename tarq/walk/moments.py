@@ -10,7 +10,7 @@ from tarq import distributed
 from tarq.config import TarqConfig
 from tarq.errors import CalibrationError
 from tarq.method.arms import Arms
-from tarq.method.bands import merged
+from tarq.method.bands import merge_bands
 from tarq.method.metrics import LayerRows
 from tarq.method.moments import Moments
 from tarq.method.residuals import Layer
@@ -74,7 +74,7 @@ class GroupMoments:
         alone = distributed.rank_of(0) if len(layers) == 1 and not group.place else None
         distributed.reduce((total for part in parts for total in part.sums()), to=alone)
         if self.bands > 1:
-            parts = merged(parts, self.arms.residual.folds, self.arms.residual.weighs_cross)
+            parts = merge_bands(parts, self.arms.residual.folds, self.arms.residual.weighs_cross)
         if reader is not None and not self.arms.depends_on_layer:
             self._shared[reader] = parts
         return parts
