@@ -17,7 +17,7 @@ class Loudness(Metric):
     def assign(self, tail, exists, key):
         return tail, None  # rare positions form the tail side; every weight is 1
 
-    def balance(self, parts):
+    def balance(self, folds):
         return 2.0, ""  # a rare position counts twice
 
     def reassign(self, rows):

@@ -14,7 +14,7 @@ import sys
 VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
 
 
-def wait_asleep() -> None:
+def set_passive_wait() -> None:
     """Make the threads of this process and its children sleep while they wait.
 
     OpenMP reads its variables when it is loaded, with torch: this has no effect later, or if the user has chosen.

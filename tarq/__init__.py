@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from tarq.kernels import openmp
 from tarq.version import __version__
 
-openmp.wait_asleep()  # before anything imports torch
+openmp.set_passive_wait()  # before anything imports torch
 
 if TYPE_CHECKING:
     from tarq.api import evaluate, iter_transcripts, load, load_recognizer, plan, pool, quantize, save, transcribe

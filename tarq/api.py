@@ -13,7 +13,7 @@ from tarq import distributed
 from tarq.arguments import Device, checked_arguments
 from tarq.checkpoint import save as saving
 from tarq.checkpoint.folder import check_place, check_writable
-from tarq.checkpoint.source import at_home
+from tarq.checkpoint.source import expand_home
 from tarq.config import TarqConfig, given_config
 from tarq.data.audio import Audio, Encoded
 from tarq.data.intake import Intake
@@ -265,5 +265,5 @@ def check_output(path: str | Path, model: str | Path, *, overwrite: bool = False
         CheckpointError: the folder may not be written.
         OutputError: it cannot be made.
     """
-    check_writable(expanded(path), overwrite, at_home(model))
+    check_writable(expanded(path), overwrite, expand_home(model))
     check_place(expanded(path))

@@ -98,6 +98,11 @@ def shard(items: Sequence[T]) -> Sequence[T]:
     return items[rank() :: world()]
 
 
+def rank_of(index: int) -> int:
+    """The process whose :func:`shard` has the item at this index."""
+    return index % world()
+
+
 def all_gather(own: Sequence[T], device: torch.device | str = "cpu") -> list[T]:
     """The results of all processes for :func:`shard`ed items, in the items' order.
 
@@ -163,9 +168,9 @@ def _exchange(own: Any, device: torch.device | str = "cpu") -> list[Any]:
         for share, size in zip(shares, sizes, strict=True)
     ]
     if not isinstance(own, _Failure):
-        for theirs in payloads:
-            if isinstance(theirs, _Failure):
-                error = theirs.kind(theirs.text)
+        for payload in payloads:
+            if isinstance(payload, _Failure):
+                error = payload.kind(payload.text)
                 setattr(error, _SHARED, True)
                 raise error
     return payloads

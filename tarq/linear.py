@@ -74,7 +74,7 @@ class QuantLinear(nn.Module):
     bias: Tensor | None
     backend: str | None = None
     slow_because: str = ""
-    _held: tuple[int, str] | None = None  # bits and layout in memory, once prepacked
+    _memory_layout: tuple[int, str] | None = None  # bits and layout in memory, once prepacked
     _int8: bool = False
 
     def __init__(
@@ -174,7 +174,7 @@ class QuantLinear(nn.Module):
             tensors["bias"],
             self.in_features,
             self.scheme.group_size,
-            *(self._held or (self.scheme.bits, "stored")),
+            *(self._memory_layout or (self.scheme.bits, "stored")),
         )
 
     @property
@@ -192,7 +192,7 @@ class QuantLinear(nn.Module):
     @property
     def prepacked(self) -> bool:
         """Whether the weights are in a backend's layout."""
-        return self._held is not None
+        return self._memory_layout is not None
 
     def dequantize(self, dtype: torch.dtype | None = None) -> Tensor:
         """The dense weight [N, K], computed in the scales' dtype, then cast to ``dtype`` if one is given."""
@@ -233,18 +233,18 @@ class QuantLinear(nn.Module):
         weight = self.packed_weight()
         config = Config.of(weight, device or weight.packed.device, self._int8)
         backend, self.slow_because = packed_linear.select(config)
-        self._hold(backend.prepack(weight))
+        self._set_weight(backend.prepack(weight))
         self.backend = backend.name
 
     def unprepack(self) -> None:
         """Undo :meth:`prepack`: restore the checkpoint's layout."""
         if self.prepacked:
-            self._hold(self._as_stored())
-            self._held = self.backend = None
+            self._set_weight(self._as_stored())
+            self._memory_layout = self.backend = None
 
-    def _hold(self, weight: PackedWeight) -> None:
+    def _set_weight(self, weight: PackedWeight) -> None:
         self.weight_packed, self.weight_scale, self.weight_zero_point = weight[:3]
-        self.bias, self._held = weight.bias, (weight.bits, weight.layout)
+        self.bias, self._memory_layout = weight.bias, (weight.bits, weight.layout)
 
     def _as_stored(self) -> PackedWeight:
         """The weight in the checkpoint's layout."""

@@ -34,7 +34,7 @@ from tarq.walk.estimate import Plan, make_plan, too_few
 from tarq.walk.plan import check_fits, check_weights
 from tarq.walk.plan import plan as plan_layers
 from tarq.walk.run import quantize_model
-from tarq.walk.sensitivity import measure, spend
+from tarq.walk.sensitivity import measure, settle_bits
 
 
 @checked_arguments("model", "calibration", "config")
@@ -139,7 +139,7 @@ def quantize(
     settled = config
     if config.target_bits is not None:
         table = measure(recognizer, batches, config, reporter, device) if sensitivities is None else sensitivities
-        settled, note = spend(recognizer, table, config)
+        settled, note = settle_bits(recognizer, table, config)
         notes.append(note)
         reporter.note(note)
     layers = quantize_model(recognizer, batches, settled, reporter, arms, device)

@@ -19,7 +19,7 @@ from transformers import (
 
 from tarq.arguments import Device, checked_arguments
 from tarq.checkpoint import load as loading
-from tarq.checkpoint.source import at_home, check_named, check_no_adapter, first_line, located
+from tarq.checkpoint.source import check_named, check_no_adapter, expand_home, first_line, located
 from tarq.errors import ModelError, TarqError
 from tarq.models.base import Recognizer
 from tarq.models.features import check_settings
@@ -42,7 +42,7 @@ def load(source: str | Path, *, dtype: torch.dtype | None = None, device: Device
         ModelError: there is no usable model.
         CheckpointError: the checkpoint is damaged or of another format.
     """
-    return loading.load_model(at_home(source), model_class, dtype=dtype, device=device)[0]
+    return loading.load_model(expand_home(source), model_class, dtype=dtype, device=device)[0]
 
 
 @checked_arguments()
@@ -70,7 +70,7 @@ def load_recognizer(
         ModelError: parts are missing, the family is not supported, or no layer can round its inputs.
         CheckpointError: the checkpoint is damaged.
     """
-    source = at_home(source)
+    source = expand_home(source)
     if offload and dtype is None:
         dtype = loading.computing_dtype(source, device)
     recognizer = as_recognizer(source, language=language, dtype=dtype, device="cpu" if offload else device)
@@ -111,7 +111,7 @@ def as_recognizer(
         recognizer = model
     else:
         if isinstance(model, str | Path):
-            source = at_home(model)
+            source = expand_home(model)
             loaded, stored_dtype = loading.load_model(source, model_class, dtype=dtype, device=device)
         else:
             loaded = unwrapped(model)
@@ -180,7 +180,7 @@ def shapes_of(
     Raises:
         ModelError: there is no model that tarq takes, it is quantized already, or parts are missing or do not fit.
     """
-    source = at_home(source)
+    source = expand_home(source)
     check_named(source)
     place = Path(source) if Path(source).is_dir() else source
     check_no_adapter(place)

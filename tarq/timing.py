@@ -6,11 +6,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
 
-P, R = ParamSpec("P"), TypeVar("R")
+P, R, T = ParamSpec("P"), TypeVar("R"), TypeVar("T")
 
 #: What lies in no named part.
 OTHER = "other"
@@ -107,3 +107,22 @@ def timed(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
         return call
 
     return decorate
+
+
+def timed_methods(of: T, **parts: str) -> T:
+    """The same object to its callers, some of its methods parts of the run; it need know nothing of it.
+
+    Args:
+        of: any object; calls that it makes to itself are not seen.
+        parts: name of a method to that of its part.
+    """
+    return cast(T, _TimedMethods(of, parts))
+
+
+class _TimedMethods:
+    def __init__(self, of: Any, parts: dict[str, str]) -> None:
+        self._of, self._parts = of, parts
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._of, name)
+        return timed(self._parts[name])(found) if name in self._parts else found

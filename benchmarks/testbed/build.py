@@ -140,14 +140,14 @@ def score(
     """Score full precision and RTN, GPTQ, TARQ on the test set, by voices; figures to benchmarks/results."""
     from tarq import TarqConfig, testbed
     from tarq.terminal.demo import demonstrate, scoring_dtype
-    from tarq.terminal.progress import ScreenReporter
+    from tarq.terminal.progress import TerminalReporter
     from tarq.terminal.scores import show_evaluation
 
     scored = testbed.test_set()
     sets = {f"{voices} voices": [u for u in scored if u.extra["voices"] == voices] for voices in ("seen", "unseen")}
     config = TarqConfig(samples=samples, batch_size=32)
     pool = testbed.calibration_pool()
-    with ScreenReporter(console) as reporter:
+    with TerminalReporter(console) as reporter:
         scores, sizes = demonstrate(str(testbed.model()), pool, sets, config, reporter, bits=bits)
     show_evaluation(console, scores, sizes)
     figures = scores.to_dict()

@@ -76,7 +76,7 @@ def save(
         _state_decoding(folder / "generation_config.json", config)
         for part in parts:
             part.save_pretrained(folder)
-        _carry_side_files(folder, source, tokenizer)
+        _copy_side_files(folder, source, tokenizer)
         weights = list(folder.glob("*.safetensors"))
         write_whole(folder / CHECKSUMS, checks.checksums(weights))
         if report is not None:
@@ -129,7 +129,7 @@ def _state_decoding(file: Path, config: dict[str, Any]) -> None:
         write_json(file, stated, indent=2)
 
 
-def _carry_side_files(folder: Path, source: str, tokenizer: Any) -> None:
+def _copy_side_files(folder: Path, source: str, tokenizer: Any) -> None:
     """Copy tokenizer, processor and normaliser files beside the full-precision model that were not written yet."""
     origin = Path(source) if source else None
     if origin is not None and not origin.is_dir():

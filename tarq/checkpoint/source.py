@@ -25,7 +25,7 @@ _WRAPPERS = {
 }
 
 
-def at_home(source: str | Path) -> str | Path:
+def expand_home(source: str | Path) -> str | Path:
     """A model's folder, if its path begins with ``~``; anything else as it is."""
     return expanded(source) if str(source).startswith("~") and expanded(source).exists() else source
 

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from tarq.data.decoding import (
     TOLERANCE,
-    AsItStands,
     Audio,
     Encoded,
     Key,
+    Readable,
     Whole,
     cut_short,
     key_of,
@@ -123,7 +123,7 @@ def check_audio(audio: Audio, start: float = 0.0, end: float | None = None, *, l
     if longest is not None and end is not None and end - start > longest:
         return Checked(end - start)
     with opened(audio) as found:
-        _remember(key_of(audio), found.seconds)
+        _cache_duration(key_of(audio), found.seconds)
         believed = isinstance(found, Whole) or found.size > PLAUSIBLE_BYTES_PER_SECOND * found.seconds
         if longest is not None and found.seconds - start > longest and end is None and believed:
             return Checked(found.seconds - start)
@@ -143,7 +143,7 @@ def audio_duration(audio: Audio) -> float:
     if key is not None and key in _DURATIONS:
         return _DURATIONS[key]
     with opened(audio) as found:
-        _remember(key, found.seconds)
+        _cache_duration(key, found.seconds)
         return found.seconds
 
 
@@ -151,14 +151,14 @@ def audio_duration(audio: Audio) -> float:
 _DURATIONS: dict[Key, float] = {}
 
 
-def _remember(key: Key, seconds: float) -> None:
+def _cache_duration(key: Key, seconds: float) -> None:
     if len(_DURATIONS) > 1 << 20:
         _DURATIONS.clear()
     if key is not None:
         _DURATIONS[key] = seconds
 
 
-def _segment(audio: Audio, found: AsItStands | Whole, start: float, end: float | None) -> Whole:
+def _segment(audio: Audio, found: Readable | Whole, start: float, end: float | None) -> Whole:
     """A segment: mono, at the file's own rate."""
     if not (math.isfinite(start) and start >= 0 and (end is None or (math.isfinite(end) and end > start))):
         raise DataError(f"{audio}: there is no segment from {start:g} to {end} s; correct start and end")
@@ -167,8 +167,8 @@ def _segment(audio: Audio, found: AsItStands | Whole, start: float, end: float |
         return Whole(found.samples[first:last], found.rate, found.notes)
     file = found.file
     first, last = _bounds(audio, file.frames, file.samplerate, start, end)
-    ahead = _go_ahead_of(file, first)
-    mono, notes = to_mono(audio, read_frames(audio, file, last - first + ahead)[ahead:])
+    preroll = _seek_with_preroll(file, first)
+    mono, notes = to_mono(audio, read_frames(audio, file, last - first + preroll)[preroll:])
     if len(mono) < last - first - TOLERANCE * file.samplerate:
         raise cut_short(audio, (first + len(mono)) / file.samplerate, found.seconds)
     return Whole(mono, file.samplerate, (*found.notes, *notes))
@@ -188,13 +188,13 @@ def _bounds(audio: Audio, frames: int, rate: int, start: float, end: float | Non
     return first, min(last, frames)
 
 
-def _go_ahead_of(file: soundfile.SoundFile, frame: int) -> int:
+def _seek_with_preroll(file: soundfile.SoundFile, frame: int) -> int:
     """Seek to a frame or before it; returns how many frames before."""
     if file.subtype == "VORBIS" or not file.seekable():
         while frame > 0 and (read := len(file.read(min(frame, PREROLL)))):
             frame -= read
         return 0
-    ahead = min(frame, PREROLL) if file.format == "MP3" or file.subtype == "OPUS" else 0
+    preroll = min(frame, PREROLL) if file.format == "MP3" or file.subtype == "OPUS" else 0
     if frame:
-        file.seek(frame - ahead)
-    return ahead
+        file.seek(frame - preroll)
+    return preroll

@@ -87,7 +87,7 @@ class Whole:
 
 
 @dataclass(frozen=True)
-class AsItStands:
+class Readable:
     """A file that libsndfile reads directly, of ``size`` bytes; ``notes`` on its layout."""
 
     file: soundfile.SoundFile
@@ -101,7 +101,7 @@ class AsItStands:
 
 
 @contextmanager
-def opened(audio: Audio) -> Iterator[AsItStands | Whole]:
+def opened(audio: Audio) -> Iterator[Readable | Whole]:
     """The file, opened once: as a libsndfile file, or decoded if it cannot be read piece by piece.
 
     Raises:
@@ -131,7 +131,7 @@ def opened(audio: Audio) -> Iterator[AsItStands | Whole]:
 
 
 @contextmanager
-def _examined(audio: Audio, data: containers.Buffer, source: BytesIO | int) -> Iterator[AsItStands | Whole]:
+def _examined(audio: Audio, data: containers.Buffer, source: BytesIO | int) -> Iterator[Readable | Whole]:
     if (what := containers.not_audio(data)) is not None:
         raise DataError(f"{audio}: not readable as audio: {what}")
     found = mp3.layout(data) if mp3.is_mp3(data) else containers.layout(data)
@@ -158,7 +158,7 @@ def _examined(audio: Audio, data: containers.Buffer, source: BytesIO | int) -> I
     with file:
         _check_header(audio, file, len(data), found)
         try:
-            yield AsItStands(file, len(data), found.notes)
+            yield Readable(file, len(data), found.notes)
         except (soundfile.SoundFileError, OSError) as error:
             raise DataError(f"{audio}: not readable as audio ({error}); convert it to WAV, FLAC or Ogg") from error
 
@@ -190,9 +190,9 @@ def _check_header(audio: Audio, file: soundfile.SoundFile, size: int, found: con
             "get it again"
         )
     lesser = _FRAMES_BY_LOG.get(file.format)
-    told = max(map(int, re.findall(lesser, file.extra_info)), default=0) / file.samplerate if lesser else 0.0
-    if told - seconds > TOLERANCE:
-        raise cut_short(audio, seconds, told)
+    stated_by_tag = max(map(int, re.findall(lesser, file.extra_info)), default=0) / file.samplerate if lesser else 0.0
+    if stated_by_tag - seconds > TOLERANCE:
+        raise cut_short(audio, seconds, stated_by_tag)
     if "truncated file" in file.extra_info:  # VOC
         raise DataError(f"{audio}: it ends before its last block does: it is cut short; get it anew")
     if found.held and found.held < found.stated:

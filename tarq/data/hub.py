@@ -185,7 +185,7 @@ def _read(
     column = "audio" if "audio" in audio else audio[0]
     known = next((c for c in corpora if set(c.needs) <= set(names)), None)
     columns = known or _usual(names, called, corpora)
-    _tell(source, columns, known is not None, column, names, intake)
+    _remark_columns(source, columns, known is not None, column, names, intake)
     classes = {name: f for name, f in features.items() if isinstance(f, datasets.ClassLabel)}
     plain = isinstance(features[column], datasets.Audio)
 
@@ -199,18 +199,20 @@ def _read(
     return _utterances(source, rows(), column, columns, limit, intake, location)
 
 
-def _tell(source: str, columns: HubColumns, known: bool, audio: str, names: Sequence[str], intake: Intake) -> None:
+def _remark_columns(
+    source: str, columns: HubColumns, known: bool, audio: str, names: Sequence[str], intake: Intake
+) -> None:
     """Note in the intake which columns are read as what."""
     if known:
         intake.remark(f"{source}: read as {columns.name}, by its columns {', '.join(columns.needs)}")
         return
     taken = {"audio": audio, "id": columns.id, "text": columns.text, "speaker": columns.speaker}
     taken |= {"entities": columns.entities, "language": next((n for n in columns.languages if n in names), None)}
-    told = ", ".join(f"{what} from {name!r}" for what, name in taken.items() if name)
+    listed = ", ".join(f"{what} from {name!r}" for what, name in taken.items() if name)
     others = [name for name in names if name not in taken.values()]
     convention = f", transcripts by the conventions of {columns.name}" if columns.name else ""
     rest = f"; not read: {', '.join(others)}" if others else ""
-    intake.remark(f"{source}: columns guessed by their names: {told}{convention}{rest}")
+    intake.remark(f"{source}: columns guessed by their names: {listed}{convention}{rest}")
     if not columns.text:
         intake.remark(f"{source}: no column of transcripts; looked for {', '.join(TEXTS)}")
 
@@ -236,7 +238,7 @@ def _open(source: str, repository: str, revision: str | None, asked: str) -> Any
     import datasets
 
     config, _, split = asked.rpartition("/")
-    with _blaming(source):
+    with _naming_source(source):
         dataset = datasets.load_dataset(
             repository, config or None, split=split or None, revision=revision, streaming=True
         )
@@ -252,7 +254,7 @@ def _open_saved(source: str, folder: Path, asked: str) -> Any:
     _require_datasets(source)
     import datasets
 
-    with _blaming(source):
+    with _naming_source(source):
         for state in (folder / "state.json", *folder.glob("*/state.json")):
             named = (
                 [file["filename"] for file in json.loads(state.read_text())["_data_files"]] if state.is_file() else []
@@ -279,7 +281,7 @@ def _only_split(source: str, dataset: Any, config: str) -> Any:
 
 
 @contextmanager
-def _blaming(source: str) -> Iterator[None]:
+def _naming_source(source: str) -> Iterator[None]:
     """Turn any error within the block into a DataError that names the source."""
     try:
         yield
@@ -319,7 +321,7 @@ def _utterances(
     utterances = []
     used = {columns.id, columns.text, columns.speaker, columns.entities, "language"}
     seen: set[str] = set()
-    with _blaming(source):
+    with _naming_source(source):
         for number, row in enumerate(islice(rows, limit)):
             given = row.get(columns.id)
             name = _without_suffix(str(given)) if given not in (None, "") else f"{number:06}"

@@ -17,7 +17,6 @@ from tarq.method.figures import Figures
 from tarq.method.metrics import rebalance
 from tarq.method.moments import Moments
 from tarq.method.residuals import Fold, Layer, Statistics, Target, inner
-from tarq.timing import timed
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class Solution:
 
 def tail_aware_quantize(
     layers: Sequence[Layer],
-    parts: Sequence[Moments],
+    folds: Sequence[Moments],
     arms: Arms,
     scheme: Scheme,
     scale_dtype: torch.dtype,
@@ -51,7 +50,7 @@ def tail_aware_quantize(
 
     Args:
         layers: with [m, n] weights.
-        parts: moments of the shared input, n wide, over parts of the calibration set: one per fold of the residual.
+        folds: moments of the shared input, n wide, over each of the residual's folds of the calibration set.
         arms: metric, residual and solver.
         scheme: the lattice.
         scale_dtype: dtype the scales are stored in.
@@ -66,16 +65,16 @@ def tail_aware_quantize(
     """
     solutions: dict[str, Solution] = {}
     for centred in (False, True):
-        alike = [layer for layer in layers if arms.residual.centres(layer) == centred]
-        if not alike:
+        group = [layer for layer in layers if arms.residual.centres(layer) == centred]
+        if not group:
             continue
         try:
-            solutions |= algorithm_1(alike, parts, arms, scheme, scale_dtype, centred, outputs)
+            solutions |= algorithm_1(group, folds, arms, scheme, scale_dtype, centred, outputs)
         except torch.linalg.LinAlgError:
             if not centred:
                 raise
-            # Inputs that hardly vary: what is left about their mean is rounding. A bias takes up the mean all the same.
-            plain = algorithm_1(alike, parts, arms, scheme, scale_dtype, False, outputs)
+            # Inputs that hardly vary: only rounding is left about their mean. A bias still absorbs the mean.
+            plain = algorithm_1(group, folds, arms, scheme, scale_dtype, False, outputs)
             note = "its input hardly varies: quantized about zero, not about the mean"
             solutions |= {name: replace(found, notes=[*found.notes, note]) for name, found in plain.items()}
     return {layer.name: solutions[layer.name] for layer in layers}
@@ -83,83 +82,84 @@ def tail_aware_quantize(
 
 def algorithm_1(
     layers: Sequence[Layer],
-    parts: Sequence[Moments],
+    folds: Sequence[Moments],
     arms: Arms,
     scheme: Scheme,
     scale_dtype: torch.dtype,
     centred: bool = False,
     outputs: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Solution]:
-    """arXiv 2605.27808, Algorithm 1, in its notation; see :func:`tail_aware_quantize`.
+    """Algorithm 1 of arXiv 2605.27808 in its letters; see :func:`tail_aware_quantize`.
 
-    W weight, H_C and H_T the moments of common and tail positions, λ their balance, H = H_rB the metric with factor L,
-    H_Δ the cross-moment, V = W + α* D the target, Ŵ the result.
+    Steps 1 and 2 are its §3 (RareBAL), steps 3 and 4 its §4 (residual); step 5 is the host solver. ``W`` are the
+    weights of the Linears that read the input, ``H_C`` and ``H_T`` the moments of its common and tail positions, ``H``
+    their metric with factor ``L``, ``H_delta`` the cross-moment, ``V`` the targets, ``W_hat`` the quantized weights.
     """
     metric, residual, solver = arms.metric, arms.residual, arms.solver
-    G = None if outputs is None else [outputs[layer.name] for layer in layers]
+    W = [layer.weight.to(solver.dtype) for layer in layers]
+    G = None if outputs is None else [outputs[layer.name] for layer in layers]  # output-side moments: not the paper's
 
-    # Balance: λ = c · tr(H_C) / tr(H_T) and H = H_C + λ H_T; the paper leaves H_Δ unweighted. H + δI = L Lᵀ.
-    lam, note = metric.balance(parts)
-    moments = rebalance(parts, lam, lam if residual.weighs_cross else 1.0, solver.dtype, centred)
-    factorize = timed("factorization")(solver.factorize)
-    L = factorize(moments.hessian)
-    statistics = Statistics(moments, L, _folds(parts, lam, arms, centred))
+    # 1. λ = c · tr(H_C) / tr(H_T).
+    lam, note = metric.balance(folds)
 
-    # Aim: V = W + α* D with D = W H_Δ (H + δI)⁻¹; the paper computes α* from a pilot rounded like V.
-    @timed("sweep and refinement")
-    def rounded(targets: Sequence[Tensor], g: Sequence[Tensor] | None) -> list[Quantized]:
+    # 2. H = H_C + λ H_T and H + δI = L Lᵀ. H_delta is weighted likewise; the paper leaves it unweighted.
+    moments = rebalance(folds, lam, lam if residual.weighs_cross else 1.0, solver.dtype, centred)
+    H = moments.hessian
+    L = solver.factorize(H)
+    statistics = Statistics(moments, L, _fold_statistics(folds, lam, arms, centred))
+
+    def quantize(targets: Sequence[Tensor], g: Sequence[Tensor] | None) -> list[Quantized]:
         return solver.quantize(targets, statistics, scheme, scale_dtype, g)
 
-    W = [layer.weight.to(solver.dtype) for layer in layers]
-    pilots = [partial(rounded, g=None if G is None else [G[i]]) for i in range(len(W))]
-    target = timed("residual")(residual.target)
-    V = [target(w, statistics, pilot) for w, pilot in zip(W, pilots, strict=True)]
+    # 3. D = W H_delta (H + δI)⁻¹ and its length α*, which the paper takes from a pilot quantized like V in step 5.
+    # 4. V = W + α* D.
+    pilots = [partial(quantize, g=None if G is None else G[i : i + 1]) for i in range(len(W))]
+    V = [residual.target(w, statistics, pilot) for w, pilot in zip(W, pilots, strict=True)]
 
-    # Round: the codes of V under H.
-    Q = rounded([v.weight for v in V], G)
+    # 5. W_hat = the lattice points of V under H.
+    W_hat = quantize([v.weight for v in V], G)
     return {
-        layer.name: _solution(layer, w, v, q, statistics, arms, lam, note)
-        for layer, w, v, q in zip(layers, W, V, Q, strict=True)
+        layer.name: _solution(layer, w, v, w_hat, statistics, arms, lam, note)
+        for layer, w, v, w_hat in zip(layers, W, V, W_hat, strict=True)
     }
 
 
-@timed("factorization")
-def _folds(parts: Sequence[Moments], lam: float, arms: Arms, centred: bool) -> list[Fold]:
-    """Each part by itself, if there are several."""
-    if len(parts) == 1:
+def _fold_statistics(folds: Sequence[Moments], lam: float, arms: Arms, centred: bool) -> list[Fold]:
+    """Each fold by itself, if there are several."""
+    if len(folds) == 1:
         return []
-    each = [rebalance([part], lam, dtype=arms.solver.dtype, centred=centred) for part in parts]
+    each = [rebalance([fold], lam, dtype=arms.solver.dtype, centred=centred) for fold in folds]
     return [Fold(f, arms.solver.factorize(f.hessian) if bool(f.hessian.diagonal().any()) else None) for f in each]
 
 
 def _solution(
-    layer: Layer, w: Tensor, v: Target, q: Quantized, statistics: Statistics, arms: Arms, lam: float, note: str
+    layer: Layer, W: Tensor, V: Target, codes: Quantized, statistics: Statistics, arms: Arms, lam: float, note: str
 ) -> Solution:
     """The codes with the figures of the report."""
-    L, hessian = statistics.factor, statistics.moments.hessian
-    w_hat = q.dequantize().to(w.dtype)
-    energy = max(inner(w @ hessian, w), 1e-30)
+    L, H = statistics.factor, statistics.moments.hessian
+    W_hat = codes.dequantize().to(W.dtype)
+    energy = max(inner(W @ H, W), 1e-30)
     # The solver's loss is that of H + δI.
-    error = (v.weight - w_hat).masked_fill(L.dead, 0)
-    loss = float(q.loss.sum()) - L.damp * _mean_diagonal(hessian, L) * inner(error, error)
-    notes = [note, v.note]
+    error = (V.weight - W_hat).masked_fill(L.dead, 0)
+    loss = float(codes.loss.sum()) - L.damp * _mean_diagonal(H, L) * inner(error, error)
+    notes = [note, V.note]
     if L.retries:
         notes.append(f"damping raised to {L.damp:g} after {L.retries} failed factorisations")
-    if not bool(w.any()):
+    if not bool(W.any()):
         notes.append("all its weights are zero")
     figures = Figures(
         lam=lam,
-        alpha=v.alpha,
+        alpha=V.alpha,
         loss=max(loss, 0.0) / energy if math.isfinite(loss) else None,
-        shift=v.energy / energy,
+        shift=V.energy / energy,
         damp=L.damp,
         damp_retries=L.retries,
         dead_columns=int(L.dead.sum()),
     )
-    bias = None if layer.bias is None else arms.residual.bias(layer, w_hat, statistics)
-    return Solution(q, figures, bias, [text for text in notes if text])
+    bias = None if layer.bias is None else arms.residual.bias(layer, W_hat, statistics)
+    return Solution(codes, figures, bias, [text for text in notes if text])
 
 
-def _mean_diagonal(hessian: Tensor, factor: Factor) -> float:
+def _mean_diagonal(H: Tensor, L: Factor) -> float:
     """The unit of damping: mean(diag H) over the inputs that were not always zero."""
-    return float(hessian.diagonal()[~factor.dead].double().mean())
+    return float(H.diagonal()[~L.dead].double().mean())

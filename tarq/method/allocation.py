@@ -1,4 +1,4 @@
-"""Where the bits go: from what each width does to the loss to a width for each layer, to a stated mean.
+"""Bit allocation: from the damage of each bit width to a width for each layer, at a stated mean.
 
 Layers begin at their narrowest width. The step that takes most damage away per bit it costs is taken again and again,
 as long as one fits the budget: a greedy solution of the knapsack that mixed precision is. Layers that read one input
@@ -52,19 +52,19 @@ def allocate_bits(
             raise ConfigError(f"damage of {', '.join(row.names)} must be a finite number for each width")
     chosen = [min(row.damage) for row in table]
     every = [*others, *((row.weights, bits) for row, bits in zip(table, chosen, strict=True))]
-    left = target * sum(weights for weights, _ in every) - sum(weights * bits for weights, bits in every)
-    if left < 0:
+    remaining = target * sum(weights for weights, _ in every) - sum(weights * bits for weights, bits in every)
+    if remaining < 0:
         least = sum(weights * bits for weights, bits in every) / sum(weights for weights, _ in every)
         raise ConfigError(f"target_bits must be at least {least:.4g}, the mean of the narrowest widths, not {target:g}")
     while True:
         steps = [
-            ((row.damage[now] - row.damage[bits]) / (row.weights * (bits - now)), -i, bits)
-            for i, (row, now) in enumerate(zip(table, chosen, strict=True))
+            ((row.damage[current] - row.damage[bits]) / (row.weights * (bits - current)), -i, bits)
+            for i, (row, current) in enumerate(zip(table, chosen, strict=True))
             for bits in row.damage
-            if bits > now and row.damage[bits] < row.damage[now] and row.weights * (bits - now) <= left
+            if bits > current and row.damage[bits] < row.damage[current] and row.weights * (bits - current) <= remaining
         ]
         if not steps:
             return {name: bits for row, bits in zip(table, chosen, strict=True) for name in row.names}
         _, place, bits = max(steps)
-        left -= table[-place].weights * (bits - chosen[-place])
+        remaining -= table[-place].weights * (bits - chosen[-place])
         chosen[-place] = bits

@@ -1,4 +1,4 @@
-"""RareBAL with more than two buckets: the tail in bands of frequency, each with the same say (arXiv 2605.27808).
+"""RareBAL with more than two buckets: the tail in bands of frequency, all with the same trace (arXiv 2605.27808).
 
 The paper's family has K buckets with weights α_f and ``H = Σ_f α_f H_f``; RareBAL is K = 2. Here the tail is split by
 Zipf frequency into F = K − 1 bands, each a unit wide but for the last, and all come out with one trace:
@@ -33,7 +33,7 @@ class BandedRareBAL(RareBAL):
     bands: bool = True
 
 
-def merged(parts: Sequence[Moments], folds: int, weighs_cross: bool = True) -> list[Moments]:
+def merge_bands(parts: Sequence[Moments], folds: int, weighs_cross: bool = True) -> list[Moments]:
     """The moments of each fold, its bands merged with weights that give them one trace over all folds.
 
     The moments given are changed.
@@ -45,8 +45,8 @@ def merged(parts: Sequence[Moments], folds: int, weighs_cross: bool = True) -> l
     """
     bands = [parts[first : first + folds] for first in range(0, len(parts), folds)]
     traces = [sum(float(part.hessian["tail"].trace()) for part in band) for band in bands]
-    there = [trace for trace in traces if trace > 0]
-    weights = [sum(there) / len(there) / trace if trace > 0 else 1.0 for trace in traces]
+    nonzero = [trace for trace in traces if trace > 0]
+    weights = [sum(nonzero) / len(nonzero) / trace if trace > 0 else 1.0 for trace in traces]
     total = list(bands[0])
     for part in total:
         part.weigh_tail(weights[0], weighs_cross)

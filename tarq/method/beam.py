@@ -1,6 +1,6 @@
 """A bounded beam in place of the sweep's single path, as K-CoreQ has it (arXiv 2602.05902).
 
-The loss of a row is a sum over columns in the order of visit, each of which needs only the codes so far:
+The loss of a row is a sum over columns in the order of visit, each of which depends only on the codes so far:
 
     ‖(v − v̂) L‖² = Σ_j (e_j L_jj + Σ_{i<j} e_i L_ij)²
 
@@ -25,7 +25,7 @@ from tarq.method.refine import RefinedSweep
 from tarq.method.residuals import Statistics
 from tarq.method.solvers import Sweep, in_order
 
-#: Columns between two updates of what lies behind.
+#: Columns between two lazy updates of the feedback to later columns.
 BLOCK = 64
 
 
@@ -50,8 +50,8 @@ class BeamSweep(Sweep):
         swept = super().quantize(targets, statistics, scheme, scale_dtype, outputs)
         assert statistics is not None
         factor = statistics.factor
-        live = [v.to(self.dtype).masked_fill(factor.dead, 0) for v in targets]
-        return [searched(v, q, factor, scheme, self.width) for v, q in zip(live, swept, strict=True)]
+        masked = [v.to(self.dtype).masked_fill(factor.dead, 0) for v in targets]
+        return [beam_search(v, q, factor, scheme, self.width) for v, q in zip(masked, swept, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class RefinedBeam(RefinedSweep, BeamSweep):
     """What ``refined`` makes of the sweep's codes, made of the beam's."""
 
 
-def searched(v: Tensor, q: Quantized, factor: Factor, scheme: Scheme, width: int) -> Quantized:
+def beam_search(v: Tensor, q: Quantized, factor: Factor, scheme: Scheme, width: int) -> Quantized:
     """Codes of [m, n] targets by a beam under the scales of ``q``; a row keeps its codes where these are as good."""
     group = torch.arange(v.shape[1], device=v.device) // q.group_size
     scale = in_order(q.scales.to(v.dtype)[:, group], factor)
@@ -93,24 +93,24 @@ def beam(v: Tensor, scale: Tensor, zero: Tensor, upper: Tensor, max_code: int, w
     for first in range(0, n, BLOCK):
         columns = range(first, min(first + BLOCK, n))
         errors = torch.zeros(m, width, len(columns), dtype=v.dtype, device=v.device)
-        ahead = terms[:, :, columns].clone()
+        feedback = terms[:, :, columns].clone()
         origin = torch.arange(width, device=v.device).expand(m, width)  # of each row of codes at the block's begin
         chosen = torch.zeros(m, width, len(columns), dtype=torch.uint8, device=v.device)
         for k, j in enumerate(columns):
             error = v[:, j, None] - (every - zero[:, j, None]) * scale[:, j, None]  # [m, codes]
-            tried = sums[:, :, None] + (error[:, None] * upper[j, j] + ahead[:, :, k, None]).square()
+            tried = sums[:, :, None] + (error[:, None] * upper[j, j] + feedback[:, :, k, None]).square()
             sums, best = tried.flatten(1).topk(width, dim=1, largest=False)
             parent, code = best // len(every), best % len(every)
-            errors, ahead, chosen = (_taken(t, parent) for t in (errors, ahead, chosen))
+            errors, feedback, chosen = (_gather_rows(t, parent) for t in (errors, feedback, chosen))
             origin = origin.gather(1, parent)
             chosen[:, :, k], errors[:, :, k] = code.to(torch.uint8), error.gather(1, code)
-            ahead += errors[:, :, k, None] * upper[j, columns]
-        codes, terms = _taken(codes, origin), _taken(terms, origin)
+            feedback += errors[:, :, k, None] * upper[j, columns]
+        codes, terms = _gather_rows(codes, origin), _gather_rows(terms, origin)
         codes[:, :, columns] = chosen
         terms[:, :, columns.stop :] += errors @ upper[columns, columns.stop :]
     return codes[:, 0], sums[:, 0]  # topk has the least first
 
 
-def _taken(each: Tensor, parent: Tensor) -> Tensor:
+def _gather_rows(rows: Tensor, parent: Tensor) -> Tensor:
     """[m, K, n] rows of codes, or what belongs to them, by [m, K] parents."""
-    return each.gather(1, parent[:, :, None].expand(-1, -1, each.shape[2]))
+    return rows.gather(1, parent[:, :, None].expand(-1, -1, rows.shape[2]))

@@ -1,6 +1,6 @@
-"""Rounding against what the loss feels of an error: a sweep over rows of sweeps over columns (YAQA, arXiv 2505.22988).
+"""Rounding under a Kronecker-factored Hessian of the loss: a sweep over rows of column sweeps (YAQA, arXiv 2505.22988).
 
-To second order the loss feels an error E of a weight as ``tr(G E H Eᵀ)``, with ``H = Σ d x xᵀ`` on the input's side
+To second order an error E of a weight changes the loss by ``tr(G E H Eᵀ)``, with ``H = Σ d x xᵀ`` on the input's side
 and ``G = Σ g gᵀ`` of the loss's gradients on the output's, a Kronecker product in the place of GPTQ's ``I ⊗ H``. With
 ``G + γI = M Mᵀ``, M upper triangular as the metric's L is, it is a sum over rows in the order of visit,
 
@@ -54,7 +54,7 @@ class Kronecker(Sweep):
             raise ValueError("the Kronecker sweep needs the metric and the moments of the output's gradients")
         done = []
         for v, g in zip(targets, outputs, strict=True):
-            if not bool(g.diagonal().any()):  # the loss does not feel this layer: all rows are alike
+            if not bool(g.diagonal().any()):  # the loss does not depend on this layer: all rows count the same
                 g = torch.eye(len(v), dtype=g.dtype, device=g.device)
             done.append(self._rows(v, g, statistics, scheme, scale_dtype))
         return done
@@ -68,14 +68,14 @@ class Kronecker(Sweep):
         share = upper / upper.diagonal()
         errors, rows = torch.zeros_like(v), []
         for i, row in enumerate(order.tolist()):
-            aim = v[row] + share[:i, i] @ errors[:i]
-            (q,) = super().quantize([aim[None]], statistics, scheme, scale_dtype)
+            target = v[row] + share[:i, i] @ errors[:i]
+            (q,) = super().quantize([target[None]], statistics, scheme, scale_dtype)
             errors[i] = v[row] - q.dequantize(self.dtype)[0]
             rows.append(q)
         back = torch.argsort(order)
 
-        def gathered(name: str) -> Tensor:
+        def concatenated(name: str) -> Tensor:
             return torch.cat([getattr(q, name) for q in rows])[back]
 
         loss = damped_loss(errors[back], statistics.factor)
-        return Quantized(gathered("codes"), gathered("scales"), gathered("zeros"), loss, scheme.group_size)
+        return Quantized(concatenated("codes"), concatenated("scales"), concatenated("zeros"), loss, scheme.group_size)

@@ -77,11 +77,11 @@ class Metric(Protocol):
         """
         ...
 
-    def balance(self, parts: Sequence[Moments]) -> tuple[float, str]:
+    def balance(self, folds: Sequence[Moments]) -> tuple[float, str]:
         """λ, the weight of a tail position relative to a common one, and a note if it is unusual (or "").
 
         Args:
-            parts: moments of one input over parts of the calibration set.
+            folds: moments of one input over each fold of the calibration set.
         """
         ...
 
@@ -127,7 +127,7 @@ class Rebalanced:
 
 
 def rebalance(
-    parts: Sequence[Moments],
+    folds: Sequence[Moments],
     lam: float,
     lam_cross: float | None = None,
     dtype: torch.dtype = torch.float64,
@@ -136,7 +136,7 @@ def rebalance(
     """Combine both sides of the pooled moments, in float64.
 
     Args:
-        parts: moments of one input over parts of the calibration set.
+        folds: moments of one input over each fold of the calibration set.
         lam: weight of a tail position.
         lam_cross: the same for the cross-moment alone; ``lam`` by default.
         dtype: of the result. Only one float64 sum is held at a time: for a wide layer it is half a gigabyte.
@@ -156,25 +156,25 @@ def rebalance(
     def about(total: Tensor, rows: Tensor | None, columns: Tensor | None, mass: Tensor) -> Tensor:
         return total if rows is None or columns is None else total.addr_(rows, columns, alpha=-float(mass))
 
-    firsts = [part.mean for part in parts if part.mean is not None]
-    fulls = [part.mean_full for part in parts if part.mean_full is not None]
-    crosses = [part.cross for part in parts if part.cross is not None]
+    firsts = [fold.mean for fold in folds if fold.mean is not None]
+    fulls = [fold.mean_full for fold in folds if fold.mean_full is not None]
+    crosses = [fold.cross for fold in folds if fold.cross is not None]
     if centred and not firsts:
         raise ValueError("centred moments need the first ones")
-    mass = weigh([part.mass for part in parts], lam)
+    mass = weigh([fold.mass for fold in folds], lam)
     mean = weigh(firsts, lam) / mass if firsts else None
     mean_full = weigh(fulls, lam) / mass if fulls else mean
-    hessian = weigh([part.hessian for part in parts], lam)
+    hessian = weigh([fold.hessian for fold in folds], lam)
     hessian = about(hessian, mean, mean, mass).to(dtype) if centred else hessian.to(dtype)
     cross = None
     if crosses:
         cross = weigh(crosses, lam_cross)
         if centred and mean is not None and mean_full is not None:
-            share = weigh([part.mass for part in parts], lam_cross)
+            share = weigh([fold.mass for fold in folds], lam_cross)
             drift = (weigh(fulls, lam_cross) - weigh(firsts, lam_cross)) / share
             cross = about(cross, drift, weigh(firsts, lam_cross) / share, share)
         cross = cross.to(dtype)
-    drifts = [part.drift for part in parts if part.drift is not None]
+    drifts = [fold.drift for fold in folds if fold.drift is not None]
     square = weigh(drifts, lam) if drifts else None
     if square is not None and centred and mean is not None and mean_full is not None:
         square = about(square, mean_full - mean, mean_full - mean, mass)
@@ -192,7 +192,7 @@ class Plain(Metric):
     def assign(self, tail: Tensor, exists: Tensor, key: str) -> tuple[Tensor, Tensor | None]:
         return torch.zeros_like(tail), None
 
-    def balance(self, parts: Sequence[Moments]) -> tuple[float, str]:
+    def balance(self, folds: Sequence[Moments]) -> tuple[float, str]:
         return 1.0, ""
 
 
@@ -214,12 +214,12 @@ class RareBAL(Metric):
     def assign(self, tail: Tensor, exists: Tensor, key: str) -> tuple[Tensor, Tensor | None]:
         return tail, None
 
-    def balance(self, parts: Sequence[Moments]) -> tuple[float, str]:
-        count = {side: sum(part.positions[side] for part in parts) for side in SIDES}
+    def balance(self, folds: Sequence[Moments]) -> tuple[float, str]:
+        count = {side: sum(fold.positions[side] for fold in folds) for side in SIDES}
         for side, missing in count.items():
             if missing == 0:
                 return 1.0, f"no {side} position: plain metric"
-        trace = {side: sum(float(part.hessian[side].trace()) for part in parts) for side in SIDES}
+        trace = {side: sum(float(fold.hessian[side].trace()) for fold in folds) for side in SIDES}
         lam = self.cost_ratio * trace["common"] / (trace["tail"] + _EPSILON)
         if self.max_lambda is not None and lam > self.max_lambda:
             return self.max_lambda, f"λ capped at {self.max_lambda:g} (was {lam:.1f})"
@@ -285,5 +285,5 @@ class PositionWeights(Metric):
             )
         return torch.zeros_like(tail), weight
 
-    def balance(self, parts: Sequence[Moments]) -> tuple[float, str]:
+    def balance(self, folds: Sequence[Moments]) -> tuple[float, str]:
         return 1.0, ""

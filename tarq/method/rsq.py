@@ -1,8 +1,8 @@
-"""Positions count by how much attention they are given, after RSQ (arXiv 2503.01820).
+"""Positions weighted by the attention they receive, after RSQ (arXiv 2503.01820).
 
-RSQ's "attention concentration" of a position is what the block's self-attention gives it, summed over heads and
-queries. Within an utterance it is stretched to ``floor … 1`` and then to mean one; ``H = Σ r x xᵀ``. It needs neither
-transcripts nor tags, so it weighs frames of audio too: those that the model itself looks at.
+RSQ's "attention concentration" of a position is the attention it receives in the block's self-attention, summed over
+heads and queries. Within an utterance it is stretched to ``floor … 1`` and then to mean one; ``H = Σ r x xᵀ``. It
+needs neither transcripts nor tags, so it weights audio frames too: those that the model itself attends to.
 
 **What it equals.** The plain metric at ``floor = 1``; else a real weight for each position and block.
 
@@ -38,10 +38,10 @@ class AttentionConcentration(Plain):
         weight = rows.weight.clone()
         for utterance in rows.utterance.unique():
             here = (rows.utterance == utterance) & (rows.weight > 0)
-            given = rows.attention[here]
-            if len(given) == 0:
+            received = rows.attention[here]
+            if len(received) == 0:
                 continue
-            spread = given.max() - given.min()
-            stretched = self.floor + (1 - self.floor) * (given - given.min()) / spread.clamp_min(1e-30)
+            spread = received.max() - received.min()
+            stretched = self.floor + (1 - self.floor) * (received - received.min()) / spread.clamp_min(1e-30)
             weight[here] *= stretched / stretched.mean() if bool(spread > 0) else 1
         return rows.tail, weight

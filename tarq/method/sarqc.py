@@ -1,7 +1,7 @@
 """A metric regularised towards the original weights, after SARQC (arXiv 2605.05693).
 
-Few calibration positions say little of directions that inputs seldom take; there a small error on them may be bought by
-a large change of the weight. So a change is charged for itself too, more where the input is salient:
+Few calibration positions determine little in directions that inputs seldom take; there a large change of the weight
+may buy a small error. So a change has a penalty of its own, larger where the input is salient:
 
     Σ d ‖W xf − Ŵ x‖² + κ Σ_j s_j ‖w_j − ŵ_j‖²    with  s_j = H_jj
 
@@ -52,7 +52,7 @@ class Regularized(Sweep):
         swept = super().quantize(targets, statistics, scheme, scale_dtype, outputs)
         assert statistics is not None
         salient = self.pull * statistics.moments.hessian.diagonal()
-        # What is told of a layer is its error, without what changing its weight was charged.
+        # The report has the layer's error alone, without the penalty on changed weights.
         return [
             replace(q, loss=q.loss - ((v.to(self.dtype) - q.dequantize(self.dtype)).square() @ salient).double())
             for v, q in zip(targets, swept, strict=True)

@@ -81,5 +81,5 @@ def smoothing_scales(weights: Sequence[Tensor], largest: Tensor, strength: float
     """
     of_weights = torch.stack([w.to(largest).abs().amax(0) for w in weights]).amax(0).clamp_min(LEAST)
     s = (largest.pow(strength) / of_weights.pow(1 - strength)).clamp_min(LEAST).masked_fill(largest == 0, 1.0)
-    live = s[largest > 0]
-    return torch.where(largest > 0, s / (live.max() * live.min()).sqrt(), s) if len(live) else s
+    nonzero = s[largest > 0]
+    return torch.where(largest > 0, s / (nonzero.max() * nonzero.min()).sqrt(), s) if len(nonzero) else s

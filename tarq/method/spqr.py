@@ -1,13 +1,13 @@
 """Outliers kept in 16 bits beside the codes: SpQR (arXiv 2306.03078, ICLR 2024), and a tail that leaves them alone.
 
-A few weights cost most: those that are rounded worst where the metric feels it, and those that stretch their group's
-scale. With ``H + δI = L Lᵀ``, leaving weight k out of its group is worth
+A few weights cost most: those with large rounding errors in the metric, and those that stretch their group's scale.
+With ``H + δI = L Lᵀ``, leaving weight k out of its group gains
 
     u_k = Σ_j (e_j L_jj)² − Σ_{j≠k} (e'_j L_jj)²
 
 where e and e' are the group's rounding errors under a scale that is fitted with k, and without. A share of the layer's
-weights, those of largest u, keep 16 bits. Scales are fitted to the others, and the sweep goes over all columns as ever:
-an outlier takes up what the columns before it left over, and leaves nothing.
+weights, those of largest u, keep 16 bits. Scales are fitted to the others, and the sweep goes over all columns as
+usual: an outlier compensates the errors of the columns before it and leaves none of its own.
 
 **What it equals.** The sweep at a share of 0. The authors' loop, code for code, for the same scales and outliers.
 
@@ -62,40 +62,40 @@ class SpQR(Sweep):
         done: list[Quantized] = []
         for target in targets:
             v = target.to(self.dtype).masked_fill(factor.dead, 0)
-            worth = usefulness(v, factor, scheme, scale_dtype).flatten()
-            best = worth.topk(round(self.share * worth.numel())).indices
-            outlier = torch.zeros_like(worth, dtype=torch.bool)
-            outlier[best] = worth[best] > 0
-            done.append(swept_around(v, outlier.view_as(v), factor, scheme, scale_dtype))
+            gain = outlier_gain(v, factor, scheme, scale_dtype).flatten()
+            best = gain.topk(round(self.share * gain.numel())).indices
+            outlier = torch.zeros_like(gain, dtype=torch.bool)
+            outlier[best] = gain[best] > 0
+            done.append(sweep_with_outliers(v, outlier.view_as(v), factor, scheme, scale_dtype))
         return done
 
 
-def usefulness(v: Tensor, factor: Factor, scheme: Scheme, scale_dtype: torch.dtype) -> Tensor:
+def outlier_gain(v: Tensor, factor: Factor, scheme: Scheme, scale_dtype: torch.dtype) -> Tensor:
     """[m, n] u of each target."""
-    (felt,) = in_order(factor.upper.diagonal().square()[None], factor, back=True)
+    (metric,) = in_order(factor.upper.diagonal().square()[None], factor, back=True)
     return torch.cat(
         [
-            _usefulness(w, d, scheme, scale_dtype)
-            for w, d in zip(v.split(scheme.group_size, 1), felt.split(scheme.group_size), strict=True)
+            _group_gain(w, d, scheme, scale_dtype)
+            for w, d in zip(v.split(scheme.group_size, 1), metric.split(scheme.group_size), strict=True)
         ],
         dim=1,
     )
 
 
-def _usefulness(w: Tensor, felt: Tensor, scheme: Scheme, scale_dtype: torch.dtype) -> Tensor:
-    """[m, g] u within one group of columns, [g] ``L_jj²``: only its two extremes have a say in the fit."""
+def _group_gain(w: Tensor, metric: Tensor, scheme: Scheme, scale_dtype: torch.dtype) -> Tensor:
+    """[m, g] u within one group of columns, [g] ``L_jj²``: only its two extremes affect the fit."""
 
-    def lost(fitted: Tensor) -> Tensor:
+    def weighted_error(fitted: Tensor) -> Tensor:
         s, z = (each[:, None] for each in group_scales(fitted, scheme, scale_dtype))
-        return (w - (encode(w, s, z, scheme) - z) * s).square() * felt
+        return (w - (encode(w, s, z, scheme) - z) * s).square() * metric
 
-    with_all = lost(w)
-    worth = with_all.clone()
+    with_all = weighted_error(w)
+    gain = with_all.clone()
     for extreme in (w.argmin(1, keepdim=True), w.argmax(1, keepdim=True)):
-        left_out = torch.zeros_like(w, dtype=torch.bool).scatter(1, extreme, True)
-        without = lost(fitted_to(w, left_out)).masked_fill(left_out, 0)
-        worth.scatter_(1, extreme, (with_all.sum(1) - without.sum(1))[:, None])
-    return worth
+        excluded = torch.zeros_like(w, dtype=torch.bool).scatter(1, extreme, True)
+        without = weighted_error(fitted_to(w, excluded)).masked_fill(excluded, 0)
+        gain.scatter_(1, extreme, (with_all.sum(1) - without.sum(1))[:, None])
+    return gain
 
 
 def fitted_to(w: Tensor, outlier: Tensor) -> Tensor:
@@ -104,7 +104,9 @@ def fitted_to(w: Tensor, outlier: Tensor) -> Tensor:
     return torch.where(outlier, w.masked_fill(outlier, 0).sum(1, keepdim=True) / others, w)
 
 
-def swept_around(v: Tensor, outlier: Tensor, factor: Factor, scheme: Scheme, scale_dtype: torch.dtype) -> WithOutliers:
+def sweep_with_outliers(
+    v: Tensor, outlier: Tensor, factor: Factor, scheme: Scheme, scale_dtype: torch.dtype
+) -> WithOutliers:
     """Codes of [m, n] targets and 16 bits for the outliers among them, column after column.
 
     Args:
@@ -118,28 +120,28 @@ def swept_around(v: Tensor, outlier: Tensor, factor: Factor, scheme: Scheme, sca
     half = scale_dtype if scale_dtype.itemsize == 2 else torch.float16
     scales, zeros = (v.new_zeros(m, -(-n // size)) for _ in range(2))
     if factor.order is not None:
-        for group, (w, left_out) in enumerate(zip(v.split(size, 1), outlier.split(size, 1), strict=True)):
-            scales[:, group], zeros[:, group] = group_scales(fitted_to(w, left_out), scheme, scale_dtype)
-    visited = range(n) if factor.order is None else factor.order.tolist()
-    aim, kept = in_order(v, factor), in_order(outlier, factor)
-    errors, codes, found = torch.zeros_like(aim), torch.zeros_like(aim), torch.zeros_like(aim)
+        for group, (w, excluded) in enumerate(zip(v.split(size, 1), outlier.split(size, 1), strict=True)):
+            scales[:, group], zeros[:, group] = group_scales(fitted_to(w, excluded), scheme, scale_dtype)
+    visit_order = range(n) if factor.order is None else factor.order.tolist()
+    ordered_v, ordered_outlier = in_order(v, factor), in_order(outlier, factor)
+    errors, codes, v_hat = (torch.zeros_like(ordered_v) for _ in range(3))
     for first in range(0, n, size):
         block = slice(first, min(first + size, n))
-        ahead = errors[:, :first] @ upper[:first, block]  # Σ_{i<j} e_i L_ij
+        feedback = errors[:, :first] @ upper[:first, block]  # Σ_{i<j} e_i L_ij
         within = upper[block, block]
         if factor.order is None:
-            moved = aim[:, block] + solve_triangular(within, ahead, upper=True, left=False)
-            fit = group_scales(fitted_to(moved, kept[:, block]), scheme, scale_dtype)
+            compensated = ordered_v[:, block] + solve_triangular(within, feedback, upper=True, left=False)
+            fit = group_scales(fitted_to(compensated, ordered_outlier[:, block]), scheme, scale_dtype)
             scales[:, first // size], zeros[:, first // size] = fit
         for k, j in enumerate(range(block.start, block.stop)):
-            s, z = scales[:, visited[j] // size], zeros[:, visited[j] // size]
-            w = aim[:, j] + ahead[:, k] / within[k, k]
+            s, z = scales[:, visit_order[j] // size], zeros[:, visit_order[j] // size]
+            w = ordered_v[:, j] + feedback[:, k] / within[k, k]
             codes[:, j] = encode(w, s, z, scheme)
-            found[:, j] = torch.where(kept[:, j], w.to(half).to(w.dtype), (codes[:, j] - z) * s)
-            errors[:, j] = aim[:, j] - found[:, j]
-            ahead[:, k + 1 :] += errors[:, j, None] * within[k, k + 1 :]
-    error, found, codes = (in_order(each, factor, back=True) for each in (errors, found, codes))
-    values = found[outlier].to(half)
+            v_hat[:, j] = torch.where(ordered_outlier[:, j], w.to(half).to(w.dtype), (codes[:, j] - z) * s)
+            errors[:, j] = ordered_v[:, j] - v_hat[:, j]
+            feedback[:, k + 1 :] += errors[:, j, None] * within[k, k + 1 :]
+    error, v_hat, codes = (in_order(each, factor, back=True) for each in (errors, v_hat, codes))
+    values = v_hat[outlier].to(half)
     if not bool(values.isfinite().all()):
         raise ValueError(f"an outlier is beyond the range of {str(half).removeprefix('torch.')}")
     return WithOutliers(
@@ -157,9 +159,9 @@ def swept_around(v: Tensor, outlier: Tensor, factor: Factor, scheme: Scheme, sca
 class GatedRareBAL(RareBAL):
     """RareBAL, but a rare position that excites an outlier column counts as a common one.
 
-    The orthogonality gate of paper 2605.27808 for its graft on SpQR: outliers serve such a position already, so its
-    rarity is spent where it is not. Position t excites column j where ``|x_tj| > 3 · mean |x_j|``. We know of it in one
-    sentence, so two things are ours: outlier columns are the inputs of largest mean magnitude, and means are over the
+    The orthogonality gate of paper 2605.27808 for its graft on SpQR: outliers serve such a position already, so the
+    extra weight goes to the others. Position t excites column j where ``|x_tj| > 3 · mean |x_j|``. We have one sentence
+    of it, so two choices are ours: outlier columns are the inputs of largest mean magnitude, and means are over the
     utterance's own positions, so that nothing depends on what else is in a batch.
 
     Attributes:

@@ -14,7 +14,7 @@ from tarq.option import Option
 from tarq.presets import PRESETS
 from tarq.terminal.console import console, progress_console
 from tarq.terminal.options import SPEECH, Device, Dtype, JsonFile, number, parser, where_to_run, writable
-from tarq.terminal.progress import ScreenReporter
+from tarq.terminal.progress import TerminalReporter
 
 #: What can be benchmarked: the three operations, or a whole walk over a model.
 OPERATIONS, WALK = ("gram", "group_quantize", "w4_linear"), "walk"
@@ -183,7 +183,7 @@ def _time_walk(
     clock: str,
     json_file: Path | None,
 ) -> None:
-    with ScreenReporter(progress_console) as reporter:
+    with TerminalReporter(progress_console) as reporter:
         reporter.phase("starting")
         import torch
 

@@ -31,7 +31,7 @@ def _plain(error: UnicodeError) -> tuple[str, int]:
 codecs.register_error("tarq-plain", _plain)
 
 
-class Unfailing(io.TextIOBase):
+class SafeStream(io.TextIOBase):
     """A stream that never fails to write: output is dropped if the reader has gone or the disk is full.
 
     Attributes:
@@ -67,16 +67,16 @@ class Unfailing(io.TextIOBase):
         try:
             return self.stream.write(text)
         except OSError as error:
-            self._give_up(error)
+            self._discard(error)
             return len(text)
 
     def flush(self) -> None:
         try:
             self.stream.flush()
         except OSError as error:
-            self._give_up(error)
+            self._discard(error)
 
-    def _give_up(self, error: OSError) -> None:
+    def _discard(self, error: OSError) -> None:
         if not isinstance(error, BrokenPipeError):
             self.lost = self.lost or error.strerror or str(error)
         # Discard what is still buffered, or the interpreter would fail on it at exit.
@@ -90,7 +90,7 @@ def never_fail() -> None:
         stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper):  # None where the descriptor is closed
             stream.reconfigure(errors="tarq-plain")
-            setattr(sys, name, Unfailing(stream))
+            setattr(sys, name, SafeStream(stream))
 
 
 def lost_output() -> str:

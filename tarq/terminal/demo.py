@@ -27,7 +27,7 @@ from tarq.terminal.options import (
     parser,
     where_to_run,
 )
-from tarq.terminal.progress import ScreenReporter
+from tarq.terminal.progress import TerminalReporter
 
 if TYPE_CHECKING:
     import torch
@@ -180,7 +180,7 @@ def demo(
     """
     size = QUICK if quick else WHOLE if model is None else OWN
     config = TarqConfig(**{"samples": size.samples, "batch_size": size.batch_size} | chosen)
-    with ScreenReporter(progress_console) as reporter:
+    with TerminalReporter(progress_console) as reporter:
         reporter.phase("starting")
         from tarq import testbed
         from tarq.data.corpora.registry import load_utterances

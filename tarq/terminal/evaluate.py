@@ -25,7 +25,7 @@ from tarq.terminal.options import (
     where_to_run,
     writable,
 )
-from tarq.terminal.progress import ScreenReporter
+from tarq.terminal.progress import TerminalReporter
 
 if TYPE_CHECKING:
     from tarq.models.base import Recognizer
@@ -90,10 +90,10 @@ def evaluate(
 ) -> None:
     """Score models: WER, rare-WER, KL and ΔNLL, with paired intervals and the rare words lost."""
     config = TarqConfig(**chosen)
-    with ScreenReporter(progress_console) as reporter:
+    with TerminalReporter(progress_console) as reporter:
         reporter.phase("starting")
         from tarq import api, distributed
-        from tarq.checkpoint.source import at_home, check_named
+        from tarq.checkpoint.source import check_named, expand_home
         from tarq.data.speech import labelled, load_speech
         from tarq.terminal.scores import show_evaluation
 
@@ -104,7 +104,7 @@ def evaluate(
             sets = load_speech(data, where or [], max_bad=config.max_bad, apart=True, reporter=reporter)
             sources = labelled([*models, *([reference] if reference else [])])
             for source in sources.values():  # all of them, before the first is loaded
-                check_named(at_home(source))
+                check_named(expand_home(source))
             recognizers = {}
             for label, source in sources.items():
                 reporter.phase(f"loading {source}")

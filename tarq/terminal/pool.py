@@ -23,7 +23,7 @@ from tarq.terminal.options import (
     parser,
     writable,
 )
-from tarq.terminal.progress import ScreenReporter
+from tarq.terminal.progress import TerminalReporter
 
 
 def register(app: typer.Typer) -> None:
@@ -73,7 +73,7 @@ def pool(
     if out is not None and out.exists() and not overwrite:
         raise typer.BadParameter(f"{out} exists: --overwrite replaces it", param_hint="--out")
     config = TarqConfig(**chosen | ({} if kind is None else {"pool": kind}))
-    with ScreenReporter(progress_console) as reporter:
+    with TerminalReporter(progress_console) as reporter:
         reporter.phase("starting")
         from tarq import api
         from tarq.data.speech import load_speech

@@ -23,14 +23,14 @@ INTERVAL = 20.0
 PHASE_WIDTH = 34
 
 
-class _Count(ProgressColumn):
+class _CountColumn(ProgressColumn):
     """``12/65``; empty if the number of steps is unknown."""
 
     def render(self, task: Task) -> Text:
         return Text("" if task.total is None else f"{task.completed:.0f}/{task.total:.0f}")
 
 
-class _Left(ProgressColumn):
+class _RemainingColumn(ProgressColumn):
     """Time remaining, estimated from all steps so far."""
 
     def render(self, task: Task) -> Text:
@@ -38,7 +38,7 @@ class _Left(ProgressColumn):
         return Text("" if left is None else f"{duration(left)} left")
 
 
-class ScreenReporter(Reporter):
+class TerminalReporter(Reporter):
     """Shows progress while it is open.
 
     Args:
@@ -51,9 +51,9 @@ class ScreenReporter(Reporter):
         self.progress = Progress(
             TextColumn("{task.description}", table_column=Column(no_wrap=True)),
             BarColumn(12),
-            _Count(table_column=Column(no_wrap=True)),
+            _CountColumn(table_column=Column(no_wrap=True)),
             TimeElapsedColumn(),
-            _Left(table_column=Column(no_wrap=True)),
+            _RemainingColumn(table_column=Column(no_wrap=True)),
             # The rest of the line, and no more.
             TextColumn("{task.fields[detail]}", table_column=Column(ratio=1, no_wrap=True, overflow="ellipsis")),
             console=self.console,
@@ -63,28 +63,28 @@ class ScreenReporter(Reporter):
             expand=True,
             disable=not self.live,
         )
-        self.entered = ExitStack()
-        self.hushed = False
+        self.contexts = ExitStack()
+        self.bars_off = False
         self.task = self.progress.add_task("", visible=False, detail="")
         self.text, self.done = "", 0
         self.total: int | None = None
-        self.began = self.said = time.monotonic()
+        self.began = self.reported = time.monotonic()
 
-    def __enter__(self) -> ScreenReporter:
-        self.entered.enter_context(self.progress)
+    def __enter__(self) -> TerminalReporter:
+        self.contexts.enter_context(self.progress)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.entered.__exit__(kind, value, trace)
+        self.contexts.__exit__(kind, value, trace)
 
     def phase(self, text: str, total: int | None = None) -> None:
-        if not self.hushed and "transformers" in sys.modules:
-            self.hushed = True
-            self.entered.enter_context(_transformers_bars_off())
+        if not self.bars_off and "transformers" in sys.modules:
+            self.bars_off = True
+            self.contexts.enter_context(_transformers_bars_off())
         self.text, self.total, self.done = text, total, 0
-        self.began = self.said = time.monotonic()
+        self.began = self.reported = time.monotonic()
         self.progress.remove_task(self.task)
         self.task = self.progress.add_task(escape(shortened(text, PHASE_WIDTH)), total=total, detail="")
         if not self.live:
@@ -92,7 +92,7 @@ class ScreenReporter(Reporter):
 
     def advance(self, steps: int = 1) -> None:
         self.progress.advance(self.task, steps)
-        self._now_and_then(steps)
+        self._report_periodically(steps)
 
     def start(self, layers: int) -> None:
         self.phase("quantizing", layers)
@@ -101,17 +101,17 @@ class ScreenReporter(Reporter):
         loss = "" if record.loss is None else f" loss {record.loss:.1e}"
         detail = f"{shortened(record.name, 26)} λ {record.lam:.2f} α {record.alpha:.2f}{loss}"
         self.progress.update(self.task, advance=1, detail=escape(detail))
-        self._now_and_then(1)
+        self._report_periodically(1)
 
     def note(self, text: str) -> None:
         self.console.print(f"[yellow]note[/] {escape(text)}", highlight=False, soft_wrap=not self.live)
 
-    def _now_and_then(self, steps: int) -> None:
+    def _report_periodically(self, steps: int) -> None:
         self.done += steps
         now = time.monotonic()
-        if self.live or now - self.said < INTERVAL:
+        if self.live or now - self.reported < INTERVAL:
             return
-        self.said = now
+        self.reported = now
         of = f" of {self.total}" if self.total else ""
         left = remaining(self.done, self.total, now - self.began)
         about = "" if left is None else f", about {duration(left)} left"

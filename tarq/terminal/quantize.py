@@ -16,7 +16,7 @@ from tarq.option import CALIBRATION, METHOD, RESOURCES, options
 from tarq.presets import PRESETS
 from tarq.terminal.console import command, console, progress_console, say
 from tarq.terminal.options import SPEECH, Device, Dtype, JsonFile, Overwrite, configured, where_to_run
-from tarq.terminal.progress import ScreenReporter
+from tarq.terminal.progress import TerminalReporter
 
 Preset = StrEnum("Preset", {name.replace("-", "_"): name for name in PRESETS})  # type: ignore[misc]
 
@@ -71,7 +71,7 @@ def quantize(
     if dry_run:
         _dry_run(model, config, device, dtype, json_file, calibration or [])
         return
-    with ScreenReporter(progress_console) as reporter:
+    with TerminalReporter(progress_console) as reporter:
         reporter.phase("starting")
         from tarq import api, distributed
         from tarq.data.speech import load_speech
@@ -110,7 +110,7 @@ def quantize(
 def _dry_run(
     model: str, config: TarqConfig, device: str, dtype: str, json_file: Path | None, calibration: list[str]
 ) -> None:
-    with ScreenReporter(progress_console) as reporter:
+    with TerminalReporter(progress_console) as reporter:
         reporter.phase("starting")
         from tarq import api
         from tarq.data.speech import load_speech

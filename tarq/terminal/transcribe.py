@@ -13,7 +13,7 @@ from tarq.errors import DataError
 from tarq.files import expanded, write_json
 from tarq.terminal.console import progress_console, say, say_error
 from tarq.terminal.options import Device, Dtype, Int8, JsonFile, configured, round_inputs, where_to_run
-from tarq.terminal.progress import ScreenReporter
+from tarq.terminal.progress import TerminalReporter
 
 if TYPE_CHECKING:
     from tarq.data.audio import Audio
@@ -48,7 +48,7 @@ def transcribe(
     """Transcribe audio and print each transcript when it is done. Unreadable files are reported; exit code 1 then."""
     config = TarqConfig(**chosen)
     results: list[dict[str, str]] = []
-    with ScreenReporter(progress_console) as reporter:
+    with TerminalReporter(progress_console) as reporter:
         reporter.phase("starting")
         from tarq import api
 

@@ -10,16 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tarq.linear import QuantLinear
-from tarq.models.types import Batch
 from tarq.timing import timed
 from tarq.walk.inputs import Group, StageInputs, capture_inputs, input_of, linear_of, moved, replaced_forward
+from tarq.walk.paths import PathPair
 
 
 @dataclass
@@ -37,29 +37,6 @@ class MemoryBudget:
         fits = size <= self.free
         self.free -= size if fits else 0
         return fits
-
-
-@dataclass
-class PathPair:
-    """One batch on both paths.
-
-    Attributes:
-        index: of the batch within the calibration set, of which other processes may hold other batches.
-        utterances_before: how many utterances of the set come before it.
-        batch: inputs and targets.
-        full: its state on the full-precision path, which is walked only if a residual compares with it.
-        quantized: its state on the path that is quantized so far.
-        cached_inputs: first Linear of each group of the current block to its full-precision input.
-        cached_outputs: finished child of the current block to its output on the quantized path, and its device.
-    """
-
-    index: int
-    utterances_before: int
-    batch: Batch
-    full: StageInputs | None
-    quantized: StageInputs
-    cached_inputs: dict[str, Tensor] = field(default_factory=dict)
-    cached_outputs: dict[str, tuple[Any, torch.device]] = field(default_factory=dict)
 
 
 class BlockActivations:
@@ -86,11 +63,11 @@ class BlockActivations:
         self.block, self.index, self.pairs, self.budget, self.device = block, index, pairs, budget, device
         self.originals: dict[str, nn.Module] = {}  # the original Linears, if the full-precision block must run again
         full = [pair.full for pair in pairs if pair.full is not None]
-        held = self._fitting(names, full)
-        self.recomputes = bool(full) and len(held) < len(names)
-        if held or not self.recomputes:
+        cached = self._fitting(names, full)
+        self.recomputes = bool(full) and len(cached) < len(names)
+        if cached or not self.recomputes:
             for pair in pairs:
-                self._run_full(pair, held, advance=not self.recomputes)
+                self._run_full(pair, cached, advance=not self.recomputes)
 
     def _fitting(self, names: Sequence[str], full: Sequence[StageInputs]) -> list[str]:
         """Those Linears whose full-precision inputs fit into the budget, the first ones first."""
@@ -103,15 +80,15 @@ class BlockActivations:
         """Run the original block on the full-precision path and cache the inputs of these Linears."""
         if pair.full is None:
             return
-        home = pair.full.hidden.device
+        cache_device = pair.full.hidden.device
 
-        def hold(name: str, tensor: Tensor) -> None:
-            pair.cached_inputs.setdefault(name, tensor.to(home))
+        def cache(name: str, tensor: Tensor) -> None:
+            pair.cached_inputs.setdefault(name, tensor.to(cache_device))
 
-        with capture_inputs(self.block, names, hold):
+        with capture_inputs(self.block, names, cache):
             hidden = pair.full.block(self.index).on(self.device).run(self.block)
         if advance:
-            pair.full.hidden = hidden.to(home)
+            pair.full.hidden = hidden.to(cache_device)
 
     @timed("forward, quantized")
     def read(self, pair: PathPair, group: Group, waiting: Iterable[str]) -> tuple[Tensor, Tensor | None]:
@@ -123,8 +100,8 @@ class BlockActivations:
             waiting: Linears still to be quantized, including this group's.
         """
         finished = finished_children(self.block, waiting)
-        home = pair.quantized.hidden.device
-        with caching_outputs(self.block, finished, pair.cached_outputs, self.budget, home):
+        cache_device = pair.quantized.hidden.device
+        with caching_outputs(self.block, finished, pair.cached_outputs, self.budget, cache_device):
             x = input_of(self.block, group, pair.quantized.block(self.index).on(self.device))
         return x, self._read_full(pair, group)
 
@@ -132,9 +109,9 @@ class BlockActivations:
     def _read_full(self, pair: PathPair, group: Group) -> Tensor | None:
         if pair.full is None:
             return None
-        held = pair.cached_inputs.pop(group.names[0], None)  # dropped as soon as it is used
-        if held is not None:
-            return held.to(self.device)
+        cached = pair.cached_inputs.pop(group.names[0], None)  # dropped as soon as it is used
+        if cached is not None:
+            return cached.to(self.device)
         with replace_modules(self.block, self.originals):
             return input_of(self.block, group, pair.full.block(self.index).on(self.device))
 
@@ -149,9 +126,9 @@ class BlockActivations:
         """Take both paths through the finished block and drop its caches."""
         finished = finished_children(self.block, [])
         for pair in self.pairs:
-            path, home = pair.quantized, pair.quantized.hidden.device
-            with caching_outputs(self.block, finished, pair.cached_outputs, MemoryBudget(0), home):
-                path.hidden = path.block(self.index).on(self.device).run(self.block).to(home)
+            path, cache_device = pair.quantized, pair.quantized.hidden.device
+            with caching_outputs(self.block, finished, pair.cached_outputs, MemoryBudget(0), cache_device):
+                path.hidden = path.block(self.index).on(self.device).run(self.block).to(cache_device)
             pair.cached_inputs.clear()
             pair.cached_outputs.clear()
         if self.recomputes:
@@ -163,11 +140,11 @@ class BlockActivations:
 
 def finished_children(block: nn.Module, waiting: Iterable[str]) -> list[str]:
     """Children of a block that contain quantized layers and no Linear still to be quantized."""
-    parts = {name.partition(".")[0] for name in waiting}
+    unfinished = {name.partition(".")[0] for name in waiting}
     return [
         name
         for name, child in block.named_children()
-        if name not in parts and any(isinstance(module, QuantLinear) for module in child.modules())
+        if name not in unfinished and any(isinstance(module, QuantLinear) for module in child.modules())
     ]
 
 
@@ -177,7 +154,7 @@ def caching_outputs(
     names: Sequence[str],
     cached: dict[str, tuple[Any, torch.device]],
     budget: MemoryBudget,
-    home: torch.device,
+    cache_device: torch.device,
 ) -> Iterator[None]:
     """While open, these children of a block return their cached outputs of the same batch.
 
@@ -186,10 +163,10 @@ def caching_outputs(
         names: children whose output is final, since nothing in them or before them changes any more.
         cached: child to its output and the device that was on; filled as the budget allows.
         budget: for what is cached.
-        home: where it is cached; it returns to the device it came from.
+        cache_device: where it is cached; it returns to the device it came from.
     """
 
-    def once(name: str) -> Callable[[Callable], Callable]:
+    def cached_forward(name: str) -> Callable[[Callable], Callable]:
         def replacement(forward: Callable) -> Callable:
             def call(*args: Any, **kwargs: Any) -> Any:
                 if name in cached:
@@ -198,7 +175,7 @@ def caching_outputs(
                 value = forward(*args, **kwargs)
                 tensors = [t for t in (value if isinstance(value, tuple) else (value,)) if t is not None]
                 if all(isinstance(t, Tensor) for t in tensors) and budget.take(sum(t.nbytes for t in tensors)):
-                    cached[name] = moved(value, home, copy=True), tensors[0].device
+                    cached[name] = moved(value, cache_device, copy=True), tensors[0].device
                 return value
 
             return call
@@ -207,18 +184,18 @@ def caching_outputs(
 
     with ExitStack() as stack:
         for name in names:
-            stack.enter_context(replaced_forward(block.get_submodule(name), once(name)))
+            stack.enter_context(replaced_forward(block.get_submodule(name), cached_forward(name)))
         yield
 
 
 @contextmanager
 def replace_modules(block: nn.Module, modules: Mapping[str, nn.Module]) -> Iterator[None]:
     """While open, other modules replace a block's own."""
-    now = {name: block.get_submodule(name) for name in modules}
+    own = {name: block.get_submodule(name) for name in modules}
     for name, module in modules.items():
         block.set_submodule(name, module)
     try:
         yield
     finally:
-        for name, module in now.items():
+        for name, module in own.items():
             block.set_submodule(name, module)

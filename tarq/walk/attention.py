@@ -1,4 +1,4 @@
-"""How much attention each row is given, in the full-precision model: one pass a batch, its attention computed eagerly.
+"""How much attention each row receives in the full-precision model: one pass per batch, with eager attention.
 
 Found by watching: an attention is a module of a block that returns a tuple with [B, heads, queries, keys] weights.
 """
@@ -19,32 +19,32 @@ from tarq.walk.inputs import Group
 
 
 @dataclass
-class AttentionGiven:
-    """What the attentions of the blocks gave to their keys.
+class AttentionReceived:
+    """The attention that rows receive as keys.
 
     Attributes:
-        rows: (attention, batch index) to [R] float32, what each key was given by all heads and queries, on the CPU.
-        own: block to its self-attention, the first of its attentions with as many keys as queries.
-        without: Linears that were asked for whose rows no attention is known to be over.
+        rows: (attention, batch index) to [R] float32 on the CPU, each key's weights summed over heads and queries.
+        self_attention: block to its self-attention, the first of its attentions with as many keys as queries.
+        unobserved: Linears for whose rows no attention is known.
     """
 
     rows: dict[tuple[str, int], Tensor] = field(default_factory=dict)
-    own: dict[str, str] = field(default_factory=dict)
-    without: set[str] = field(default_factory=set)
+    self_attention: dict[str, str] = field(default_factory=dict)
+    unobserved: set[str] = field(default_factory=set)
 
     def note(self, layer: str) -> str:
         """What a layer's report says of it, or ""."""
-        return "no attention is known over what it reads: its positions count alike" if layer in self.without else ""
+        return "no attention is known over what it reads: its positions count alike" if layer in self.unobserved else ""
 
     def of(self, block: str, group: Group, index: int, x: Tensor) -> Tensor | None:
-        """[R] what the rows of a batch that a group of Linears reads were given.
+        """[R] the attention received by the rows of a batch that a group of Linears reads.
 
-        None where no one asked, and, with a note, where no attention is known over these rows: of a projector, of
-        relative positions, of an attention that keeps its weights to itself.
+        None where it was not asked for, and, with a note, where no attention is known over these rows: a projector,
+        relative positions, an attention that does not return its weights.
 
         Args:
-            block: name of theirs.
-            group: the Linears. What several blocks read is weighed by the attention the Linears are part of.
+            block: name of the block.
+            group: the Linears. An input of several blocks is weighted by the attention that the Linears belong to.
             index: of the batch.
             x: [R, n] what they read; the result is on its device.
 
@@ -53,22 +53,24 @@ class AttentionGiven:
         """
         if not self.rows:
             return None
-        attention = f"{block}.{group.names[0].rpartition('.')[0]}" if group.place else self.own.get(block, "")
-        given = self.rows.get((attention, index))
-        if given is None or (group.place and len(given) != len(x)):
-            self.without |= {f"{block}.{name}" for name in group.names}
+        attention = (
+            f"{block}.{group.names[0].rpartition('.')[0]}" if group.place else self.self_attention.get(block, "")
+        )
+        received = self.rows.get((attention, index))
+        if received is None or (group.place and len(received) != len(x)):
+            self.unobserved |= {f"{block}.{name}" for name in group.names}
             return None
-        if len(given) != len(x):
+        if len(received) != len(x):
             raise ModelError(
-                f"{block}.{group.names[0]} reads {len(x)} rows where its block attends to {len(given)}, which a metric "
-                "by attention cannot follow: take another metric"
+                f"{block}.{group.names[0]} reads {len(x)} rows where its block attends to {len(received)}, which a "
+                "metric by attention cannot follow: take another metric"
             )
-        return given.to(x.device)
+        return received.to(x.device)
 
 
 @torch.no_grad()
-def attention_given(recognizer: Recognizer, batches: Sequence[tuple[int, Batch]]) -> AttentionGiven:
-    """Run the model on every batch and sum what each row is given.
+def attention_received(recognizer: Recognizer, batches: Sequence[tuple[int, Batch]]) -> AttentionReceived:
+    """Run the model on every batch and sum the attention that each row receives.
 
     Args:
         recognizer: of the full-precision model, all of it on one device.
@@ -77,9 +79,9 @@ def attention_given(recognizer: Recognizer, batches: Sequence[tuple[int, Batch]]
     Raises:
         ModelError: no attention shows its weights.
     """
-    found, model = AttentionGiven(), recognizer.model
+    found, model = AttentionReceived(), recognizer.model
     before = model.config._attn_implementation
-    model.set_attn_implementation("eager")  # the others do not give their weights
+    model.set_attn_implementation("eager")  # other implementations do not return their weights
     try:
         for index, batch in batches:
             with ExitStack() as stack:
@@ -96,12 +98,12 @@ def attention_given(recognizer: Recognizer, batches: Sequence[tuple[int, Batch]]
     return found
 
 
-def _watch(found: AttentionGiven, block: str, name: str, index: int) -> Callable:
+def _watch(found: AttentionReceived, block: str, name: str, index: int) -> Callable:
     def hook(module: nn.Module, args: tuple, output: object) -> None:
         weights = output[1] if isinstance(output, tuple) and len(output) > 1 else None
         if isinstance(weights, Tensor) and weights.dim() == 4:
             found.rows[name, index] = weights.float().sum((1, 2)).flatten().cpu()
             if weights.shape[2] == weights.shape[3]:
-                found.own.setdefault(block, name)
+                found.self_attention.setdefault(block, name)
 
     return hook

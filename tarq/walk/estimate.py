@@ -37,7 +37,7 @@ class Estimate:
             one large matrix product reaches on the device now, times :data:`OVERHEAD`. Reading audio and saving
             are not included.
         ram_bytes: at the peak: :data:`PROCESS`, the weights in the computation dtype, hidden states of the
-            calibration set, activations held within a block, moments and factors of the widest layer.
+            calibration set, activations input_bytes within a block, moments and factors of the widest layer.
         utterances: number of calibration utterances: those there are, if they are fewer than asked for.
         utterance_seconds: their assumed length.
         asked: number of calibration utterances asked for.
@@ -161,7 +161,7 @@ def _estimate(
     paired, folds = 1 + arms.paired, arms.residual.folds
     parts = folds * (config.tail_bands if arms.bands else 1)
     multiplications = 0.0
-    held: dict[str, float] = {}  # bytes of the inputs of a block's Linears, by block
+    input_bytes: dict[str, float] = {}  # bytes of the inputs of a block's Linears, by block
     inputs: set[tuple[str, int]] = set()
     for layer in packed:
         out, width = layer.shape
@@ -172,7 +172,7 @@ def _estimate(
             inputs.add((parent, width))
             multiplications += paired * count * width**2 + (1 + folds) * width**3
             block = parent.rpartition(".")[0]
-            held[block] = held.get(block, 0.0) + count * width * size
+            input_bytes[block] = input_bytes.get(block, 0.0) + count * width * size
         multiplications += 3 * out * width**2
     widest = max(layer.shape[1] for layer in packed)
     tallest = max(layer.shape[0] for layer in packed)
@@ -180,7 +180,7 @@ def _estimate(
     moments = parts * 2 * kinds * widest**2 * 8 + (4 * widest**2 + 3 * tallest * widest) * 4
     narrow = min(layer.shape[1] for layer in packed)
     hidden = paired * 2 * samples * max(rows.values()) * narrow * size
-    activations = min(config.activation_memory * 1e9, max(held.values())) if paired == 2 else 0.0
+    activations = min(config.activation_memory * 1e9, max(input_bytes.values())) if paired == 2 else 0.0
     ram = PROCESS + parameters * size + moments + hidden + activations
     return Estimate(OVERHEAD * multiplications / _speed(device), ram, samples, asked=config.samples)
 
@@ -193,8 +193,9 @@ def _rows(recognizer: Recognizer) -> dict[str, float]:
     encoder = float(getattr(recognizer.model.config, "max_source_positions", None) or frames)
     tokens = TOKENS_A_SECOND * UTTERANCE
     names = [stage.name for stage in recognizer.stages()]
-    listens = any(stage.reads for stage in recognizer.stages())  # cross-attention, so the audio is not in its rows
-    return dict.fromkeys(names, encoder) | {"decoder": tokens if listens else tokens + frames}
+    # With cross-attention, audio is not in the decoder's rows.
+    cross_attends = any(stage.reads for stage in recognizer.stages())
+    return dict.fromkeys(names, encoder) | {"decoder": tokens if cross_attends else tokens + frames}
 
 
 def _speed(device: Device, width: int = 1024) -> float:

@@ -1,8 +1,8 @@
-"""Scales of inputs, folded into what makes them: a norm in front, or a Linear whose outputs pass through unmixed.
+"""Input scales, folded into the module that produces the input: a norm, or a Linear whose outputs pass through unmixed.
 
-Whether a module can take them is found out, not listed: its outputs are divided and the Linears behind it multiplied
-by scales that could not be missed, and the block must compute what it did. So a norm that the residual stream reads
-too, a GELU on the way and grouped heads are told from what works.
+Whether a module can take them is tested, not listed: its outputs are divided and the weights of the Linears behind it
+multiplied by random scales, and the block must compute the same. This rules out a norm that the residual stream reads
+too, a GELU in between, and grouped heads.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from tarq.walk.inputs import BlockInputs, InputCapture, capture_inputs, groups_o
 from tarq.walk.plan import PlannedLayer
 from tarq.walk.walk import Walk
 
-#: How much of the change by scales on one side only may be left with scales on both: float32's rounding, and no GELU.
-_LEFT = 1e-3
+#: Largest change with scales on both sides, relative to that with scales on one: float32's rounding, and no GELU.
+_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
-class Fold:
+class ScaleFold:
     """Where scales of an input go.
 
     Attributes:
@@ -88,15 +88,15 @@ def fold_input_scales(
     scales: dict[str, tuple[Tensor, str]] = {}
     notes: dict[str, str] = {}
 
-    def search(layers: Sequence[Layer], parts: Sequence[Moments], planned: PlannedLayer) -> dict:
+    def search(layers: Sequence[Layer], calibration_folds: Sequence[Moments], planned: PlannedLayer) -> dict:
         first, weights = layers[0].name, [layer.weight for layer in layers]
         for layer in layers:
             notes[layer.name] = "nothing in front of it can take scales of its input"
         gathered = distributed.all_gather([scaling.statistics(first)], device)
-        if first in folds and distributed.rank() == 0 and parts[0].seen:
+        if first in folds and distributed.rank() == 0 and calibration_folds[0].seen:
             scheme = config.scheme(planned.group_size, planned.bits)
             statistics = [each for each in gathered if each is not None]  # a process may have no batches
-            found = scaling.scales(weights, parts[0], scheme, statistics)
+            found = scaling.scales(weights, calibration_folds[0], scheme, statistics)
             scales.update(dict.fromkeys((layer.name for layer in layers), found))
         return {}
 
@@ -107,70 +107,70 @@ def fold_input_scales(
     for first, fold in {id(fold): (name, fold) for name, fold in folds.items() if name in scales}.values():
         fold.apply(scales[first][0])
     notes |= {name: note for name, (_, note) in scales.items()}
-    left = sorted({re.sub(r"\.\d+\.", ".*.", name) for name, note in notes.items() if note.startswith("nothing")})
-    if left:
-        reporter.note(f"input scales: nothing in front can take those of {', '.join(left)}")
+    unscaled = sorted({re.sub(r"\.\d+\.", ".*.", name) for name, note in notes.items() if note.startswith("nothing")})
+    if unscaled:
+        reporter.note(f"input scales: nothing in front can take those of {', '.join(unscaled)}")
     return notes
 
 
 @torch.no_grad()
-def find_folds(recognizer: Recognizer, batch: Batch, device: torch.device) -> dict[str, Fold]:
+def find_folds(recognizer: Recognizer, batch: Batch, device: torch.device) -> dict[str, ScaleFold]:
     """Planned or not, each Linear of the blocks whose input can be scaled, with where the scales go."""
-    found: dict[str, Fold] = {}
-    handed = None
+    found: dict[str, ScaleFold] = {}
+    previous = None
     for stage in recognizer.stages():
-        inputs = InputCapture(stage, device)(batch, handed)
+        inputs = InputCapture(stage, device)(batch, previous)
         for index, (name, block) in enumerate(stage.blocks):
             with offloaded(block, device):
-                given = inputs.block(index).on(device)
-                for names, fold in folds_of(block, given):
+                arguments = inputs.block(index).on(device)
+                for names, fold in folds_of(block, arguments):
                     found |= {f"{name}.{n}": fold for n in names}
-                inputs.hidden = given.run(block).to(inputs.hidden.device)
-        handed = stage.finish(inputs.hidden)
+                inputs.hidden = arguments.run(block).to(inputs.hidden.device)
+        previous = stage.finish(inputs.hidden)
     return found
 
 
-def folds_of(block: nn.Module, given: BlockInputs) -> Iterator[tuple[Sequence[str], Fold]]:
+def folds_of(block: nn.Module, arguments: BlockInputs) -> Iterator[tuple[Sequence[str], ScaleFold]]:
     """Names of the Linears that share an input of a block which can be scaled, and where the scales go."""
-    groups = groups_of(block, given)
-    made: list[tuple[nn.Module, object]] = []
-    read: dict[str, Tensor] = {}
+    groups = groups_of(block, arguments)
+    norm_outputs: list[tuple[nn.Module, object]] = []
+    inputs: dict[str, Tensor] = {}
     norms = [m for m in block.modules() if isinstance(w := getattr(m, "weight", None), Tensor) and w.dim() == 1]
     with ExitStack() as stack:
         for norm in norms:
-            hook = norm.register_forward_hook(lambda module, args, output: made.append((module, output)))
+            hook = norm.register_forward_hook(lambda module, args, output: norm_outputs.append((module, output)))
             stack.callback(hook.remove)
-        stack.enter_context(capture_inputs(block, [group.names[0] for group in groups], read.setdefault))
-        given.run(block)
-    before: list[nn.Linear] = []
+        stack.enter_context(capture_inputs(block, [group.names[0] for group in groups], inputs.setdefault))
+        arguments.run(block)
+    preceding: list[nn.Linear] = []
     for group in groups:
         readers = [linear_of(block, name) for name in group.names]
-        candidates = [module for module, output in made if output is read[group.names[0]]]
-        candidates += [linear for linear in reversed(before) if linear.out_features == readers[0].in_features]
-        before += readers
-        for producer in () if group.place else candidates:  # several blocks read what they are handed
-            fold = Fold(producer, readers)
-            if _same(block, given, fold):
+        candidates = [module for module, output in norm_outputs if output is inputs[group.names[0]]]
+        candidates += [linear for linear in reversed(preceding) if linear.out_features == readers[0].in_features]
+        preceding += readers
+        for producer in () if group.place else candidates:  # none for an argument: other blocks read it too
+            fold = ScaleFold(producer, readers)
+            if _equivalent(block, arguments, fold):
                 yield group.names, fold
                 break
 
 
-def _same(block: nn.Module, given: BlockInputs, fold: Fold) -> bool:
+def _equivalent(block: nn.Module, arguments: BlockInputs, fold: ScaleFold) -> bool:
     """Whether the block computes the same with scales on both sides, measured by what they do on one side."""
     width = fold.readers[0].in_features
     s = torch.rand(width, generator=torch.Generator().manual_seed(width)).mul(2).sub(1).exp2()  # within ½ … 2
-    given = BlockInputs(given.hidden.float(), *(_float32(each) for each in (given.args, given.kwargs)))
+    arguments = BlockInputs(arguments.hidden.float(), *(_float32(each) for each in (arguments.args, arguments.kwargs)))
 
-    def computed(change: Callable[[Fold, Tensor], None] | None) -> Tensor:
+    def computed(change: Callable[[ScaleFold, Tensor], None] | None) -> Tensor:
         # One copy of all, so that modules in the copy of the fold are those of the copied block.
-        copied, there = copy.deepcopy((block, fold))
+        copied, copied_fold = copy.deepcopy((block, fold))
         if change is not None:
-            change(there, s.to(given.hidden.device))
-        return given.run(copied.float())
+            change(copied_fold, s.to(arguments.hidden.device))
+        return arguments.run(copied.float())
 
     plain = computed(None)
-    both, one = (float((computed(change) - plain).abs().max()) for change in (Fold.apply, Fold.scale_readers))
-    return one > 0 and both <= _LEFT * one
+    both, one = (float((computed(change) - plain).abs().max()) for change in (ScaleFold.apply, ScaleFold.scale_readers))
+    return one > 0 and both <= _TOLERANCE * one
 
 
 def _float32(value: Any) -> Any:

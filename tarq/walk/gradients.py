@@ -19,6 +19,7 @@ from tarq.errors import CalibrationError
 from tarq.method.arms import Arms
 from tarq.models.base import Recognizer
 from tarq.models.types import Batch
+from tarq.timing import timed
 
 
 @dataclass
@@ -28,12 +29,24 @@ class OutputGradients:
     Attributes:
         norms: (layer, batch index) to [R] float32 squared norms, one a row; of this process's batches, on the CPU.
         scales: layer to the mean of the squared norms that are not 0, over the whole set.
-        moments: layer to [m, m] float64 ``Σ g gᵀ`` over the whole set, on the model's device.
+        moments: layer to [m, m] float64 ``Σ g gᵀ`` of this process's batches, on the model's device.
     """
 
     norms: dict[tuple[str, int], Tensor] = field(default_factory=dict)
     scales: dict[str, float] = field(default_factory=dict)
     moments: dict[str, Tensor] = field(default_factory=dict)
+
+    def take_moments(self, names: Sequence[str], ranks: Sequence[int]) -> dict[str, Tensor]:
+        """Those of :attr:`moments` that this process needs, over the whole set; they are then dropped everywhere.
+
+        Args:
+            names: layers, the same in every process.
+            ranks: the process that needs each.
+        """
+        taken = {name: self.moments.pop(name) for name in names}
+        for rank in sorted(set(ranks)):
+            distributed.reduce([taken[n] for n, needed in zip(names, ranks, strict=True) if needed == rank], to=rank)
+        return {n: taken[n] for n, needed in zip(names, ranks, strict=True) if needed == distributed.rank()}
 
     def of(self, names: Sequence[str], index: int, device: torch.device) -> tuple[Tensor | None, float]:
         """[R] squared norms on a batch over the outputs of several Linears of one input together, and their mean.
@@ -47,6 +60,7 @@ class OutputGradients:
         return norms.to(device), sum(self.scales[name] for name in reached)
 
 
+@timed("backward")
 def output_gradients(
     recognizer: Recognizer,
     batches: Sequence[tuple[int, Batch]],
@@ -69,7 +83,7 @@ def output_gradients(
     found, norms, moments = OutputGradients(), arms.gradients, arms.solver.output_moments
     linears = {name: recognizer.model.get_submodule(name) for name in names}
     if moments:
-        found.moments = {name: _zeros(linear) for name, linear in linears.items()}
+        found.moments = {name: _zero_moments(linear) for name, linear in linears.items()}
     with _frozen(recognizer.model):
         for index, batch in batches:
             seen = _backward(recognizer, batch, linears, arms.target_weight(batch.rare_target, rare_share), found)
@@ -80,7 +94,6 @@ def output_gradients(
                     raise CalibrationError(f"{name}: NaN or infinite gradients on utterances {ids}; load it in float32")
                 if norms:
                     found.norms[name, index] = rows
-    distributed.reduce(found.moments.values())
     if norms:
         found.scales = _means(found.norms, names, recognizer.device)
     return found
@@ -138,13 +151,13 @@ def _backward(
 @contextmanager
 def _frozen(model: nn.Module) -> Iterator[None]:
     """While open, no parameter requires a gradient."""
-    asking = [p for p in model.parameters() if p.requires_grad]
-    for parameter in asking:
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    for parameter in trainable:
         parameter.requires_grad_(False)
     try:
         yield
     finally:
-        for parameter in asking:
+        for parameter in trainable:
             parameter.requires_grad_(True)
 
 
@@ -154,6 +167,6 @@ def rare_share(batches: Sequence[Batch]) -> float:
     return sum(int(batch.rare_target.sum()) for batch in batches) / max(every, 1)
 
 
-def _zeros(linear: nn.Module) -> Tensor:
+def _zero_moments(linear: nn.Module) -> Tensor:
     weight: Tensor = linear.weight  # type: ignore[assignment]
     return torch.zeros(len(weight), len(weight), dtype=torch.float64, device=weight.device)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -169,8 +169,8 @@ class _Capture:
         last = self.last
         if last is not None and hidden is not last and not _same(hidden, last):
             raise ModelError(f"the model changes the hidden states in front of {name}, which the walk cannot follow")
-        mine = {id(value) for value in (*args, *kwargs.values()) if isinstance(value, Tensor)}
-        if any(id(other) in mine for other in self.others if isinstance(other, Tensor)):
+        arguments = {id(value) for value in (*args, *kwargs.values()) if isinstance(value, Tensor)}
+        if any(id(other) in arguments for other in self.others if isinstance(other, Tensor)):
             raise ModelError(f"{name} reads what another block returns beside its hidden states: not supported")
 
 
@@ -221,24 +221,33 @@ def groups_of(block: nn.Module, inputs: BlockInputs) -> list[Group]:
             names.append(name)
     called = [name for names, _ in groups.values() for name in names]
     if len(called) > len(set(called)):
-        twice = next(name for name in called if called.count(name) > 1)
-        raise ModelError(f"{type(block).__name__}.{twice} reads several tensors in one pass, which the walk cannot do")
+        repeated = next(name for name in called if called.count(name) > 1)
+        raise ModelError(
+            f"{type(block).__name__}.{repeated} reads several tensors in one pass, which the walk cannot do"
+        )
     return [Group(tuple(names), place) for names, place in groups.values()]
+
+
+@timed("forward, quantized")
+def groups_in_stage(block: nn.Module, index: int, path: StageInputs, device: torch.device) -> list[Group]:
+    """:func:`groups_of` the block of this index, with the first reader of tensors that several blocks receive."""
+    groups = groups_of(block, path.block(index).on(device))
+    return [replace(g, first_reader=path.first_reader(index, g.place)) if g.place else g for g in groups]
 
 
 def input_of(block: nn.Module, group: Group, inputs: BlockInputs) -> Tensor:
     """The input of a group's Linears: an argument of the block, or captured in a pass that stops there."""
     if group.place:
         return inputs.tensors()[group.place]
-    caught: list[Tensor] = []
+    captured: list[Tensor] = []
 
-    def catch(name: str, tensor: Tensor) -> None:
-        caught.append(tensor)
+    def capture(name: str, tensor: Tensor) -> None:
+        captured.append(tensor)
         raise _Stop
 
-    with suppress(_Stop), capture_inputs(block, group.names[:1], catch):
+    with suppress(_Stop), capture_inputs(block, group.names[:1], capture):
         inputs.run(block)
-    return caught[0]
+    return captured[0]
 
 
 @contextmanager
@@ -278,15 +287,15 @@ def replaced_forward(module: nn.Module, replacement: Callable[[Callable], Callab
 @contextmanager
 def offloaded(block: nn.Module, device: torch.device) -> Iterator[None]:
     """While open, a block is on a device; afterwards it returns to its own."""
-    home = next(block.parameters()).device
-    if home == device:
+    original = next(block.parameters()).device
+    if original == device:
         yield
         return
     block.to(device)
     try:
         yield
     finally:
-        block.to(home)
+        block.to(original)
 
 
 def moved(value: Any, device: torch.device, copy: bool = False) -> Any:

@@ -101,10 +101,10 @@ def check_fits(layers: Sequence[PlannedLayer]) -> None:
     Raises:
         CalibrationError: there is nothing, or it will; names the layers and the fix.
     """
-    stuck = [f"{layer.name} ({layer.reason})" for layer in layers if not layer.fits]
-    if stuck:
+    impossible = [f"{layer.name} ({layer.reason})" for layer in layers if not layer.fits]
+    if impossible:
         raise CalibrationError(
-            f"{', '.join(stuck)}: set group_size to a divisor of their inputs, "
+            f"{', '.join(impossible)}: set group_size to a divisor of their inputs, "
             "or keep them in full precision with ignore"
         )
     if not any(layer.group_size for layer in layers):

@@ -20,7 +20,7 @@ class Rows:
         tail: [R] bool, True on the tail side.
         weight: [R] float.
         utterance: [R] int, which utterance of the batch each belongs to.
-        fold: [R] int, which part of the calibration set.
+        fold: [R] int, which fold of the calibration set.
         band: [R] int, which band of the tail; 0 outside it.
     """
 
@@ -37,7 +37,7 @@ class RowCache:
     Args:
         metric: assigns side and weight.
         padding_weight: of rows beyond the end of the audio.
-        folds: how many parts the calibration set is split into, utterance by utterance in turn.
+        folds: how many folds the calibration set is split into: utterances are assigned round-robin.
         device: of the rows.
     """
 
@@ -56,9 +56,9 @@ class RowCache:
         """
         key = positions, index
         if key not in self._rows:
-            made = assign(self.metric, batch.positions[positions], batch.ids, positions, self.padding_weight)
-            made = replace(made, fold=(utterances_before + made.utterance).remainder(self.folds))
-            self._rows[key] = Rows(*(getattr(made, f.name).to(self.device) for f in fields(made)))
+            rows = assign(self.metric, batch.positions[positions], batch.ids, positions, self.padding_weight)
+            rows = replace(rows, fold=(utterances_before + rows.utterance).remainder(self.folds))
+            self._rows[key] = Rows(*(getattr(rows, f.name).to(self.device) for f in fields(rows)))
         return self._rows[key]
 
 
@@ -66,16 +66,16 @@ def assign(metric: Metric, positions: Positions, ids: Sequence[str], stage: str,
     """Side, weight and utterance of each row of a batch; all in fold 0."""
     tails, weights = [], []
     for utterance, tail, exists, padding in zip(ids, positions.tail, positions.exists, positions.padding, strict=True):
-        heard = exists & ~padding
-        side, weight = metric.assign(tail & heard, heard, f"{stage}/{utterance}")
+        valid = exists & ~padding
+        side, weight = metric.assign(tail & valid, valid, f"{stage}/{utterance}")
         weight = torch.ones(len(tail)) if weight is None else weight
         tails.append(side)
-        weights.append(weight * (heard + padding_weight * (exists & padding)))
+        weights.append(weight * (valid + padding_weight * (exists & padding)))
     utterance_of = torch.arange(len(ids)).repeat_interleave(positions.exists.shape[1])
     tail, none = torch.cat(tails), torch.zeros_like(utterance_of)
     band = none if positions.band is None else positions.band.flatten().where(tail, none)
     rows = Rows(tail, torch.cat(weights), utterance_of, none, band)
     if not positions.packed:
         return rows
-    there = positions.exists.flatten()
-    return Rows(*(getattr(rows, f.name)[there] for f in fields(rows)))
+    exists = positions.exists.flatten()
+    return Rows(*(getattr(rows, f.name)[exists] for f in fields(rows)))

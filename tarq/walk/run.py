@@ -47,10 +47,12 @@ def quantize_model(
     """
     walk = Walk(recognizer, batches, config, reporter, arms, device)
     if walk.arms.input_scales is not None:
-        walk.notes = fold_input_scales(recognizer, batches, config, reporter, walk.device, walk.arms.input_scales)
+        walk.records.notes = fold_input_scales(
+            recognizer, batches, config, reporter, walk.device, walk.arms.input_scales
+        )
     for _ in walk.blocks():
         pass
-    return walk.records
+    return walk.records.layers
 
 
 def gather_moments(
@@ -63,8 +65,8 @@ def gather_moments(
     """
     found: dict[str, list[Moments]] = {}
 
-    def keep(layers: Sequence[Layer], parts: Sequence[Moments], planned: PlannedLayer) -> dict[str, Solution]:
-        found["|".join(layer.name for layer in layers)] = list(parts)
+    def keep(layers: Sequence[Layer], folds: Sequence[Moments], planned: PlannedLayer) -> dict[str, Solution]:
+        found["|".join(layer.name for layer in layers)] = list(folds)
         return {}
 
     for _ in Walk(recognizer, batches, config, Reporter(), arms, solve=keep).blocks():

@@ -1,12 +1,12 @@
-"""What each width of each layer does to the loss, estimated in one walk over the full-precision model.
+"""How much each bit width of each layer raises the loss, estimated in one walk over the full-precision model.
 
-To second order the loss feels an error E of a weight as ``½ Σ_t (g_tᵀ E x_t)²``, with x the layer's input and g the
+To second order an error E of a weight changes the loss by ``½ Σ_t (g_tᵀ E x_t)²``, with x the layer's input and g the
 loss's gradient at its output. With inputs and gradients taken for independent over R positions that is
 
     ½ tr(G E H Eᵀ) / R,    G = Σ g gᵀ,    H = Σ x xᵀ
 
 in nats, so that layers can be compared. The loss is the true tokens' cross-entropy with rare and common words alike in
-it. E is that of the sweep alone, each layer by itself: neither residuals nor what layers do to one another counts.
+it. E is the sweep's alone, each layer by itself: residuals and interactions between layers are left out.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ from tarq.models.base import Recognizer
 from tarq.models.types import Batch
 from tarq.report import Reporter
 from tarq.walk.plan import PlannedLayer, has_place, plan
-from tarq.walk.walk import Walk, naming
+from tarq.walk.solving import solver_errors
+from tarq.walk.walk import Walk
 
 
 class _BalancedLoss(Plain):
@@ -65,7 +66,7 @@ def measure(
         recognizer: of a full-precision model, which is not changed.
         batches: the calibration set.
         config: of the run; places with bits of their own are left out.
-        reporter: hears of it.
+        reporter: receives progress.
         device: as in :func:`tarq.walk.run.quantize_model`.
 
     Raises:
@@ -78,34 +79,34 @@ def measure(
     scale_dtype = getattr(torch, config.scale_dtype)
     table: list[Sensitivity] = []
 
-    def look(layers: Sequence[Layer], parts: Sequence[Moments], planned: PlannedLayer) -> dict[str, Solution]:
+    def measure_group(layers: Sequence[Layer], folds: Sequence[Moments], planned: PlannedLayer) -> dict[str, Solution]:
         free = [layer for layer in layers if not has_place(walk.plan[layer.name], config)]
-        (moments,) = parts
-        if free and distributed.rank() == 0 and moments.seen:
+        (moments,) = folds
+        outputs = walk.observations.gradients.take_moments([layer.name for layer in free], [0] * len(free))
+        if outputs and moments.seen:
             hessian, mass = (sums["common"] + sums["tail"] for sums in (moments.hessian, moments.mass))
-            outputs = {layer.name: walk.gradients.moments[layer.name].to(walk.device) for layer in free}
             damage = {}
             for bits in widths:
                 scheme = config.scheme(planned.group_size, bits)
-                with naming("|".join(outputs)):
-                    solved = tail_aware_quantize(free, parts, walk.arms, scheme, scale_dtype, outputs)
-                felt = 0.0
+                with solver_errors("|".join(outputs)):
+                    solved = tail_aware_quantize(free, folds, walk.arms, scheme, scale_dtype, outputs)
+                change = 0.0
                 for layer in free:
                     error = (layer.weight - solved[layer.name].quantized.dequantize(layer.weight.dtype)).double()
-                    felt += float(((outputs[layer.name] @ error) * (error @ hessian)).sum())
-                damage[bits] = felt / (2 * float(mass) * targets)
+                    change += float(((outputs[layer.name] @ error) * (error @ hessian)).sum())
+                damage[bits] = change / (2 * float(mass) * targets)
             weights = sum(layer.weight.numel() for layer in free)
             table.append(Sensitivity(tuple(outputs), weights, damage))
         return {}
 
     arms = Arms(_BalancedLoss(), NoResidual(), _SweepWithGradients(config.damp, config.act_order))
-    walk = Walk(recognizer, batches, config, Reporter(), arms, device, look)
+    walk = Walk(recognizer, batches, config, Reporter(), arms, device, measure_group)
     for _ in walk.blocks():
         pass
     return distributed.broadcast(lambda: table)
 
 
-def spend(recognizer: Recognizer, table: Sequence[Sensitivity], config: TarqConfig) -> tuple[TarqConfig, str]:
+def settle_bits(recognizer: Recognizer, table: Sequence[Sensitivity], config: TarqConfig) -> tuple[TarqConfig, str]:
     """Give each layer of a table its width, so that the mean stays within ``config.target_bits``.
 
     Args:

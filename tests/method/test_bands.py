@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tarq.method.bands import BandedRareBAL, merged
+from tarq.method.bands import BandedRareBAL, merge_bands
 from tarq.method.metrics import RareBAL, rebalance
 from tarq.method.moments import Moments
 
@@ -17,7 +17,7 @@ def problem(shares, seed=0, rows=240, n=7):
     return x, full, 0.5 + torch.rand(rows, generator=g), bucket, torch.arange(rows) % 2
 
 
-def gathered(x, full, weight, bucket, fold, bands, folds=2):
+def accumulated(x, full, weight, bucket, fold, bands, folds=2):
     """As the walk has them: fold by fold of the first band, of the second, …"""
     part = fold % folds + folds * (bucket - 1).clamp_min(0) if bands > 1 else fold % folds
     parts = [Moments(x.shape[1], paired=True, first=True, drift=True) for _ in range(folds * bands)]
@@ -42,7 +42,7 @@ def by_hand(x, full, weight, bucket, c=1.0):
 def test_every_band_has_the_same_say(shares, c):
     """Against sums over rows with weights computed row by row: H, H_Δ, means and the drift's own, for each fold."""
     x, full, weight, bucket, fold = problem(shares)
-    parts = merged(gathered(x, full, weight, bucket, fold, bands=3), 2)
+    parts = merge_bands(accumulated(x, full, weight, bucket, fold, bands=3), 2)
     assert len(parts) == 2
     assert sum(part.positions["tail"] for part in parts) == int((bucket > 0).sum())
     lam, note = BandedRareBAL(cost_ratio=c).balance(parts)
@@ -61,8 +61,8 @@ def test_every_band_has_the_same_say(shares, c):
 @pytest.mark.parametrize(("shares", "bands"), [([0.7, 0.3], 1), ([0.7, 0.0, 0.3], 2)])
 def test_one_band_is_rarebal(shares, bands):
     x, full, weight, bucket, fold = problem(shares)
-    ours = merged(gathered(x, full, weight, bucket, fold, bands), 2)
-    plain = gathered(x, full, weight, bucket.clamp_max(1), fold, 1)
+    ours = merge_bands(accumulated(x, full, weight, bucket, fold, bands), 2)
+    plain = accumulated(x, full, weight, bucket.clamp_max(1), fold, 1)
     lam, _ = RareBAL().balance(plain)
     assert BandedRareBAL().balance(ours)[0] == pytest.approx(lam)
     torch.testing.assert_close(rebalance(ours, lam).hessian, rebalance(plain, lam).hessian)
@@ -70,10 +70,10 @@ def test_one_band_is_rarebal(shares, bands):
 
 def test_bands_leave_the_tails_trace_and_lambda_as_they_are():
     x, full, weight, bucket, fold = problem([0.6, 0.25, 0.1, 0.05])
-    plain = gathered(x, full, weight, bucket.clamp_max(1), fold, 1)
-    ours = merged(gathered(x, full, weight, bucket, fold, 3), 2)
+    plain = accumulated(x, full, weight, bucket.clamp_max(1), fold, 1)
+    ours = merge_bands(accumulated(x, full, weight, bucket, fold, 3), 2)
     assert BandedRareBAL().balance(ours)[0] == pytest.approx(RareBAL().balance(plain)[0])
     # … and an unweighted cross-moment is none of its business, as in the paper's residual.
-    cross = merged(gathered(x, full, weight, bucket, fold, 3), 2, weighs_cross=False)
+    cross = merge_bands(accumulated(x, full, weight, bucket, fold, 3), 2, weighs_cross=False)
     unweighted = (rebalance(each, 5.0, 1.0).cross for each in (cross, plain))
     torch.testing.assert_close(*unweighted, rtol=1e-4, atol=1e-4)  # products are float32

@@ -7,7 +7,7 @@ from tarq.kernels.scheme import Scheme
 
 from tarq.method.metrics import LayerRows
 from tarq.method.solvers import Sweep
-from tarq.method.spqr import GatedRareBAL, SpQR, fitted_to, swept_around, usefulness
+from tarq.method.spqr import GatedRareBAL, SpQR, fitted_to, outlier_gain, sweep_with_outliers
 
 F64 = torch.float64
 
@@ -58,7 +58,7 @@ def test_what_leaving_a_weight_out_is_worth(drifted, symmetric, rule, order):
                 others = every.clone()
                 others[k] = False
                 wanted[row, group + k] = lost(every) - lost(others)
-    torch.testing.assert_close(usefulness(v, factor, scheme, torch.float32), wanted, rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(outlier_gain(v, factor, scheme, torch.float32), wanted, rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("scale_dtype", [torch.float32, torch.bfloat16])
@@ -71,7 +71,7 @@ def test_it_is_the_authors_loop_for_the_same_outliers(drifted, symmetric, order,
     factor = problem.statistics.factor
     v = with_outliers(problem.weight)[0].masked_fill(factor.dead, 0)
     outlier = torch.rand(v.shape, generator=torch.Generator().manual_seed(1)) < 0.1
-    q = swept_around(v, outlier, factor, scheme, scale_dtype)
+    q = sweep_with_outliers(v, outlier, factor, scheme, scale_dtype)
     half = torch.bfloat16 if scale_dtype == torch.bfloat16 else torch.float16
     assert q.values.dtype == half
 

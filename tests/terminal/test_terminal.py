@@ -86,7 +86,7 @@ def test_names_share_whole_parts_only():
 def test_progress_keeps_bar_count_and_time_at_80_columns():
     """However long a layer's or a model's name is, it is what gives way."""
     to, shown = screen()
-    with progress.ScreenReporter(to) as reporter:
+    with progress.TerminalReporter(to) as reporter:
         reporter.phase("loading /a/very/long/path/to/some/folder/of/models/whisper-large-v3-turbo")
         reporter.start(64)
         for i in range(40):
@@ -106,7 +106,7 @@ def test_without_a_terminal_there_is_a_line_now_and_then(monkeypatch):
     now = [100.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     to, shown = screen(terminal=False)
-    with progress.ScreenReporter(to) as reporter:
+    with progress.TerminalReporter(to) as reporter:
         reporter.start(64)
         assert shown.getvalue() == "quantizing\n"  # at once
         for _ in range(8):
@@ -166,7 +166,7 @@ def test_printing_never_fails(error, lost, monkeypatch):
     monkeypatch.setattr(console.os, "dup2", lambda *_: None)
     stream = Full(error)
     monkeypatch.setattr(stream, "fileno", lambda: 1, raising=False)
-    safe = console.Unfailing(stream)
+    safe = console.SafeStream(stream)
     Console(file=safe).print("λ → 4")
     safe.flush()
     assert safe.lost.startswith(lost)

@@ -7,8 +7,9 @@ from tarq.kernels.scheme import Scheme
 from torch import nn
 
 from tarq.linear import QuantLinear
-from tarq.walk.activations import BlockActivations, MemoryBudget, PathPair, caching_outputs
+from tarq.walk.activations import BlockActivations, MemoryBudget, caching_outputs
 from tarq.walk.inputs import BlockInputs, Group, StageInputs, input_of
+from tarq.walk.paths import PathPair
 
 CPU = torch.device("cpu")
 SCHEME = Scheme(4, 8, True, "absmax")
