@@ -128,8 +128,8 @@ def _words(hint: Any) -> str:
         return _WORDS[hint]
     choices = _choices(hint)
     if len(choices) > 1:
-        said = [_words(choice) for choice in choices if choice is not NoneType]
-        return " or ".join([*dict.fromkeys(said), *(["None"] if NoneType in choices else [])])
+        words = [_words(choice) for choice in choices if choice is not NoneType]
+        return " or ".join([*dict.fromkeys(words), *(["None"] if NoneType in choices else [])])
     origin, inner = get_origin(hint), get_args(hint)
     if origin is not None and issubclass(origin, Mapping):
         return f"a mapping from {_words(inner[0])} to {_words(inner[1])}"

@@ -67,7 +67,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> group_quantize(
   span.zeros = zeros.mutable_data_ptr<uint8_t>();
   span.loss = loss.mutable_data_ptr<double>();
   // Σ errors before column `begin` · L, for the columns from there up to `end`.
-  const auto ahead = [&](int64_t begin, int64_t end) {
+  const auto feedback = [&](int64_t begin, int64_t end) {
     return at::bmm(errors.narrow(2, 0, begin), factor.narrow(1, 0, begin).narrow(2, begin, end - begin));
   };
   const auto choose = [&](const at::Tensor& weights, int64_t group) {  // rows contiguous, maybe apart
@@ -89,15 +89,15 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor> group_quantize(
       at::Tensor mean = visited.narrow(2, start, stop - start);
       if (start > 0) {
         const at::Tensor block = factor.narrow(1, start, stop - start).narrow(2, start, stop - start);
-        mean =
-            mean.add(at::linalg_solve_triangular(block, ahead(start, stop), /*upper=*/true, /*left=*/false));
+        mean = mean.add(
+            at::linalg_solve_triangular(block, feedback(start, stop), /*upper=*/true, /*left=*/false));
       }
       choose(mean.stride(2) == 1 ? mean : mean.contiguous(), start / group_size);
     }
     for (span.begin = start; span.begin < stop; span.begin += tarq::cuda::kSpan) {
       span.width = std::min<int64_t>(tarq::cuda::kSpan, stop - span.begin);
-      const at::Tensor sums = span.begin > 0 ? ahead(span.begin, span.begin + span.width) : at::Tensor();
-      span.ahead = sums.defined() ? sums.const_data_ptr<float>() : nullptr;
+      const at::Tensor sums = span.begin > 0 ? feedback(span.begin, span.begin + span.width) : at::Tensor();
+      span.feedback = sums.defined() ? sums.const_data_ptr<float>() : nullptr;
       C10_CUDA_CHECK(tarq::cuda::quantize_span(span, stream));
     }
   }

@@ -147,7 +147,7 @@ __global__ void __launch_bounds__(kWarps* kLanes) quantize_span_kernel(const Spa
     const int column = t * kLanes + lane;
     const bool mine = column < width;
     weights[t] = mine ? span.weight[row * span.columns + span.begin + column] : 0.0f;
-    before[t] = mine && span.ahead ? span.ahead[row * span.width + column] : 0.0f;
+    before[t] = mine && span.feedback ? span.feedback[row * span.width + column] : 0.0f;
     sums[t] = before[t];
   }
 

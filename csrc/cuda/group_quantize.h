@@ -17,11 +17,11 @@ constexpr int kSpan = 128;
 // Layers of one shape, each with its own factor. Arrays are contiguous and row-major, the layer first.
 struct Span {
   int64_t layers, rows, columns, groups;
-  const float* weight;   // [layers, rows, columns], in the order of the visit
-  const float* upper;    // [layers, columns, columns], L in that order
-  const float* ahead;    // [layers, rows, width]: Σ errors before the span · L; null for the first span
-  const int* group_of;   // [layers, columns]: group of each visited column
-  int64_t begin, width;  // the span's columns, width ≤ kSpan
+  const float* weight;    // [layers, rows, columns], in the order of the visit
+  const float* upper;     // [layers, columns, columns], L in that order
+  const float* feedback;  // [layers, rows, width]: Σ errors before the span · L; null for the first span
+  const int* group_of;    // [layers, columns]: group of each visited column
+  int64_t begin, width;   // the span's columns, width ≤ kSpan
   bool choose_scale;  // the span is a whole group whose scale is to be chosen; else scales are there already
   Lattice lattice;
   uint8_t* codes;  // [layers, rows, columns], in the order of the visit

@@ -132,7 +132,7 @@ def _riff(data: Buffer) -> Layout:
         return Layout(parts=(Part(head, begin, begin + whole),), notes=(note,))
     end = begin + size + size % 2
     if bytes(data[end : end + 4]) == b"RIFF" and bytes(data[end + 8 : end + 12]) == b"WAVE":
-        return _joined(data, _starts(data, re.compile(rb"RIFF.{4}WAVE", re.S)), "WAV")
+        return _concatenated(data, _starts(data, re.compile(rb"RIFF.{4}WAVE", re.S)), "WAV")
     trailing = len(data) - end
     if (
         trailing > max(size // 10, 4096)
@@ -147,7 +147,7 @@ def _starts(data: Buffer, pattern: re.Pattern[bytes]) -> list[int]:
     return [match.start() for match in pattern.finditer(data)]
 
 
-def _joined(data: Buffer, starts: list[int], kind: str) -> Layout:
+def _concatenated(data: Buffer, starts: list[int], kind: str) -> Layout:
     """Concatenated files of one kind."""
     parts = tuple(Part(b"", a, b) for a, b in zip(starts, [*starts[1:], len(data)], strict=True))
     inner = layout(parts[-1].of(data))
@@ -188,7 +188,7 @@ def _ogg(data: Buffer) -> Layout:
     notes = () if ended else ("Ogg without a mark of its end, as recorders of streams leave it: read to the last page",)
     if len(links) < 2:
         return Layout(notes=notes)
-    chained = _joined(data, links, "Ogg")
+    chained = _concatenated(data, links, "Ogg")
     return Layout(parts=chained.parts, notes=(f"{len(links)} chained Ogg streams: all are read", *notes))
 
 
@@ -196,7 +196,7 @@ def _flac(data: Buffer) -> Layout:
     """FLAC: joined files, and streams that do not say their length (total samples 0), found by their last frame."""
     starts = [m.start() for m in re.finditer(rb"fLaC[\x00\x80]\x00\x00\x22", data)]
     if len(starts) > 1:
-        return _joined(data, starts, "FLAC")
+        return _concatenated(data, starts, "FLAC")
     fields = int.from_bytes(data[18:26], "big")  # rate 20, channels 3, bits 5, total 36
     if fields & (1 << 36) - 1:
         return Layout()

@@ -97,11 +97,11 @@ def _by_ffmpeg(binary: str, path: Path) -> Foreign:
             raise ForeignError(f"ffmpeg was stopped after {TIMEOUT} s") from error
         except OSError as error:
             raise ForeignError(f"ffmpeg cannot be run ({error})") from error
-        told = done.stderr.decode("utf-8", "replace")
+        stderr = done.stderr.decode("utf-8", "replace")
         if done.returncode:
-            if "matches no streams" in told:
+            if "matches no streams" in stderr:
                 raise ForeignError("there is no audio stream in it")
-            reasons = [line.strip() for line in told.splitlines() if line.strip()]
+            reasons = [line.strip() for line in stderr.splitlines() if line.strip()]
             raise ForeignError(
                 f"ffmpeg: {reasons[-1].replace(f'file:{path.absolute()}: ', '') if reasons else 'failed'}"
             )
@@ -109,12 +109,12 @@ def _by_ffmpeg(binary: str, path: Path) -> Foreign:
             samples, rate = soundfile.read(made, dtype="float32", always_2d=True)
         except soundfile.SoundFileError as error:
             raise ForeignError("ffmpeg found no samples in it") from error
-    match = _DURATION.search(told)
+    match = _DURATION.search(stderr)
     # For a stream without a header (ADTS, MP3) ffmpeg only guesses.
-    reliable = match is not None and "Estimating duration from bitrate" not in told
+    reliable = match is not None and "Estimating duration from bitrate" not in stderr
     hours, minutes, seconds = map(float, match.groups()) if match and reliable else (0.0, 0.0, 0.0)
     stated = hours * 3600 + minutes * 60 + seconds
-    damage = _DAMAGE.search(told)
+    damage = _DAMAGE.search(stderr)
     return Foreign(samples, rate, stated or None, "ffmpeg", damage[0].strip() if damage else "")
 
 

@@ -148,8 +148,8 @@ def strips(rows: Mapping[str, Sequence[float | None]], names: Sequence[str], alt
             if value is not None:
                 height = STRIP * max(value, 0) / top
                 place = {"x": f"{width * (i + 0.1):.3f}%", "width": f"{width * 0.8:.3f}%"}
-                told = element("title", f"{names[i]}: {value:.4g}")
-                marks.append(element("rect", told, **place, y=bottom - height, height=height, class_="bar strong"))
+                tooltip = element("title", f"{names[i]}: {value:.4g}")
+                marks.append(element("rect", tooltip, **place, y=bottom - height, height=height, class_="bar strong"))
     return _svg((STRIP + GAP) * len(rows) + 6, alternative, marks)
 
 

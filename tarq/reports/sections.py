@@ -87,8 +87,8 @@ def _bars(panel: Panel) -> Html | None:
         ticks = {0.0: "0: full precision"}
 
     def drawn(arms: Sequence[str]) -> Html:
-        told = "; ".join(f"{rows[arm].label}: {rows[arm].text}" for arm in arms)
-        return bars([rows[arm] for arm in arms], scale, ticks, f"{panel.title}. {caption} {told}")
+        values = "; ".join(f"{rows[arm].label}: {rows[arm].text}" for arm in arms)
+        return bars([rows[arm] for arm in arms], scale, ticks, f"{panel.title}. {caption} {values}")
 
     title = element("figcaption", element("strong", panel.title), " ", caption)
     first = _first(list(rows), text.best(panel))

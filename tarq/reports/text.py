@@ -108,8 +108,8 @@ def worst_layers(layers: Sequence[Mapping[str, Any]], count: int = 3) -> str:
     """Where rounding loses most, in words; nothing where losses are not known."""
     known = {str(layer["name"]): loss for layer in layers if (loss := finite(layer.get("loss")))}
     worst = sorted(known, key=lambda name: -known[name])[:count]
-    told = ", ".join(f"{name} ({100 * known[name]:.2g}\u00a0%)" for name in worst)
-    return f"Layers in their order. Rounding loses most of the output, by its square, in {told}." if worst else ""
+    worst_text = ", ".join(f"{name} ({100 * known[name]:.2g}\u00a0%)" for name in worst)
+    return f"Layers in their order. Rounding loses most of the output, by its square, in {worst_text}." if worst else ""
 
 
 def lead(panels: Sequence[Panel]) -> list[str]:
@@ -122,10 +122,10 @@ def lead(panels: Sequence[Panel]) -> list[str]:
         damage = full("delta_nll_rare", panel.values[arm, "delta_nll_rare"])
         clear = [name for name in ranked(panel) if name in panel.recovered and panel.recovered[name].low > 0]
         if panel.recovered and not clear:
-            told = (
+            beginning = (
                 f"{panel.title}: no method is shown to undo what {panel.arms[panel.base or '']} costs rare words; the "
             )
-            sentences.append(f"{told}largest share is {panel.arms[arm]}’s, {share(panel.recovered[arm])}.")
+            sentences.append(f"{beginning}largest share is {panel.arms[arm]}’s, {share(panel.recovered[arm])}.")
         elif panel.recovered:
             arm = clear[0]
             damage = full("delta_nll_rare", panel.values[arm, "delta_nll_rare"])
@@ -135,8 +135,8 @@ def lead(panels: Sequence[Panel]) -> list[str]:
                 f"{panel.arms[panel.base or '']} costs rare words (ΔNLL {damage}, not {base})."
             )
         else:
-            told = f"{panel.title}: {panel.arms[arm]} costs rare words ΔNLL {damage} nats a target"
+            sentence = f"{panel.title}: {panel.arms[arm]} costs rare words ΔNLL {damage} nats a target"
             if apart := panel.differences.get((arm, "delta_nll_rare")):
-                told += f", {full('delta_nll_rare', apart)} against {panel.arms[panel.base or '']}"
-            sentences.append(f"{told}.")
+                sentence += f", {full('delta_nll_rare', apart)} against {panel.arms[panel.base or '']}"
+            sentences.append(f"{sentence}.")
     return sentences

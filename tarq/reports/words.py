@@ -58,14 +58,14 @@ def _list(panel: Panel, clips: Clips, places: dict[str, int]) -> Html:
     shown = shown_words(panel)
     lost = sum(word.kind == "lost" for word in panel.changed)
     draws = max(heard.draws for word in panel.changed for heard in word.heard)
-    told = f"{lost} rare words were lost by some method, {len(panel.changed) - lost} regained"
-    told += f", in {draws} draws. " if draws > 1 else ". "
-    told += f"The {len(shown)} that changed most often are shown." if len(shown) < len(panel.changed) else ""
+    summary = f"{lost} rare words were lost by some method, {len(panel.changed) - lost} regained"
+    summary += f", in {draws} draws. " if draws > 1 else ". "
+    summary += f"The {len(shown)} that changed most often are shown." if len(shown) < len(panel.changed) else ""
     items = []
     for word in shown:
         clip = clips.found.get((panel.title, word.id))
         items.append(_word(panel, word, None if clip is None else places[clip]))
-    return joined([element("p", told, class_="note"), element("ol", items, class_="words")])
+    return joined([element("p", summary, class_="note"), element("ol", items, class_="words")])
 
 
 def _word(panel: Panel, word: ChangedWord, clip: int | None) -> Html:

@@ -130,10 +130,10 @@ def _ffmpeg() -> Check:
     if not (path := shutil.which("ffmpeg")):
         return Check("ffmpeg", "absent", "m4a, mp4 and webm audio need it or torchcodec: apt install ffmpeg")
     try:
-        said = subprocess.run([path, "-version"], capture_output=True, text=True, timeout=10, check=True).stdout
+        printed = subprocess.run([path, "-version"], capture_output=True, text=True, timeout=10, check=True).stdout
     except (OSError, subprocess.SubprocessError) as error:
         return Check("ffmpeg", "absent", f"{path} does not run: {error}")
-    return Check("ffmpeg", "ok", " ".join(said.split()[:3]))
+    return Check("ffmpeg", "ok", " ".join(printed.split()[:3]))
 
 
 def _compiler() -> Check:

@@ -149,8 +149,8 @@ def _alike(reasons: Iterable[tuple[str, str]]) -> list[tuple[list[str], str]]:
 
 def show_plan(console: Console, plan: Plan) -> None:
     """One table per stage, one row per kind of layer (* is the block's number); totals, estimates, problems."""
-    said = {layer.name: layer.reason or layer.note for layer in plan.layers}
-    reasons = list(dict.fromkeys(filter(None, said.values())))
+    remarks = {layer.name: layer.reason or layer.note for layer in plan.layers}
+    reasons = list(dict.fromkeys(filter(None, remarks.values())))
     for stage in dict.fromkeys(layer.stage for layer in plan.layers):
         layers = [layer for layer in plan.layers if layer.stage == stage]
         prefix = shared_prefix([layer.name for layer in layers]) if stage else ""
@@ -160,7 +160,7 @@ def show_plan(console: Console, plan: Plan) -> None:
         for layer in layers:
             name = re.sub(r"(?<=\.)\d+(?=\.)", "*", f".{layer.name.removeprefix(prefix)}")[1:]
             packed_as = f"{layer.bits}/{layer.group_size}" if layer.group_size else "–"
-            kinds.setdefault((name, layer.shape, packed_as, said[layer.name]), []).append(layer)
+            kinds.setdefault((name, layer.shape, packed_as, remarks[layer.name]), []).append(layer)
         for (name, shape, packed_as, reason), alike in kinds.items():
             rows.add_row(
                 escape(name),
@@ -213,12 +213,12 @@ def _minutes(seconds: float) -> str:
 
 def grouped(notes: Sequence[str]) -> list[str]:
     """Notes; one that applies to more than three utterances (``id: what``) is shown once."""
-    said: dict[str, list[str]] = {}
+    names_by_note: dict[str, list[str]] = {}
     for text in notes:
         name, colon, what = text.partition(": ")
-        said.setdefault(what if colon else text, []).append(name if colon else "")
+        names_by_note.setdefault(what if colon else text, []).append(name if colon else "")
     lines = []
-    for what, names in said.items():
+    for what, names in names_by_note.items():
         if len(names) > 3:
             lines.append(f"{len(names)} utterances such as {names[0]}: {what}")
         else:

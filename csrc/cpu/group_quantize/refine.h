@@ -32,7 +32,7 @@ template <typename T>
 struct RefinedTile {
   T* errors;                // [columns, kTile]: E
   T* levels;                // [columns, kTile]: codes less zero points
-  T* ahead;                 // [span, kTile]: E H of the group's columns
+  T* feedback;              // [span, kTile]: E H of the group's columns
   T* product;               // [span, kTile]: levels H of the group alone; then the changes of its weights
   T* scales;                // [groups, kTile]
   T* zeros;                 // [groups, kTile]
@@ -52,7 +52,7 @@ void refit_scale(const Refinement<T>& layer, RefinedTile<T>& tile, int64_t group
                  int64_t end) {
   constexpr int64_t width = Simd<T>::kWidth;
   const int64_t base = floor_to(begin, kPanel);
-  T* gradient = tile.ahead - base * kTile<T>;
+  T* gradient = tile.feedback - base * kTile<T>;
   T* product = tile.product - base * kTile<T>;
   Vec<T> curvature[kVectors] = {}, slope[kVectors] = {}, step[kVectors];
   for (int64_t first = base; first < end; first += kPanel) {
@@ -102,7 +102,7 @@ template <typename T>
 void descend(const Refinement<T>& layer, RefinedTile<T>& tile, int64_t group, int64_t begin, int64_t end) {
   constexpr int64_t width = Simd<T>::kWidth;
   const int64_t base = floor_to(begin, kPanel);
-  const T* gradient = tile.ahead - base * kTile<T>;
+  const T* gradient = tile.feedback - base * kTile<T>;
   T* changes = tile.product - base * kTile<T>;
   const Vec<T> nought = {}, top = splat(T(layer.lattice.max_code));
   Vec<T> scale[kVectors], low[kVectors];
@@ -182,8 +182,8 @@ void refine_together(const Refinement<T>& layer, int64_t first_tile, int64_t cou
     RefinedTile<T>& tile = tiles[t];
     tile.errors = workspace;
     tile.levels = tile.errors + n * kTile<T>;
-    tile.ahead = tile.levels + n * kTile<T>;
-    tile.product = tile.ahead + span;
+    tile.feedback = tile.levels + n * kTile<T>;
+    tile.product = tile.feedback + span;
     tile.scales = tile.product + span;
     tile.zeros = tile.scales + groups * kTile<T>;
     workspace = tile.zeros + groups * kTile<T>;

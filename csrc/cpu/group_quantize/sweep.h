@@ -41,12 +41,12 @@ void pack(const T* upper, int64_t n, int64_t chunk, T* packed) {
 // One tile's part of the workspace.
 template <typename T>
 struct Tile {
-  T* errors;  // [columns, kTile]: weights not yet visited, then their errors
-  T* ahead;   // [span, kTile]: Σ errors before the span · L, for the span's columns
-  T* mean;    // [span, kTile]: the conditional mean of the group's weights
-  T* trial;   // [columns of the span, kTile]: the same recursion's "errors", kept apart
-  T* scales;  // [groups, kTile]
-  T* zeros;   // [groups, kTile]
+  T* errors;    // [columns, kTile]: weights not yet visited, then their errors
+  T* feedback;  // [span, kTile]: Σ errors before the span · L, for the span's columns
+  T* mean;      // [span, kTile]: the conditional mean of the group's weights
+  T* trial;     // [columns of the span, kTile]: the same recursion's "errors", kept apart
+  T* scales;    // [groups, kTile]
+  T* zeros;     // [groups, kTile]
   double loss[kTile<T>];
 };
 
@@ -77,7 +77,7 @@ void conditional_mean(const Sweep<T>& layer, const Tile<T>& tile, int64_t begin,
   T* trial = tile.trial - base * kTile<T>;
   for (int64_t first = base; first < end; first += kPanel) {
     Accumulators<T> acc;
-    load_accumulators(tile.ahead + (first - base) * kTile<T>, acc);
+    load_accumulators(tile.feedback + (first - base) * kTile<T>, acc);
     walk_panel<T>(layer.packed + panel_offset(first / kPanel), trial, first, begin, larger(first, begin),
                   smaller(first + kPanel, end), acc,
                   [](int, int, T pivot, Vec<T> sum, const T*)
@@ -105,7 +105,7 @@ void quantize_span(const Sweep<T>& layer, Tile<T>& tile, int64_t row, int64_t be
     }
     Accumulators<T> acc;
     Vec<T> lost[kVectors] = {};
-    load_accumulators(tile.ahead + (first - base) * kTile<T>, acc);
+    load_accumulators(tile.feedback + (first - base) * kTile<T>, acc);
     walk_panel<T>(layer.packed + panel_offset(first / kPanel), tile.errors, first, begin, from, to, acc,
                   [&](int j, int v, T pivot, Vec<T> sum, const T* value) __attribute__((always_inline)) {
                     const Vec<T> w = load(value);
@@ -136,8 +136,8 @@ void sweep_together(const Sweep<T>& layer, int64_t first_tile, int64_t count, T*
     Tile<T>& tile = tiles[t];
     const int64_t row = (first_tile + t) * kTile<T>, rows = smaller(kTile<T>, layer.rows - row);
     tile.errors = workspace;
-    tile.ahead = tile.errors + (n + kPanel) * kTile<T>;
-    tile.mean = tile.ahead + slots;
+    tile.feedback = tile.errors + (n + kPanel) * kTile<T>;
+    tile.mean = tile.feedback + slots;
     tile.trial = tile.mean + slots;
     tile.scales = tile.trial + slots;
     tile.zeros = tile.scales + groups * kTile<T>;

@@ -126,25 +126,26 @@ TARQ_INLINE void load_accumulators(const T* from, Accumulators<T>& acc) {
     for (int v = 0; v < kVectors; ++v) acc[j][v] = load(from + j * kTile<T> + v * Simd<T>::kWidth);
 }
 
-// For a span's columns from `base` (a panel's first) to `end`: ahead = Σ_{k < depth} errors[k] · L[k, column]
-// of each tile. `panel(first)` is where the panel whose first column is `first` is packed; all tiles share
-// one pass over it.
+// For a span's columns from `base` (a panel's first) to `end`: feedback = Σ_{k < depth} errors[k] · L[k,
+// column] of each tile. `panel(first)` is where the panel whose first column is `first` is packed; all tiles
+// share one pass over it.
 template <typename T, typename Tile, typename Panel>
 TARQ_INLINE void sum_span(Tile* tiles, int64_t count, int64_t base, int64_t end, int64_t depth, Panel panel) {
   for (int64_t t = 0; t < count; ++t)
     for (int64_t i = 0; i < (floor_to(end + kPanel - 1, kPanel) - base) * kTile<T>; ++i)
-      tiles[t].ahead[i] = 0;
+      tiles[t].feedback[i] = 0;
   for (int64_t k = 0; k < depth; k += kDepth)
     for (int64_t t = 0; t < count; ++t)
       for (int64_t first = base; first < end; first += kPanel) {
-        T* ahead = tiles[t].ahead + (first - base) * kTile<T>;
+        T* feedback = tiles[t].feedback + (first - base) * kTile<T>;
         Accumulators<T> acc;
-        load_accumulators(ahead, acc);
+        load_accumulators(feedback, acc);
         multiply(panel(first) + k * kPanel, tiles[t].errors + k * kTile<T>, smaller(kDepth, depth - k), acc);
 #pragma GCC unroll 8
         for (int j = 0; j < kPanel; ++j)
 #pragma GCC unroll 3
-          for (int v = 0; v < kVectors; ++v) store<T>(ahead + j * kTile<T> + v * Simd<T>::kWidth, acc[j][v]);
+          for (int v = 0; v < kVectors; ++v)
+            store<T>(feedback + j * kTile<T> + v * Simd<T>::kWidth, acc[j][v]);
       }
 }
 
