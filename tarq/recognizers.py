@@ -91,15 +91,15 @@ def as_recognizer(
     dtype: torch.dtype | None = None,
     device: Device = "cpu",
 ) -> Recognizer:
-    """A recognizer from a model, a folder or a hub id, behind the interface of its family, set to a language.
+    """A recognizer from a model, a folder or a hub id, behind the interface of its family.
 
     Args:
         model: a recognizer, a transformers model, a folder or a hub id.
         tokenizer: found where the model comes from when not given.
         feature_extractor: likewise.
         processor: likewise; only audio-language models need one, and it holds the other two.
-        language: of the speech; by default a recognizer keeps its own, and other models start with the one that
-            the checkpoint names, or English.
+        language: of speech for which a later call names none; by default a recognizer's own, and for other models the
+            one that the checkpoint names, or English. A recognizer that is given keeps its own.
         dtype: computation dtype, if the model is loaded here.
         device: device, if the model is loaded here.
 
@@ -121,15 +121,12 @@ def as_recognizer(
             recognizer.check_weights()
     if language is not None:
         own = recognizer.own_language()
-        if language == "en" and own not in (
-            None,
-            "en",
-        ):  # "en" is the default and may not have been asked for
+        if language == "en" and own not in (None, "en"):  # "en" is the default and may not have been asked for
             raise ModelError(
                 f"the model's generation_config.json says that it transcribes {own!r}, not 'en': pass language={own!r} "
                 f"(--language {own}), or remove forced_decoder_ids and language from that file"
             )
-        recognizer.language = language
+        recognizer = recognizer.with_language(language)
     return recognizer
 
 

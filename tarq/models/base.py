@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -58,7 +59,7 @@ class Recognizer(ABC):
         self.feature_extractor = feature_extractor
         self.stored_dtype = stored_dtype
         self.processor = processor
-        self.language = "en"
+        self._language: str | None = None
 
     @classmethod  # noqa: B027 - most families need nothing
     def check_installed(cls) -> None:
@@ -122,6 +123,17 @@ class Recognizer(ABC):
     def own_language(self) -> str | None:
         """The language that the checkpoint transcribes by default, if it states one."""
         return None
+
+    @property
+    def language(self) -> str:
+        """Of speech for which a call names none: that of :meth:`with_language`, or the checkpoint's own, or English."""
+        return self._language or self.own_language() or "en"
+
+    def with_language(self, language: str) -> Self:
+        """The same model, for speech in this language where a call names none."""
+        other = copy(self)
+        other._language = language
+        return other
 
     @property
     @abstractmethod
