@@ -21,7 +21,7 @@ from tarq.errors import ConfigError
 from tarq.models.base import Recognizer
 from tarq.models.types import Batch
 from tarq.report import Reporter
-from tarq.scoring.divergence import Divergence, divergence, joined
+from tarq.scoring.divergence import Divergence, divergence, joined, kinds_of_targets
 from tarq.scoring.entities import score_entities
 from tarq.scoring.words import Counts, biased_counts, hallucination_signs, rare_reference_words, score_words
 from tarq.speech.calibration import batched, make_examples
@@ -120,34 +120,33 @@ class Bench:
             for batch in bench.batches:
                 logits = full.logits(batch)
                 bench.expected.append(_held(logits).to(keep))
-                bench.errors.append(divergence(bench.expected[-1], logits, batch.targets, batch.rare_target))
+                bench.errors.append(_damage(bench.expected[-1], logits, batch))
         return bench
 
     @property
     def positions(self) -> dict[str, list[int]]:
-        """Targets of either kind, by utterance."""
-        counts: dict[str, dict[str, int]] = {kind: {} for kind in KINDS}
+        """Targets of every kind, by utterance: rare and common ones, and those of each band of frequency."""
+        counts: dict[str, dict[str, int]] = {}
         for batch in self.batches:
-            scored = batch.targets != -100
-            for kind, mask in (("rare", scored & batch.rare_target), ("common", scored & ~batch.rare_target)):
-                counts[kind] |= zip(batch.ids, mask.sum(-1).tolist(), strict=True)
+            for kind, mask in kinds_of_targets(batch.targets, batch.rare_target, batch.target_zipf).items():
+                counts.setdefault(kind, {}).update(zip(batch.ids, mask.sum(-1).tolist(), strict=True))
         return {kind: [known[u.id] for u in self.utterances] for kind, known in counts.items()}
 
     @torch.no_grad()
     def measure(self, recognizer: Recognizer, decode: bool) -> dict[str, Any]:
-        """Sums on rare and common targets by utterance; transcripts and word errors."""
+        """Sums on rare and common targets and on those of each band, by utterance; transcripts and word errors."""
         parts, heard, seen = [], {}, []
         for batch, expected in zip(self.batches, self.expected, strict=True):
             audio = recognizer.encode(batch.features)
             logits = recognizer.logits(batch, audio)
-            parts.append(divergence(expected.to(logits.device), logits, batch.targets, batch.rare_target))
+            parts.append(_damage(expected.to(logits.device), logits, batch))
             seen += batch.ids
             if decode:
                 heard |= zip(batch.ids, recognizer.decode_forced(batch, audio, logits), strict=True)
         place = {name: i for i, name in enumerate(seen)}
         order = [place[u.id] for u in self.utterances]
         measured: dict[str, Any] = {"kl": {}, "delta_nll": {}}
-        for kind in KINDS:
+        for kind in parts[0]:
             sums, errors = (joined([part[kind] for part in some], order) for some in (parts, self.errors))
             measured["kl"][kind] = [round(float(x), DECIMALS) for x in sums.kl]
             measured["delta_nll"][kind] = [round(float(x), DECIMALS) for x in sums.delta_nll - errors.delta_nll]
@@ -183,6 +182,10 @@ def word_figures(utterances: Sequence[Utterance], hypotheses: list[str], recogni
         words["entities"] = {n: getattr(entities, n).tolist() for n in ("mentions", "missed", "words", "errors")}
     signs = asdict(hallucination_signs(scores))
     return {"words": words, "signs": signs, "hypotheses": hypotheses}
+
+
+def _damage(expected: torch.Tensor, logits: torch.Tensor, batch: Batch) -> dict[str, Divergence]:
+    return divergence(expected, logits, batch.targets, batch.rare_target, batch.target_zipf)
 
 
 def _counts(counts: Counts) -> dict[str, list[int]]:

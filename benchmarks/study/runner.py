@@ -174,7 +174,10 @@ class Runner:
 
         def describe(results: Results) -> None:
             known = results["models"].setdefault(label, described)
-            if known["positions"] != described["positions"] or known["ids"] != described["ids"]:
+            counts = described["positions"]
+            # Files of before there were bands of frequency get their counts.
+            known["positions"] = counts | known["positions"]
+            if known["positions"] != counts or known["ids"] != described["ids"]:
                 raise ConfigError(
                     f"{self.out}: {label} was scored on other targets than there are now (another model, corpus or "
                     "transformers); name another file"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -74,7 +75,20 @@ def forced_path(
 
 def within_rare(places: NDArray[np.int64], rare: Tensor) -> Tensor:
     """Which frames of a path (:func:`forced_path`) are within a rare word: on its tokens, or between two of them."""
-    left = np.clip((places - 1) // 2, 0, len(rare) - 1)
-    right = np.clip(places // 2, 0, len(rare) - 1)
-    outside = (places == 0) | (places == 2 * len(rare))
-    return rare[left] & rare[right] & ~torch.from_numpy(outside)
+    left, right, outside = _beside(places, len(rare))
+    return rare[left] & rare[right] & ~outside
+
+
+def within_words(places: NDArray[np.int64], zipf: Tensor) -> Tensor:
+    """Zipf scores of the frames of a path: its token's, the higher one between two tokens, NaN before and after all.
+
+    A frame is within a rare word (:func:`within_rare`) exactly where its score is below the threshold.
+    """
+    left, right, outside = _beside(places, len(zipf))
+    return torch.maximum(zipf[left], zipf[right]).masked_fill(outside, math.nan)
+
+
+def _beside(places: NDArray[np.int64], count: int) -> tuple[NDArray[np.int64], NDArray[np.int64], Tensor]:
+    """The tokens on either side of each frame, twice the same on a token; which frames are before or after all."""
+    left, right = (np.clip(place // 2, 0, count - 1) for place in (places - 1, places))
+    return left, right, torch.from_numpy((places == 0) | (places == 2 * count))

@@ -6,6 +6,7 @@ prompt's audio placeholders. So its rows are of two kinds; :attr:`Positions.audi
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import replace
@@ -124,7 +125,7 @@ class AudioLanguageModel(Recognizer):
 
     def collate(self, examples: Sequence[Example]) -> Batch:
         features = self.stack([e.features for e in examples])
-        inputs, targets, rare, decoder = teacher_forced(examples, self.end_token)
+        inputs, targets, rare, zipf, decoder = teacher_forced(examples, self.end_token)
         audio = inputs == self.audio_token
         valid = torch.tensor(self.valid_audio_tokens(examples, features))
         tower, projector = self.audio_positions(examples, features)
@@ -143,6 +144,7 @@ class AudioLanguageModel(Recognizer):
             input_ids=inputs,
             targets=targets.gather(1, column).masked_fill(~there, -100),
             rare_target=rare.gather(1, column) & there,
+            target_zipf=zipf.gather(1, column).masked_fill(~there, math.nan),
             scored=column,
             positions={
                 "encoder": tower,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,15 +26,15 @@ def with_prompt(
     )
 
 
-def teacher_forced(examples: Sequence[Example], pad: int) -> tuple[Tensor, Tensor, Tensor, Positions]:
+def teacher_forced(examples: Sequence[Example], pad: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Positions]:
     """Decoder sequences of examples side by side, padded on the right.
 
     Returns:
         input tokens [B, T]; next tokens [B, T] with −100 on prompt and padding; whether they belong to a rare
-        word; what the rows are.
+        word; the Zipf score of their word, NaN without one; what the rows are.
     """
 
-    def padded(rows: Sequence[Tensor], value: int = 0) -> Tensor:
+    def padded(rows: Sequence[Tensor], value: float = 0) -> Tensor:
         return pad_sequence(list(rows), batch_first=True, padding_value=value)
 
     ids = [torch.tensor(e.prompted.ids) for e in examples]
@@ -46,6 +47,7 @@ def teacher_forced(examples: Sequence[Example], pad: int) -> tuple[Tensor, Tenso
         padded([i[:-1] for i in ids], pad),
         padded([i[1:].masked_fill(~t, -100) for i, t in zip(ids, is_target, strict=True)], -100),
         padded([e.rare[1:] for e in examples]),
+        padded([e.zipf[1:] for e in examples], math.nan),
         Positions(tail=padded([e.tail for e in examples]), exists=exists, padding=none, audio=none),
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import groupby, pairwise
 from typing import Any, ClassVar
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from tarq.errors import ModelError
-from tarq.models.alignment import forced_path, within_rare
+from tarq.models.alignment import forced_path, within_rare, within_words
 from tarq.models.base import Recognizer
 from tarq.models.common import pad_waveform, require
 from tarq.models.features import check_fits
@@ -176,11 +177,13 @@ class CTCRecognizer(Recognizer):
         rows = scores.shape[1]
         targets = torch.full((len(examples), rows), -100)
         rare = torch.zeros(len(examples), rows, dtype=torch.bool)
+        zipf = torch.full((len(examples), rows), math.nan, dtype=torch.float64)
         for i, example in enumerate(examples):
             valid = scores[i, : example.frames].float().log_softmax(-1).cpu().numpy()
             tokens, owners = forced_path(valid, example.prompted.ids, self.blank)
             targets[i, : example.frames] = torch.from_numpy(tokens)
             rare[i, : example.frames] = within_rare(owners, example.rare)
+            zipf[i, : example.frames] = within_words(owners, example.zipf)
         frames = [e.frames for e in examples]
         positions = {"encoder": Positions.of_frames(frames, rows)}
         if self.model.config.model_type == "parakeet_ctc":
@@ -193,6 +196,7 @@ class CTCRecognizer(Recognizer):
             ),
             targets=targets,
             rare_target=rare,
+            target_zipf=zipf,
             positions=positions,
         )
 

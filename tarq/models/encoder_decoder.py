@@ -61,7 +61,7 @@ class EncoderDecoder(Recognizer):
         return end_tokens(self.model, self.tokenizer)[0]
 
     def collate(self, examples: Sequence[Example]) -> Batch:
-        inputs, targets, rare, decoder = teacher_forced(examples, self.end_token)
+        inputs, targets, rare, zipf, decoder = teacher_forced(examples, self.end_token)
         features = self.stack([e.features for e in examples])
         return Batch(
             ids=tuple(e.id for e in examples),
@@ -69,6 +69,7 @@ class EncoderDecoder(Recognizer):
             input_ids=inputs,
             targets=targets,
             rare_target=rare,
+            target_zipf=zipf,
             positions={
                 "encoder": self.frame_positions([e.frames for e in examples], features),
                 "decoder": decoder,

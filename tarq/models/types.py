@@ -39,6 +39,7 @@ class Example:
         prompted: the transcript's tokens.
         rare: [S] bool, tokens that belong to a rare word.
         tail: [S − 1] bool, decoder input positions tagged as rare.
+        zipf: [S] float64, Zipf score of the word that each token belongs to; NaN where it belongs to none.
     """
 
     id: str
@@ -47,6 +48,7 @@ class Example:
     prompted: Prompted
     rare: Tensor
     tail: Tensor
+    zipf: Tensor
 
 
 @dataclass(frozen=True)
@@ -116,6 +118,8 @@ class Batch:
         rare_target: [B, T] bool, the target belongs to a rare word.
         positions: name to :class:`Positions`: of each stage, and of whatever else Linears read.
         scored: [B, T] columns of ``input_ids`` that ``logits`` returns rows for, if it returns only some.
+        target_zipf: [B, T] float64, Zipf score of the word that the target belongs to; NaN where it belongs to none.
+            None if damage is not to be told by frequency.
     """
 
     ids: tuple[str, ...]
@@ -125,6 +129,7 @@ class Batch:
     rare_target: Tensor
     positions: dict[str, Positions] = field(default_factory=dict)
     scored: Tensor | None = None
+    target_zipf: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from tarq.report import counted
 from tarq.reports import text
 from tarq.reports.figures import Series, columns, legend
 from tarq.reports.markup import Html, details, element, heading, joined, number, small, table
-from tarq.reports.panel import Group, Panel
+from tarq.reports.panel import FIGURES, Damage, Group, Panel
 from tarq.reports.tables import by_arm, difference
 from tarq.scoring.bootstrap import Difference, Interval
+from tarq.words.bands import NO_WORD
 
 #: Arms and columns that a figure shows; the numbers have all.
 SERIES, COLUMNS = 4, 7
@@ -20,13 +22,70 @@ LETTERS = 7
 
 
 def by_frequency(panel: Panel) -> Html | None:
-    if not panel.bands:
-        return None
+    """Damage to targets of each band of frequency, teacher-forced, then word errors."""
     about = (
         "Word errors added to full precision’s, in points of the error rate on words of each Zipf frequency, the "
         "rarest on the left."
     )
-    return _changes(panel, panel.bands, "", about)
+    parts = [_frequency(panel), _changes(panel, panel.bands, "Word errors", about) if panel.bands else None]
+    return joined(parts) if any(parts) else None
+
+
+def _frequency(panel: Panel) -> Html | None:
+    if not panel.frequency:
+        return None
+    known = {(one.arm, one.group, one.figure): one for one in panel.frequency}
+    targets = {one.group: one.targets for one in panel.frequency}
+    arms = [arm for arm in panel.arms if any(one.arm == arm for one in panel.frequency)]
+    bands = [band for band in targets if band != NO_WORD]
+    drawn = []
+    for figure, about in (
+        ("delta_nll", "What the true token loses"),
+        ("kl", "How far the opinion moves from full precision’s"),
+    ):
+        lines = {
+            arm: [one.value if (one := known.get((arm, band, figure))) else None for band in bands] for arm in arms
+        }
+        told = f"{about}, in nats a target, by the Zipf frequency of its word, the rarest on the left."
+        short = [band.removeprefix("Zipf ") for band in bands]
+        title = f"{FIGURES[figure][0]} by word frequency"
+        drawn.append(_figure(panel, short, lines, title, told, "nats", partial(text.full, figure), factor=1))
+
+    def cell(arm: str, band: str) -> Html:
+        found = (known.get((arm, band, figure)) for figure in ("delta_nll", "kl"))
+        lines = [line for one in found if one for line in _lines(one)]
+        return number(*lines or [text.NOTHING])
+
+    base = f" Below each its paired difference from {panel.arms[panel.base or '']}." if panel.differences else ""
+    caption = f"Damage by the Zipf frequency of the target’s word; no word: ends, punctuation.{base}"
+    numbers = _by_group(panel, "damage by word frequency", arms, targets, cell, "targets", caption)
+    return joined([element("div", drawn, class_="figures"), details("Numbers", numbers)])
+
+
+def _lines(one: Damage) -> Iterator[Html]:
+    """A figure's name, value and interval; and its paired difference from the base's."""
+    value = element("span", text.number(one.figure, one.value.value), class_="figure-value")
+    yield joined([f"{FIGURES[one.figure][0]} ", value, " ", small(text.interval(one.figure, one.value))])
+    if one.difference:
+        yield difference(text.full(one.figure, one.difference), one.difference)
+
+
+def _by_group(
+    panel: Panel,
+    title: str,
+    arms: Sequence[str],
+    targets: Mapping[str, int],
+    cell: Callable[[str, str], Html],
+    what: str,
+    caption: str | None = None,
+) -> Html:
+    """A row an arm, a column a group of targets, their number in its head."""
+    rows = [
+        element("tr", element("th", panel.arms[arm], scope="row"), [cell(arm, group) for group in targets])
+        for arm in arms
+    ]
+    heads = [heading("Method", numbers=False), *(heading(group, f"{n} {what}") for group, n in targets.items())]
+    return table(f"{panel.title}: {title}", heads, rows, caption)
 
 
 def where(panel: Panel) -> Html | None:
@@ -57,28 +116,24 @@ def _speakers(panel: Panel) -> Html | None:
     if not panel.speakers:
         return None
     figure = "delta_nll_rare"
-    known = {(one.arm, one.speaker, one.figure): one for one in panel.speakers}
-    targets = {one.speaker: one.targets for one in panel.speakers if one.figure == figure}
+    known = {(one.arm, one.group, one.figure): one for one in panel.speakers}
+    targets = {one.group: one.targets for one in panel.speakers if one.figure == figure}
     arms = [arm for arm in panel.arms if any((arm, name, figure) in known for name in targets)]
     shown = list(targets)[:COLUMNS]
-    lines = {arm: [one.damage if (one := known.get((arm, name, figure))) else None for name in shown] for arm in arms}
+    lines = {arm: [one.value if (one := known.get((arm, name, figure))) else None for name in shown] for arm in arms}
     about = (
         "Damage to rare words by speaker: ΔNLL of the true token, in nats a target; who said most of them on the left."
     )
     short = [name if len(name) <= LETTERS else f"…{name[1 - LETTERS :]}" for name in shown]
-    drawn = _figure(panel, short, lines, "By speaker", about, "nats", lambda k: text.full(figure, k), factor=1)
-    rows = []
-    for arm in arms:
-        cells = []
-        for name in targets:
-            rare, common = (known.get((arm, name, f)) for f in (figure, "delta_nll_common"))
-            told = f"common {text.full('delta_nll_common', common.damage)}" if common else ""
-            cells.append(
-                number(text.full(figure, rare.damage) if rare else text.NOTHING, small(told) if told else None)
-            )
-        rows.append(element("tr", element("th", panel.arms[arm], scope="row"), cells))
-    heads = [heading("Method", numbers=False), *(heading(name, f"{n} rare targets") for name, n in targets.items())]
-    return joined([drawn, details("Numbers", table(f"{panel.title}: ΔNLL by speaker", heads, rows))])
+    drawn = _figure(panel, short, lines, "By speaker", about, "nats", partial(text.full, figure), factor=1)
+
+    def cell(arm: str, name: str) -> Html:
+        rare, common = (known.get((arm, name, f)) for f in (figure, "delta_nll_common"))
+        told = f"common {text.full('delta_nll_common', common.value)}" if common else ""
+        return number(text.full(figure, rare.value) if rare else text.NOTHING, small(told) if told else None)
+
+    numbers = _by_group(panel, "ΔNLL by speaker", arms, targets, cell, "rare targets")
+    return joined([drawn, details("Numbers", numbers)])
 
 
 def _figure(

@@ -8,9 +8,10 @@ from typing import Any
 from tarq.data.utterance import Utterance
 from tarq.errors import DataError
 from tarq.report import counted
-from tarq.reports.panel import FIGURES, ChangedWord, Group, Heard, Panel
+from tarq.reports.panel import FIGURES, ChangedWord, Damage, Group, Heard, Panel
 from tarq.reports.results import ERRORS, every
 from tarq.scoring.bootstrap import Difference, Interval
+from tarq.scoring.figures import BANDED
 
 INTERVALS = (
     "Intervals are 95 %, from a paired bootstrap over utterances; bold differences are clear of 0. A model is one draw "
@@ -79,12 +80,16 @@ def _panel(evaluation: dict[str, Any], label: str, voices: Voices, base: str | N
     panel.bands.sort(key=lambda group: order[group.kind])
     kinds = {kind: i for i, kind in enumerate(dict.fromkeys(group.kind for group in panel.groups))}
     panel.groups.sort(key=lambda group: kinds[group.kind])
+    panel.frequency = _frequency(scores, base)
     panel.changed = _changed(scores, models)
     panel.clips = dict(_clips(label, voices))
     quantized = evaluation.get("quantized") or {}
     panel.layers = {name: quantized[name]["layers"] for name in models if (quantized.get(name) or {}).get("layers")}
     if not panel.bands:
-        line = "Damage by word frequency: the results hold none; tarq evaluate with transcripts does."
+        line = "Word errors by word frequency: the results hold none; tarq evaluate with transcripts does."
+        panel.absent[line] = "frequency"
+    if not panel.frequency:
+        line = "ΔNLL and KL by word frequency: the results hold none; this tarq measures them against --reference."
         panel.absent[line] = "frequency"
     if not panel.layers:
         panel.absent["λ, α and loss by layer: no model here has a report of tarq."] = "layers"
@@ -110,6 +115,19 @@ def _paired(scores: Mapping[str, Any], ours: str, base: str, figure: str) -> Dif
             low, high = sorted((sign * interval.low, sign * interval.high))
             return Difference(sign * interval.value, low, high, known.get("sign_flips") or 0.0)
     return None
+
+
+def _frequency(scores: Mapping[str, Any], base: str | None) -> list[Damage]:
+    """Damage to the targets of words of each band of frequency, and what it differs by from the base's."""
+    targets = scores.get("targets") or {}
+    found = []
+    for band, (delta_nll, kl) in BANDED.items():
+        for part, figure in (("delta_nll", delta_nll.name), ("kl", kl.name)):
+            for name, model in scores["models"].items():
+                if figure in model["figures"] and (value := _interval(model["figures"][figure])) is not None:
+                    apart = _paired(scores, name, base, figure) if base is not None and name != base else None
+                    found.append(Damage(name, band, part, int(targets.get(band, 0)), value, apart))
+    return found
 
 
 def _groups(name: str, found: Mapping[str, Any] | None) -> list[Group]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from tarq.report import counted
 from tarq.reports import text
 from tarq.reports.context import in_reference
-from tarq.reports.panel import MAIN, ChangedWord, Group, Panel, Report
+from tarq.reports.panel import FIGURES, MAIN, ChangedWord, Group, Panel, Report
 from tarq.reports.words import shown_words
 from tarq.scoring.bootstrap import Difference
 
@@ -48,6 +48,8 @@ def _panel(panel: Panel) -> list[str]:
         parts += ["### What each part adds", _pairs(panel)]
     if panel.swings:
         parts += ["### Swing over calibration pools", _swings(panel)]
+    if panel.frequency:
+        parts += ["### Damage by word frequency", _frequency(panel)]
     if panel.bands:
         parts += ["### Word error rate by word frequency, %", _rates(panel, panel.bands)]
     if panel.groups:
@@ -128,12 +130,27 @@ def _rates(panel: Panel, groups: Sequence[Group]) -> str:
     return _table(rows)
 
 
+def _frequency(panel: Panel) -> str:
+    """Two rows an arm, ΔNLL and KL: damage in each band, and its paired difference from the base's."""
+    known = {(one.arm, one.group, one.figure): one for one in panel.frequency}
+    targets = {one.group: one.targets for one in panel.frequency}
+    rows = [["", "", *(f"{band} ({counted(n, 'target')})" for band, n in targets.items())]]
+    for arm, title in panel.arms.items():
+        for figure in ("delta_nll", "kl"):
+            found = [known.get((arm, band, figure)) for band in targets]
+            cells = [text.full(figure, one.value) if one else text.NOTHING for one in found]
+            apart = [f"; {_difference(figure, one.difference)}" if one and one.difference else "" for one in found]
+            if any(found):
+                rows.append([escaped(title), FIGURES[figure][0], *map("".join, zip(cells, apart, strict=True))])
+    return _table(rows)
+
+
 def _speakers(panel: Panel) -> str:
     spoken = [one for one in panel.speakers if one.figure == "delta_nll_rare"]
-    targets = {one.speaker: one.targets for one in spoken}
+    targets = {one.group: one.targets for one in spoken}
     rows = [["", *(f"{escaped(name)} ({n} targets)" for name, n in targets.items())]]
     for arm in dict.fromkeys(one.arm for one in spoken):
-        known = {one.speaker: text.full(one.figure, one.damage) for one in spoken if one.arm == arm}
+        known = {one.group: text.full(one.figure, one.value) for one in spoken if one.arm == arm}
         rows.append([escaped(panel.arms.get(arm, arm)), *(known.get(name, text.NOTHING) for name in targets)])
     return _table(rows)
 

@@ -21,6 +21,8 @@ FIGURES: dict[str, tuple[str, int, int, str]] = {
     name: (_TITLES[name].removesuffix(" %"), *((100, 1, "%") if _TITLES[name].endswith(" %") else (1, 3, "nats")))
     for name in _ORDER
 }
+#: Damage to targets of whatever kind a table says.
+FIGURES |= {"delta_nll": ("ΔNLL", 1, 3, "nats"), "kl": ("KL", 1, 3, "nats")}
 #: Those of the paper's table; the others stand with the words.
 MAIN = tuple(FIGURES)[:6]
 
@@ -66,14 +68,21 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Spoken:
-    """Damage of one arm to the words of one speaker: ``figure`` over so many target tokens."""
+class Damage:
+    """Damage of one arm to some of the targets: those of a speaker, or of words of a band of frequency.
+
+    Attributes:
+        group: the speaker or band.
+        targets: how many there are.
+        difference: of the damage from that of the panel's base, paired.
+    """
 
     arm: str
-    speaker: str
+    group: str
     figure: str
     targets: int
-    damage: Interval
+    value: Interval
+    difference: Difference | None = None
 
 
 @dataclass(frozen=True)
@@ -130,7 +139,8 @@ class Panel:
         values, differences: (arm, figure) to value, and to paired difference from ``base``.
         recovered: arm to the share of the base's rare damage (ΔNLL) that it does not do.
         bands, groups, places: errors by frequency and by kind of word, and by place in the utterance.
-        speakers: damage by speaker.
+        frequency, speakers: damage (``delta_nll``, ``kl``) by frequency of the target's word, rarest first; and that to
+            rare and to common words by speaker.
         layers: arm to its layers: name, lam, alpha, loss, bits.
         clips: utterance id to the audio of it.
         further: of a condition that is shown by its figures only, behind the others.
@@ -151,7 +161,8 @@ class Panel:
     groups: list[Group] = field(default_factory=list)
     bands: list[Group] = field(default_factory=list)
     places: list[Group] = field(default_factory=list)
-    speakers: list[Spoken] = field(default_factory=list)
+    frequency: list[Damage] = field(default_factory=list)
+    speakers: list[Damage] = field(default_factory=list)
     changed: list[ChangedWord] = field(default_factory=list)
     layers: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     clips: dict[str, Utterance] = field(default_factory=dict)

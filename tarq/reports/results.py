@@ -166,6 +166,7 @@ _SET = Record(
         "notes": Each(ANYTHING),
         "normalizer": TEXT,
         "references": Table(TEXT),
+        "targets": Table(COUNT),
         "differences": Table(Table(_DIFFERENCE)),
     },
 )

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from tarq.errors import DataError
 from tarq.reports.variance import POWER, Components, components
 from tarq.scoring.bootstrap import RESAMPLES, Difference, Interval, Ratio, Resampled, resample_two_way
+from tarq.scoring.figures import BANDED
 from tarq.scoring.figures import FIGURES as SCORED
 
 #: The arm that others are compared with, and the name full precision goes by beside the arms.
@@ -51,6 +52,12 @@ FIGURES = {
     "ne_fnr": Source(_TITLES["ne_fnr"], "words", "entities", ("missed",), "mentions"),
     "wer": Source(_TITLES["wer"], "words", "all", _ERRORS),
 }
+#: Band of frequency to the damage to targets of its words: ΔNLL, then KL.
+BANDS = {
+    band: {figure.name: Source(figure.title, figure.name.removesuffix(f" {band}"), band) for figure in figures}
+    for band, figures in BANDED.items()
+}
+_SOURCES = FIGURES | {name: source for figures in BANDS.values() for name, source in figures.items()}
 
 
 class Condition(NamedTuple):
@@ -137,7 +144,7 @@ class Study:
         results: of the whole study.
         condition: which cells.
         pairs: (arm, base, family); by default those of the results, and every other arm against ``gptq``.
-        figures: all that there are by default.
+        figures: those of :data:`FIGURES` that there are, by default; or of a band in :data:`BANDS`.
 
     Attributes:
         arms: in the order of the results' arms, full precision (of figures it has) first.
@@ -265,7 +272,7 @@ def all_pairs(results: Mapping[str, Any]) -> list[tuple[str, str, str]]:
 
 def numerators(cell: Mapping[str, Any], figure: str) -> list[float] | None:
     """A figure's sum of every utterance; None where the cell has none."""
-    source = FIGURES[figure]
+    source = _SOURCES[figure]
     kept = (cell.get(source.part) or {}).get(source.kind)
     if kept is None or not source.counts:
         return kept
@@ -273,7 +280,7 @@ def numerators(cell: Mapping[str, Any], figure: str) -> list[float] | None:
 
 
 def _denominators(full: Mapping[str, Any], figure: str) -> list[int]:
-    source = FIGURES[figure]
+    source = _SOURCES[figure]
     return full["words"][source.kind][source.whole] if source.counts else full["positions"][source.kind]
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from tarq.data.utterance import Utterance
 from tarq.errors import DataError
 from tarq.reports import statistics
-from tarq.reports.panel import FIGURES, MAIN, Pair, Panel, Spoken, Swing
+from tarq.reports.panel import FIGURES, MAIN, Damage, Pair, Panel, Swing
 from tarq.reports.results import every
 from tarq.reports.statistics import Cell, Comparison, Condition, Study
 from tarq.reports.transcripts import Decoded, describe_words
@@ -120,6 +120,7 @@ class _Condition:
         panel.layers = self._layers()
         panel.clips = self._clips()
         self._words(panel)
+        panel.frequency = self._frequency()
         panel.speakers = self._speakers()
         if not panel.pairs:
             self.absent["Ablation: the results hold no two arms to compare."] = "ablation"
@@ -184,7 +185,29 @@ class _Condition:
         )
         self.absent |= describe_words(panel, decoded)
 
-    def _speakers(self) -> list[Spoken]:
+    def _frequency(self) -> list[Damage]:
+        """Damage to the targets of words of each band of frequency, and what it differs by from the base's."""
+        pairs = [(arm, self.base) for arm in self.arms if arm != self.base]
+        found = []
+        for band, sources in statistics.BANDS.items():
+            targets = sum(self.model.get("positions", {}).get(band) or [])
+            if not targets:
+                continue
+            study = Study(self.results, self.condition, pairs, tuple(sources))
+            for figure, source in sources.items():
+                for arm in study.arms:
+                    if (value := study.value(arm, figure)) is not None:
+                        apart = study.compare(arm, self.base, figure)
+                        less = apart.difference if apart and arm != self.base else None
+                        found.append(Damage(arm, band, source.part, targets, value.interval(), less))
+        lacking = sum(not {*statistics.BANDS} & {*(cell.get("kl") or {})} for cell in self.cells.values())
+        if lacking:
+            share = "" if lacking == len(self.cells) else f" in {lacking} of {len(self.cells)} cells"
+            line = f"ΔNLL and KL by word frequency: the results hold none{share}; this tarq measures them."
+            self.absent[line] = "frequency"
+        return found
+
+    def _speakers(self) -> list[Damage]:
         """Damage to the rare words of each speaker, and to the common ones: those who said most rare ones first."""
         named = list(map(str, every(self.model.get("speakers"))))
         enough = [name for name, count in Counter(named).items() if count >= SPOKEN]
@@ -192,7 +215,7 @@ class _Condition:
             return []
         groups = {name: np.array([other == name for other in named]) for name in enough}
         spoken = [
-            Spoken(arm, name, figure, int(np.asarray(self.model["positions"][kind])[groups[name]].sum()), k.interval())
+            Damage(arm, name, figure, int(np.asarray(self.model["positions"][kind])[groups[name]].sum()), k.interval())
             for kind, figure in (("rare", DAMAGE), ("common", "delta_nll_common"))
             if figure in self.study.figures
             for (arm, name), k in self.study.within(figure, groups).items()

@@ -65,7 +65,7 @@ def describe_words(panel: Panel, decoded: Decoded) -> dict[str, str]:
         told = f"the results hold no {lacking}"
         told += " (--data gives them)." if lacking == "reference texts" else " (a grid's decode asks for them)."
         absent |= {
-            f"Damage by word frequency: {told}": "frequency",
+            f"Word errors by word frequency: {told}": "frequency",
             f"Errors by place in the utterance: {told}": "errors",
             f"Rare words lost and regained: {told}": "words",
         }
@@ -74,7 +74,7 @@ def describe_words(panel: Panel, decoded: Decoded) -> dict[str, str]:
             scores, names = _scored(decoded)
         except TarqError as error:
             told = f"words cannot be counted here ({error})."
-            return {f"Damage by word frequency: {told}": "frequency", f"Words lost and regained: {told}": "words"}
+            return {f"Word errors by word frequency: {told}": "frequency", f"Words lost and regained: {told}": "words"}
         stored = set(kinds.get(FULL, {}))
         for arm, runs in scores.items():
             bands[arm] = _stacked([by_band(run) for run in runs])

@@ -12,19 +12,13 @@ from numpy.typing import NDArray
 
 from tarq.scoring.bootstrap import RESAMPLES, Ratio, resample
 from tarq.scoring.words import DELETED, SUBSTITUTED, Counts, WordScores
+from tarq.words.bands import divided
 from tarq.words.normalize import Normalizer
 from tarq.words.rarity import is_rare, zipf
 
-#: Lower ends of the bands of Zipf scores; the last one is open.
-BANDS = (0, 1, 2, 3, 4, 5, 6)
 #: Languages whose capitals do not tell names from other words.
 CAPITALISED = ("de", "lb")
 _SENTENCE_END = re.compile(r"[.!?…:;\"“”«»]$")
-
-
-def band_name(low: int) -> str:
-    """``Zipf 2–3``, and ``Zipf 6+`` of the last one."""
-    return f"Zipf {low}+" if low == BANDS[-1] else f"Zipf {low}–{low + 1}"
 
 
 def by_kind(scores: WordScores, names: Sequence[frozenset[str]] | None = None) -> dict[str, Counts]:
@@ -48,8 +42,7 @@ def by_kind(scores: WordScores, names: Sequence[frozenset[str]] | None = None) -
 def by_band(scores: WordScores) -> dict[str, Counts]:
     """Counts over bands of word frequency, rarest first; bands without words are left out."""
     zipfs = np.array([zipf(word, scores.language) for reference in scores.references for word in reference])
-    band = np.clip(np.floor(zipfs), BANDS[0], BANDS[-1])
-    return {band_name(low): counts_of(scores, band == low) for low in BANDS if (band == low).any()}
+    return {band: counts_of(scores, chosen) for band, chosen in divided(zipfs).items() if chosen.any()}
 
 
 def counts_of(scores: WordScores, chosen: NDArray[np.bool_]) -> Counts:

@@ -1,4 +1,5 @@
-"""Teacher-forced damage: KL divergence and change in negative log-likelihood, on rare and common targets.
+"""Teacher-forced damage: KL divergence and change in negative log-likelihood, on rare and common targets and by band
+of frequency.
 
 No decoding is involved, hence none of its variance: a few hundred positions separate methods that would need
 tens of thousands of words by WER.
@@ -12,6 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from tarq.words.bands import divided
 
 
 @dataclass(frozen=True)
@@ -29,33 +32,52 @@ class Divergence:
     positions: NDArray[np.int64]
 
 
-def divergence(reference: Tensor, logits: Tensor, targets: Tensor, rare: Tensor) -> dict[str, Divergence]:
+def kinds_of_targets(targets: Tensor, rare: Tensor, zipf: Tensor | None = None) -> dict[str, Tensor]:
+    """What scored targets are: rare or common, and in which band of frequency.
+
+    Args:
+        targets: [B, T] next tokens; −100 is not scored.
+        rare: [B, T] bool, the target belongs to a rare word.
+        zipf: [B, T] Zipf score of its word, NaN where it belongs to none; None for no bands.
+
+    Returns:
+        ``rare``, ``common`` and the names of the parts (:data:`tarq.words.bands.NAMES`) to bool [B, T].
+    """
+    scored = targets != -100
+    kinds = {"rare": scored & rare, "common": scored & ~rare}
+    bands = {} if zipf is None else divided(zipf)
+    return kinds | {band: scored & chosen for band, chosen in bands.items()}
+
+
+def divergence(
+    reference: Tensor, logits: Tensor, targets: Tensor, rare: Tensor, zipf: Tensor | None = None
+) -> dict[str, Divergence]:
     """Divergence of a model from full precision on one batch.
 
     Args:
         reference: [B, T, V] logits of the full-precision model.
         logits: [B, T, V] logits of the model.
-        targets: [B, T] next tokens; −100 is not scored.
-        rare: [B, T] bool, the target belongs to a rare word.
+        targets, rare, zipf: what is scored (:func:`kinds_of_targets`).
 
     Returns:
-        Sums over ``rare`` and ``common`` positions, one entry an utterance of the batch.
+        Sums over the positions of each kind, one entry an utterance of the batch.
     """
     p, q = reference.float().log_softmax(-1), logits.to(reference.device).float().log_softmax(-1)
-    targets, rare = targets.to(p.device), rare.to(p.device)
+    kinds = kinds_of_targets(targets, rare, zipf)
+    targets = targets.to(p.device)
     kl = (p.exp() * (p - q)).sum(-1).double()
     index = targets.clamp_min(0)[..., None]
     delta = (p.gather(-1, index) - q.gather(-1, index))[..., 0].double()
-    scored = targets != -100
 
     def sums(mask: Tensor) -> Divergence:
+        mask = mask.to(p.device)
         return Divergence(
             torch.where(mask, kl, 0).sum(-1).cpu().numpy(),
             torch.where(mask, delta, 0).sum(-1).cpu().numpy(),
             mask.sum(-1).cpu().numpy(),
         )
 
-    return {"rare": sums(scored & rare), "common": sums(scored & ~rare)}
+    return {kind: sums(mask) for kind, mask in kinds.items()}
 
 
 def joined(parts: list[Divergence], order: list[int]) -> Divergence:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal
 
 from tarq.scoring.bootstrap import Ratio
 from tarq.scoring.divergence import Divergence
 from tarq.scoring.entities import EntityScores
 from tarq.scoring.words import Counts, WordScores, biased_counts, rare_reference_words
+from tarq.words.bands import NAMES
 
 
 @dataclass(frozen=True)
@@ -101,15 +103,27 @@ FIGURES = (
     Figure("kl_common", "KL common", "nats", "divergence", _mean("kl", "common"), compared=True),
 )
 
+#: Band of frequency, or no word, to the same damage there; in JSON and in reports only.
+BANDED = {
+    band: tuple(
+        Figure(f"{name} {band}", f"{title} {band}", "nats", "divergence", _mean(name, band), shown=False)
+        for name, title in (("delta_nll", "ΔNLL"), ("kl", "KL"))
+    )
+    for band in NAMES
+}
+
 
 def ratios(measured: Measured, thresholds: Sequence[float]) -> dict[str, Ratio]:
-    """Every available figure of a model on a set, by name, as sums per utterance.
+    """Every available figure of a model on a set, by name, as sums per utterance; of bands, those that have targets.
 
     Args:
         thresholds: Zipf scores that the words were counted at; each one after the first gives a further rare WER.
     """
+    sums = measured.divergence or {}
+    bands = [figures for band, figures in BANDED.items() if band in sums and sums[band].positions.any()]
+    further = [*map(_rare_wer_below, thresholds[1:]), *chain.from_iterable(bands)]
     return {
         figure.name: figure.ratio(source)
-        for figure in (*FIGURES, *map(_rare_wer_below, thresholds[1:]))
+        for figure in (*FIGURES, *further)
         if (source := getattr(measured, figure.source)) is not None
     }

@@ -137,7 +137,7 @@ def _force(
             if name == reference:
                 expected = logits
             else:
-                compared[name] = divergence(expected, logits, batch.targets, batch.rare_target)
+                compared[name] = divergence(expected, logits, batch.targets, batch.rare_target, batch.target_zipf)
             if decode:
                 transcripts[name] = models[name].decode_forced(batch, audio, logits, language)
     return _BatchOutputs(batch.ids, compared, transcripts)

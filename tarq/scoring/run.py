@@ -62,6 +62,7 @@ class SetScores:
         models: label to scores.
         differences: "B − A" to figure to paired difference, for every pair of models.
         utterances, words, rare_words, entities: how many were scored.
+        targets: kind of target (rare, common, band of frequency) to how many were teacher-forced.
         language: of the speech and of the models' prompts.
         normalizer: name of the normaliser.
         word_frequencies: that define rare words.
@@ -84,6 +85,7 @@ class SetScores:
     left_out: dict[str, int] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     references: dict[str, str] = field(default_factory=dict)
+    targets: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -204,6 +206,7 @@ def _scores(
     breakdown = break_down(words, reference, names, resamples, seed) if words else {}
     heard = next(iter(words.values()), None)
     unreliable = _few_rare_words(rare) + _unspoken(utterances, entities)
+    forced = next((m.divergence for m in measured.values() if m.divergence is not None), {})
     return SetScores(
         utterances=len(texts),
         language=scored.language,
@@ -233,6 +236,7 @@ def _scores(
         left_out=dict(scored.intake.left_out),
         notes=[*scored.notes, *scored.intake.notes(), *outputs.notes, *unreliable],
         references={i: " ".join(w) for i, w in zip(heard.ids, heard.references, strict=True)} if heard else {},
+        targets={kind: int(sums.positions.sum()) for kind, sums in forced.items()},
     )
 
 

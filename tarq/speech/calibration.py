@@ -22,7 +22,7 @@ from tarq.models.types import Batch, Example, Positions
 from tarq.report import Reporter
 from tarq.speech.styles import in_style, transcript_styles
 from tarq.words.frequencies import described
-from tarq.words.rarity import position_tags, rare_spans, tag_tokens
+from tarq.words.rarity import position_tags, token_scores, word_spans
 from tarq.words.settings import Words
 from tarq.words.transcripts import Rarity
 
@@ -104,11 +104,8 @@ def calibration_set(
     if not made.examples:
         raise CalibrationError(f"no calibration utterance is usable: {'; '.join(made.notes)}")
     batches = _tagged(recognizer, made.examples, config)
-    languages = [language_of(u, words.language) for u in made.utterances]
     for threshold in words.band_thresholds[1:]:
-        below = Rarity(replace(words, tail_threshold=threshold, tail_bands=1), recognizer.spelling)
-        texts = zip(made.examples, made.texts, languages, strict=True)
-        examples = [with_rare(e, text, below, language, config.tail_positions) for e, text, language in texts]
+        examples = [with_rare(example, threshold, config.tail_positions) for example in made.examples]
         if not any(bool(example.rare.any()) for example in examples):
             notes.append(f"no word is below Zipf {threshold:g}: that band of the tail is empty")
         batches = [with_band(*pair) for pair in zip(batches, _tagged(recognizer, examples, config), strict=True)]
@@ -117,6 +114,7 @@ def calibration_set(
     frequencies = described(words.frequencies(), words.tail_threshold)
     if "note" in frequencies:
         notes.append(frequencies["note"])
+    languages = [language_of(u, words.language) for u in made.utterances]
     counts = [rarity.counts(text, language) for text, language in zip(made.texts, languages, strict=True)]
     total, rare = (sum(numbers) for numbers in zip(*counts, strict=True))
     summary = {
@@ -264,16 +262,16 @@ def make_example(
     features, frames = recognizer.audio_inputs(waveform)
     prompted = recognizer.prompt(text, frames=frames, timestamps=timestamps, language=language)
     none = torch.zeros(0, dtype=torch.bool)
-    example = Example(id=name, features=features, frames=frames, prompted=prompted, rare=none, tail=none)
-    return with_rare(example, text, rarity, language, tail_positions)
+    # Tokens of the prompt and special ones stand for no characters, and so have no score: they are never rare.
+    scores = token_scores(prompted.offsets, word_spans(text, *rarity.of_language(language)))
+    zipf = torch.tensor(scores, dtype=torch.float64)
+    example = Example(id=name, features=features, frames=frames, prompted=prompted, rare=none, tail=none, zipf=zipf)
+    return with_rare(example, rarity.words.tail_threshold, tail_positions)
 
 
-def with_rare(example: Example, text: str, rarity: Rarity, language: str, tail_positions: TailPositions) -> Example:
-    """The example with those of its tokens tagged that belong to a rare word of its transcript."""
-    normalizer, frequencies = rarity.of_language(language)
-    spans = rare_spans(text, normalizer, rarity.words.tail_threshold, frequencies)
-    # Tokens of the prompt and special ones stand for no characters, and so are never rare.
-    rare = torch.tensor(tag_tokens(example.prompted.offsets, spans), dtype=torch.bool)
+def with_rare(example: Example, threshold: float, tail_positions: TailPositions) -> Example:
+    """The example with those of its tokens tagged that belong to a word below a Zipf score."""
+    rare = example.zipf < threshold
     return replace(example, rare=rare, tail=position_tags(rare, tail_positions) if len(rare) else rare)
 
 

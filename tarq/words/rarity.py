@@ -7,6 +7,7 @@ they are infrequent.
 
 from __future__ import annotations
 
+import math
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
@@ -52,7 +53,7 @@ def is_rare(word: str, threshold: float = 3.0, language: Frequencies = "en") -> 
     Raises:
         DataError: see ``zipf``.
     """
-    return any(map(str.isalnum, word)) and zipf(word, language) < threshold
+    return _score(word, language) < threshold
 
 
 def rare_counts(
@@ -63,19 +64,19 @@ def rare_counts(
     return len(words), sum(is_rare(word, threshold, language) for word in words)
 
 
-def rare_spans(text: str, normalizer: Normalizer, threshold: float = 3.0, language: Frequencies = "en") -> list[Span]:
-    """The positions of a transcript's rare words in its original text.
+def word_spans(text: str, normalizer: Normalizer, language: Frequencies = "en") -> list[tuple[Span, float]]:
+    """A transcript's words in its original text, each with its Zipf score.
 
-    Rarity is decided for the words that the evaluation counts, those of the normalised text ("nineteen eighty
+    Scores are those of the words that the evaluation counts, those of the normalised text ("nineteen eighty
     four" → 1984). They are located in the raw text as follows: every raw word (split at white space and
     dashes) is normalised on its own, and that sequence is aligned with the whole text's. Equal words map
-    one to one; where a run differs, all its raw words are rare if any of its normalised words is; a raw
-    word of several normalised words is rare if one of them is ("O'Brien" → 0 brien). A raw word that the
-    whole lacks is common (a remark in parentheses; also the "one" of "one thousand" → 1000).
+    one to one; where a run differs, all its raw words have the score of the rarest of its normalised words;
+    a raw word of several normalised words has that of the rarest ("O'Brien" → 0 brien). A raw word that the
+    whole lacks has none (a remark in parentheses; also the "one" of "one thousand" → 1000).
 
     Returns:
-        [start, end) character spans, ascending and disjoint, without the punctuation around the words. Rare
-        words joined by dashes alone share one span.
+        [start, end) character spans, ascending and disjoint, without the punctuation around the words; NaN where
+        no word is counted. Dashes alone that join two words are a span, too: that of the more frequent one.
 
     Raises:
         DataError: see ``zipf``.
@@ -89,23 +90,39 @@ def rare_spans(text: str, normalizer: Normalizer, threshold: float = 3.0, langua
         owner += [index] * len(words)
     whole = normalizer.words(text)
 
-    marked: set[int] = set()
+    scores = [math.nan] * len(pieces)
     for kind, i1, i2, j1, j2 in SequenceMatcher(None, alone, whole, autojunk=False).get_opcodes():
-        rare = [is_rare(word, threshold, language) for word in whole[j1:j2]]
+        counted = [_score(word, language) for word in whole[j1:j2]]
         if kind == "equal":
-            marked.update(owner[i1 + k] for k, is_tail in enumerate(rare) if is_tail)
-        elif any(rare):
+            found = list(zip(owner[i1:i2], counted, strict=True))
+        else:
             # A word that no single piece gives ("insert") belongs to the pieces around it.
             first, last = (i1 - 1, i1 + 1) if kind == "insert" else (i1, i2)
-            marked.update(owner[max(first, 0) : last])
+            found = [(index, _rarest(counted)) for index in owner[max(first, 0) : last]]
+        for index, score in found:
+            scores[index] = _rarest([scores[index], score])
 
-    spans: list[Span] = []
-    for start, end in (_trimmed(text, pieces[index]) for index in sorted(marked)):
-        if spans and spans[-1][1] < start and not text[spans[-1][1] : start].strip(_DASHES):
-            spans[-1] = (spans[-1][0], end)
-        elif start < end:
-            spans.append((start, end))
+    spans: list[tuple[Span, float]] = []
+    for piece, score in zip(pieces, scores, strict=True):
+        start, end = _trimmed(text, piece)
+        if start == end:
+            continue
+        if spans:
+            (_, before), other = spans[-1]
+            if not text[before:start].strip(_DASHES):
+                spans.append(((before, start), math.nan if math.isnan(other + score) else max(other, score)))
+        spans.append(((start, end), score))
     return spans
+
+
+def _score(word: str, language: Frequencies) -> float:
+    """Zipf score of a word; NaN of a "word" without a letter or digit."""
+    return zipf(word, language) if any(map(str.isalnum, word)) else math.nan
+
+
+def _rarest(scores: Iterable[float]) -> float:
+    """The lowest of some scores; NaN where there is none."""
+    return min((score for score in scores if not math.isnan(score)), default=math.nan)
 
 
 @lru_cache(maxsize=1 << 16)
@@ -127,22 +144,25 @@ def _in_word(character: str) -> bool:
     return in_word(character) or character == "%" or unicodedata.category(character) == "Sc"
 
 
-def tag_tokens(offsets: Iterable[Sequence[int]], spans: Sequence[Span]) -> list[bool]:
-    """Which subwords are rare: those that overlap a rare word's span.
+def token_scores(offsets: Iterable[Sequence[int]], words: Sequence[tuple[Span, float]]) -> list[float]:
+    """Zipf scores of subwords: of the word whose span each overlaps, of the rarest where there are several.
 
     Offsets may include the white space before a word (byte-level BPE); spans never do, so such a token does
-    not touch the word before, and a token of white space alone is common. Tokens that share a character
-    (the bytes of "é") share its tag. A token that covers no character, (0, 0) for the special ones, is
-    common.
+    not touch the word before, and a token of white space alone is of no word. Tokens that share a character
+    (the bytes of "é") share its word. A token that covers no character, (0, 0) for the special ones, is of
+    no word.
 
     Args:
         offsets: a fast tokenizer's [start, end) character offsets, one pair per token.
-        spans: of the same text, from ``rare_spans``.
+        words: of the same text, from ``word_spans``.
 
     Returns:
-        one tag per token.
+        one score per token, NaN where it is of no word.
     """
-    return [bool(start < end) and any(start < stop and begin < end for begin, stop in spans) for start, end in offsets]
+    return [
+        _rarest(score for (begin, stop), score in words if start < end and start < stop and begin < end)
+        for start, end in offsets
+    ]
 
 
 def position_tags(token_tags: torch.Tensor, mode: str = "target") -> torch.Tensor:

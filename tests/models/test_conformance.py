@@ -22,7 +22,7 @@ from tarq.speech.calibration import calibration_set, make_example, make_examples
 from tarq.walk.folding import fold_input_scales
 from tarq.walk.plan import linears_of
 from tarq.walk.run import gather_moments
-from tarq.words.rarity import tag_tokens
+from tarq.words.rarity import token_scores, zipf
 from tarq.words.settings import Words
 from tarq.words.transcripts import Rarity
 
@@ -114,6 +114,18 @@ def test_logits_are_the_models_own_whatever_the_batch(recognizer, examples):
                 single = recognizer.logits(alone)[0, alone.targets[0] != -100]
                 torch.testing.assert_close(ours[b, rows], single, rtol=1e-3, atol=1e-3)
                 assert torch.equal(batch.targets[b, rows], alone.targets[0, alone.targets[0] != -100])
+
+
+def test_targets_know_how_frequent_their_word_is(recognizer, utterances, examples):
+    """Rare ones are those below the threshold; all scores are of words of the transcript, each of which has some."""
+    texts = {u.id: u.text for u in utterances}
+    normalizer = CONFIG.text_normalizer(recognizer.spelling)
+    for batch in batches_of(recognizer, examples):
+        assert torch.equal(batch.target_zipf < CONFIG.tail_threshold, batch.rare_target)
+        assert batch.target_zipf[batch.targets == -100].isnan().all()
+        for b, name in enumerate(batch.ids):
+            known = batch.target_zipf[b, batch.targets[b] != -100]
+            assert set(known[~known.isnan()].tolist()) == set(map(zipf, normalizer.words(texts[name])))
 
 
 def test_stages_make_up_the_model(recognizer, examples):
@@ -264,8 +276,8 @@ def test_vocabularies_of_other_scripts(family, recognizer, script, tmp_path):
     assert recognizer.tokenizer.decode(ids, **decode).strip() == text
     # what is tagged covers the rare word's characters, the last one's of each text, and no other word's
     word = range(text.rindex(" ") + 1, len(text))
-    flags = tag_tokens(spans, [(word.start, word.stop)])
-    tagged = {c for span, rare in zip(spans, flags, strict=True) if rare for c in range(*span)}
+    scores = token_scores(spans, [((word.start, word.stop), 0.0)])
+    tagged = {c for span, score in zip(spans, scores, strict=True) if score < 3 for c in range(*span)}
     assert set(word) <= tagged <= {word.start - 1, *word}
 
 

@@ -13,6 +13,7 @@ from tarq.reports.make import evaluation_page, write_report
 from tarq.scoring.breakdown import break_down, by_band, by_kind, spoken_names
 from tarq.scoring.words import score_words
 from tarq.terminal.cli import app
+from tarq.words.bands import NAMES
 from tarq.words.normalize import get_normalizer
 
 from .test_report import BAD, Outline
@@ -46,6 +47,11 @@ def test_the_page_of_ones_own_models(evaluated, manifest):
     damage = one["models"]["gptq"]["figures"]["delta_nll_rare"]
     assert f"{damage['value']:+.3f}".replace("-", "−") in page.text
     assert "Damage by word frequency" in page.text
+    rarest = next(band for band in NAMES if one["targets"][band])
+    found = one["models"]["gptq"]["figures"][f"delta_nll {rarest}"]
+    shown = f"ΔNLL {found['value']:+.3f} [{found['low']:+.3f}, {found['high']:+.3f}]".replace("-", "−")
+    assert shown in page.text
+    assert f"{rarest} {one['targets'][rarest]} targets" in page.text
     assert "Layers" in page.text
     assert '"bits": 3' in page.text
     assert len(one["references"]) == 8
@@ -67,6 +73,18 @@ def test_the_same_page_from_its_json(evaluated, manifest, tmp_path):
     first = Outline((evaluated / "page.html").read_text())
     assert again.text.replace("Results scores.json ", "") == first.text
     assert "| gptq |" in written.summary.read_text()
+
+
+def test_older_results_say_what_they_lack(evaluated, tmp_path):
+    scores = json.loads((evaluated / "scores.json").read_text())
+    (one,) = scores["sets"].values()
+    del one["targets"]
+    for known in (one["models"]["gptq"]["figures"], *one["differences"].values()):
+        for figure in [figure for figure in known if " " in figure]:
+            del known[figure]
+    page = Outline(evaluation_page(scores, {}))
+    assert "ΔNLL and KL by word frequency: the results hold none" in page.text
+    assert "Word errors" in page.text
 
 
 def negated(known: dict) -> dict:

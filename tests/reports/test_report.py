@@ -111,6 +111,48 @@ def test_the_same_rates_by_kind_and_frequency(study, tmp_path):
     assert sum(g.insertions for g in panel.bands if g.arm == "gptq") == 3
 
 
+def test_damage_by_word_frequency(study, write, tmp_path):
+    """Of the two rare targets of each of u0 and u1, one is of Zipf 0–1; GPTQ does all its damage there."""
+    model = study["models"]["tiny"]
+    model["positions"] |= {"Zipf 0–1": [1, 1, 0, 0], "Zipf 2–3": [1, 1, 0, 1], "Zipf 3–4": [0] * 4, "no word": [1] * 4}
+    for key, found in study["cells"].items():
+        sums = {"tiny/gptq/0": 0.8, "tiny/gptq/1": 0.4, "tiny/ours/0": 0.3, "tiny/ours/1": 0.1}[key]
+        for figure, factor in (("delta_nll", 1.0), ("kl", 0.5)):
+            found[figure] |= {"Zipf 0–1": [sums * factor, sums * factor, 0, 0], "Zipf 2–3": [0.0] * 4}
+            found[figure] |= {"Zipf 3–4": [0.0] * 4, "no word": [-0.01] * 4}
+    file = write(study)
+    (panel,) = studies.panels(study, tmp_path, {})
+    known = {(one.arm, one.group, one.figure): one for one in panel.frequency}
+    assert {one.group: one.targets for one in panel.frequency} == {"Zipf 0–1": 2, "Zipf 2–3": 3, "no word": 4}
+    ours, base = known["ours", "Zipf 0–1", "delta_nll"], known["gptq", "Zipf 0–1", "delta_nll"]
+    # Every target there takes the same, so resamples differ by draws alone.
+    assert (base.value.value, base.value.low, base.value.high) == pytest.approx((0.6, 0.4, 0.8))
+    assert ours.value.value == pytest.approx((0.3 + 0.1) / 2)
+    assert (ours.difference.value, ours.difference.low) == pytest.approx((-0.4, -0.5))
+    assert base.difference is None
+    assert known["ours", "Zipf 0–1", "kl"].value.value == pytest.approx(0.1)
+    assert known["ours", "Zipf 2–3", "delta_nll"].value.value == 0
+    page, source, summary = report(tmp_path, file)
+    section = Outline(re.search(r'<section id="frequency".*?</section>', source, re.DOTALL).group()).text
+    assert "ΔNLL +0.600 [+0.400, +0.800] KL 0.300 [0.200, 0.400]" in section
+    assert "ΔNLL +0.200 [+0.100, +0.300] −0.400 [−0.500, −0.300] KL 0.100 [0.050, 0.150]" in section
+    assert "Zipf 0–1 2 targets Zipf 2–3 3 targets no word 4 targets" in section
+    assert "| Ours | ΔNLL | +0.200 [+0.100, +0.300]; **−0.400 [−0.500, −0.300]** |" in summary
+    assert "ΔNLL and KL by word frequency" not in page.text
+    # Cells of before are told of.
+    for figure in ("delta_nll", "kl"):
+        del study["cells"]["tiny/gptq/1"][figure]["Zipf 0–1"]
+        del study["cells"]["tiny/gptq/1"][figure]["Zipf 2–3"]
+        del study["cells"]["tiny/gptq/1"][figure]["Zipf 3–4"]
+        del study["cells"]["tiny/gptq/1"][figure]["no word"]
+    (panel,) = studies.panels(study, tmp_path, {})
+    known = {(one.arm, one.group, one.figure): one for one in panel.frequency}
+    assert known["gptq", "Zipf 0–1", "delta_nll"].value.value == pytest.approx(0.8)
+    assert known["ours", "Zipf 0–1", "delta_nll"].difference.value == pytest.approx(0.3 - 0.8)  # of the shared draw
+    line = "ΔNLL and KL by word frequency: the results hold none in 1 of 4 cells; this tarq measures them."
+    assert panel.absent[line] == "frequency"
+
+
 def test_the_first_figure_fits_a_screen(study, write, tmp_path):
     for i in range(9):
         study["arms"][f"arm{i}"] = {"title": f"Arm {i}"}
@@ -139,12 +181,12 @@ def test_where_errors_are_by_place_and_speaker(study, write, tmp_path, monkeypat
     assert places["gptq", "1st fifth"].words == 7
     assert sum(g.words for (arm, _), g in places.items() if arm == "gptq") == 25
     # Every target of a draw takes the same damage, whoever said it.
-    spoken = {(one.arm, one.speaker, one.figure): one for one in panel.speakers}
+    spoken = {(one.arm, one.group, one.figure): one for one in panel.speakers}
     assert len(spoken) == 2 * 2 * 2
     for speaker, rare, common in (("a", 4, 9), ("b", 1, 11)):
         one, other = (spoken["ours", speaker, f"delta_nll_{kind}"] for kind in ("rare", "common"))
-        assert (one.damage.value, one.targets) == (pytest.approx(0.15), rare)
-        assert (other.damage.value, other.targets) == (pytest.approx(0.05), common)
+        assert (one.value.value, one.targets) == (pytest.approx(0.15), rare)
+        assert (other.value.value, other.targets) == (pytest.approx(0.05), common)
     page, _, summary = report(tmp_path, write(study))
     for shown in (page.text, summary):
         assert "+0.150 [+0.100, +0.200]" in shown
@@ -154,7 +196,7 @@ def test_where_errors_are_by_place_and_speaker(study, write, tmp_path, monkeypat
         study["cells"][key]["delta_nll"]["rare"] = [2.0, 2.0, 0.0, 0.5]
     (panel,) = studies.panels(study, tmp_path, {})
     found = {
-        one.speaker: one.damage.value for one in panel.speakers if (one.arm, one.targets) in (("gptq", 4), ("gptq", 1))
+        one.group: one.value.value for one in panel.speakers if (one.arm, one.targets) in (("gptq", 4), ("gptq", 1))
     }
     assert found == {"a": pytest.approx(1.0), "b": pytest.approx(0.5)}
     study["models"]["tiny"]["speakers"] = ["a", "a", "a", "b"]
@@ -263,7 +305,10 @@ def test_what_is_absent_is_said(study, write, tmp_path):
     # A section without content says in one line what it lacks.
     lacking = {
         "swing": ["Swing over calibration pools: the results hold one pool."],
-        "frequency": ["Damage by word frequency: the results hold no transcripts (a grid's decode asks for them)."],
+        "frequency": [
+            "Word errors by word frequency: the results hold no transcripts (a grid's decode asks for them).",
+            "ΔNLL and KL by word frequency: the results hold none; this tarq measures them.",
+        ],
         "words": ["Rare words lost and regained: the results hold no transcripts (a grid's decode asks for them)."],
         "errors": ["Errors by place in the utterance: the results hold no transcripts", "hold no word counts"],
         "layers": ["λ, α and loss by layer: the results hold no layers."],

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 from collections import Counter
 
 import numpy as np
@@ -16,11 +17,12 @@ from tarq.errors import DataError, ModelError
 from tarq.report import Reporter
 from tarq.scoring.divergence import Divergence, divergence
 from tarq.scoring.entities import score_entities
-from tarq.scoring.figures import FIGURES, Measured, ratios
+from tarq.scoring.figures import BANDED, FIGURES, Measured, ratios
 from tarq.scoring.outputs import _pieces
 from tarq.scoring.run import evaluate_models
 from tarq.scoring.sets import ScoredSet
 from tarq.scoring.words import biased_counts, score_words
+from tarq.words.bands import NAMES
 from tarq.words.normalize import Normalizer, get_normalizer
 from tarq.words.rarity import is_rare
 from tarq.words.settings import Words
@@ -45,6 +47,29 @@ def test_divergence_is_the_formula():
             assert result[kind].positions[b] == len(positions)
 
 
+def test_damage_by_band_is_what_a_hand_reckons():
+    """Three words and an end, a vocabulary of two: full precision is sure by 3 to 1 of token 0, the other by 1 to 1."""
+    p, q = torch.tensor([3.0, 1.0]).log().expand(1, 5, 2), torch.zeros(1, 5, 2)
+    targets = torch.tensor([[0, 0, 1, 0, -100]])
+    zipf = torch.tensor([[0.0, 2.5, 2.99, math.nan, 2.5]], dtype=torch.float64)
+    result = divergence(p, q, targets, zipf < 3, zipf)
+    assert list(result) == ["rare", "common", *NAMES]
+    kl = 0.75 * math.log(1.5) + 0.25 * math.log(0.5)
+    lost = {0: math.log(1.5), 1: math.log(0.5)}  # the likelihood of a true token falls from 3/4, or rises from 1/4
+    wanted = {
+        "rare": [0, 0, 1],
+        "common": [0],
+        "Zipf 0–1": [0],
+        "Zipf 2–3": [0, 1],
+        "no word": [0],
+    }
+    for kind, sums in result.items():
+        tokens = wanted.get(kind, [])
+        assert sums.positions.tolist() == [len(tokens)]
+        assert sums.kl[0] == pytest.approx(len(tokens) * kl, abs=1e-6)
+        assert sums.delta_nll[0] == pytest.approx(sum(lost[token] for token in tokens), abs=1e-6)
+
+
 @pytest.fixture(scope="module")
 def evaluation(model_folder, manifest):
     full = tarq.load_recognizer(model_folder)
@@ -67,6 +92,23 @@ def test_every_model_gets_every_figure(evaluation):
             assert not interval.low > interval.value
         assert model.counts["all"]["words"] == evaluation.words > evaluation.rare_words > 0
         assert len(model.hypotheses) == 8
+
+
+def test_bands_add_up_to_rare_and_common(evaluation):
+    targets = evaluation.targets
+    bands = [name for name in NAMES if targets[name]]
+    assert targets["no word"] >= 8  # the ends
+    assert {"Zipf 1–2", "Zipf 6+"} < set(bands)
+    for model in ("2 bits", "8 bits"):
+        figures = evaluation.models[model].figures
+        assert {name for name in figures if " " in name} == {f"{f} {b}" for f in ("kl", "delta_nll") for b in bands}
+        for figure in ("kl", "delta_nll"):
+            total = sum(targets[b] * figures[f"{figure} {b}"].value for b in bands)
+            parts = (targets[kind] * figures[f"{figure}_{kind}"].value for kind in ("rare", "common"))
+            assert total == pytest.approx(sum(parts))
+            below = sum(targets[b] * figures[f"{figure} {b}"].value for b in bands if b in NAMES[:3])
+            assert below == pytest.approx(targets["rare"] * figures[f"{figure}_rare"].value)
+    assert "kl Zipf 6+" in evaluation.differences["8 bits − 2 bits"]
 
 
 def test_more_bits_do_less_damage(evaluation):
@@ -169,7 +211,8 @@ def test_every_figure_is_told_once(evaluation):
         assert (kl.shown, kl.compared) == (nll.shown, nll.compared) == (True, True)
     model = evaluation.models["2 bits"]
     thresholds = {"rare_wer_zipf_2", "rare_wer_zipf_4"}
-    assert set(model.figures) == {f.name for f in FIGURES if f.source != "entities"} | thresholds
+    banded = {figure.name for band in NAMES if evaluation.targets[band] for figure in BANDED[band]}
+    assert set(model.figures) == {f.name for f in FIGURES if f.source != "entities"} | thresholds | banded
     wer = next(figure for figure in FIGURES if figure.name == "wer")
     assert (wer.text(0.12345), wer.text(-0.01, "+"), wer.text(float("nan"))) == ("12.35", "-1.00", "–")
     assert next(f for f in FIGURES if f.name == "kl_rare").text(0.01, "+") == "+0.0100"

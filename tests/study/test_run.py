@@ -19,6 +19,7 @@ from benchmarks.study.results import ResultsFile, read_results
 from tarq.data.corpora.registry import load_utterances
 from tarq.data.utterance import Utterance
 from tarq.errors import ConfigError, OutputError
+from tarq.words.bands import NAMES
 
 ROOT = Path(__file__).parents[2]
 GRID = """
@@ -131,6 +132,12 @@ def test_a_cell_is_what_evaluate_measures(study, speech, model_folder, tmp_path)
         for figure in ("kl", "delta_nll"):
             value = sum(cell[figure][kind]) / sum(full["positions"][kind])
             assert value == pytest.approx(scores.figures[f"{figure}_{kind}"].value, rel=1e-3, abs=2e-5)
+    targets = evaluation.sets["s"].targets
+    assert {kind: sum(counts) for kind, counts in full["positions"].items()} == targets
+    for band in (name for name in NAMES if targets[name]):
+        for figure in ("kl", "delta_nll"):
+            value = sum(cell[figure][band]) / targets[band]
+            assert value == pytest.approx(scores.figures[f"{figure} {band}"].value, rel=1e-3, abs=2e-5)
     assert cell["hypotheses"] == [scores.hypotheses[u.id] for u in some]
     assert full["hypotheses"] == [evaluation.sets["s"].models["full"].hypotheses[u.id] for u in some]
     assert sum(cell["words"]["all"]["deletions"]) == scores.counts["all"]["deletions"]
@@ -223,6 +230,22 @@ def test_a_file_of_another_study_is_refused(study, tmp_path):
     (tmp_path / "results.json").write_text(json.dumps(stored))
     with pytest.raises(SystemExit, match="tiny-whisper was scored on other targets"):
         study()
+
+
+def test_a_file_of_before_there_were_bands_is_gone_on_with(study, tmp_path):
+    study("--only", "arm=rtn")
+    path = tmp_path / "results.json"
+    stored = json.loads(path.read_text())
+    for part in (*stored["models"].values(), *stored["cells"].values()):
+        for figure in {"positions", "kl", "delta_nll"} & part.keys():
+            part[figure] = {kind: part[figure][kind] for kind in ("rare", "common")}
+    path.write_text(json.dumps(stored))
+    results, _, measured = study("--only", "arm=rtn|gptq")
+    assert measured == [("gptq", 0)]
+    assert list(results["cells"][key("rtn", 0)]["kl"]) == ["rare", "common"]
+    assert list(results["cells"][key("gptq", 0)]["kl"]) == ["rare", "common", *NAMES]
+    assert list(results["models"]["tiny-whisper"]["positions"]) == ["rare", "common", *NAMES]
+    main(["tables", str(path)])  # checks the file
 
 
 def test_what_is_missing_or_wrong_is_named(study, tmp_path, monkeypatch, command):

@@ -11,12 +11,28 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 
 from tarq.errors import DataError
+from tarq.words.bands import NAMES, divided
 from tarq.words.frequencies import described, frequencies, load_frequencies
 from tarq.words.normalize import Normalizer, get_normalizer
-from tarq.words.rarity import is_rare, position_tags, rare_counts, rare_spans, tag_tokens, zipf
+from tarq.words.rarity import is_rare, position_tags, rare_counts, token_scores, word_spans, zipf
 
 ASSETS = Path(__file__).parents[3] / "shared" / "assets"
 ENGLISH = get_normalizer("english")
+
+
+def rare_spans(text, normalizer, threshold=3.0, language="en"):
+    """Spans of rare words; those that a dash joins are one."""
+    spans = []
+    for (start, end), score in word_spans(text, normalizer, language):
+        if score < threshold:
+            joined = spans and spans[-1][1] == start
+            spans[-1:] = [(spans[-1][0], end)] if joined else [*spans[-1:], (start, end)]
+    return spans
+
+
+def tag_tokens(offsets, text):
+    """Which tokens belong to a rare word."""
+    return [score < 3.0 for score in token_scores(offsets, word_spans(text, ENGLISH))]
 
 
 def rare_parts(text, normalizer="english", threshold=3.0, language="en"):
@@ -145,6 +161,44 @@ def test_a_word_out_of_nowhere_belongs_to_its_neighbours():
     assert [text[start:end] for start, end in rare_spans(text, units)] == ["5", "kg"]
 
 
+def test_words_have_the_scores_that_the_evaluation_counts():
+    text = "Mr. O'Brien's well-known 1984 (aside) —"
+    found = {text[start:end]: score for (start, end), score in word_spans(text, ENGLISH)}
+    mister, well, known = zipf("mister"), zipf("well"), zipf("known")
+    # The name is counted as 0, brien, is: its rarest word decides. A dash goes with the more frequent of its two words.
+    wanted = {
+        "Mr": mister,
+        "O'Brien's": zipf("brien"),
+        "well": well,
+        "-": max(well, known),
+        "known": known,
+        "1984": zipf("1984"),
+        "aside": np.nan,
+    }
+    np.testing.assert_equal(found, wanted)
+    # → 7309: all of it has the numeral's score.
+    scores = [score for _, score in word_spans("seven thousand three hundred and nine", ENGLISH)]
+    assert scores == [zipf("7309")] * 6
+
+
+def test_bands_hold_each_score_once():
+    scores = np.array([0.0, 0.99, 1.0, 2.999, 3.0, 5.99, 6.0, 7.7, np.nan, -0.5])
+    found = divided(scores)
+    assert tuple(found) == NAMES
+    assert (*(f"Zipf {low}–{low + 1}" for low in range(6)), "Zipf 6+", "no word") == NAMES
+    assert sum(chosen.astype(int) for chosen in found.values()).tolist() == [1] * 10
+    held = {band: np.flatnonzero(chosen).tolist() for band, chosen in found.items() if chosen.any()}
+    assert held == {
+        "Zipf 0–1": [0, 1, 9],
+        "Zipf 1–2": [2],
+        "Zipf 2–3": [3],
+        "Zipf 3–4": [4],
+        "Zipf 5–6": [5],
+        "Zipf 6+": [6, 7],
+        "no word": [8],
+    }
+
+
 def test_spans_with_other_normalizers_and_thresholds():
     assert rare_parts("Mr. O'Brien -- nineteen eighty-four", "none") == []  # o'brien is 3.85, "--" no word
     assert rare_parts("Mr. Zyzzogeton, indeed", "none") == ["Zyzzogeton"]
@@ -194,11 +248,20 @@ def test_spans_never_fail(text):
 def test_tokens_that_overlap_a_span_are_rare():
     # "so Zyzzogeton, yes": offsets as a byte-level tokenizer gives them, leading space and all.
     offsets = [(0, 0), (0, 2), (2, 6), (6, 13), (13, 14), (14, 18), (18, 18)]
-    assert tag_tokens(offsets, [(3, 13)]) == [False, False, True, True, False, False, False]
+    words = word_spans("so Zyzzogeton, yes", ENGLISH)
+    assert [span for span, _ in words] == [(0, 2), (3, 13), (15, 18)]
+    so, yes = zipf("so"), zipf("yes")
+    none = np.nan
+    np.testing.assert_equal(token_scores(offsets, words), [none, so, 0.0, 0.0, none, yes, none])
+    assert tag_tokens(offsets, "so Zyzzogeton, yes") == [False, False, True, True, False, False, False]
+
+
+def test_a_token_of_two_words_has_the_rarer_ones_score():
+    assert token_scores([(0, 9)], [((0, 3), 6.5), ((3, 4), 6.5), ((4, 9), 1.25)]) == [1.25]
 
 
 def test_edges_of_a_span():
-    span = [(5, 10)]
+    words = [((5, 10), 2.5)]
     cases = {
         (0, 5): False,
         (0, 6): True,
@@ -209,9 +272,9 @@ def test_edges_of_a_span():
         (7, 7): False,
     }
     for offset, tag in cases.items():
-        assert tag_tokens([offset], span) == [tag], offset
-    assert tag_tokens([(0, 3)], []) == [False]
-    assert tag_tokens([], span) == []
+        np.testing.assert_equal(token_scores([offset], words), [2.5 if tag else np.nan], str(offset))
+    np.testing.assert_equal(token_scores([(0, 3)], []), [np.nan])
+    assert token_scores([], words) == []
 
 
 def byte_level(text, trim_offsets, prefix=False, pieces=270):
@@ -240,7 +303,7 @@ def byte_level(text, trim_offsets, prefix=False, pieces=270):
 def test_byte_level_tokens(trim, prefix, pieces):
     text = "he saw Šušteršič, and she saw Zyzzogeton in the street"
     encoding = byte_level("he saw and she saw the street Šuš", trim, prefix, pieces).encode(text)
-    tags = tag_tokens(encoding.offsets, rare_spans(text, ENGLISH))
+    tags = tag_tokens(encoding.offsets, text)
     assert not tags[0]
     assert not tags[-1]
     # The bytes of the rare tokens, together again, are the rare words (and the space some carry), no more.
@@ -271,7 +334,7 @@ def test_tokens_of_a_real_recognizer():
     tokenizer = AutoTokenizer.from_pretrained(ASSETS / "whisper-tiny-relearned")
     text = "in fact gunther zeiner's first type is remarkably like northanger abbey"
     encoding = tokenizer(text, return_offsets_mapping=True)
-    tags = tag_tokens(encoding["offset_mapping"], rare_spans(text, ENGLISH))
+    tags = tag_tokens(encoding["offset_mapping"], text)
     rare = [token for token, tag in zip(encoding["input_ids"], tags, strict=True) if tag]
     common = [token for token, tag in zip(encoding["input_ids"], tags, strict=True) if not tag]
     # A space that is a token by itself, as before "zeiner" here, is in no word and stays common.
