@@ -11,8 +11,8 @@ from transformers import PreTrainedModel
 
 from tarq import distributed
 from tarq.arguments import Device, checked_arguments
-from tarq.checkpoint import save as saving
 from tarq.checkpoint.folder import check_place, check_writable
+from tarq.checkpoint.save import save as save_checkpoint
 from tarq.checkpoint.source import at_home
 from tarq.config import Pool, TarqConfig, given_config
 from tarq.data.audio import Audio, Encoded
@@ -80,7 +80,7 @@ def save(
         model = as_recognizer(model, tokenizer, feature_extractor, processor=processor)
     with distributed.raise_everywhere():
         if distributed.rank() == 0:
-            saving.save(
+            save_checkpoint(
                 model.model,
                 expanded(path),
                 parts=model.parts,

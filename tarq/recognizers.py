@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from tarq.arguments import Device, checked_arguments
-from tarq.checkpoint import load as loading
+from tarq.checkpoint.load import computing_dtype, load_model
 from tarq.checkpoint.source import at_home, check_named, check_no_adapter, first_line, located
 from tarq.errors import ModelError, TarqError
 from tarq.models.base import Recognizer
@@ -42,7 +42,7 @@ def load(source: str | Path, *, dtype: torch.dtype | None = None, device: Device
         ModelError: there is no usable model.
         CheckpointError: the checkpoint is damaged or of another format.
     """
-    return loading.load_model(at_home(source), model_class, dtype=dtype, device=device)[0]
+    return load_model(at_home(source), model_class, dtype=dtype, device=device)[0]
 
 
 @checked_arguments()
@@ -72,7 +72,7 @@ def load_recognizer(
     """
     source = at_home(source)
     if offload and dtype is None:
-        dtype = loading.computing_dtype(source, device)
+        dtype = computing_dtype(source, device)
     recognizer = as_recognizer(source, language=language, dtype=dtype, device="cpu" if offload else device)
     if int8_activations and not (rounding := recognizer.use_int8_activations()):
         raise ModelError(f"{source}: int8_activations has no effect here: {rounding.note()}")
@@ -112,7 +112,7 @@ def as_recognizer(
     else:
         if isinstance(model, str | Path):
             source = at_home(model)
-            loaded, stored_dtype = loading.load_model(source, model_class, dtype=dtype, device=device)
+            loaded, stored_dtype = load_model(source, model_class, dtype=dtype, device=device)
         else:
             loaded = unwrapped(model)
             source, stored_dtype = loaded.config._name_or_path or "", loaded.dtype

@@ -14,7 +14,7 @@ from tarq.reports.panel import ChangedWord, Group, Heard, Panel
 from tarq.reports.results import ERRORS
 from tarq.reports.statistics import FULL
 from tarq.scoring.bootstrap import Ratio, resample_two_way
-from tarq.scoring.breakdown import by_band, by_kind, counts_of, spoken_names
+from tarq.scoring.breakdown import by_band, by_kind, spoken_names
 from tarq.scoring.words import HIT, Counts, WordScores, score_words
 from tarq.words.rarity import is_rare
 from tarq.words.settings import Words
@@ -101,7 +101,7 @@ def by_place(scores: WordScores) -> dict[str, Counts]:
     lengths = np.bincount(scores.owner, minlength=len(scores.ids))
     first = np.concatenate([[0], np.cumsum(lengths)[:-1]])
     place = (np.arange(len(scores.owner)) - first[scores.owner]) * len(PLACES) // lengths[scores.owner]
-    return {name: counts_of(scores, place == i) for i, name in enumerate(PLACES) if (place == i).any()}
+    return {name: scores.counts(place == i) for i, name in enumerate(PLACES) if (place == i).any()}
 
 
 def _stored_kinds(decoded: Decoded) -> dict[str, dict[str, list[Counts]]]:

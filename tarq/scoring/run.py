@@ -8,8 +8,6 @@ from dataclasses import asdict, dataclass, field
 from itertools import combinations
 from typing import Any
 
-import numpy as np
-
 from tarq.data.utterance import Utterance
 from tarq.errors import ModelError
 from tarq.files import to_json
@@ -275,9 +273,9 @@ def _model_scores(
     if (words := measured.words) is None:
         return ModelScores(figures)
     counts = {
-        "all": _totals(words.plain),
-        "rare": _totals(words.rare[words.thresholds[0]]),
-        "common": _totals(words.common[words.thresholds[0]]),
+        "all": words.plain.totals(),
+        "rare": words.rare[words.thresholds[0]].totals(),
+        "common": words.common[words.thresholds[0]].totals(),
         "rare_words_by_threshold": {f"{t:g}": int(words.rare[t].words.sum()) for t in words.thresholds},
     }
     if (entities := measured.entities) is not None:
@@ -314,7 +312,3 @@ def _unspoken(utterances: Sequence[Utterance], entities: EntityScores | None) ->
         f"{len(entities.unspoken)} entities are not in their transcript, such as {entity!r} in "
         f"{utterances[first].id}: not scored"
     ]
-
-
-def _totals(counts: Any) -> dict[str, int]:
-    return {name: int(np.sum(getattr(counts, name))) for name in ("substitutions", "deletions", "insertions", "words")}

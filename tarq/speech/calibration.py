@@ -103,13 +103,15 @@ def calibration_set(
     )  # fmt: skip
     if not made.examples:
         raise CalibrationError(f"no calibration utterance is usable: {'; '.join(made.notes)}")
-    batches = _tagged(recognizer, made.examples, config)
+    aligned = config.frame_tags == "aligned" or (config.frame_tags == "auto" and recognizer.frames_only)
+    batches = _tagged(recognizer, made.examples, config.batch_size, aligned=aligned)
     for threshold in words.band_thresholds[1:]:
         examples = [with_rare(example, threshold, config.tail_positions) for example in made.examples]
         if not any(bool(example.rare.any()) for example in examples):
             notes.append(f"no word is below Zipf {threshold:g}: that band of the tail is empty")
-        batches = [with_band(*pair) for pair in zip(batches, _tagged(recognizer, examples, config), strict=True)]
-    if _tags_frames(recognizer, config) and recognizer.frame_tags_note:
+        deeper = _tagged(recognizer, examples, config.batch_size, aligned=aligned)
+        batches = [with_band(*pair) for pair in zip(batches, deeper, strict=True)]
+    if aligned and recognizer.frame_tags_note:
         notes.append(recognizer.frame_tags_note)
     frequencies = described(words.frequencies(), words.tail_threshold)
     if "note" in frequencies:
@@ -275,25 +277,21 @@ def with_rare(example: Example, threshold: float, tail_positions: TailPositions)
     return replace(example, rare=rare, tail=position_tags(rare, tail_positions) if len(rare) else rare)
 
 
-def _tagged(recognizer: Recognizer, examples: Sequence[Example], config: TarqConfig) -> list[Batch]:
-    """Batches of examples, with their frames tagged."""
-    batches = list(batched(recognizer, examples, config.batch_size))
-    with torch.no_grad():
-        tags = distributed.all_gather([frame_tags(recognizer, batch, config) for batch in distributed.shard(batches)])
-    return [with_tags(batch, rows) for batch, rows in zip(batches, tags, strict=True)]
+def _tagged(recognizer: Recognizer, examples: Sequence[Example], size: int, *, aligned: bool) -> list[Batch]:
+    """Batches of examples.
 
-
-def frame_tags(recognizer: Recognizer, batch: Batch, config: TarqConfig) -> dict[str, torch.Tensor]:
-    """The frames that the model aligns to rare words, by stage; none if the configuration asks for no frame tags.
+    Args:
+        aligned: tag the frames that the model aligns to rare words.
 
     Raises:
         ModelError: the family cannot align words to frames.
     """
-    return recognizer.frame_tags(batch) if _tags_frames(recognizer, config) else {}
-
-
-def _tags_frames(recognizer: Recognizer, config: TarqConfig) -> bool:
-    return config.frame_tags == "aligned" or (config.frame_tags == "auto" and recognizer.frames_only)
+    batches = list(batched(recognizer, examples, size))
+    if not aligned:
+        return batches
+    with torch.no_grad():
+        tags = distributed.all_gather([recognizer.frame_tags(batch) for batch in distributed.shard(batches)])
+    return [with_tags(batch, rows) for batch, rows in zip(batches, tags, strict=True)]
 
 
 def with_tags(batch: Batch, tags: Mapping[str, torch.Tensor]) -> Batch:

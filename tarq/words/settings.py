@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from tarq.errors import ConfigError
 from tarq.option import CALIBRATION, Checked, option
-from tarq.words.normalize import Normalizer, get_normalizer
+from tarq.words.normalize import Normalizer, get_normalizer, primary_language
 
 if TYPE_CHECKING:
     from tarq.words.frequencies import Frequencies
@@ -76,8 +75,7 @@ class Words(Checked):
         """
         name = self.normalizer
         if name == "auto":
-            primary = re.split("[-_]", language or self.language)[0].lower()
-            name = "english" if primary == "en" else "basic"
+            name = "english" if primary_language(language or self.language) == "en" else "basic"
         return get_normalizer(name, spelling if name == "english" else None, language or self.language)
 
     def frequencies(self, language: str | None = None) -> Frequencies:
