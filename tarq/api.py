@@ -11,10 +11,10 @@ from transformers import PreTrainedModel
 
 from tarq import distributed
 from tarq.arguments import Device, checked_arguments
-from tarq.checkpoint import save as saving
 from tarq.checkpoint.folder import check_place, check_writable
+from tarq.checkpoint.save import save as save_checkpoint
 from tarq.checkpoint.source import expand_home
-from tarq.config import TarqConfig, given_config
+from tarq.config import Pool, TarqConfig, given_config
 from tarq.data.audio import Audio, Encoded
 from tarq.data.intake import Intake
 from tarq.data.speech import Data, DrawnPool, draw, gathered
@@ -24,10 +24,11 @@ from tarq.models.base import Recognizer
 from tarq.quantization import check_calibration, plan, quantize
 from tarq.recognizers import as_recognizer, load, load_recognizer
 from tarq.report import Report, Reporter
-from tarq.scoring.run import Evaluation, evaluate_models, with_intakes
+from tarq.scoring.run import Evaluation, evaluate_models
 from tarq.scoring.sets import read_sets
 from tarq.speech.transcription import audio_files, transcribe_files
 from tarq.surroundings import plain_torch
+from tarq.words.settings import Words
 
 __all__ = [
     "as_recognizer",
@@ -79,7 +80,7 @@ def save(
         model = as_recognizer(model, tokenizer, feature_extractor, processor=processor)
     with distributed.raise_everywhere():
         if distributed.rank() == 0:
-            saving.save(
+            save_checkpoint(
                 model.model,
                 expanded(path),
                 parts=model.parts,
@@ -215,17 +216,20 @@ def evaluate(
     }
     config.frequencies()  # fails now, not after the work is done
     reporter = reporter or Reporter()
-    sets = read_sets(data, recognizers, config, reporter, intakes=intakes or {}, samples=samples)
-    result = evaluate_models(
+    sets = read_sets(
+        data, recognizers, config.language, config.part(Pool), reporter, intakes=intakes or {}, samples=samples
+    )
+    return evaluate_models(
         recognizers,
-        {name: utterances for given in sets.values() for name, utterances in given.parts.items()},
+        sets,
         reference=reference,
-        config=config,
+        words=config.part(Words),
+        batch_size=config.batch_size,
         reporter=reporter,
+        seed=config.seed,
         resamples=resamples,
         decode=decode,
     )
-    return with_intakes(result, sets)
 
 
 @checked_arguments("corpora", "config")
@@ -250,7 +254,8 @@ def pool(
         DataError: a corpus is not usable, or the kind of pool does not fit the number of corpora.
     """
     config = given_config(config)
-    return draw(gathered(corpora, config.max_bad), config, max_duration=max_duration, reporter=reporter)
+    speech = gathered(corpora, config.max_bad)
+    return draw(speech, config.part(Pool), config.part(Words), max_duration=max_duration, reporter=reporter)
 
 
 def check_output(path: str | Path, model: str | Path, *, overwrite: bool = False) -> None:

@@ -1,37 +1,37 @@
 """Every setting of a quantization run; the command line, the report and a rerun derive from it.
 
 A setting is a field with its help, its panel and the values it takes (:mod:`tarq.option`). Fields are grouped by
-concern: :class:`tarq.lattice.Lattice`, :class:`Method`, :class:`Words`, :class:`Pool`, :class:`Resources`.
-:class:`TarqConfig` holds all of them, flat; code that needs one concern takes that class.
+concern: :class:`tarq.lattice.Lattice`, :class:`Method`, :class:`tarq.words.settings.Words`, :class:`Pool`,
+:class:`Resources`. :class:`TarqConfig` holds all of them, flat; code that needs one concern takes that class, which is
+:meth:`TarqConfig.part` of the whole.
 """
 
 # ruff: noqa: RUF009 - option() is dataclasses.field() with what the field says of itself
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 if TYPE_CHECKING:
     from tarq.method.arms import Arms
-    from tarq.words.frequencies import Frequencies
-    from tarq.words.normalize import Normalizer
 
 from tarq.errors import ConfigError
 from tarq.lattice import Lattice
 from tarq.method.registry import INPUT_SCALES, METRICS, RESIDUALS, SOLVERS
 from tarq.option import CALIBRATION, METHOD, POSITIVE, RESOURCES, Checked, option, options
 from tarq.presets import PRESETS
+from tarq.words.settings import Words
 
 TailPositions = Literal["input", "target", "either"]
 Timestamps = Literal["without", "with", "alternate"]
 FrameTags = Literal["auto", "none", "aligned"]
 Transcripts = Literal["reference", "self"]
-Normalization = Literal["auto", "english", "basic", "none"]
 ActOrder = Literal["none", "static"]
 PoolKind = Literal["uniform", "r-top", "r-mix", "r-cross"]
+
+Part = TypeVar("Part", bound=Checked)
 
 
 @dataclass(frozen=True)
@@ -149,80 +149,6 @@ class Method(Checked):
 
 
 @dataclass(frozen=True)
-class Words(Checked):
-    """Which words are rare.
-
-    Attributes:
-        tail_threshold: a word is rare below this Zipf frequency (3 is one per million words).
-        tail_bands: bands of one Zipf unit in the tail, the last with all below; for the metric ``rarebal-bands``.
-        language: of the word frequencies and of the prompt of a multilingual model; an utterance whose manifest
-            line has a ``language`` keeps its own.
-        word_frequencies: a file of words and counts used in place of ``wordfreq``'s lists, in every language.
-        normalizer: text normaliser that splits transcripts into words: ``english``, ``basic`` or ``none``;
-            ``auto`` is ``english`` for English and ``basic`` for other languages.
-    """
-
-    tail_threshold: float = option(
-        3.0, CALIBRATION, "A word is rare below this Zipf frequency.", "float", low=0, high=12
-    )
-    tail_bands: int = option(
-        1, CALIBRATION, "Bands of one Zipf unit within the tail, for the metric rarebal-bands.", "int", low=1, high=12
-    )
-    language: str = option(
-        "en",
-        CALIBRATION,
-        "Language of the speech: selects word frequencies and a multilingual model's prompt.",
-        "language",
-    )
-    word_frequencies: str | None = option(
-        None,
-        CALIBRATION,
-        "File of words and counts to use in place of wordfreq's list.",
-        "path",
-        optional=True,
-    )
-    normalizer: str = option(
-        "auto",
-        CALIBRATION,
-        "Text normaliser for splitting transcripts into words: auto (by language), english, basic or none.",
-        Normalization,
-    )
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.tail_bands > 1 and self.tail_threshold <= self.tail_bands - 1:
-            raise ConfigError(f"tail_bands: {self.tail_bands} bands below Zipf {self.tail_threshold:g} reach below 0")
-
-    def text_normalizer(self, spelling: Mapping[str, str] | None = None, language: str | None = None) -> Normalizer:
-        """The normaliser this configuration names, resolved by language.
-
-        Args:
-            spelling: British to American spellings, which Whisper's tokenizers carry; English only.
-            language: of the text; the configuration's by default.
-        """
-        from tarq.words.normalize import get_normalizer
-
-        name = self.normalizer
-        if name == "auto":
-            primary = re.split("[-_]", language or self.language)[0].lower()
-            name = "english" if primary == "en" else "basic"
-        return get_normalizer(name, spelling if name == "english" else None, language or self.language)
-
-    def frequencies(self, language: str | None = None) -> Frequencies:
-        """The source of the Zipf scores, checked.
-
-        Args:
-            language: of the words; the configuration's by default.
-
-        Raises:
-            DataError: the file of word frequencies is not usable, or wordfreq has no list for the language.
-        """
-        from tarq.words.frequencies import frequencies
-
-        return frequencies(language or self.language, self.word_frequencies)
-
-
-@dataclass(frozen=True)
 class Pool(Checked):
     """Which utterances are calibrated on, and with which transcripts.
 
@@ -304,8 +230,8 @@ class Resources(Checked):
 class TarqConfig(Resources, Pool, Words, Method, Lattice):
     """Configuration of one quantization run. ``TarqConfig()`` is the method ``refined`` at W4G128.
 
-    Its fields are those of :class:`tarq.lattice.Lattice`, :class:`Method`, :class:`Words`, :class:`Pool` and
-    :class:`Resources`, where each is explained.
+    Its fields are those of :class:`tarq.lattice.Lattice`, :class:`Method`, :class:`tarq.words.settings.Words`,
+    :class:`Pool` and :class:`Resources`, where each is explained.
 
     Raises:
         ConfigError: a field has a value that is not allowed; the message names it.
@@ -345,6 +271,10 @@ class TarqConfig(Resources, Pool, Words, Method, Lattice):
         """Plain values, ready for JSON."""
         plain = {"ignore": list(self.ignore), "bits_for": dict(self.bits_for)}
         return {name: getattr(self, name) for name in options(self)} | plain
+
+    def part(self, kind: type[Part]) -> Part:
+        """The settings of one concern alone: ``config.part(Words)``."""
+        return kind(**{name: getattr(self, name) for name in options(kind)})
 
     @property
     def method(self) -> str:

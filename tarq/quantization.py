@@ -202,7 +202,7 @@ def plan(
 
 def _available(calibration: Data | Mapping[str, Data], config: TarqConfig) -> int:
     """How many utterances a run has to draw from; their length is not looked at."""
-    usable = with_transcripts(gathered(calibration, config.max_bad), config)
+    usable = with_transcripts(gathered(calibration, config.max_bad), config.transcripts)
     return len(read_ids(expanded(config.ids))) if config.ids is not None else sum(map(len, usable.values()))
 
 

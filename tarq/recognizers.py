@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from tarq.arguments import Device, checked_arguments
-from tarq.checkpoint import load as loading
+from tarq.checkpoint.load import computing_dtype, load_model
 from tarq.checkpoint.source import check_named, check_no_adapter, expand_home, first_line, located
 from tarq.errors import ModelError, TarqError
 from tarq.models.base import Recognizer
@@ -42,7 +42,7 @@ def load(source: str | Path, *, dtype: torch.dtype | None = None, device: Device
         ModelError: there is no usable model.
         CheckpointError: the checkpoint is damaged or of another format.
     """
-    return loading.load_model(expand_home(source), model_class, dtype=dtype, device=device)[0]
+    return load_model(expand_home(source), model_class, dtype=dtype, device=device)[0]
 
 
 @checked_arguments()
@@ -72,7 +72,7 @@ def load_recognizer(
     """
     source = expand_home(source)
     if offload and dtype is None:
-        dtype = loading.computing_dtype(source, device)
+        dtype = computing_dtype(source, device)
     recognizer = as_recognizer(source, language=language, dtype=dtype, device="cpu" if offload else device)
     if int8_activations and not (rounding := recognizer.use_int8_activations()):
         raise ModelError(f"{source}: int8_activations has no effect here: {rounding.note()}")
@@ -91,15 +91,15 @@ def as_recognizer(
     dtype: torch.dtype | None = None,
     device: Device = "cpu",
 ) -> Recognizer:
-    """A recognizer from a model, a folder or a hub id, behind the interface of its family, set to a language.
+    """A recognizer from a model, a folder or a hub id, behind the interface of its family.
 
     Args:
         model: a recognizer, a transformers model, a folder or a hub id.
         tokenizer: found where the model comes from when not given.
         feature_extractor: likewise.
         processor: likewise; only audio-language models need one, and it holds the other two.
-        language: of the speech; by default a recognizer keeps its own, and other models start with the one that
-            the checkpoint names, or English.
+        language: of speech for which a later call names none; by default a recognizer's own, and for other models the
+            one that the checkpoint names, or English. A recognizer that is given keeps its own.
         dtype: computation dtype, if the model is loaded here.
         device: device, if the model is loaded here.
 
@@ -112,7 +112,7 @@ def as_recognizer(
     else:
         if isinstance(model, str | Path):
             source = expand_home(model)
-            loaded, stored_dtype = loading.load_model(source, model_class, dtype=dtype, device=device)
+            loaded, stored_dtype = load_model(source, model_class, dtype=dtype, device=device)
         else:
             loaded = unwrapped(model)
             source, stored_dtype = loaded.config._name_or_path or "", loaded.dtype
@@ -121,15 +121,12 @@ def as_recognizer(
             recognizer.check_weights()
     if language is not None:
         own = recognizer.own_language()
-        if language == "en" and own not in (
-            None,
-            "en",
-        ):  # "en" is the default and may not have been asked for
+        if language == "en" and own not in (None, "en"):  # "en" is the default and may not have been asked for
             raise ModelError(
                 f"the model's generation_config.json says that it transcribes {own!r}, not 'en': pass language={own!r} "
                 f"(--language {own}), or remove forced_decoder_ids and language from that file"
             )
-        recognizer.language = language
+        recognizer = recognizer.with_language(language)
     return recognizer
 
 

@@ -61,3 +61,26 @@ def test_modules_import_only_what_is_below_them():
                     wrong.append(f"{'.'.join(module)} imports {name}")
     assert seen > 500
     assert wrong == []
+
+
+def test_each_package_imports_in_one_style():
+    """``from tarq.errors import …`` in tarq/; relatively in kernels/, which is installed under another name."""
+    wrong = []
+    for folder in ("tarq", "kernels"):
+        for file in sorted((ROOT / folder).rglob("*.py")):
+            if file.parent.name == "bench":
+                continue
+            for node in ast.walk(ast.parse(file.read_text())):
+                relative = isinstance(node, ast.ImportFrom) and node.level > 0
+                whole = isinstance(node, ast.Import) and any(alias.name.startswith("tarq.") for alias in node.names)
+                ours = isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "tarq"
+                if whole or (relative if folder == "tarq" else ours):
+                    wrong.append(f"{file.relative_to(ROOT)}:{node.lineno}")
+    assert wrong == []
+
+
+def test_what_needs_one_concern_takes_no_whole_configuration():
+    """Words, data and scoring take the settings of their concern (:meth:`tarq.TarqConfig.part`)."""
+    files = [file for folder in ("words", "data", "scoring") for file in (ROOT / "tarq" / folder).rglob("*.py")]
+    assert len(files) > 20
+    assert [file.name for file in files if "TarqConfig" in file.read_text()] == []

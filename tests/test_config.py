@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from tarq.config import TarqConfig, Words
+from tarq.config import Pool, TarqConfig
 from tarq.errors import TarqError
 from tarq.lattice import Lattice
 from tarq.option import options
 from tarq.presets import PRESETS
+from tarq.words.settings import Words
 
 
 def test_presets():
@@ -103,7 +104,9 @@ def test_bits_by_place():
 def test_a_concern_stands_alone():
     """Whoever needs the words alone takes no more than those."""
     assert Words(language="de").text_normalizer().name == "basic"
-    assert isinstance(TarqConfig(), Words)
+    config = TarqConfig(language="de", samples=3, bits=3)
+    assert (config.part(Words), config.part(Pool)) == (Words(language="de"), Pool(samples=3))
+    assert [type(config.part(kind)) for kind in TarqConfig.__bases__] == list(TarqConfig.__bases__)
     assert Lattice(bits=3).scheme(32).group_size == 32
     assert {name for base in TarqConfig.__bases__ for name in options(base)} == set(options(TarqConfig))
 

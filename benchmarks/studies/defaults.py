@@ -29,6 +29,8 @@ from tarq.report import Reporter
 from tarq.scoring.bootstrap import Difference, Ratio, Resampled, resample
 from tarq.scoring.divergence import divergence, joined
 from tarq.speech.calibration import batched, make_examples
+from tarq.words.settings import Words
+from tarq.words.transcripts import Rarity
 
 #: Name → (preset, fields). A study is the difference of a line to the line it varies.
 CORRECTED = {"residual": "cross-fitted"}
@@ -99,10 +101,10 @@ def main() -> None:
         same = Path(source).resolve() == Path(arguments.calibration).resolve()
         rest = [u for u in load_utterances(source) if not (same and u.id in calibrated) and (u.text or "").strip()]
         scored += [(source, u) for u in sample_utterances(rest, arguments.score, 1, max_duration=recognizer.window)]
-    config = tarq.TarqConfig()
+    rarity = Rarity(Words(), recognizer.spelling)
     examples = []
     for source in arguments.data:
-        examples += make_examples(recognizer, [u for s, u in scored if s == source], config, Reporter()).examples
+        examples += make_examples(recognizer, [u for s, u in scored if s == source], rarity, Reporter()).examples
     with torch.no_grad():
         batches = list(batched(recognizer, examples, 4))
         reference = [recognizer.logits(b) for b in batches]

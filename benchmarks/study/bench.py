@@ -27,6 +27,8 @@ from tarq.scoring.divergence import Divergence, divergence, joined, kinds_of_tar
 from tarq.scoring.entities import score_entities
 from tarq.scoring.words import Counts, biased_counts, hallucination_signs, rare_reference_words, score_words
 from tarq.speech.calibration import batched, make_examples
+from tarq.words.settings import Words
+from tarq.words.transcripts import Rarity
 
 KINDS = ("rare", "common")
 #: Decimals of nats summed over an utterance, and of a layer's figures.
@@ -110,10 +112,10 @@ class Bench:
     @classmethod
     def make(cls, full: Recognizer, scored: Sequence[Utterance], batch_size: int) -> Bench:
         """Read a set's audio, and run full precision on it."""
-        config = tarq.TarqConfig(batch_size=batch_size)
+        rarity = Rarity(Words(), full.spelling)
         once, full.feature_extractor = full.feature_extractor, full.feature_extractor.plain  # batches hold features
         try:
-            made = make_examples(full, scored, config, Reporter())
+            made = make_examples(full, scored, rarity, Reporter(), batch_size=batch_size)
         finally:
             full.feature_extractor = once
         if not made.examples:

@@ -25,7 +25,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
-from tarq.config import PoolKind, TarqConfig
+from tarq.config import PoolKind
 from tarq.data.corpora.layout import read_text
 from tarq.data.fields import strings
 from tarq.data.intake import Intake
@@ -33,56 +33,18 @@ from tarq.data.sampling import first_usable, shuffled, usable
 from tarq.data.utterance import Utterance, language_of
 from tarq.errors import DataError
 from tarq.report import FILE_NAME
-from tarq.words.frequencies import Frequencies
-from tarq.words.normalize import Normalizer
-from tarq.words.rarity import rare_counts
+from tarq.words.transcripts import Rarity
 
 
-class Rarity:
-    """Which words are rare, as the whole package counts them, each utterance in its own language.
+def word_counts(utterance: Utterance, rarity: Rarity) -> tuple[int, int]:
+    """Words of an utterance's transcript in its own language, and how many of them are rare."""
+    return rarity.counts(utterance.text, language_of(utterance, rarity.words.language))
 
-    Args:
-        config: normaliser, threshold, language and word frequencies are read from it.
-        spelling: see ``TarqConfig.text_normalizer``.
-    """
 
-    def __init__(self, config: TarqConfig, spelling: Mapping[str, str] | None = None) -> None:
-        self.config = config
-        self.spelling = spelling
-        if not math.isfinite(config.tail_threshold):
-            raise DataError(f"tail_threshold is {config.tail_threshold}: give a finite Zipf score, such as 3")
-        self._spoken: dict[str, tuple[Normalizer, Frequencies]] = {}
-        # Cached: a transcript is needed when utterances are ranked, drawn and reported.
-        self._counts: dict[tuple[str, str], tuple[int, int]] = {}
-
-    def counts(self, text: str | None, language: str | None = None) -> tuple[int, int]:
-        """Words of a transcript, and how many of them are rare.
-
-        Args:
-            language: of the transcript; the configuration's by default.
-
-        Raises:
-            DataError: there are no word frequencies for the language.
-        """
-        language, text = language or self.config.language, text or ""
-        if (counted := self._counts.get((text, language))) is not None:
-            return counted
-        if language not in self._spoken:
-            spoken = replace(self.config, language=language)
-            self._spoken[language] = spoken.text_normalizer(self.spelling), spoken.frequencies()
-        normalizer, frequencies = self._spoken[language]
-        counted = rare_counts(text, normalizer, self.config.tail_threshold, frequencies)
-        self._counts[text, language] = counted
-        return counted
-
-    def of(self, utterance: Utterance) -> tuple[int, int]:
-        """Words of an utterance's transcript in its own language, and how many of them are rare."""
-        return self.counts(utterance.text, language_of(utterance, self.config.language))
-
-    def rho(self, utterance: Utterance) -> float:
-        """ρ: the share of an utterance's words that are rare; 0.0 where it has none."""
-        words, rare = self.of(utterance)
-        return rare / words if words else 0.0
+def rho(utterance: Utterance, rarity: Rarity) -> float:
+    """ρ: the share of an utterance's words that are rare; 0.0 where it has none."""
+    words, rare = word_counts(utterance, rarity)
+    return rare / words if words else 0.0
 
 
 @dataclass(frozen=True)
@@ -161,7 +123,7 @@ def draw_pool(
     if kind != "uniform":
         if not any(utterance.text for utterance in drawn):
             raise DataError(f"{kind} needs the words of transcripts, and there are none: draw a uniform pool")
-        ranked = sorted(drawn, key=lambda utterance: -rarity.rho(utterance))  # stable: ties keep the drawn order
+        ranked = sorted(drawn, key=lambda utterance: -rho(utterance, rarity))  # stable: ties keep the drawn order
     chosen = first_usable(
         ranked,
         math.ceil(count / 2) if kind == "r-mix" else count,
@@ -217,7 +179,7 @@ def _pool(
     candidates: int,
 ) -> Pool:
     source = {utterance.id: label for label, utterances in corpora.items() for utterance in utterances}
-    counts = [rarity.of(utterance) for utterance in chosen]
+    counts = [word_counts(utterance, rarity) for utterance in chosen]
     return Pool(
         kind=kind,
         utterances=chosen,

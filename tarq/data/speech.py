@@ -7,18 +7,20 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tarq.config import TarqConfig
+from tarq.config import Pool as PoolSettings
 from tarq.data.corpora.registry import load_utterances
 from tarq.data.hub import is_dataset
 from tarq.data.intake import Intake
 from tarq.data.manifests import write_manifest
-from tarq.data.pools import Pool, Rarity, draw_pool, given_pool
+from tarq.data.pools import Pool, draw_pool, given_pool
 from tarq.data.sampling import select_utterances
 from tarq.data.utterance import Utterance
 from tarq.errors import DataError
 from tarq.files import expanded
 from tarq.report import Reporter
 from tarq.words.frequencies import described
+from tarq.words.settings import Words
+from tarq.words.transcripts import Rarity
 
 #: Speech: the path or name of a corpus (``tarq.data.corpora.registry.load_utterances``), or its utterances.
 Data = str | Path | Sequence[Utterance]
@@ -159,7 +161,8 @@ class DrawnPool:
 
 def draw(
     speech: Mapping[str, Sequence[Utterance]],
-    config: TarqConfig,
+    wanted: PoolSettings,
+    words: Words,
     *,
     max_duration: float | None = 30.0,
     reporter: Reporter | None = None,
@@ -170,15 +173,15 @@ def draw(
         DataError: see ``tarq.data.pools.draw_pool`` and ``given_pool``.
     """
     reporter = reporter or Reporter()
-    intake = next((s.intake for s in speech.values() if isinstance(s, Speech)), Intake(config.max_bad))
-    rarity = Rarity(config)
-    frequencies = described(config.frequencies(), config.tail_threshold)
+    intake = next((s.intake for s in speech.values() if isinstance(s, Speech)), Intake(wanted.max_bad))
+    rarity = Rarity(words)
+    frequencies = described(words.frequencies(), words.tail_threshold)
     reporter.phase("drawing the pool")
-    if config.ids is None:
-        asked = config.samples
-        pool = draw_pool(speech, config.pool, asked, config.seed, rarity, max_duration=max_duration, intake=intake)
+    if wanted.ids is None:
+        asked = wanted.samples
+        pool = draw_pool(speech, wanted.pool, asked, wanted.seed, rarity, max_duration=max_duration, intake=intake)
     else:
-        pool = given_pool(speech, expanded(config.ids), rarity, max_duration=max_duration, intake=intake)
+        pool = given_pool(speech, expanded(wanted.ids), rarity, max_duration=max_duration, intake=intake)
         asked = pool.candidates
     notes = intake.notes()
     if len(pool.utterances) < asked:
@@ -186,12 +189,12 @@ def draw(
     if "note" in frequencies:
         notes.append(frequencies["note"])
     settings = {
-        "ids_from": config.ids,
+        "ids_from": wanted.ids,
         "sources_given": {label: getattr(s, "source", "utterances") for label, s in speech.items()},
         "max_duration": max_duration,
-        "normalizer": config.text_normalizer().name,
-        "tail_threshold": config.tail_threshold,
-        "seed": config.seed,
+        "normalizer": words.text_normalizer().name,
+        "tail_threshold": words.tail_threshold,
+        "seed": wanted.seed,
         "word_frequencies": frequencies,
         **intake.to_dict(),
     }

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from tarq.data.audio import Checked, Encoded, audio_duration, check_audio, read_audio
 from tarq.errors import DataError
+from tarq.words.normalize import primary_language
 
 #: ISO 639's codes for speech in an unknown, in several, in some other and in no language.
 NO_LANGUAGE = ("und", "mul", "mis", "zxx")
@@ -106,8 +107,7 @@ class Utterance:
 
 def language_of(utterance: Utterance, default: str) -> str:
     """The language an utterance states (``en`` of ``en-US``), or the run's."""
-    stated = str(utterance.extra.get("language") or default)
-    return re.split("[-_]", stated)[0].lower()
+    return primary_language(str(utterance.extra.get("language") or default))
 
 
 @cache

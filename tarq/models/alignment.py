@@ -1,9 +1,15 @@
-"""Aligns tokens to audio frames by a decoder's attention."""
+"""Aligns tokens to audio frames: by a decoder's attention, or by the best path of CTC."""
 
 from __future__ import annotations
 
-from torch import Tensor, std_mean
-from torch.nn import functional
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
 
 
 def alignment_scores(attention: Tensor, smoothed: int) -> Tensor:
@@ -20,10 +26,69 @@ def alignment_scores(attention: Tensor, smoothed: int) -> Tensor:
     Returns:
         [S, T] scores; those of several layers may be added.
     """
-    deviation, mean = std_mean(attention, dim=1, keepdim=True, correction=0)
+    deviation, mean = torch.std_mean(attention, dim=1, keepdim=True, correction=0)
     standard = (attention - mean) / deviation.clamp_min(1e-9)
     reach = smoothed // 2
     if standard.shape[-1] > reach:
-        padded = functional.pad(standard, (reach, reach), mode="reflect")
+        padded = F.pad(standard, (reach, reach), mode="reflect")
         standard = padded.unfold(-1, smoothed, 1).median(-1).values
     return standard.mean(0)
+
+
+def forced_path(
+    scores: NDArray[np.float32], ids: Sequence[int], blank: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The best CTC path that spells a token sequence.
+
+    Args:
+        scores: [T, vocabulary] log-probabilities.
+        ids: S ≥ 1 tokens; T is at least S plus the number of equal neighbours.
+        blank: the blank's id.
+
+    Returns:
+        [T] the token each frame emits, blank or of ``ids``; [T] its state: 2k + 1 on token k, 2k on the blanks before
+        it, 2S on those after the last.
+    """
+    labels = np.full(2 * len(ids) + 1, blank, dtype=np.int64)
+    labels[1::2] = ids
+    # a blank between two tokens may be skipped unless they are equal
+    skips = np.zeros(len(labels), dtype=bool)
+    skips[3::2] = labels[3::2] != labels[1:-2:2]
+    emitted = scores[:, labels]
+    best = np.full(len(labels), -np.inf, dtype=np.float64)
+    best[:2] = emitted[0, :2]
+    came = np.zeros(emitted.shape, dtype=np.int8)  # number of states each step advances
+    for t in range(1, len(emitted)):
+        stay, step, skip = best, np.full_like(best, -np.inf), np.full_like(best, -np.inf)
+        step[1:] = best[:-1]
+        skip[2:] = np.where(skips[2:], best[:-2], -np.inf)
+        options = np.stack([stay, step, skip])
+        came[t] = options.argmax(0)
+        best = options.max(0) + emitted[t]
+    place = len(labels) - (2 if best[-2] > best[-1] else 1)
+    places = np.empty(len(emitted), dtype=np.int64)
+    for t in range(len(emitted) - 1, -1, -1):
+        places[t] = place
+        place -= int(came[t, place])  # an int8 would overflow
+    return labels[places], places
+
+
+def within_rare(places: NDArray[np.int64], rare: Tensor) -> Tensor:
+    """Which frames of a path (:func:`forced_path`) are within a rare word: on its tokens, or between two of them."""
+    left, right, outside = _beside(places, len(rare))
+    return rare[left] & rare[right] & ~outside
+
+
+def within_words(places: NDArray[np.int64], zipf: Tensor) -> Tensor:
+    """Zipf scores of the frames of a path: its token's, the higher one between two tokens, NaN before and after all.
+
+    A frame is within a rare word (:func:`within_rare`) exactly where its score is below the threshold.
+    """
+    left, right, outside = _beside(places, len(zipf))
+    return torch.maximum(zipf[left], zipf[right]).masked_fill(outside, math.nan)
+
+
+def _beside(places: NDArray[np.int64], count: int) -> tuple[NDArray[np.int64], NDArray[np.int64], Tensor]:
+    """The tokens on either side of each frame, twice the same on a token; which frames are before or after all."""
+    left, right = (np.clip(place // 2, 0, count - 1) for place in (places - 1, places))
+    return left, right, torch.from_numpy((places == 0) | (places == 2 * count))

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from copy import copy
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from tarq.errors import ModelError
-from tarq.finite import not_finite
-from tarq.linear import Int8Layers, QuantLinear, slow_layers, use_int8_activations
-from tarq.models.types import Batch, Example, Features, Prompted, Stage
+from tarq.models.types import Batch, Example, Features, Prompted
+from tarq.models.weights import ModelWeights
 
 
-class Recognizer(ABC):
+class Recognizer(ModelWeights):
     """A speech model with the tokenizer and feature extractor it needs: one subclass per family.
 
     Args:
@@ -42,8 +42,6 @@ class Recognizer(ABC):
     #: Name suffixes of Linears to whose outputs a constant vector can be added without any effect: keys of softmax
     #: attention without rotary or relative positions.
     shift_free: ClassVar[tuple[str, ...]] = ()
-    #: Why layers outside the blocks stay in full precision: name suffix to reason.
-    reasons: ClassVar[Mapping[str, str]] = {}
 
     def __init__(
         self,
@@ -53,14 +51,13 @@ class Recognizer(ABC):
         stored_dtype: torch.dtype,
         processor: Any = None,
     ) -> None:
-        self.model: Any = model
+        super().__init__(model, stored_dtype)
         self.tokenizer = tokenizer
         self.feature_extractor = feature_extractor
-        self.stored_dtype = stored_dtype
         self.processor = processor
-        self.language = "en"
+        self._language: str | None = None
 
-    @classmethod  # noqa: B027 - most families need nothing
+    @classmethod
     def check_installed(cls) -> None:
         """Check that what the family's processor needs is installed.
 
@@ -68,21 +65,13 @@ class Recognizer(ABC):
             ModelError: it is not; says what to install.
         """
 
-    @classmethod  # noqa: B027 - most have one layout
+    @classmethod
     def check_config(cls, config: Any, source: Any) -> None:
         """Check that a checkpoint is laid out as the family's transformers class reads it.
 
         Raises:
             ModelError: it is not.
         """
-
-    @property
-    def device(self) -> torch.device:
-        return next(self.model.parameters()).device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return next(p.dtype for p in self.model.parameters() if p.is_floating_point())
 
     @property
     def parts(self) -> list[Any]:
@@ -122,6 +111,17 @@ class Recognizer(ABC):
     def own_language(self) -> str | None:
         """The language that the checkpoint transcribes by default, if it states one."""
         return None
+
+    @property
+    def language(self) -> str:
+        """Of speech for which a call names none: that of :meth:`with_language`, or the checkpoint's own, or English."""
+        return self._language or self.own_language() or "en"
+
+    def with_language(self, language: str) -> Self:
+        """The same model, for speech in this language where a call names none."""
+        other = copy(self)
+        other._language = language
+        return other
 
     @property
     @abstractmethod
@@ -233,10 +233,6 @@ class Recognizer(ABC):
         return ""
 
     @abstractmethod
-    def stages(self) -> list[Stage]:
-        """The model's blocks in order of execution."""
-
-    @abstractmethod
     def encode(self, features: Features) -> Any:
         """The encoder's output for stacked features; ``logits`` and ``decode`` can share it."""
 
@@ -289,60 +285,3 @@ class Recognizer(ABC):
             name: value.to(self.device, self.dtype if value.is_floating_point() else value.dtype)
             for name, value in features.items()
         }
-
-    def not_finite(self) -> Iterator[str]:
-        """Names of the weights that hold NaN or infinity; reads them all."""
-        for name, _ in not_finite((*self.model.named_parameters(), *self.model.named_buffers())):
-            yield name
-
-    def check_weights(self, label: str = "") -> None:
-        """See that all weights are numbers.
-
-        Args:
-            label: what the model is called where there are several.
-
-        Raises:
-            ModelError: one holds NaN or infinity; names it.
-        """
-        for name in self.not_finite():
-            raise ModelError(
-                f"{label and f'{label}: '}{name} holds NaN or infinity, so nothing the model says means anything: "
-                "convert or download the checkpoint again"
-            )
-
-    @property
-    def is_quantized(self) -> bool:
-        """Whether any layer is packed."""
-        return any(isinstance(module, QuantLinear) for module in self.model.modules())
-
-    def use_int8_activations(self) -> Int8Layers:
-        """Have packed layers round their inputs to 8 bits where a kernel gains by it; how many do, and why not all."""
-        return use_int8_activations(self.model)
-
-    def slow_layers(self) -> list[str]:
-        """What a user should know of packed layers that are slower than they could be, a sentence for each reason."""
-        return slow_layers(self.model)
-
-    def linear_bytes(self) -> int:
-        """Bytes of the blocks' Linear weights: packed ones as stored, others in the dtype on disk."""
-        modules = [m for stage in self.stages() for _, block in stage.blocks for m in block.modules()]
-        packed = sum(m.packed_bytes() for m in modules if isinstance(m, QuantLinear))
-        plain = sum(m.weight.numel() for m in modules if isinstance(m, nn.Linear))
-        return packed + plain * self.stored_dtype.itemsize
-
-    def left_out(self) -> dict[str, str]:
-        """Matrices that stay in full precision, with the reason: Linears outside the blocks, pointwise convolutions."""
-        inside = {f"{name}.{inner}" for s in self.stages() for name, b in s.blocks for inner, _ in b.named_modules()}
-        inside |= {name for s in self.stages() for name, _ in s.blocks}
-        left = {}
-        for name, module in self.model.named_modules():
-            if isinstance(module, nn.Conv1d | nn.Conv2d) and set(module.kernel_size) == {1} and module.groups == 1:
-                left[name] = self._reason(
-                    name, "a pointwise convolution: the checkpoint format packs Linear layers only"
-                )
-            elif isinstance(module, nn.Linear) and name not in inside:
-                left[name] = self._reason(name, "outside the transformer blocks")
-        return left
-
-    def _reason(self, name: str, otherwise: str) -> str:
-        return next((reason for end, reason in self.reasons.items() if name.endswith(end)), otherwise)

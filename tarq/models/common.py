@@ -1,4 +1,4 @@
-"""What adapters of several families share: token sequences, padding, convolutions, a look at a model's parts."""
+"""What adapters are made of: token sequences, spans, padding, convolutions, a look at a model's parts."""
 
 from __future__ import annotations
 
@@ -52,6 +52,17 @@ def teacher_forced(examples: Sequence[Example], pad: int) -> tuple[Tensor, Tenso
     )
 
 
+def byte_spans(text: str, lengths: Sequence[int]) -> list[tuple[int, int]]:
+    """The character span of each token, from byte lengths; a character split between tokens belongs to all of them."""
+    owner = [i for i, character in enumerate(text) for _ in character.encode()]
+    spans, place = [], 0
+    for length in lengths:
+        covered = owner[place : place + length]
+        spans.append((covered[0], covered[-1] + 1) if covered else (0, 0))
+        place += length
+    return spans
+
+
 def require(model: Any, *paths: str, wanted: str) -> None:
     """Check that a model has the parts an adapter uses.
 
@@ -72,7 +83,7 @@ def pad_waveform(waveform: np.ndarray, samples: int) -> np.ndarray:
 
 
 def conv_output_length(length: int, convolutions: Sequence[nn.Conv1d]) -> int:
-    """Number of output rows of a sequence of unpadded convolutions for ``rows`` inputs."""
+    """Number of output rows of a sequence of unpadded convolutions for ``length`` inputs."""
     for conv in convolutions:
         length = (length - conv.kernel_size[0]) // conv.stride[0] + 1
     return length

@@ -9,11 +9,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from tarq.errors import ModelError
+from tarq.models.alignment import forced_path, within_rare, within_words
 from tarq.models.base import Recognizer
 from tarq.models.common import pad_waveform, require
 from tarq.models.features import check_fits
@@ -187,7 +187,7 @@ class CTCRecognizer(Recognizer):
         frames = [e.frames for e in examples]
         positions = {"encoder": Positions.of_frames(frames, rows)}
         if self.model.config.model_type == "parakeet_ctc":
-            positions["distances"] = distances(frames, rows)
+            positions["distances"] = Positions.of_distances(frames, rows)
         return Batch(
             ids=tuple(e.id for e in examples),
             features=features,
@@ -232,70 +232,3 @@ class CTCRecognizer(Recognizer):
             ids = [token for token, _ in groupby(row[:count]) if token != self.blank]
             texts.append(self.tokenizer.decode(ids, group_tokens=False, skip_special_tokens=True).strip())
         return texts
-
-
-def forced_path(
-    scores: NDArray[np.float32], ids: Sequence[int], blank: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The best CTC path that spells a token sequence.
-
-    Args:
-        scores: [T, vocabulary] log-probabilities.
-        ids: S ≥ 1 tokens; T is at least S plus the number of equal neighbours.
-        blank: the blank's id.
-
-    Returns:
-        [T] the token each frame emits, blank or of ``ids``; [T] its state: 2k + 1 on token k, 2k on the blanks before
-        it, 2S on those after the last.
-    """
-    labels = np.full(2 * len(ids) + 1, blank, dtype=np.int64)
-    labels[1::2] = ids
-    # a blank between two tokens may be skipped unless they are equal
-    skips = np.zeros(len(labels), dtype=bool)
-    skips[3::2] = labels[3::2] != labels[1:-2:2]
-    emitted = scores[:, labels]
-    best = np.full(len(labels), -np.inf, dtype=np.float64)
-    best[:2] = emitted[0, :2]
-    came = np.zeros(emitted.shape, dtype=np.int8)  # number of states each step advances
-    for t in range(1, len(emitted)):
-        stay, step, skip = best, np.full_like(best, -np.inf), np.full_like(best, -np.inf)
-        step[1:] = best[:-1]
-        skip[2:] = np.where(skips[2:], best[:-2], -np.inf)
-        options = np.stack([stay, step, skip])
-        came[t] = options.argmax(0)
-        best = options.max(0) + emitted[t]
-    place = len(labels) - (2 if best[-2] > best[-1] else 1)
-    places = np.empty(len(emitted), dtype=np.int64)
-    for t in range(len(emitted) - 1, -1, -1):
-        places[t] = place
-        place -= int(came[t, place])  # an int8 would overflow
-    return labels[places], places
-
-
-def within_rare(places: NDArray[np.int64], rare: Tensor) -> Tensor:
-    """Which frames of a path (:func:`forced_path`) are within a rare word: on its tokens, or between two of them."""
-    left, right, outside = _beside(places, len(rare))
-    return rare[left] & rare[right] & ~outside
-
-
-def within_words(places: NDArray[np.int64], zipf: Tensor) -> Tensor:
-    """Zipf scores of the frames of a path: its token's, the higher one between two tokens, NaN before and after all.
-
-    A frame is within a rare word (:func:`within_rare`) exactly where its score is below the threshold.
-    """
-    left, right, outside = _beside(places, len(zipf))
-    return torch.maximum(zipf[left], zipf[right]).masked_fill(outside, math.nan)
-
-
-def _beside(places: NDArray[np.int64], count: int) -> tuple[NDArray[np.int64], NDArray[np.int64], Tensor]:
-    """The tokens on either side of each frame, twice the same on a token; which frames are before or after all."""
-    left, right = (np.clip(place // 2, 0, count - 1) for place in (places - 1, places))
-    return left, right, torch.from_numpy((places == 0) | (places == 2 * count))
-
-
-def distances(frames: Sequence[int], rows: int) -> Positions:
-    """The rows of relative position embeddings: distances T − 1 … 1 − T; an utterance uses those it spans."""
-    far = torch.arange(rows - 1, -rows, -1).abs()
-    exists = far[None, :] < torch.tensor(list(frames))[:, None]
-    none = torch.zeros_like(exists)
-    return Positions(tail=none, exists=exists, padding=none, audio=none)

@@ -91,5 +91,4 @@ def adapt(
     recognizer = family(model, tokenizer, feature_extractor, stored_dtype, processor)
     recognizer.model.eval()
     recognizer.check()
-    recognizer.language = recognizer.own_language() or recognizer.language
     return recognizer

@@ -91,6 +91,19 @@ class Positions:
             packed=packed,
         )
 
+    @classmethod
+    def of_distances(cls, frames: Sequence[int], rows: int) -> Positions:
+        """Rows of relative position embeddings: distances T − 1 … 1 − T; an utterance uses those it spans.
+
+        Args:
+            frames: [B] number of rows within the audio.
+            rows: T, of the hidden states.
+        """
+        far = torch.arange(rows - 1, -rows, -1).abs()
+        exists = far[None, :] < torch.tensor(list(frames))[:, None]
+        none = torch.zeros_like(exists)
+        return cls(tail=none, exists=exists, padding=none, audio=none)
+
 
 @dataclass(frozen=True)
 class Batch:

@@ -11,6 +11,7 @@ from transformers.utils import is_mistral_common_available
 
 from tarq.errors import ModelError
 from tarq.models.audio_language import AudioLanguageModel
+from tarq.models.common import byte_spans
 from tarq.models.features import check_fits
 from tarq.models.types import Example, Features, Positions
 
@@ -81,14 +82,3 @@ class VoxtralRecognizer(AudioLanguageModel):
             Positions.of_frames([e.frames for e in examples], self.tower.max_source_positions, windows=True),
             Positions.of_frames(self.valid_audio_tokens(examples, features), self.tokens_of_frames(0), windows=True),
         )
-
-
-def byte_spans(text: str, lengths: Sequence[int]) -> list[tuple[int, int]]:
-    """The character span of each token, from byte lengths; a character split between tokens belongs to all of them."""
-    owner = [i for i, character in enumerate(text) for _ in character.encode()]
-    spans, place = [], 0
-    for length in lengths:
-        covered = owner[place : place + length]
-        spans.append((covered[0], covered[-1] + 1) if covered else (0, 0))
-        place += length
-    return spans

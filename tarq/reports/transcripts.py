@@ -4,22 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tarq.config import TarqConfig
 from tarq.errors import TarqError
 from tarq.reports.panel import ChangedWord, Group, Heard, Panel
 from tarq.reports.results import ERRORS
 from tarq.reports.statistics import FULL
 from tarq.scoring.bootstrap import Ratio, resample_two_way
-from tarq.scoring.breakdown import by_band, by_kind, counts_of, spoken_names
+from tarq.scoring.breakdown import by_band, by_kind, spoken_names
 from tarq.scoring.words import HIT, Counts, WordScores, score_words
-from tarq.words.normalize import Normalizer
 from tarq.words.rarity import is_rare
+from tarq.words.settings import Words
+from tarq.words.transcripts import Rarity
 
 #: In the order they are shown.
 KINDS = ("rare", "common", "numerals", "names")
@@ -102,7 +101,7 @@ def by_place(scores: WordScores) -> dict[str, Counts]:
     lengths = np.bincount(scores.owner, minlength=len(scores.ids))
     first = np.concatenate([[0], np.cumsum(lengths)[:-1]])
     place = (np.arange(len(scores.owner)) - first[scores.owner]) * len(PLACES) // lengths[scores.owner]
-    return {name: counts_of(scores, place == i) for i, name in enumerate(PLACES) if (place == i).any()}
+    return {name: scores.counts(place == i) for i, name in enumerate(PLACES) if (place == i).any()}
 
 
 def _stored_kinds(decoded: Decoded) -> dict[str, dict[str, list[Counts]]]:
@@ -127,19 +126,17 @@ def _with_common(stored: Mapping[str, Any]) -> dict[str, Counts]:
 
 
 def _scored(decoded: Decoded) -> tuple[dict[str, list[WordScores]], list[frozenset[str]] | None]:
-    config = TarqConfig(**{name: decoded.config[name] for name in _WORDS if decoded.config.get(name) is not None})
-    plain = config.text_normalizer()
-    normalizer = Normalizer(plain.name, lru_cache(maxsize=None)(plain.apply))  # most transcripts recur
-    frequencies = config.frequencies()
+    words = Words(**{name: decoded.config[name] for name in _WORDS if decoded.config.get(name) is not None})
+    normalizer, frequencies = Rarity(words).of_language()
     references = decoded.references or []
 
     def score(texts: Sequence[str]) -> WordScores:
         return score_words(
-            references, texts, normalizer=normalizer, thresholds=[config.tail_threshold], language=frequencies,
+            references, texts, normalizer=normalizer, thresholds=[words.tail_threshold], language=frequencies,
             ids=decoded.ids,
         )  # fmt: skip
 
-    names = spoken_names(references, normalizer, config.language, decoded.names)
+    names = spoken_names(references, normalizer, words.language, decoded.names)
     assert decoded.full is not None
     return {FULL: [score(decoded.full)]} | {
         arm: [score(texts) for texts in runs] for arm, runs in decoded.arms.items()

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tarq.scoring.bootstrap import RESAMPLES, Ratio, resample
-from tarq.scoring.words import DELETED, SUBSTITUTED, Counts, WordScores
+from tarq.scoring.words import Counts, WordScores
 from tarq.words.bands import divided
-from tarq.words.normalize import Normalizer
+from tarq.words.normalize import Normalizer, primary_language
 from tarq.words.rarity import is_rare, zipf
 
 #: Languages whose capitals do not tell names from other words.
@@ -36,28 +36,13 @@ def by_kind(scores: WordScores, names: Sequence[frozenset[str]] | None = None) -
         kinds["names"] = _mask(
             word in marked for reference, marked in zip(scores.references, names, strict=True) for word in reference
         )
-    return {kind: counts_of(scores, chosen) for kind, chosen in kinds.items() if chosen.any()}
+    return {kind: scores.counts(chosen) for kind, chosen in kinds.items() if chosen.any()}
 
 
 def by_band(scores: WordScores) -> dict[str, Counts]:
     """Counts over bands of word frequency, rarest first; bands without words are left out."""
     zipfs = np.array([zipf(word, scores.language) for reference in scores.references for word in reference])
-    return {band: counts_of(scores, chosen) for band, chosen in divided(zipfs).items() if chosen.any()}
-
-
-def counts_of(scores: WordScores, chosen: NDArray[np.bool_]) -> Counts:
-    """Errors on the chosen reference words, bool [reference words], by utterance."""
-
-    def per_utterance(values: NDArray) -> NDArray[np.int64]:
-        weights = values[chosen].astype(np.float64)  # whole numbers far below 2**53: exact
-        return np.bincount(scores.owner[chosen], weights, minlength=len(scores.ids)).astype(np.int64)
-
-    return Counts(
-        substitutions=per_utterance(scores.outcome == SUBSTITUTED),
-        deletions=per_utterance(scores.outcome == DELETED),
-        insertions=per_utterance(scores.inserted),
-        words=per_utterance(np.ones_like(scores.outcome)),
-    )
+    return {band: scores.counts(chosen) for band, chosen in divided(zipfs).items() if chosen.any()}
 
 
 def spoken_names(
@@ -75,7 +60,7 @@ def spoken_names(
     """
     if any(entities):
         return [frozenset(word for entity in some for word in normalizer.words(entity)) for some in entities]
-    if language.split("-")[0] in CAPITALISED:
+    if primary_language(language) in CAPITALISED:
         return None
     found = [frozenset(_capitalised(text, normalizer)) for text in texts]
     return found if any(found) else None
@@ -126,7 +111,6 @@ def break_down(
     result: dict[str, dict[str, dict[str, Any]]] = {model: {"kinds": {}, "bands": {}} for model in words}
     for (model, part, name), found in counts.items():
         ours, theirs = resampled[model, part, name], resampled.get((reference or "", part, name))
-        totals = {f: int(getattr(found, f).sum()) for f in ("substitutions", "deletions", "insertions", "words")}
         change = ours.minus(theirs) if theirs is not None and model != reference else None
-        result[model][part][name] = totals | {"rate": ours.interval(), "change": change}
+        result[model][part][name] = found.totals() | {"rate": ours.interval(), "change": change}
     return result

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Literal
 
 from tarq.scoring.bootstrap import Ratio
@@ -79,6 +80,12 @@ def _mean(figure: str, kind: str) -> Callable[[Mapping[str, Divergence]], Ratio]
     return lambda sums: Ratio(getattr(sums[kind], figure), sums[kind].positions)
 
 
+def _rare_wer_below(threshold: float) -> Figure:
+    """Rare WER at another threshold than the main one."""
+    name, title = f"rare_wer_zipf_{threshold:g}", f"rare WER % (Zipf < {threshold:g})"
+    return Figure(name, title, "%", "words", _rate(lambda scores: scores.rare[threshold]), shown=False)
+
+
 #: In the order of the tables. ΔNLL of the true token stands beside KL from full precision.
 FIGURES = (
     Figure("wer", "WER %", "%", "words", _rate(lambda scores: scores.plain), compared=True),
@@ -126,18 +133,13 @@ def ratios(measured: Measured, thresholds: Sequence[float]) -> dict[str, Ratio]:
     """Every available figure of a model on a set, by name, as sums per utterance; of bands, those that have targets.
 
     Args:
-        thresholds: Zipf scores that the words were counted at; each one after the first gives a ``rare_wer_zipf_…``,
-            in JSON only.
+        thresholds: Zipf scores that the words were counted at; each one after the first gives a further rare WER.
     """
-    found = {
+    sums = measured.divergence or {}
+    bands = [figures for band, figures in BANDED.items() if band in sums and sums[band].positions.any()]
+    further = [*map(_rare_wer_below, thresholds[1:]), *chain.from_iterable(bands)]
+    return {
         figure.name: figure.ratio(source)
-        for figure in FIGURES
+        for figure in (*FIGURES, *further)
         if (source := getattr(measured, figure.source)) is not None
     }
-    if (sums := measured.divergence) is not None:
-        there = [band for band in BANDED if band in sums and sums[band].positions.any()]
-        found |= {figure.name: figure.ratio(sums) for band in there for figure in BANDED[band]}
-    if (words := measured.words) is not None:
-        for threshold in thresholds[1:]:
-            found[f"rare_wer_zipf_{threshold:g}"] = Ratio(words.rare[threshold].errors, words.rare[threshold].words)
-    return found

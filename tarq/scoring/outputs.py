@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from tarq import distributed
-from tarq.config import TarqConfig
 from tarq.data.held import Held
 from tarq.data.utterance import Utterance
 from tarq.errors import ModelError
@@ -21,6 +20,7 @@ from tarq.report import Reporter
 from tarq.scoring.divergence import Divergence, divergence, joined
 from tarq.speech.calibration import batched, make_examples
 from tarq.speech.transcription import transcribe_waveforms
+from tarq.words.transcripts import Rarity
 
 #: Most audio held at a time: utterances, and seconds unless a single one is longer.
 PIECE, PIECE_SECONDS = 128, 3600.0
@@ -54,9 +54,11 @@ class _BatchOutputs:
 def run_models(
     models: Mapping[str, Recognizer],
     utterances: Sequence[Utterance],
+    language: str,
     *,
     reference: str | None,
-    config: TarqConfig,
+    rarity: Rarity,
+    batch_size: int,
     decode: bool,
     reporter: Reporter,
 ) -> SetOutputs:
@@ -65,8 +67,10 @@ def run_models(
     With several processes, each takes a share of the batches, which are the same as in a single process.
 
     Args:
+        language: of the utterances.
         reference: label of the model that the others are compared with, teacher-forced; None to transcribe only.
-        config: the utterances' language, tags, batch size.
+        rarity: which targets are rare.
+        batch_size: utterances per forward pass.
         decode: transcribe, too.
 
     Raises:
@@ -81,13 +85,13 @@ def run_models(
         others = piece
         if reference is not None:
             spoken = [u for u in piece if (u.text or "").strip()]
-            made = make_examples(models[reference], spoken, config, Reporter())
+            made = make_examples(models[reference], spoken, rarity, Reporter(), batch_size=batch_size)
             notes += made.notes
             forced += [e.id for e in made.examples]
             own = []
-            every = list(batched(models[reference], made.examples, config.batch_size))
+            every = list(batched(models[reference], made.examples, batch_size))
             for batch in distributed.shard(every):
-                own.append(_force(models, reference, batch, config.language, decode))
+                own.append(_force(models, reference, batch, language, decode))
                 reporter.advance(len(batch.ids) * len(models))
             elsewhere = len(made.examples) - sum(len(outputs.ids) for outputs in own)
             reporter.advance(elsewhere * len(models))
@@ -97,7 +101,7 @@ def run_models(
         if others and decode:
             for name, recognizer in models.items():
                 waveforms = [u.waveform(recognizer.sampling_rate) for u in others]
-                texts = transcribe_waveforms(recognizer, waveforms, config.batch_size, reporter, config.language)
+                texts = transcribe_waveforms(recognizer, waveforms, batch_size, reporter, language)
                 transcripts[name] |= zip((u.id for u in others), texts, strict=True)
     for outputs in batches:
         for name, texts in outputs.transcripts.items():
@@ -123,7 +127,8 @@ def _force(
     models: Mapping[str, Recognizer], reference: str, batch: Batch, language: str, decode: bool
 ) -> _BatchOutputs:
     """One batch through every model: divergence from the reference's logits, and transcripts."""
-    outputs = _BatchOutputs(batch.ids, {}, {})
+    compared: dict[str, dict[str, Divergence]] = {}
+    transcripts: dict[str, list[str]] = {}
     with torch.no_grad():
         for name in (reference, *(name for name in models if name != reference)):
             audio = models[name].encode(batch.features)
@@ -132,12 +137,10 @@ def _force(
             if name == reference:
                 expected = logits
             else:
-                outputs.divergence[name] = divergence(
-                    expected, logits, batch.targets, batch.rare_target, batch.target_zipf
-                )
+                compared[name] = divergence(expected, logits, batch.targets, batch.rare_target, batch.target_zipf)
             if decode:
-                outputs.transcripts[name] = models[name].decode_forced(batch, audio, logits, language)
-    return outputs
+                transcripts[name] = models[name].decode_forced(batch, audio, logits, language)
+    return _BatchOutputs(batch.ids, compared, transcripts)
 
 
 def _check_logits(name: str, batch: Batch, logits: Tensor) -> None:

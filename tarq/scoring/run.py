@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from functools import lru_cache
+from dataclasses import asdict, dataclass, field
 from itertools import combinations
 from typing import Any
 
-import numpy as np
-
-from tarq.config import TarqConfig
 from tarq.data.utterance import Utterance
 from tarq.errors import ModelError
 from tarq.files import to_json
@@ -22,11 +18,12 @@ from tarq.scoring.breakdown import break_down, spoken_names
 from tarq.scoring.entities import EntityScores, score_entities
 from tarq.scoring.figures import Measured, ratios
 from tarq.scoring.outputs import SetOutputs, run_models
-from tarq.scoring.sets import GivenSet, check_set, language_within
+from tarq.scoring.sets import ScoredSet, check_set
 from tarq.scoring.words import ChangedWord, changed_words, hallucination_signs, score_words
-from tarq.words.frequencies import described
+from tarq.words.frequencies import Frequencies, described
 from tarq.words.normalize import Normalizer
-from tarq.words.rarity import rare_counts
+from tarq.words.settings import Words
+from tarq.words.transcripts import Rarity
 
 #: Sets whose rare words occur in fewer utterances than this get a note: a bootstrap over so few is unreliable.
 FEW = 10
@@ -105,11 +102,13 @@ class Evaluation:
 
 def evaluate_models(
     models: Mapping[str, Recognizer],
-    data: Mapping[str, Sequence[Utterance]],
+    sets: Mapping[str, ScoredSet],
     *,
     reference: str | None,
-    config: TarqConfig,
+    words: Words,
+    batch_size: int,
     reporter: Reporter,
+    seed: int = 0,
     resamples: int = RESAMPLES,
     decode: bool = True,
 ) -> Evaluation:
@@ -117,9 +116,12 @@ def evaluate_models(
 
     Args:
         models: label to recognizer.
-        data: label to utterances of one language (:func:`tarq.scoring.sets.by_language`), each with a transcript.
+        sets: name to set (:func:`tarq.scoring.sets.read_sets`).
         reference: label of the full-precision model that damage is measured against, or None.
-        config: normaliser, threshold, batch size, seed, and the language of utterances that state none.
+        words: normaliser, threshold and word frequencies.
+        batch_size: utterances per forward pass.
+        reporter: receives progress.
+        seed: of the bootstrap.
         resamples: number of bootstrap resamples.
         decode: also transcribe (word scores); otherwise the teacher-forced figures only.
 
@@ -129,38 +131,35 @@ def evaluate_models(
         ModelError: there is no model, one has weights or logits that are not finite, or its tokens or features are
             not the reference model's.
     """
-    thresholds = list(dict.fromkeys([config.tail_threshold, 3.0, 2.0, 4.0]))
     if not models:
         raise ModelError("no models to score: give at least one")
-    spoken = {label: replace(config, language=language_within(label, some, config)) for label, some in data.items()}
-    for label, utterances in data.items():
-        check_set(label, utterances)
-        spoken[label].frequencies()  # fails now, not after the work is done
+    for label, scored in sets.items():
+        check_set(label, scored.utterances)
+        words.frequencies(scored.language)  # fails now, not after the work is done
     _check_comparable(models, reference)
     for name, recognizer in models.items():
         recognizer.check_weights(name)
-    sets = {}
-    for label, utterances in data.items():
-        reporter.phase(f"scoring {label}", len(utterances) * len(models))
+    rarity = Rarity(words, models[reference or next(iter(models))].spelling)
+    results = {}
+    for label, scored in sets.items():
+        reporter.phase(f"scoring {label}", len(scored.utterances) * len(models))
         outputs = run_models(
-            models, utterances, reference=reference, config=spoken[label], decode=decode, reporter=reporter
+            models,
+            scored.utterances,
+            scored.language,
+            reference=reference,
+            rarity=rarity,
+            batch_size=batch_size,
+            decode=decode,
+            reporter=reporter,
         )
-        sets[label] = _scores(models, utterances, outputs, reference, spoken[label], thresholds, resamples)
-    return Evaluation(reference, thresholds, resamples, sets)
+        results[label] = _scores(list(models), scored, outputs, reference, rarity, resamples, seed)
+    return Evaluation(reference, _thresholds(words), resamples, results)
 
 
-def with_intakes(result: Evaluation, sets: Mapping[str, GivenSet]) -> Evaluation:
-    """The result with what was left out of each set, and on it, before it was scored."""
-    scored = dict(result.sets)
-    for given in sets.values():
-        for name in given.parts:
-            scored[name] = replace(
-                scored[name],
-                bad=dict(given.intake.bad),
-                left_out=dict(given.intake.left_out),
-                notes=given.notes + given.intake.notes() + scored[name].notes,
-            )
-    return replace(result, sets=scored)
+def _thresholds(words: Words) -> list[float]:
+    """Zipf scores that rare words are counted at; the first is the run's own."""
+    return list(dict.fromkeys([words.tail_threshold, 3.0, 2.0, 4.0]))
 
 
 def _check_comparable(models: Mapping[str, Recognizer], reference: str | None) -> None:
@@ -179,41 +178,37 @@ def _check_comparable(models: Mapping[str, Recognizer], reference: str | None) -
 
 
 def _scores(
-    models: Mapping[str, Recognizer],
-    utterances: Sequence[Utterance],
+    models: Sequence[str],
+    scored: ScoredSet,
     outputs: SetOutputs,
     reference: str | None,
-    config: TarqConfig,
-    thresholds: Sequence[float],
+    rarity: Rarity,
     resamples: int,
+    seed: int,
 ) -> SetScores:
     """Figures, differences and words of one set, from the models' outputs."""
-    plain = config.text_normalizer(models[reference or next(iter(models))].spelling)
-    # Words, entities and rare words are counted in the same texts, which are normalised once.
-    normalizer = Normalizer(plain.name, lru_cache(maxsize=None)(plain.apply))
-    measured = {
-        name: _measured(name, utterances, outputs, normalizer=normalizer, config=config, thresholds=thresholds)
-        for name in models
-    }
+    normalizer, frequencies = rarity.of_language(scored.language)
+    thresholds = _thresholds(rarity.words)
+    utterances = scored.utterances
+    texts = [u.text or "" for u in utterances]
+    measured = {name: _measured(name, utterances, outputs, normalizer, frequencies, thresholds) for name in models}
     sums = {name: ratios(measured[name], thresholds) for name in models}
     resampled = resample(
-        {(name, figure): ratio for name in models for figure, ratio in sums[name].items()}, resamples, config.seed
+        {(name, figure): ratio for name in models for figure, ratio in sums[name].items()}, resamples, seed
     )
-    frequencies = config.frequencies()
-    counts = [rare_counts(u.text or "", normalizer, thresholds[0], frequencies) for u in utterances]
+    counts = [rarity.counts(text, scored.language) for text in texts]
     rare = [count for _, count in counts]
     entities = next((m.entities for m in measured.values() if m.entities is not None), None)
     words = {name: m.words for name, m in measured.items() if m.words is not None}
-    names = spoken_names(
-        [u.text or "" for u in utterances], normalizer, config.language, [u.entities for u in utterances]
-    )
-    breakdown = break_down(words, reference, names, resamples, config.seed) if words else {}
+    names = spoken_names(texts, normalizer, scored.language, [u.entities for u in utterances])
+    breakdown = break_down(words, reference, names, resamples, seed) if words else {}
     heard = next(iter(words.values()), None)
+    unreliable = _few_rare_words(rare) + _unspoken(utterances, entities)
     forced = next((m.divergence for m in measured.values() if m.divergence is not None), {})
     return SetScores(
-        utterances=len(utterances),
-        language=config.language,
-        normalizer=plain.name,
+        utterances=len(texts),
+        language=scored.language,
+        normalizer=normalizer.name,
         word_frequencies=described(frequencies, thresholds[0]),
         words=sum(words for words, _ in counts),
         rare_words=sum(rare),
@@ -235,7 +230,9 @@ def _scores(
             }
             for base, other in combinations(models, 2)
         },
-        notes=outputs.notes + _few_rare_words(rare) + _unspoken(utterances, entities),
+        bad=dict(scored.intake.bad),
+        left_out=dict(scored.intake.left_out),
+        notes=[*scored.notes, *scored.intake.notes(), *outputs.notes, *unreliable],
         references={i: " ".join(w) for i, w in zip(heard.ids, heard.references, strict=True)} if heard else {},
         targets={kind: int(sums.positions.sum()) for kind, sums in forced.items()},
     )
@@ -245,9 +242,8 @@ def _measured(
     name: str,
     utterances: Sequence[Utterance],
     outputs: SetOutputs,
-    *,
     normalizer: Normalizer,
-    config: TarqConfig,
+    frequencies: Frequencies,
     thresholds: Sequence[float],
 ) -> Measured:
     """Words, entities and divergence of one model, as far as requested."""
@@ -261,7 +257,7 @@ def _measured(
         texts,
         normalizer=normalizer,
         thresholds=thresholds,
-        language=config.frequencies(),
+        language=frequencies,
         ids=[u.id for u in utterances],
     )
     entities = None
@@ -277,9 +273,9 @@ def _model_scores(
     if (words := measured.words) is None:
         return ModelScores(figures)
     counts = {
-        "all": _totals(words.plain),
-        "rare": _totals(words.rare[words.thresholds[0]]),
-        "common": _totals(words.common[words.thresholds[0]]),
+        "all": words.plain.totals(),
+        "rare": words.rare[words.thresholds[0]].totals(),
+        "common": words.common[words.thresholds[0]].totals(),
         "rare_words_by_threshold": {f"{t:g}": int(words.rare[t].words.sum()) for t in words.thresholds},
     }
     if (entities := measured.entities) is not None:
@@ -316,7 +312,3 @@ def _unspoken(utterances: Sequence[Utterance], entities: EntityScores | None) ->
         f"{len(entities.unspoken)} entities are not in their transcript, such as {entity!r} in "
         f"{utterances[first].id}: not scored"
     ]
-
-
-def _totals(counts: Any) -> dict[str, int]:
-    return {name: int(np.sum(getattr(counts, name))) for name in ("substitutions", "deletions", "insertions", "words")}

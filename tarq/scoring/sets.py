@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from tarq.config import TarqConfig
+from tarq.config import Pool
 from tarq.data.held import Held, Room
 from tarq.data.intake import Intake
 from tarq.data.sampling import first_usable, sample_utterances
@@ -19,84 +19,77 @@ from tarq.report import FILE_NAME, Report, Reporter
 
 
 @dataclass(frozen=True)
-class GivenSet:
-    """A set as it was given.
+class ScoredSet:
+    """Utterances of one language that models are scored on together.
 
     Attributes:
-        parts: the name each of its languages is scored under (:func:`by_language`) to the utterances in it.
-        intake: what was left out of it.
-        notes: on models that were calibrated on it.
+        utterances: each with a transcript.
+        language: of all of them.
+        intake: what was left out while they were loaded and checked.
+        notes: on models that were calibrated on some.
     """
 
-    parts: Mapping[str, Sequence[Utterance]]
-    intake: Intake
-    notes: list[str]
+    utterances: Sequence[Utterance]
+    language: str
+    intake: Intake = field(default_factory=Intake)
+    notes: Sequence[str] = ()
 
 
 def read_sets(
     data: Mapping[str, Data],
     models: Mapping[str, Recognizer],
-    config: TarqConfig,
+    language: str,
+    pool: Pool,
     reporter: Reporter,
     *,
     intakes: Mapping[str, Intake],
     samples: int | None,
-) -> dict[str, GivenSet]:
-    """The utterances of each set that can be used.
+) -> dict[str, ScoredSet]:
+    """The utterances of each set that can be used; a set in several languages is one for each, ``label (de)``.
 
     Args:
         data: label to a corpus's name or to utterances.
         models: label to recognizer; one that was calibrated on a set is told.
-        config: language of utterances that state none, seed and ``max_bad`` are read from it.
+        language: of utterances that state none.
+        pool: its seed and ``max_bad`` apply.
         intakes: label to what has been left out while utterances were loaded; it goes on counting.
         samples: take a random sample of so many; None for all.
 
     Returns:
-        Label to set. Its utterances hold the audio that was decoded to check them, as much as :class:`Room` has place
+        Name to set. Its utterances hold the audio that was decoded to check them, as much as :class:`Room` has place
         for.
 
     Raises:
         DataError: a set is not usable, or two would be scored under one name.
     """
-    sets = {}
+    sets: list[tuple[str, ScoredSet]] = []
     room, rate = Room(), next((recognizer.sampling_rate for recognizer in models.values()), 16000)
     for label, given in data.items():
-        intake = intakes.get(label) or getattr(given, "intake", None) or Intake(config.max_bad)
+        intake = intakes.get(label) or getattr(given, "intake", None) or Intake(pool.max_bad)
         utterances = [Held.of(utterance, room, rate) for utterance in utterances_of(given, intake)]
         notes = list(_calibrated_on(models, utterances))
         reporter.phase(f"reading {label}")
         # Every file is checked before any work is done, so that a broken one does not end the run midway.
         if samples is not None:
-            usable = sample_utterances(utterances, samples, config.seed, intake=intake)
+            usable = sample_utterances(utterances, samples, pool.seed, intake=intake)
         else:
             usable = first_usable(utterances, max(len(utterances), 1), intake=intake)
-        sets[label] = GivenSet(by_language(label, usable, config.language), intake, notes)
-    names = Counter(name for given_set in sets.values() for name in given_set.parts)
+        spoken = by_language(usable, language)
+        for code, some in spoken.items():
+            name = label if len(spoken) == 1 else f"{label} ({code})"
+            sets.append((name, ScoredSet(some, code, intake, notes)))
+    names = Counter(name for name, _ in sets)
     if twice := [name for name, times in names.items() if times > 1]:
         raise DataError(f"{twice[0]} is the label of one set and of a language of another: use other labels")
-    return sets
+    return dict(sets)
 
 
-def by_language(label: str, utterances: Sequence[Utterance], default: str) -> dict[str, Sequence[Utterance]]:
-    """A set under its label, or one set per language, named ``label (de)``, if its utterances state several."""
+def by_language(utterances: Sequence[Utterance], default: str) -> dict[str, list[Utterance]]:
+    """Language to the utterances in it; all are in ``default`` where there are none."""
     spoken: dict[str, list[Utterance]] = {}
     for utterance in utterances:
         spoken.setdefault(language_of(utterance, default), []).append(utterance)
-    if len(spoken) <= 1:
-        return {label: utterances}
-    return {f"{label} ({language})": spoken[language] for language in sorted(spoken)}
-
-
-def language_within(label: str, utterances: Sequence[Utterance], config: TarqConfig) -> str:
-    """The one language of a set.
-
-    Raises:
-        DataError: its utterances state several.
-    """
-    languages = {language_of(utterance, config.language) for utterance in utterances} or {config.language}
-    if len(languages) > 1:
-        raise DataError(f"{label} is in {', '.join(sorted(languages))}: score each language as a set of its own")
-    return languages.pop()
+    return {language: spoken[language] for language in sorted(spoken)} or {default: []}
 
 
 def check_set(label: str, utterances: Sequence[Utterance]) -> None:

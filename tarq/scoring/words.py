@@ -7,7 +7,7 @@ utterance, so that a rate is a ratio of sums and a bootstrap (``tarq.scoring.boo
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import jiwer
 import numpy as np
@@ -41,6 +41,10 @@ class Counts:
     def errors(self) -> NDArray[np.int64]:
         """S + D + I, int64 [utterances]."""
         return self.misses + self.insertions
+
+    def totals(self) -> dict[str, int]:
+        """S, D, I and N over all utterances, by the names of the fields."""
+        return {f.name: int(getattr(self, f.name).sum()) for f in fields(self)}
 
     @property
     def error_rate(self) -> float:
@@ -85,6 +89,10 @@ class WordScores:
     plain: Counts
     rare: dict[float, Counts]
     common: dict[float, Counts]
+
+    def counts(self, chosen: NDArray[np.bool_]) -> Counts:
+        """Errors on the chosen reference words, bool [reference words], with the insertions charged to them."""
+        return _counts(chosen, self.owner, self.outcome, self.inserted, len(self.ids))
 
     @property
     def wer(self) -> float:
@@ -153,16 +161,7 @@ def score_words(
     inserted = np.concatenate([inserted for _, inserted in scored])
 
     def counts(chosen: NDArray[np.bool_]) -> Counts:
-        def per_utterance(values: NDArray) -> NDArray[np.int64]:
-            weights = values[chosen].astype(np.float64)  # whole numbers far below 2**53: exact
-            return np.bincount(owner[chosen], weights, minlength=len(names)).astype(np.int64)
-
-        return Counts(
-            substitutions=per_utterance(outcome == SUBSTITUTED),
-            deletions=per_utterance(outcome == DELETED),
-            insertions=per_utterance(inserted),
-            words=per_utterance(np.ones_like(outcome)),
-        )
+        return _counts(chosen, owner, outcome, inserted, len(names))
 
     every = counts(np.ones(len(owner), dtype=bool))
     plain = Counts(every.substitutions, every.deletions, _insertions(aligned.alignments), every.words)
@@ -187,6 +186,27 @@ def score_words(
         plain=plain,
         rare={threshold: counts(tail) for threshold, tail in tails.items()},
         common={threshold: counts(~tail) for threshold, tail in tails.items()},
+    )
+
+
+def _counts(
+    chosen: NDArray[np.bool_],
+    owner: NDArray[np.int64],
+    outcome: NDArray[np.int64],
+    inserted: NDArray[np.int64],
+    utterances: int,
+) -> Counts:
+    """Counts over the chosen reference words; the arrays are those of :class:`WordScores`."""
+
+    def per_utterance(values: NDArray) -> NDArray[np.int64]:
+        weights = values[chosen].astype(np.float64)  # whole numbers far below 2**53: exact
+        return np.bincount(owner[chosen], weights, minlength=utterances).astype(np.int64)
+
+    return Counts(
+        substitutions=per_utterance(outcome == SUBSTITUTED),
+        deletions=per_utterance(outcome == DELETED),
+        insertions=per_utterance(inserted),
+        words=per_utterance(np.ones_like(outcome)),
     )
 
 

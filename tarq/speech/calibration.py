@@ -4,44 +4,48 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
 from tarq import distributed
-from tarq.config import TarqConfig
+from tarq.config import TailPositions, TarqConfig, Timestamps, Transcripts
 from tarq.data.held import Held, Room
 from tarq.data.intake import Intake
-from tarq.data.pools import Rarity, draw_pool, given_pool
+from tarq.data.pools import draw_pool, given_pool
 from tarq.data.utterance import Utterance, language_of
 from tarq.errors import CalibrationError, ModelError
 from tarq.files import expanded
 from tarq.models.base import Recognizer
 from tarq.models.types import Batch, Example, Positions
 from tarq.report import Reporter
+from tarq.speech.styles import in_style, transcript_styles
 from tarq.words.frequencies import described
 from tarq.words.rarity import position_tags, token_scores, word_spans
+from tarq.words.settings import Words
+from tarq.words.transcripts import Rarity
 
 
-@dataclass
+@dataclass(frozen=True)
 class Examples:
     """Teacher-forced examples, and how they were made.
 
     Attributes:
         examples: in the order of the utterances they were made from.
         utterances: those utterances.
-        style: case of the transcripts given to the tokenizer (:func:`transcript_styles`); two kinds as ``a / b``.
+        texts: their transcripts, as they were given to the tokenizer.
+        style: case of the transcripts (:func:`transcript_styles`); two kinds as ``a / b``.
         self_transcribed: how many transcripts are the model's own.
         notes: whatever was left out or changed, with the reason.
     """
 
-    examples: list[Example] = field(default_factory=list)
-    utterances: list[Utterance] = field(default_factory=list)
-    texts: list[str] = field(default_factory=list)
-    style: str = "as written"
-    self_transcribed: int = 0
-    notes: list[str] = field(default_factory=list)
+    examples: list[Example]
+    utterances: list[Utterance]
+    texts: list[str]
+    style: str
+    self_transcribed: int
+    notes: list[str]
 
 
 def calibration_set(
@@ -70,14 +74,15 @@ def calibration_set(
     room = Room()  # decoded once: to be checked, for the model's own transcripts, and for the features
     usable = {
         label: [u if isinstance(u, Held) else Held.of(u, room, recognizer.sampling_rate) for u in utterances]
-        for label, utterances in with_transcripts(corpora, config).items()
+        for label, utterances in with_transcripts(corpora, config.transcripts).items()
     }
     silent = sum(map(len, corpora.values())) - sum(map(len, usable.values()))
     if silent:
         notes.append(f"{silent} utterances with an empty transcript left out")
     if not any(usable.values()):
         raise CalibrationError("no calibration utterance has a transcript; use --transcripts self")
-    rarity = Rarity(config, recognizer.spelling)
+    words = config.part(Words)
+    rarity = Rarity(words, recognizer.spelling)
     reporter.phase("drawing the pool")
     # The length is read from the file if the corpus does not state it, so nothing exceeds the window.
     fitting: dict[str, Any] = {"max_duration": recognizer.window, "require_text": False, "intake": intake}
@@ -92,36 +97,38 @@ def calibration_set(
         notes.append(
             f"only {len(chosen)} of the {asked} calibration utterances asked for last at most {recognizer.window:g} s"
         )
-    made = make_examples(recognizer, chosen, config, reporter)
+    made = make_examples(
+        recognizer, chosen, rarity, reporter, transcripts=config.transcripts, timestamps=config.timestamps,
+        tail_positions=config.tail_positions, batch_size=config.batch_size,
+    )  # fmt: skip
     if not made.examples:
         raise CalibrationError(f"no calibration utterance is usable: {'; '.join(made.notes)}")
-    batches = _tagged(recognizer, made.examples, config)
-    for depth in range(1, config.tail_bands):
-        deeper = replace(config, tail_threshold=config.tail_threshold - depth, tail_bands=1)
-        languages = [language_of(u, config.language) for u in made.utterances]
-        texts = zip(made.examples, made.texts, languages, strict=True)
-        examples = [with_rare(recognizer, e, text, replace(deeper, language=code)) for e, text, code in texts]
+    aligned = config.frame_tags == "aligned" or (config.frame_tags == "auto" and recognizer.frames_only)
+    batches = _tagged(recognizer, made.examples, config.batch_size, aligned=aligned)
+    for threshold in words.band_thresholds[1:]:
+        examples = [with_rare(example, threshold, config.tail_positions) for example in made.examples]
         if not any(bool(example.rare.any()) for example in examples):
-            notes.append(f"no word is below Zipf {deeper.tail_threshold:g}: that band of the tail is empty")
-        batches = [with_band(*pair) for pair in zip(batches, _tagged(recognizer, examples, deeper), strict=True)]
-    if _tags_frames(recognizer, config) and recognizer.frame_tags_note:
+            notes.append(f"no word is below Zipf {threshold:g}: that band of the tail is empty")
+        deeper = _tagged(recognizer, examples, config.batch_size, aligned=aligned)
+        batches = [with_band(*pair) for pair in zip(batches, deeper, strict=True)]
+    if aligned and recognizer.frame_tags_note:
         notes.append(recognizer.frame_tags_note)
-    frequencies = described(config.frequencies(), config.tail_threshold)
+    frequencies = described(words.frequencies(), words.tail_threshold)
     if "note" in frequencies:
         notes.append(frequencies["note"])
-    languages = [language_of(u, config.language) for u in made.utterances]
+    languages = [language_of(u, words.language) for u in made.utterances]
     counts = [rarity.counts(text, language) for text, language in zip(made.texts, languages, strict=True)]
-    words, rare = (sum(numbers) for numbers in zip(*counts, strict=True))
+    total, rare = (sum(numbers) for numbers in zip(*counts, strict=True))
     summary = {
         "ids": [u.id for u in made.utterances],
         "origins": [u.origin for u in made.utterances],
         "utterances": len(made.examples),
         "seconds": round(sum(u.seconds() for u in made.utterances), 2),
-        "normalizer": config.text_normalizer(recognizer.spelling).name,
+        "normalizer": words.text_normalizer(recognizer.spelling).name,
         "transcript_style": made.style,
         "self_transcribed": made.self_transcribed,
         "languages": dict(Counter(languages)),
-        "rare_word_share": rare / words if words else 0.0,
+        "rare_word_share": rare / total if total else 0.0,
         "word_frequencies": frequencies,
         "pool": pool.summary(),
         "positions": count_positions(batches),
@@ -130,81 +137,105 @@ def calibration_set(
     return batches, summary, notes + made.notes
 
 
-def with_transcripts(corpora: Mapping[str, Sequence[Utterance]], config: TarqConfig) -> dict[str, list[Utterance]]:
+def with_transcripts(
+    corpora: Mapping[str, Sequence[Utterance]], transcripts: Transcripts
+) -> dict[str, list[Utterance]]:
     """Of each corpus the utterances that have a transcript, or that the model is to transcribe."""
     return {
-        label: [u for u in utterances if _transcribed_by_model(u, config) or (u.text or "").strip()]
+        label: [u for u in utterances if _transcribed_by_model(u, transcripts) or (u.text or "").strip()]
         for label, utterances in corpora.items()
     }
 
 
 def make_examples(
-    recognizer: Recognizer, utterances: Sequence[Utterance], config: TarqConfig, reporter: Reporter
+    recognizer: Recognizer,
+    utterances: Sequence[Utterance],
+    rarity: Rarity,
+    reporter: Reporter,
+    *,
+    transcripts: Transcripts = "reference",
+    timestamps: Timestamps = "without",
+    tail_positions: TailPositions = "target",
+    batch_size: int = 4,
 ) -> Examples:
     """Features, forced tokens and tags of utterances; those that do not fit are left out with a note.
+
+    Args:
+        rarity: which words are rare, and the language of utterances that state none.
+        reporter: receives progress.
+        transcripts, timestamps, tail_positions: as the configuration's fields of these names.
+        batch_size: utterances transcribed at once, and read at once.
 
     Raises:
         DataError: audio cannot be read.
         ModelError: timestamps or a language are asked of a model that has none.
     """
-    made = Examples()
-    own = [_transcribed_by_model(u, config) for u in utterances]
-    made.self_transcribed = sum(own)
-    if any(own) and config.transcripts != "self":
-        made.notes.append(
+    own = [_transcribed_by_model(u, transcripts) for u in utterances]
+    default = rarity.words.language
+    notes = []
+    if any(own) and transcripts != "self":
+        notes.append(
             f"{sum(own)} of {len(own)} utterances have no transcript: the model's own is used instead. "
             "If they have one that was not found, give a manifest with a text for each"
         )
     # The model's own transcripts are in its own style already.
     styles = transcript_styles(recognizer, [u.text or "" for u, mine in zip(utterances, own, strict=True) if not mine])
-    made.style = " / ".join(dict.fromkeys(styles.values())) or "as written"
-    if config.timestamps != "without" and not recognizer.has_timestamps:
+    if timestamps != "without" and not recognizer.has_timestamps:
         raise ModelError(f"{type(recognizer.model).__name__} has no timestamps: leave --timestamps out")
-    starts = range(0, len(utterances), config.batch_size)
-    pieces = [utterances[start : start + config.batch_size] for start in starts]
+    pieces = [utterances[start : start + batch_size] for start in range(0, len(utterances), batch_size)]
     if any(own):
         reporter.phase("transcribing", len(distributed.shard(pieces)))
-    transcripts = distributed.all_gather(
-        [_transcripts(recognizer, p, config, reporter) for p in distributed.shard(pieces)]
+    spoken = distributed.all_gather(
+        [_transcripts(recognizer, p, transcripts, default, reporter) for p in distributed.shard(pieces)]
     )
     reporter.phase("reading audio", len(utterances))
-    languages = {language_of(u, config.language) for u in utterances}
-    configs = {language: replace(config, language=language) for language in languages}
-    for some, texts in zip(pieces, transcripts, strict=True):
+    made: list[tuple[Example, Utterance, str]] = []
+    for some, texts in zip(pieces, spoken, strict=True):
         waveforms = [u.waveform(recognizer.sampling_rate) for u in some]
         for utterance, waveform, text in zip(some, waveforms, texts, strict=True):
-            if not _transcribed_by_model(utterance, config):
+            if not _transcribed_by_model(utterance, transcripts):
                 text = in_style(text, styles)
             if reason := _unusable(recognizer, waveform, text):
-                made.notes.append(f"{utterance.id}: {reason}, left out")
+                notes.append(f"{utterance.id}: {reason}, left out")
                 continue
-            times = config.timestamps == "with" or (config.timestamps == "alternate" and len(made.examples) % 2 == 1)
-            in_language = configs[language_of(utterance, config.language)]
-            example = make_example(recognizer, utterance.id, waveform, text, in_language, timestamps=times)
+            times = timestamps == "with" or (timestamps == "alternate" and len(made) % 2 == 1)
+            language = language_of(utterance, default)
+            example = make_example(
+                recognizer, utterance.id, waveform, text, rarity, language, tail_positions, timestamps=times
+            )
             if reason := recognizer.reason_to_skip(example):
-                made.notes.append(f"{utterance.id}: {reason}, left out")
+                notes.append(f"{utterance.id}: {reason}, left out")
                 continue
-            made.examples.append(example)
-            made.utterances.append(utterance)
-            made.texts.append(text)
+            made.append((example, utterance, text))
         reporter.advance(len(some))
-    return made
+    return Examples(
+        examples=[example for example, _, _ in made],
+        utterances=[utterance for _, utterance, _ in made],
+        texts=[text for _, _, text in made],
+        style=" / ".join(dict.fromkeys(styles.values())) or "as written",
+        self_transcribed=sum(own),
+        notes=notes,
+    )
 
 
-def _transcribed_by_model(utterance: Utterance, config: TarqConfig) -> bool:
-    return config.transcripts == "self" or utterance.text is None
+def _transcribed_by_model(utterance: Utterance, transcripts: Transcripts) -> bool:
+    return transcripts == "self" or utterance.text is None
 
 
 def _transcripts(
-    recognizer: Recognizer, utterances: Sequence[Utterance], config: TarqConfig, reporter: Reporter
+    recognizer: Recognizer,
+    utterances: Sequence[Utterance],
+    transcripts: Transcripts,
+    language: str,
+    reporter: Reporter,
 ) -> list[str]:
-    """Reference transcripts, or the model's own where there is none or the configuration asks for them."""
+    """Reference transcripts, or the model's own where there is none or it is to transcribe all."""
     texts = [u.text or "" for u in utterances]
-    mine = [i for i, u in enumerate(utterances) if _transcribed_by_model(u, config)]
-    for language in sorted({language_of(utterances[i], config.language) for i in mine}):
-        these = [i for i in mine if language_of(utterances[i], config.language) == language]
+    mine = [i for i, u in enumerate(utterances) if _transcribed_by_model(u, transcripts)]
+    for spoken in sorted({language_of(utterances[i], language) for i in mine}):
+        these = [i for i in mine if language_of(utterances[i], language) == spoken]
         waveforms = [utterances[i].waveform(recognizer.sampling_rate) for i in these]
-        for i, text in zip(these, recognizer.transcribe(waveforms, language), strict=True):
+        for i, text in zip(these, recognizer.transcribe(waveforms, spoken), strict=True):
             texts[i] = text
     reporter.advance()
     return texts
@@ -219,48 +250,48 @@ def _unusable(recognizer: Recognizer, waveform: Any, text: str) -> str:
 
 
 def make_example(
-    recognizer: Recognizer, name: str, waveform: Any, text: str, config: TarqConfig, *, timestamps: bool = False
+    recognizer: Recognizer,
+    name: str,
+    waveform: Any,
+    text: str,
+    rarity: Rarity,
+    language: str,
+    tail_positions: TailPositions = "target",
+    *,
+    timestamps: bool = False,
 ) -> Example:
-    """One utterance with its transcript, in the configuration's language: features, tokens, tags."""
+    """One utterance with its transcript in a language: features, tokens, tags."""
     features, frames = recognizer.audio_inputs(waveform)
-    prompted = recognizer.prompt(text, frames=frames, timestamps=timestamps, language=config.language)
+    prompted = recognizer.prompt(text, frames=frames, timestamps=timestamps, language=language)
     none = torch.zeros(0, dtype=torch.bool)
-    example = Example(
-        id=name, features=features, frames=frames, prompted=prompted, rare=none, tail=none, zipf=none.double()
-    )
-    return with_rare(recognizer, example, text, config)
-
-
-def with_rare(recognizer: Recognizer, example: Example, text: str, config: TarqConfig) -> Example:
-    """The example with its tokens' Zipf scores, and those tagged that a configuration calls rare."""
-    normalizer = config.text_normalizer(recognizer.spelling)
-    words = word_spans(text, normalizer, config.frequencies())
     # Tokens of the prompt and special ones stand for no characters, and so have no score: they are never rare.
-    zipf = torch.tensor(token_scores(example.prompted.offsets, words), dtype=torch.float64)
-    rare = zipf < config.tail_threshold
-    tail = position_tags(rare, config.tail_positions) if len(rare) else rare
-    return replace(example, rare=rare, tail=tail, zipf=zipf)
+    scores = token_scores(prompted.offsets, word_spans(text, *rarity.of_language(language)))
+    zipf = torch.tensor(scores, dtype=torch.float64)
+    example = Example(id=name, features=features, frames=frames, prompted=prompted, rare=none, tail=none, zipf=zipf)
+    return with_rare(example, rarity.words.tail_threshold, tail_positions)
 
 
-def _tagged(recognizer: Recognizer, examples: Sequence[Example], config: TarqConfig) -> list[Batch]:
-    """Batches of examples, with their frames tagged."""
-    batches = list(batched(recognizer, examples, config.batch_size))
-    with torch.no_grad():
-        tags = distributed.all_gather([frame_tags(recognizer, batch, config) for batch in distributed.shard(batches)])
-    return [with_tags(batch, rows) for batch, rows in zip(batches, tags, strict=True)]
+def with_rare(example: Example, threshold: float, tail_positions: TailPositions) -> Example:
+    """The example with those of its tokens tagged that belong to a word below a Zipf score."""
+    rare = example.zipf < threshold
+    return replace(example, rare=rare, tail=position_tags(rare, tail_positions) if len(rare) else rare)
 
 
-def frame_tags(recognizer: Recognizer, batch: Batch, config: TarqConfig) -> dict[str, torch.Tensor]:
-    """The frames that the model aligns to rare words, by stage; none if the configuration asks for no frame tags.
+def _tagged(recognizer: Recognizer, examples: Sequence[Example], size: int, *, aligned: bool) -> list[Batch]:
+    """Batches of examples.
+
+    Args:
+        aligned: tag the frames that the model aligns to rare words.
 
     Raises:
         ModelError: the family cannot align words to frames.
     """
-    return recognizer.frame_tags(batch) if _tags_frames(recognizer, config) else {}
-
-
-def _tags_frames(recognizer: Recognizer, config: TarqConfig) -> bool:
-    return config.frame_tags == "aligned" or (config.frame_tags == "auto" and recognizer.frames_only)
+    batches = list(batched(recognizer, examples, size))
+    if not aligned:
+        return batches
+    with torch.no_grad():
+        tags = distributed.all_gather([recognizer.frame_tags(batch) for batch in distributed.shard(batches)])
+    return [with_tags(batch, rows) for batch, rows in zip(batches, tags, strict=True)]
 
 
 def with_tags(batch: Batch, tags: Mapping[str, torch.Tensor]) -> Batch:
@@ -305,44 +336,3 @@ def batched(recognizer: Recognizer, examples: Sequence[Example], size: int) -> I
     ordered = sorted(examples, key=lambda e: (len(e.prompted.ids), e.id))
     for start in range(0, len(ordered), size):
         yield recognizer.collate(ordered[start : start + size])
-
-
-def transcript_styles(recognizer: Recognizer, texts: Sequence[str]) -> dict[bool, str]:
-    """The case in which to tokenize all-capitals transcripts (True) and others (False), for the kinds present:
-    ``as written``, ``lower case`` or ``upper case``.
-
-    Most recognizers never write in capitals throughout, as LibriSpeech's transcripts do, and a tokenizer with a single
-    case drops or masks the other: the case in which most characters have tokens is chosen. A pool of several corpora
-    can have both kinds. One or two words in capitals among other transcripts are an abbreviation.
-    """
-    kinds: dict[bool, list[str]] = {True: [], False: []}
-    for text in texts:
-        if any(c.isalpha() for c in text):
-            kinds[text.isupper()].append(text)
-    if len(kinds[True]) < len(kinds[False]) and all(len(t.split()) < 3 for t in kinds[True]):
-        kinds[True] = []
-
-    def best(sample: Sequence[str], styles: Sequence[str]) -> str:
-        return max(styles, key=lambda style: _survivors(recognizer, [_cased(text, style) for text in sample]))
-
-    orders = {True: ("lower case", "upper case"), False: ("as written", "lower case", "upper case")}
-    return {capitals: best(sample[:64], orders[capitals]) for capitals, sample in kinds.items() if sample}
-
-
-def in_style(text: str, styles: Mapping[bool, str]) -> str:
-    """A transcript in the case chosen by :func:`transcript_styles`."""
-    return _cased(text, styles.get(text.isupper(), styles.get(False, "as written")))
-
-
-def _cased(text: str, style: str) -> str:
-    return {"lower case": text.lower(), "upper case": text.upper()}.get(style, text)
-
-
-def _survivors(recognizer: Recognizer, texts: Sequence[str]) -> int:
-    """Number of characters that the tokenizer has tokens for."""
-    unknown = getattr(recognizer.tokenizer, "unk_token_id", None)
-    count = 0
-    for text in texts:
-        kept = {c for i, span in zip(*recognizer.tokens(text), strict=True) if i != unknown for c in range(*span)}
-        count += sum(not text[c].isspace() for c in kept)
-    return count

@@ -57,6 +57,11 @@ class Normalizer:
         return " ".join(self.words(text))
 
 
+def primary_language(tag: str) -> str:
+    """``pt`` of ``pt-BR`` or ``pt_BR``."""
+    return re.split("[-_]", tag)[0].lower()
+
+
 def get_normalizer(name: str, spelling: Mapping[str, str] | None = None, language: str | None = None) -> Normalizer:
     """The normaliser called ``name``.
 
@@ -73,7 +78,7 @@ def get_normalizer(name: str, spelling: Mapping[str, str] | None = None, languag
     if name not in NORMALIZERS:
         raise DataError(f"unknown normalizer {name!r}: choose one of {', '.join(NORMALIZERS)}")
     if not spelling:
-        return _plain(name, name == "basic" and (language or "").split("-")[0].lower() in DOTLESS)
+        return _plain(name, name == "basic" and primary_language(language or "") in DOTLESS)
     if name != "english":
         raise DataError(f"normalizer {name!r} takes no spelling table: leave it out, or choose 'english'")
     from transformers.models.whisper.english_normalizer import EnglishTextNormalizer

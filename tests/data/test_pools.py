@@ -15,18 +15,21 @@ from tarq.data.audio import Encoded
 from tarq.data.corpora.registry import load_utterances
 from tarq.data.intake import Intake
 from tarq.data.manifests import write_manifest
-from tarq.data.pools import Rarity, draw_pool, given_pool, read_ids
+from tarq.data.pools import draw_pool, given_pool, read_ids
+from tarq.data.pools import rho as share
 from tarq.data.sampling import sample_utterances
 from tarq.data.utterance import Utterance
 from tarq.errors import DataError, OutputError
 from tarq.report import Report
 from tarq.terminal.cli import app
+from tarq.words.settings import Words
+from tarq.words.transcripts import Rarity
 
-RARITY = Rarity(TarqConfig())
+RARITY = Rarity(Words())
 
 
 def rho(text, rarity=RARITY, **fields):
-    return rarity.rho(Utterance("u", Path("u.wav"), text, extra=fields))
+    return share(Utterance("u", Path("u.wav"), text, extra=fields), rarity)
 
 
 def said(rare, words=10):
@@ -46,14 +49,14 @@ def test_rho_is_the_share_of_rare_words():
     assert rho("NORTHANGER ABBEY, northanger") == pytest.approx(2 / 3)
     assert RARITY.counts("It cost £3,500 then") == (4, 1)
     assert rho("um") == rho("") == rho(None) == 0.0
-    assert rho("northanger abbey", Rarity(TarqConfig(tail_threshold=4.0))) == 1.0
-    assert Rarity(TarqConfig(), {"colour": "color"}).counts("colour") == (1, 0)
+    assert rho("northanger abbey", Rarity(Words(tail_threshold=4.0))) == 1.0
+    assert Rarity(Words(), {"colour": "color"}).counts("colour") == (1, 0)
 
 
 def test_an_utterance_is_in_its_own_language():
     assert rho("das Haus ist schön", language="de") == rho("das Haus ist schön", language="de-DE") == 0.0
     assert rho("das Haus ist schön") > 0.0
-    assert rho("das Haus ist schön", Rarity(TarqConfig(language="de"))) == 0.0
+    assert rho("das Haus ist schön", Rarity(Words(language="de"))) == 0.0
     with pytest.raises(DataError, match="no word frequencies for language 'sw'"):
         rho("nyumba", language="sw")
 
@@ -140,7 +143,7 @@ def test_kinds_that_do_not_fit_what_is_given():
 def test_words_are_those_of_ones_own_file(tmp_path):
     path = tmp_path / "ward.txt"
     path.write_text("zyzzogeton 1000\nother 1000\n")
-    own = Rarity(TarqConfig(word_frequencies=str(path)))
+    own = Rarity(Words(word_frequencies=str(path)))
     assert (rho("zyzzogeton", own), rho("house", own)) == (0.0, 1.0)
     assert (rho("zyzzogeton"), rho("house")) == (1.0, 0.0)
     assert rho("house", own, language="sw") == 1.0  # the file takes the place of every list

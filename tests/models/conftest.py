@@ -25,6 +25,8 @@ from tarq.method.moments import Moments
 from tarq.report import Report, Reporter
 from tarq.speech.calibration import calibration_set, make_examples
 from tarq.walk.run import gather_moments
+from tarq.words.settings import Words
+from tarq.words.transcripts import Rarity
 
 CONFIG = tarq.TarqConfig(group_size=32, batch_size=4, samples=4)
 
@@ -65,7 +67,7 @@ def round_trip() -> Callable[[Path, Path, Path], Report]:
 
         again = tarq.load_recognizer(out)
         utterances = load_utterances(manifest)[:3]
-        batch = recognizer.collate(make_examples(recognizer, utterances, CONFIG, Reporter()).examples[:1])
+        batch = recognizer.collate(make_examples(recognizer, utterances, Rarity(Words()), Reporter()).examples[:1])
         with torch.no_grad():
             before, after = recognizer.logits(batch), again.logits(batch)
         assert torch.isfinite(before).all()
@@ -134,7 +136,7 @@ def audio_language_frame_tags() -> Callable[[Path, Path, int], None]:
 
     def check(source: Path, manifest: Path, merged: int) -> None:
         recognizer = tarq.load_recognizer(source)
-        examples = make_examples(recognizer, load_utterances(manifest), CONFIG, Reporter()).examples
+        examples = make_examples(recognizer, load_utterances(manifest), Rarity(Words()), Reporter()).examples
         together = recognizer.collate(examples)
         with torch.no_grad():
             alone = [recognizer.frame_tags(recognizer.collate([e])) for e in examples]

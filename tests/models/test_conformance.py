@@ -23,6 +23,8 @@ from tarq.walk.folding import fold_input_scales
 from tarq.walk.plan import linears_of
 from tarq.walk.run import gather_moments
 from tarq.words.rarity import token_scores, zipf
+from tarq.words.settings import Words
+from tarq.words.transcripts import Rarity
 
 from .conftest import CONFIG, tone
 from .families import FAMILIES, make_parakeet, make_wav2vec2, plain_logits, plain_transcript
@@ -58,7 +60,7 @@ def utterances(manifest):
 
 @pytest.fixture(scope="module")
 def examples(recognizer, utterances):
-    return make_examples(recognizer, utterances, CONFIG, Reporter()).examples
+    return make_examples(recognizer, utterances, Rarity(Words()), Reporter()).examples
 
 
 def batches_of(recognizer, examples):
@@ -218,7 +220,7 @@ def test_a_batch_that_was_teacher_forced_decodes_to_the_same(recognizer, utteran
         own = recognizer.transcribe(waves)
         for texts in (own, own[1:] + own[:1], ["the house"] * 3):
             made = [
-                make_example(recognizer, str(i), wave, text, CONFIG)
+                make_example(recognizer, str(i), wave, text, Rarity(Words()), "en")
                 for i, (wave, text) in enumerate(zip(waves, texts, strict=True))
             ]
             made = [e for e in made if not recognizer.reason_to_skip(e)]
@@ -239,7 +241,7 @@ def test_transcripts_of_any_length(recognizer, count):
     )
     ids = recognizer.tokens(text)[0]
     wave = tone(min(recognizer.window, 0.06 * len(ids) + 1)) if recognizer.frames_only else tone(1.5)
-    example = make_example(recognizer, "x", wave, text, CONFIG)
+    example = make_example(recognizer, "x", wave, text, Rarity(Words()), "en")
     assert not recognizer.reason_to_skip(example)
     with torch.no_grad():
         batch = recognizer.collate([example])
@@ -254,7 +256,7 @@ def test_transcripts_of_any_length(recognizer, count):
 
 def test_transcripts_beyond_the_model_are_left_out_with_the_reason(recognizer):
     text = ("A B " if recognizer.frames_only else "a b ") * 2000
-    example = make_example(recognizer, "x", tone(1.0), text, CONFIG)
+    example = make_example(recognizer, "x", tone(1.0), text, Rarity(Words()), "en")
     assert "frames" in recognizer.reason_to_skip(example) or "decoder takes" in recognizer.reason_to_skip(example)
 
 

@@ -17,9 +17,12 @@ from transformers import (
 import tarq
 from tarq.data.corpora.registry import load_utterances
 from tarq.errors import CheckpointError, ModelError
-from tarq.models.ctc import forced_path, within_rare
+from tarq.models.alignment import forced_path, within_rare
 from tarq.report import Reporter
-from tarq.speech.calibration import calibration_set, make_examples, transcript_styles
+from tarq.speech.calibration import calibration_set, make_examples
+from tarq.speech.styles import transcript_styles
+from tarq.words.settings import Words
+from tarq.words.transcripts import Rarity
 
 from .conftest import CONFIG, tone
 from .families import SIZE, STEM, make_hubert, make_parakeet, make_wav2vec2
@@ -94,7 +97,7 @@ def test_frames_within_a_rare_word_are_rare():
 
 def test_targets_spell_the_transcript(folders, manifest):
     recognizer = tarq.load_recognizer(folders["wav2vec2"])
-    made = make_examples(recognizer, load_utterances(manifest)[:4], CONFIG, Reporter())
+    made = make_examples(recognizer, load_utterances(manifest)[:4], Rarity(Words()), Reporter())
     assert made.style == "upper case"
     batch = recognizer.collate(made.examples)
     for row, example in zip(batch.targets.tolist(), made.examples, strict=True):
@@ -133,7 +136,7 @@ def test_transcripts_that_do_not_fit_their_frames_are_left_out(folders, manifest
     lines = [{"audio": "a.wav", "id": "long", "text": "MISSISSIPPI " * 30}, {"audio": "a.wav", "id": "x", "text": "是"}]
     (tmp_path / "manifest.jsonl").write_text("\n".join(map(json.dumps, lines)))
     recognizer = tarq.load_recognizer(folders["wav2vec2"])
-    made = make_examples(recognizer, load_utterances(tmp_path), CONFIG, Reporter())
+    made = make_examples(recognizer, load_utterances(tmp_path), Rarity(Words()), Reporter())
     assert made.examples == []
     assert "long: " in made.notes[0]
     assert "frames are needed" in made.notes[0]

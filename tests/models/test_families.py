@@ -30,20 +30,27 @@ def test_prompt_of_a_multilingual_model(recognizer):
     generation = recognizer.model.generation_config
     generation.is_multilingual = True
     generation.lang_to_id, generation.task_to_id = {"<|en|>": 50, "<|de|>": 51}, {"transcribe": 60, "translate": 61}
-    recognizer.language = "de"
-    assert recognizer.prompt("haus").ids[:4] == (1, 51, 60, 2)
-    recognizer.language = "xx"
+    assert recognizer.prompt("haus", language="de").ids[:4] == (1, 51, 60, 2)
     with pytest.raises(ModelError, match="no language 'xx'; it knows de, en"):
-        recognizer.prompt("haus")
+        recognizer.prompt("haus", language="xx")
     del generation.lang_to_id
     with pytest.raises(ModelError, match="no lang_to_id"):
         recognizer.prompt("haus")
 
 
 def test_an_english_model_refuses_other_languages(recognizer):
-    recognizer.language = "de"
     with pytest.raises(ModelError, match="English only, not 'de'"):
-        recognizer.prompt("haus")
+        recognizer.prompt("haus", language="de")
+
+
+def test_the_language_of_a_recognizer_is_not_a_state(recognizer):
+    """Another language is another view of the same model; whoever holds the first one notices nothing."""
+    german = tarq.as_recognizer(recognizer, language="de")
+    assert (german.language, recognizer.language) == ("de", "en")
+    assert german.model is recognizer.model
+    assert tarq.as_recognizer(german).language == "de"
+    with pytest.raises(AttributeError):
+        recognizer.language = "de"
 
 
 def test_generation_begins_with_the_prompt_that_teacher_forcing_uses(recognizer, monkeypatch):
@@ -59,9 +66,8 @@ def test_generation_begins_with_the_prompt_that_teacher_forcing_uses(recognizer,
         return forward(*args, **kwargs)
 
     monkeypatch.setattr(recognizer.model.model.decoder, "forward", spy)
-    recognizer.language = "de"
-    recognizer.transcribe([torch.zeros(8000).numpy()])
-    assert seen[0][0].tolist() == recognizer.prefix() == [1, 51, 60, 2]
+    recognizer.transcribe([torch.zeros(8000).numpy()], "de")
+    assert seen[0][0].tolist() == recognizer.prefix("de") == [1, 51, 60, 2]
 
 
 def test_a_batch_encoded_in_parts_is_the_batch(recognizer, monkeypatch):

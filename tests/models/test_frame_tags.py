@@ -14,6 +14,8 @@ from tarq.report import Reporter
 from tarq.speech.calibration import calibration_set, make_examples
 from tarq.words.normalize import get_normalizer
 from tarq.words.rarity import rare_counts
+from tarq.words.settings import Words
+from tarq.words.transcripts import Rarity
 
 from .conftest import CONFIG
 
@@ -102,7 +104,7 @@ def test_silencing_tagged_frames_hurts_rare_words_most(assets):
     recognizer = tarq.load_recognizer(assets / "whisper-tiny-relearned")
     pool = select_utterances(load_utterances(assets / "speech" / "librispeech_train"), ["in_training=false"])
     pool = [u for u in pool if rare_counts(u.text or "", get_normalizer("english"))[1] and 4 < u.seconds() < 15][:10]
-    made = make_examples(recognizer, pool, CONFIG, Reporter())
+    made = make_examples(recognizer, pool, Rarity(Words()), Reporter())
     losses = {"heard": 0.0, "tagged": 0.0, "elsewhere": 0.0}
     with torch.no_grad():
         for utterance, example in zip(made.utterances, made.examples, strict=True):

@@ -17,8 +17,10 @@ from tarq.errors import ModelError
 from tarq.models.generation import HONOURED, NEUTRAL, REFUSED, are_numbers, new_tokens, require_finite
 from tarq.speech.calibration import make_example
 from tarq.terminal.cli import app
+from tarq.words.settings import Words
+from tarq.words.transcripts import Rarity
 
-from .conftest import CONFIG, tone
+from .conftest import tone
 from .families import FAMILIES, make_moonshine, make_whisper, plain_transcript
 
 GENERATING = [f for f in FAMILIES if f.name in ("whisper", "moonshine", "qwen2_audio")]
@@ -182,7 +184,7 @@ def test_what_decides_a_transcript_is_honoured(family, recognizer, field):
     assert transcript(recognizer) == expected
     assert expected != without
     # teacher forcing takes no short cut past it
-    example = make_example(recognizer, "x", WAVE, without or "a", CONFIG)
+    example = make_example(recognizer, "x", WAVE, without or "a", Rarity(Words()), "en")
     with torch.no_grad():
         batch = recognizer.collate([example])
         encoded = recognizer.encode(batch.features)

@@ -17,8 +17,9 @@ from tarq.linear import QuantLinear
 from tarq.report import Reporter
 from tarq.speech.calibration import make_examples
 from tarq.walk.plan import linears_of
+from tarq.words.settings import Words
+from tarq.words.transcripts import Rarity
 
-from .conftest import CONFIG
 from .families import FAMILIES, plain_logits
 
 #: From here on transformers expands all layers by one scheme.
@@ -64,7 +65,9 @@ def test_every_family(family, symmetric, manifest, tmp_path):
     assert packed == wanted
     assert tarq.TarqConfig.from_dict(tarq.Report.read(tmp_path / "out").config) == config
     assert any("layers differ in bits" in note for note in tarq.Report.read(tmp_path / "out").notes)
-    batch = recognizer.collate(make_examples(recognizer, load_utterances(manifest), CONFIG, Reporter()).examples[:1])
+    batch = recognizer.collate(
+        make_examples(recognizer, load_utterances(manifest), Rarity(Words()), Reporter()).examples[:1]
+    )
     with torch.no_grad():
         before, after = plain_logits(recognizer, batch), plain_logits(again, batch)
         torch.testing.assert_close(after, before)

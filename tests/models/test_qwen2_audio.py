@@ -8,8 +8,9 @@ from tarq.data.corpora.registry import load_utterances
 from tarq.errors import ModelError
 from tarq.report import Reporter
 from tarq.speech.calibration import make_examples
+from tarq.words.settings import Words
+from tarq.words.transcripts import Rarity
 
-from .conftest import CONFIG
 from .families import make_qwen2_audio
 
 
@@ -42,7 +43,7 @@ def test_audio_rows_are_tagged_by_what_the_text_listens_to(folder, manifest, aud
 
 def test_logits_and_generation_are_the_models_own(recognizer, manifest):
     utterances = load_utterances(manifest)[:3]
-    batch = recognizer.collate(make_examples(recognizer, utterances, CONFIG, Reporter()).examples)
+    batch = recognizer.collate(make_examples(recognizer, utterances, Rarity(Words()), Reporter()).examples)
     with torch.no_grad():
         ours = recognizer.logits(batch)
         theirs = recognizer.model(

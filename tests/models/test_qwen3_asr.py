@@ -8,8 +8,10 @@ from tarq.data.corpora.registry import load_utterances
 from tarq.errors import ModelError
 from tarq.report import Reporter
 from tarq.speech.calibration import make_examples
+from tarq.words.settings import Words
+from tarq.words.transcripts import Rarity
 
-from .conftest import CONFIG, tone
+from .conftest import tone
 from .families import make_qwen3_asr
 
 
@@ -53,7 +55,7 @@ def test_two_processes_quantize_as_one(folder, manifest, quantizes_as_one):
 def test_prompt_is_the_processors(recognizer, manifest):
     utterance = load_utterances(manifest)[3]
     request = recognizer.processor.apply_transcription_request(audio=utterance.waveform(), language="en")
-    (example,) = make_examples(recognizer, [utterance], CONFIG, Reporter()).examples
+    (example,) = make_examples(recognizer, [utterance], Rarity(Words()), Reporter()).examples
     expected = request["input_ids"][0].tolist()
     assert list(example.prompted.ids[: len(expected)]) == expected
     text = recognizer.tokenizer.decode(list(example.prompted.ids))
@@ -71,7 +73,7 @@ def test_audio_rows_are_as_many_as_the_tower_makes(recognizer, seconds):
 
 def test_logits_and_generation_are_the_models_own(recognizer, manifest):
     utterances = load_utterances(manifest)[:3]
-    batch = recognizer.collate(make_examples(recognizer, utterances, CONFIG, Reporter()).examples)
+    batch = recognizer.collate(make_examples(recognizer, utterances, Rarity(Words()), Reporter()).examples)
     with torch.no_grad():
         ours = recognizer.logits(batch)
         theirs = recognizer.model(

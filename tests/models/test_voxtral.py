@@ -8,9 +8,11 @@ import torch
 import tarq
 from tarq.data.corpora.registry import load_utterances
 from tarq.errors import ModelError
-from tarq.models.voxtral import byte_spans
+from tarq.models.common import byte_spans
 from tarq.report import Reporter
 from tarq.speech.calibration import calibration_set, make_examples
+from tarq.words.settings import Words
+from tarq.words.transcripts import Rarity
 
 from .conftest import CONFIG
 from .families import make_voxtral
@@ -56,7 +58,7 @@ def test_prompt_is_the_processors(recognizer, manifest):
     request = recognizer.processor.apply_transcription_request(
         audio=[utterance.waveform()], format=["WAV"], sampling_rate=16000, language="en", model_id="voxtral"
     )
-    (example,) = make_examples(recognizer, [utterance], CONFIG, Reporter()).examples
+    (example,) = make_examples(recognizer, [utterance], Rarity(Words()), Reporter()).examples
     expected = request["input_ids"][0].tolist()
     assert list(example.prompted.ids[: len(expected)]) == expected
     assert expected.count(24) == 375
@@ -68,7 +70,7 @@ def test_prompt_is_the_processors(recognizer, manifest):
 
 def test_logits_are_the_models_own(recognizer, manifest):
     """Embedding, scattering, masking and picking rows by hand gives what one plain call of the model gives."""
-    examples = make_examples(recognizer, load_utterances(manifest)[:3], CONFIG, Reporter()).examples
+    examples = make_examples(recognizer, load_utterances(manifest)[:3], Rarity(Words()), Reporter()).examples
     batch = recognizer.collate(examples)
     with torch.no_grad():
         ours = recognizer.logits(batch)

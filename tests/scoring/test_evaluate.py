@@ -20,11 +20,12 @@ from tarq.scoring.entities import score_entities
 from tarq.scoring.figures import BANDED, FIGURES, Measured, ratios
 from tarq.scoring.outputs import _pieces
 from tarq.scoring.run import evaluate_models
+from tarq.scoring.sets import ScoredSet
 from tarq.scoring.words import biased_counts, score_words
-from tarq.speech.calibration import make_examples
 from tarq.words.bands import NAMES
 from tarq.words.normalize import Normalizer, get_normalizer
 from tarq.words.rarity import is_rare
+from tarq.words.settings import Words
 
 WORD_RATES = [figure.name for figure in FIGURES if figure.source == "words"]
 DIVERGENCES = [figure.name for figure in FIGURES if figure.source == "divergence"]
@@ -283,13 +284,12 @@ def test_audio_is_decoded_once_and_a_text_normalised_once(model_folder, manifest
         return normalizer.apply(text)
 
     monkeypatch.setattr(
-        "tarq.scoring.run.TarqConfig.text_normalizer", lambda *_: Normalizer("counted", apply), raising=True
+        "tarq.words.settings.Words.text_normalizer", lambda *_: Normalizer("counted", apply), raising=True
     )
     utterances = load_utterances(manifest)
     utterances[1] = dataclasses.replace(utterances[1], text="")  # not teacher-forced, so transcribed on its own
     utterances[2] = dataclasses.replace(utterances[2], entities=("river",))
     models = {name: tarq.load_recognizer(model_folder) for name in "ab"}
-    monkeypatch.setattr("tarq.scoring.outputs.make_examples", _without_tags(make_examples))
     tarq.evaluate(models, {"s": utterances}, reference="a", resamples=20)
     assert decoded == {str(u.audio): 1 for u in utterances}
     assert {normalised[u.text] for u in utterances} == {1}
@@ -321,18 +321,6 @@ def test_held_audio_moves_with_its_room(manifest):
     moved = Held.of(held)
     assert (room.used, held.waveforms, list(moved.waveforms)) == (0, {}, [8000])
     assert Held.of(first, Room(0)).waveform().size == first.waveform().size
-
-
-def _without_tags(make):
-    """make_examples with a configuration whose normaliser is not counted: tags are calibration's business."""
-    return lambda recognizer, utterances, config, reporter: make(
-        recognizer, utterances, Untold(**dataclasses.asdict(config)), reporter
-    )
-
-
-class Untold(tarq.TarqConfig):
-    def text_normalizer(self, *_):
-        return get_normalizer("english")
 
 
 def test_much_audio_is_held_in_pieces_by_its_length(manifest, monkeypatch):
@@ -421,4 +409,6 @@ def test_bad_calls(model_folder, manifest):
         tarq.evaluate({"m": model_folder}, {"s": []})
     one = tarq.load_recognizer(model_folder)
     with pytest.raises(DataError, match="s: no utterances to score"):
-        evaluate_models({"m": one}, {"s": []}, reference=None, config=tarq.TarqConfig(), reporter=Reporter())
+        evaluate_models(
+            {"m": one}, {"s": ScoredSet([], "en")}, reference=None, words=Words(), batch_size=4, reporter=Reporter()
+        )

@@ -12,7 +12,10 @@ import tarq
 from tarq.data.corpora.registry import load_utterances
 from tarq.errors import CalibrationError, DataError
 from tarq.report import Reporter
-from tarq.speech.calibration import calibration_set, make_examples, transcript_styles, with_tags
+from tarq.speech.calibration import calibration_set, make_examples, with_tags
+from tarq.speech.styles import transcript_styles
+from tarq.words.settings import Words
+from tarq.words.transcripts import Rarity
 
 CONFIG = tarq.TarqConfig(group_size=32)
 
@@ -32,9 +35,9 @@ def manifest_of(folder, *rows):
     return load_utterances(folder)
 
 
-def examples(recognizer, *texts, folder, **options):
-    config = dataclasses.replace(CONFIG, **options)
-    return make_examples(recognizer, manifest_of(folder, *((t, 1.0) for t in texts)), config, Reporter()).examples
+def examples(recognizer, *texts, folder, tail_positions="target", **options):
+    utterances, rarity = manifest_of(folder, *((t, 1.0) for t in texts)), Rarity(Words(**options))
+    return make_examples(recognizer, utterances, rarity, Reporter(), tail_positions=tail_positions).examples
 
 
 def tokens(recognizer, example, flags):
@@ -116,7 +119,9 @@ def test_prompt_tokens_are_neither_rare_nor_scored(recognizer, tmp_path):
 
 
 def test_frames_within_the_audio(recognizer, tmp_path):
-    made = make_examples(recognizer, manifest_of(tmp_path, ("the house", 0.5), ("the river", 2.0)), CONFIG, Reporter())
+    made = make_examples(
+        recognizer, manifest_of(tmp_path, ("the house", 0.5), ("the river", 2.0)), Rarity(Words()), Reporter()
+    )
     assert [e.frames for e in made.examples] == [25, 100]  # 20 ms a position
     padding = recognizer.collate(made.examples).positions["encoder"].padding
     assert padding.sum(1).tolist() == [75, 0]
@@ -149,11 +154,13 @@ def test_missing_transcripts_are_made_by_the_model(recognizer, tmp_path, monkeyp
         return ["by the river" for _ in waveforms]
 
     monkeypatch.setattr(recognizer, "transcribe", transcribe)
-    made = make_examples(recognizer, manifest_of(tmp_path, ("the house", 1.0), (None, 0.5)), CONFIG, Reporter())
+    made = make_examples(
+        recognizer, manifest_of(tmp_path, ("the house", 1.0), (None, 0.5)), Rarity(Words()), Reporter()
+    )
     assert (made.texts, made.self_transcribed, asked) == (["the house", "by the river"], 1, [8000])
     assert "1 of 2 utterances have no transcript: the model's own is used instead" in made.notes[0]
-    config = dataclasses.replace(CONFIG, transcripts="self")
-    made = make_examples(recognizer, manifest_of(tmp_path, ("the house", 1.0), ("", 0.5)), config, Reporter())
+    utterances = manifest_of(tmp_path, ("the house", 1.0), ("", 0.5))
+    made = make_examples(recognizer, utterances, Rarity(Words()), Reporter(), transcripts="self")
     assert (made.texts, made.self_transcribed) == (["by the river"] * 2, 2)
     assert made.notes == []  # it was asked for
 
@@ -162,7 +169,7 @@ def test_capitals_are_lowered(recognizer, tmp_path):
     assert transcript_styles(recognizer, ["NORTHANGER ABBEY", "THE HOUSE", "I"]) == {True: "lower case"}
     assert transcript_styles(recognizer, ["Northanger Abbey", "the house", "1984"]) == {False: "as written"}
     assert transcript_styles(recognizer, []) == {}
-    made = make_examples(recognizer, manifest_of(tmp_path, ("THE OKONKWO HOUSE", 1.0)), CONFIG, Reporter())
+    made = make_examples(recognizer, manifest_of(tmp_path, ("THE OKONKWO HOUSE", 1.0)), Rarity(Words()), Reporter())
     assert made.texts == ["the okonkwo house"]
     assert "".join(tokens(recognizer, made.examples[0], made.examples[0].rare[1:])) == "okonkwo"
 
@@ -171,11 +178,11 @@ def test_a_pool_of_corpora_with_and_without_capitals(recognizer, tmp_path, monke
     """Each transcript by its own kind; the model's own are left as they are, and so is an abbreviation."""
     monkeypatch.setattr(recognizer, "transcribe", lambda waveforms, language: ["By The RIVER" for _ in waveforms])
     texts = ("THE OKONKWO HOUSE", "Daniel Okonkwo", None, "She sells", "By the river")
-    made = make_examples(recognizer, manifest_of(tmp_path, *((t, 1.0) for t in texts)), CONFIG, Reporter())
+    made = make_examples(recognizer, manifest_of(tmp_path, *((t, 1.0) for t in texts)), Rarity(Words()), Reporter())
     assert made.texts == ["the okonkwo house", "Daniel Okonkwo", "By The RIVER", "She sells", "By the river"]
     assert made.style == "lower case / as written"
     three = manifest_of(tmp_path, ("NASA", 1.0), ("By NASA", 1.0), ("the House", 1.0))
-    made = make_examples(recognizer, three, CONFIG, Reporter())
+    made = make_examples(recognizer, three, Rarity(Words()), Reporter())
     assert (made.texts, made.style) == (["NASA", "By NASA", "the House"], "as written")
 
 

@@ -18,7 +18,6 @@ from typer.testing import CliRunner
 
 import tarq
 from tarq import testbed
-from tarq.config import TarqConfig
 from tarq.data.corpora.registry import load_utterances
 from tarq.errors import DataError
 from tarq.models.base import Recognizer
@@ -26,6 +25,8 @@ from tarq.report import Reporter
 from tarq.speech.calibration import batched, make_examples
 from tarq.terminal.cli import app
 from tarq.words.rarity import is_rare
+from tarq.words.settings import Words
+from tarq.words.transcripts import Rarity
 
 RECIPE = Path(__file__).resolve().parents[2] / "benchmarks" / "testbed"
 needs_recipe = pytest.mark.skipif(not RECIPE.is_dir(), reason="the recipe is not in this distribution")
@@ -99,7 +100,7 @@ def test_forced_transcripts_are_the_decoded_ones(recognizer, settings, monkeypat
     """Rows heard as they were forced are not decoded again, whatever the model's generation settings ask for."""
     for name, value in settings.items():
         monkeypatch.setattr(recognizer.model.generation_config, name, value)
-    made = make_examples(recognizer, testbed.test_set()[:16], TarqConfig(), Reporter())
+    made = make_examples(recognizer, testbed.test_set()[:16], Rarity(Words()), Reporter())
     (batch,) = batched(recognizer, made.examples, 16)
     forced = {int(t) for row in batch.targets for t in row}
     assert forced.issuperset(settings.get("suppress_tokens", []))

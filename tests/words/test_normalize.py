@@ -7,12 +7,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tarq.config import TarqConfig
-from tarq.data.pools import Rarity
 from tarq.errors import DataError
 from tarq.scoring.words import score_words
 from tarq.words.frequencies import described, load_frequencies
 from tarq.words.normalize import get_normalizer
 from tarq.words.rarity import is_rare, rare_counts, word_spans, zipf
+from tarq.words.settings import Words
+from tarq.words.transcripts import Rarity
 
 BASIC = get_normalizer("basic")
 
@@ -66,7 +67,8 @@ def test_turkish_has_a_lower_case_of_its_own():
     ]
     assert get_normalizer("basic", language="az-Latn").words("I") == ["ı"]
     assert BASIC.words("ISPARTA İNCİ") == ["isparta", "inci"]
-    assert TarqConfig(language="tr").text_normalizer().words("ISI") == ["ısı"]
+    for language in ("tr", "tr-TR", "tr_TR", "AZ"):
+        assert Words(language=language).text_normalizer().words("ISI") == ["ısı"]
     assert get_normalizer("basic", language="tr").name == "basic"
 
 
@@ -128,7 +130,7 @@ def test_rare_words_of_hindi():
     (((start, end), score),) = word_spans("क़ज़्ज़ाक़ी!", BASIC, language="hi")
     assert score < 3
     assert "क़ज़्ज़ाक़ी!"[start:end] == "क़ज़्ज़ाक़ी"
-    assert Rarity(TarqConfig(language="hi")).counts(text) == (5, 1)
+    assert Rarity(Words(language="hi")).counts(text) == (5, 1)
     assert not is_rare("विश्वविद्यालय", language="hi")
 
 
@@ -158,9 +160,9 @@ def test_a_threshold_is_a_number(threshold):
 
 
 def test_a_transcript_is_normalised_once(monkeypatch):
-    rarity = Rarity(TarqConfig())
+    rarity = Rarity(Words())
     calls = []
-    monkeypatch.setattr("tarq.data.pools.rare_counts", lambda *a: calls.append(a) or (3, 1))
+    monkeypatch.setattr("tarq.words.transcripts.rare_counts", lambda *a: calls.append(a) or (3, 1))
     for _ in range(3):
         assert rarity.counts("one two three") == (3, 1)
     assert len(calls) == 1
