@@ -10,7 +10,9 @@ from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
 
-P, R, T = ParamSpec("P"), TypeVar("R"), TypeVar("T")
+P = ParamSpec("P")
+R = TypeVar("R")
+T = TypeVar("T")
 
 #: What lies in no named part.
 OTHER = "other"

@@ -112,7 +112,8 @@ class Bench:
     @classmethod
     def make(cls, full: Recognizer, scored: Sequence[Utterance], batch_size: int) -> Bench:
         """Read a set's audio, and run full precision on it."""
-        rarity = Rarity(Words(), full.spelling)
+        words = Words()
+        rarity = Rarity(words, full.spelling)
         once, full.feature_extractor = full.feature_extractor, full.feature_extractor.plain  # batches hold features
         try:
             made = make_examples(full, scored, rarity, Reporter(), batch_size=batch_size)
@@ -122,7 +123,7 @@ class Bench:
             raise ConfigError(f"no utterance to score could be teacher-forced: {'; '.join(made.notes)}")
         with torch.no_grad():
             batches = list(batched(full, made.examples, batch_size))
-            timed = with_timestamps(full, made, batches, config.language)
+            timed = with_timestamps(full, made, batches, words.language)
             bench = cls(made.utterances, batches, [], [], made.notes, timed, {})
             keep = _room(full, bench.batches)
             for i, batch in enumerate(bench.batches):

@@ -82,7 +82,8 @@ def random_recognizer(size: Size, device: str, dtype: torch.dtype, blocks: int |
     )
     torch.manual_seed(0)
     with torch.device(device):
-        model = WhisperForConditionalGeneration(config).to(dtype)
+        model = WhisperForConditionalGeneration(config)
+    torch.nn.Module.to(model, dtype)  # its own to() is not typed
     return as_recognizer(
         model, AutoTokenizer.from_pretrained(packaged), WhisperFeatureExtractor(feature_size=size.mel_bins)
     )

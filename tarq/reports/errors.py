@@ -53,7 +53,7 @@ def _frequency(panel: Panel) -> Html | None:
 
     def cell(arm: str, band: str) -> Html:
         found = (known.get((arm, band, figure)) for figure in ("delta_nll", "kl"))
-        lines = [line for one in found if one for line in _lines(one)]
+        lines: list[str] = [line for one in found if one for line in _lines(one)]
         return number(*lines or [text.NOTHING])
 
     base = f" Below each its paired difference from {panel.arms[panel.base or '']}." if panel.differences else ""
