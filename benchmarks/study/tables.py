@@ -85,11 +85,8 @@ def _bar(bar: Bar) -> str:
 
 
 def _components(name: str, figure: str, value: float, known: Components, detect: Sequence[float]) -> list[str]:
-    over_draws = None
-    if known.draw is not None and known.rest is not None:
-        over_draws = math.sqrt(known.draw + known.rest / known.utterances)
     over_utterances = math.sqrt(known.utterance / known.utterances)
-    spread = ["–" if x is None else f"{x:.4f}" for x in (over_draws, over_utterances)]
+    spread = ["–" if x is None else f"{x:.4f}" for x in (known.over_draws, over_utterances)]
     title = FIGURES[figure].title.removesuffix(" %")
     return [name, title, str(known.draws), f"{value:+.4f}", *spread, *(_count(known.draws_needed(x)) for x in detect)]
 

@@ -91,13 +91,13 @@ def _differences(panel: Panel) -> str:
 
 def _pairs(panel: Panel) -> str:
     figures = [f for f in MAIN if any(f in pair.differences for pair in panel.pairs)]
-    rows = [["paired difference; Holm's p; detectable", *map(text.heading, figures)]]
+    rows = [["paired difference; Holm's p · detectable · over draws", *map(text.heading, figures)]]
     for pair in panel.pairs:
         cells = []
         for figure in figures:
             cell = _difference(figure, pair.differences.get(figure))
             if figure in pair.adjusted:
-                cell += f"; {pair.adjusted[figure]:.3f}; {text.number(figure, pair.detectable[figure]).lstrip('+')}"
+                cell += f"; {text.firmness(pair, figure)}"
             cells.append(cell)
         rows.append([escaped(panel.pair_title(pair)), *cells])
     return _table(rows)

@@ -40,6 +40,7 @@ class Pair:
         differences: figure to ``ours − base``.
         adjusted: figure to Holm's p.
         detectable: figure to the smallest true difference that would be found with a chance of 80 %.
+        over_draws: figure to the standard deviation of the difference over draws, where there are several.
     """
 
     ours: str
@@ -48,6 +49,7 @@ class Pair:
     differences: dict[str, Difference]
     adjusted: dict[str, float] = field(default_factory=dict)
     detectable: dict[str, float] = field(default_factory=dict)
+    over_draws: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -109,7 +109,8 @@ def _pairs(panel: Panel) -> Html | None:
     if not panel.pairs:
         return None
     figures = [f for f in MAIN if any(f in pair.differences for pair in panel.pairs)]
-    heads = [heading("Comparison", numbers=False), *(heading(text.heading(f), "p · detectable") for f in figures)]
+    under = "p · detectable · over draws"
+    heads = [heading("Comparison", numbers=False), *(heading(text.heading(f), under) for f in figures)]
     rows: list[Html] = []
     for family in dict.fromkeys(pair.family for pair in panel.pairs):
         name = element("th", family, colspan=len(heads), scope="rowgroup")
@@ -119,11 +120,7 @@ def _pairs(panel: Panel) -> Html | None:
                 cells = []
                 for figure in figures:
                     known = pair.differences.get(figure)
-                    found = (
-                        f"{text.p(pair.adjusted[figure])} · {text.size(figure, pair.detectable[figure])}"
-                        if known
-                        else ""
-                    )
+                    found = text.firmness(pair, figure) if known else ""
                     shown = difference(text.full(figure, known), known) if known else text.NOTHING
                     cells.append(number(shown, small(found) if found else None))
                 rows.append(element("tr", element("th", panel.pair_title(pair), scope="row"), cells))

@@ -364,7 +364,8 @@ def swing(values: Sequence[Resampled]) -> Interval:
 def merged(files: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Results that were measured in several runs with the same settings, as one.
 
-    Models that were not decoded in one run keep the transcripts of another.
+    Models that were not decoded in one run keep the transcripts of another, and what one run did not count yet, such as
+    targets by band of frequency, is taken from another.
 
     Raises:
         DataError: they are not of one study.
@@ -378,7 +379,9 @@ def merged(files: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
                 raise DataError(f"{name} was scored on different utterances: give the files of one study")
         joined = {part: dict(whole.get(part, {})) | (results.get(part) or {}) for part in ("arms", "models", "cells")}
         for name, model in results["models"].items():
-            joined["models"][name] = whole.get("models", {}).get(name, {}) | model
+            known = whole.get("models", {}).get(name, {})
+            counts = {p: {**(known.get(p) or {}), **model[p]} for p in ("positions", "words") if model.get(p)}
+            joined["models"][name] = known | model | counts
         pairs = [*whole.get("pairs", []), *(results.get("pairs") or [])]
         whole |= {**results, **joined, "pairs": [list(pair) for pair in dict.fromkeys(map(tuple, pairs))]}
     return whole

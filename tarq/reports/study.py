@@ -282,6 +282,8 @@ def _pairs(comparisons: Sequence[Comparison]) -> list[Pair]:
             pair.differences[c.figure] = c.difference
             pair.adjusted[c.figure] = c.adjusted
             pair.detectable[c.figure] = c.detectable
+            if (over_draws := c.components.over_draws) is not None:
+                pair.over_draws[c.figure] = over_draws
     return list(pairs.values())
 
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from tarq.reports.panel import FIGURES, Group, Panel
+from tarq.reports.panel import FIGURES, Group, Pair, Panel
 from tarq.scoring.bootstrap import Difference, Interval
 
 #: What stands in place of a figure that is not there.
@@ -23,7 +23,8 @@ RATES = (
 )
 ADJUSTED = (
     "p: two-sided, from the bootstrap, adjusted within a family of comparisons (Holm, a figure at a time). Detectable: "
-    "the smallest true difference that would be found with a chance of 80 %."
+    "the smallest true difference that would be found with a chance of 80 %. Over draws: the standard deviation of the "
+    "difference from one draw of calibration speech to another, on these utterances."
 )
 
 
@@ -67,6 +68,13 @@ def p(value: float) -> str:
 def size(figure: str, value: float) -> str:
     """A figure without a sign."""
     return number(figure, value).lstrip("+")
+
+
+def firmness(pair: Pair, figure: str) -> str:
+    """How firm a difference is: p by Holm, what would be detected, what draws differ by."""
+    spread = pair.over_draws.get(figure)
+    known = size(figure, spread) if spread is not None else NOTHING
+    return f"{p(pair.adjusted[figure])} · {size(figure, pair.detectable[figure])} · {known}"
 
 
 def drawn(groups: Sequence[Group]) -> str:

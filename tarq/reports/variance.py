@@ -38,6 +38,13 @@ class Components:
         draws = (self.draw + self.rest / self.utterances) / self.draws
         return math.sqrt(draws + self.utterance / self.utterances)
 
+    @property
+    def over_draws(self) -> float | None:
+        """Standard deviation, over draws, of a single draw's value on these utterances; None of a single draw."""
+        if self.draw is None or self.rest is None:
+            return None
+        return math.sqrt(self.draw + self.rest / self.utterances)
+
     def draws_needed(self, difference: float) -> float:
         """Draws with which a true difference is found with a chance of 80 %, on as many utterances: at least 1; inf
         where no number of draws does on so few utterances; nan where one draw cannot tell."""

@@ -91,6 +91,11 @@ def test_figures_are_those_of_the_results(study, write, tmp_path):
         assert "+0.300" in shown
         assert "−0.150 [−0.200, −0.100]" in shown
     assert "**−0.150 [−0.200, −0.100]**" in summary
+    # Ours less GPTQ is −0.2 in one draw and −0.1 in the other.
+    (pair,) = panel.pairs
+    assert pair.over_draws["delta_nll_rare"] == pytest.approx(0.05 * 2**0.5)
+    assert f"{text.size('delta_nll_rare', pair.detectable['delta_nll_rare'])} · 0.071" in page.text
+    assert " · 0.071" in summary
     # Rare-WER: two of three rare words in every draw of GPTQ, in one of two of ours.
     assert panel.values["gptq", "rare_wer"].value == pytest.approx(2 / 3)
     assert panel.values["ours", "rare_wer"].value == pytest.approx(1 / 3)

@@ -200,6 +200,15 @@ def test_files_of_one_study_are_put_together():
     assert set(together["cells"]) == {"m/gptq/0", "m/gptq/1"}
     assert "words" in together["models"]["m"]
     assert together["pairs"] == [["ours", "gptq", "f"]]
+    # What only one of the files counts is kept, whichever comes last; and a setting that is stated later is the same.
+    newer = a_study(m__ours__0=a_cell([1.0, 1.0], words=counts((1, 1))))
+    newer["settings"] = newer["settings"] | {"dtype": "float32"}
+    newer["models"]["m"]["positions"]["Zipf 2–3"] = [4, 5]
+    newer["models"]["m"]["words"]["signs"] = {"looping": [0, 0], "utterances": [1, 1]}
+    for files in ([newer, one, two], [two, one, newer]):
+        model = merged(files)["models"]["m"]
+        assert model["positions"] == {"rare": [4, 6], "common": [0, 0], "Zipf 2–3": [4, 5]}
+        assert set(model["words"]) == {"rare", "signs"}
     with pytest.raises(DataError, match="different settings"):
         merged([one, two | {"settings": {}}])
     with pytest.raises(DataError, match="m was scored on different utterances"):
