@@ -126,5 +126,7 @@ class _TimedMethods:
         self._of, self._parts = of, parts
 
     def __getattr__(self, name: str) -> Any:
+        if name in ("_of", "_parts"):  # a copy asks before it has them
+            raise AttributeError(name)
         found = getattr(self._of, name)
         return timed(self._parts[name])(found) if name in self._parts else found

@@ -53,6 +53,8 @@ class OnceExtracted:
         return self._made[key][1]
 
     def __getattr__(self, name: str) -> Any:
+        if name == "plain":  # a copy asks before it has one
+            raise AttributeError(name)
         return getattr(self.plain, name)
 
 
