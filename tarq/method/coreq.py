@@ -36,6 +36,6 @@ class CoreQ(AlongDrift):
         moments = statistics.moments
         if moments.drift is None:
             raise ValueError("CoreQ needs the second moments of the drift")
-        live = weight.masked_fill(statistics.factor.dead, 0)
-        share = inner(drift.moved, drift.direction) / (inner(live @ moments.drift, live) + _EPSILON)
+        masked = weight.masked_fill(statistics.factor.dead, 0)
+        share = inner(drift.moved, drift.direction) / (inner(masked @ moments.drift, masked) + _EPSILON)
         return min(max(share, 0.0), 1.0)

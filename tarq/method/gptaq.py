@@ -65,16 +65,16 @@ class GPTAQ(Sweep):
             raise ValueError("GPTAQ needs paired moments")
         factor = statistics.factor
         kept, feedback = self.recursion(statistics.moments.cross, factor)
-        live = [v.to(self.dtype).masked_fill(factor.dead, 0) for v in targets]
+        masked = [v.to(self.dtype).masked_fill(factor.dead, 0) for v in targets]
         moved = [
             in_order(solve_triangular(kept, in_order(v, factor), upper=True, left=False), factor, back=True)
-            for v in live
+            for v in masked
         ]
         swept = group_quantize_layers(
             moved, [replace(factor, upper=feedback)] * len(moved), scheme, scale_dtype=scale_dtype
         )
         return [
-            replace(q, loss=damped_loss(v - q.dequantize(v.dtype), factor)) for v, q in zip(live, swept, strict=True)
+            replace(q, loss=damped_loss(v - q.dequantize(v.dtype), factor)) for v, q in zip(masked, swept, strict=True)
         ]
 
     def recursion(self, cross: Tensor, factor: Factor) -> tuple[Tensor, Tensor]:

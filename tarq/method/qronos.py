@@ -38,13 +38,13 @@ class Qronos(Residual):
         moments, factor = statistics.moments, statistics.factor
         if moments.cross is None:
             raise ValueError("Qronos needs paired moments")
-        live = weight.masked_fill(factor.dead, 0)
-        moved = live @ moments.cross
-        target = live + factor.solve(moved)
+        masked = weight.masked_fill(factor.dead, 0)
+        moved = masked @ moments.cross
+        target = masked + factor.solve(moved)
         # The first column that is ever read: one that never is does not matter, and has no H₁₁ to divide by.
         visit_order = torch.arange(len(factor.dead), device=weight.device) if factor.order is None else factor.order
         first = visit_order[~factor.dead[visit_order]][0]
-        aim = live[:, first] + moved[:, first] / moments.hessian[first, first]
+        aim = masked[:, first] + moved[:, first] / moments.hessian[first, first]
         unit = torch.zeros(1, weight.shape[1], dtype=weight.dtype, device=weight.device)
         unit[0, first] = 1
         row = factor.solve(unit)[0]

@@ -231,31 +231,31 @@ class CrossFitted(AlongDrift):
 
 
 def cross_fitted_alpha(weight: Tensor, folds: Sequence[Fold]) -> float:
-    """How far to trust D: each half's direction is evaluated on the other half.
+    """How far to trust D: the direction of each fold is evaluated on the other fold.
 
     On its own calibration positions α is never below 1, however much of D is noise: with n inputs and T
     positions, n/T of the drift's energy is fitted by chance. On positions it has not seen, a direction that
-    is signal S plus noise N is best shortened to ``a = S / (S + N)``. A half has twice the noise of the
-    whole, so the whole set's optimum is ``α = S / (S + N/2) = 2a / (1 + a)``.
+    is signal S plus noise N is best shortened to ``a = S / (S + N)``. A fold has twice the
+    noise of the whole set, so the whole set's optimum is ``α = S / (S + N/2) = 2a / (1 + a)``.
 
     Args:
         weight: [m, n].
-        folds: two halves of the calibration set, split by utterance.
+        folds: two, of equal size, split by utterance.
 
     Returns:
         α, at least 0.
 
     Raises:
-        ValueError: there are not two halves.
+        ValueError: there are not two folds.
     """
     if len(folds) != 2:
-        raise ValueError(f"cross-fitting takes two halves of the calibration set, not {len(folds)}")
+        raise ValueError(f"cross-fitting takes two folds of the calibration set, not {len(folds)}")
     gain = scale = 0.0
-    for fitted, judge in (folds, folds[::-1]):
-        if fitted.moments.cross is None or judge.moments.cross is None or fitted.factor is None:
+    for fitted, held_out in (folds, folds[::-1]):
+        if fitted.moments.cross is None or held_out.moments.cross is None or fitted.factor is None:
             raise ValueError("cross-fitting needs paired moments")
         direction = fitted.factor.solve(weight @ fitted.moments.cross)
-        gain += inner(weight @ judge.moments.cross, direction)
-        scale += inner(direction @ judge.moments.hessian, direction)
+        gain += inner(weight @ held_out.moments.cross, direction)
+        scale += inner(direction @ held_out.moments.hessian, direction)
     a = max(gain, 0.0) / (scale + _EPSILON)
     return 2 * a / (1 + a)

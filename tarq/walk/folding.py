@@ -84,19 +84,19 @@ def fold_input_scales(
         Name of each Linear to what was done, for the report.
     """
     reporter.phase("input scales")
-    folds = find_folds(recognizer, batches[0], device)
+    scale_folds = find_scale_folds(recognizer, batches[0], device)
     scales: dict[str, tuple[Tensor, str]] = {}
     notes: dict[str, str] = {}
 
-    def search(layers: Sequence[Layer], calibration_folds: Sequence[Moments], planned: PlannedLayer) -> dict:
+    def search(layers: Sequence[Layer], folds: Sequence[Moments], planned: PlannedLayer) -> dict:
         first, weights = layers[0].name, [layer.weight for layer in layers]
         for layer in layers:
             notes[layer.name] = "nothing in front of it can take scales of its input"
         gathered = distributed.all_gather([scaling.statistics(first)], device)
-        if first in folds and distributed.rank() == 0 and calibration_folds[0].seen:
+        if first in scale_folds and distributed.rank() == 0 and folds[0].seen:
             scheme = config.scheme(planned.group_size, planned.bits)
             statistics = [each for each in gathered if each is not None]  # a process may have no batches
-            found = scaling.scales(weights, calibration_folds[0], scheme, statistics)
+            found = scaling.scales(weights, folds[0], scheme, statistics)
             scales.update(dict.fromkeys((layer.name for layer in layers), found))
         return {}
 
@@ -104,7 +104,7 @@ def fold_input_scales(
     for _ in Walk(recognizer, batches, config, Reporter(), arms, device, search).blocks():
         pass
     scales = distributed.broadcast(lambda: scales)
-    for first, fold in {id(fold): (name, fold) for name, fold in folds.items() if name in scales}.values():
+    for first, fold in {id(fold): (name, fold) for name, fold in scale_folds.items() if name in scales}.values():
         fold.apply(scales[first][0])
     notes |= {name: note for name, (_, note) in scales.items()}
     unscaled = sorted({re.sub(r"\.\d+\.", ".*.", name) for name, note in notes.items() if note.startswith("nothing")})
@@ -114,7 +114,7 @@ def fold_input_scales(
 
 
 @torch.no_grad()
-def find_folds(recognizer: Recognizer, batch: Batch, device: torch.device) -> dict[str, ScaleFold]:
+def find_scale_folds(recognizer: Recognizer, batch: Batch, device: torch.device) -> dict[str, ScaleFold]:
     """Planned or not, each Linear of the blocks whose input can be scaled, with where the scales go."""
     found: dict[str, ScaleFold] = {}
     previous = None
@@ -123,14 +123,14 @@ def find_folds(recognizer: Recognizer, batch: Batch, device: torch.device) -> di
         for index, (name, block) in enumerate(stage.blocks):
             with offloaded(block, device):
                 arguments = inputs.block(index).on(device)
-                for names, fold in folds_of(block, arguments):
+                for names, fold in scale_folds_of(block, arguments):
                     found |= {f"{name}.{n}": fold for n in names}
                 inputs.hidden = arguments.run(block).to(inputs.hidden.device)
         previous = stage.finish(inputs.hidden)
     return found
 
 
-def folds_of(block: nn.Module, arguments: BlockInputs) -> Iterator[tuple[Sequence[str], ScaleFold]]:
+def scale_folds_of(block: nn.Module, arguments: BlockInputs) -> Iterator[tuple[Sequence[str], ScaleFold]]:
     """Names of the Linears that share an input of a block which can be scaled, and where the scales go."""
     groups = groups_of(block, arguments)
     norm_outputs: list[tuple[nn.Module, object]] = []

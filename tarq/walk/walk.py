@@ -130,8 +130,11 @@ class Walk:
             if not layers:
                 continue
             waiting = [n for later in groups[i:] for n in later.names]
+            # Moments.
             moments = self.moments.of(stage, activations, group, layers, waiting)
+            # Solve: Algorithm 1, in tarq.method.algorithm.
             solutions = self.solve(layers, moments, self.plan[layers[0].name])
+            # Swap.
             for layer in layers:
                 if layer.name in solutions:
                     activations.replace(within[layer.name], self.solver.packed(layer, solutions[layer.name]))

@@ -128,8 +128,8 @@ def test_no_residual_and_fixed_alpha():
     assert half.energy == pytest.approx(float(((moved @ statistics.moments.hessian) * moved).sum()))
 
 
-def halves_of(x, xf, tail, metric=Plain(), damp=0.01):
-    """The pooled problem and its two halves, as the algorithm makes them."""
+def folds_of(x, xf, tail, metric=Plain(), damp=0.01):
+    """The pooled problem and its two folds, as the algorithm makes them."""
     parts = []
     for rows in (slice(0, None, 2), slice(1, None, 2)):
         parts.append(Moments(x.shape[1], paired=True))
@@ -137,7 +137,7 @@ def halves_of(x, xf, tail, metric=Plain(), damp=0.01):
     lam, whole = exact(metric, parts, damp)
     solver = Sweep(damp=damp, dtype=torch.float64)
     each = [rebalance([part], lam) for part in parts]
-    folds = [Fold(half, solver.factorize(half.hessian)) for half in each]
+    folds = [Fold(fold, solver.factorize(fold.hessian)) for fold in each]
     return lam, Statistics(whole.moments, whole.factor, folds)
 
 
@@ -148,7 +148,7 @@ def test_cross_fitting_does_not_trust_noise():
     xf = x + 0.3 * torch.randn(300, 64, generator=generator).double()
     w = torch.randn(24, 64, generator=generator).double()
     unseen = torch.randn(5000, 64, generator=generator).double()
-    _, statistics = halves_of(x, xf, torch.zeros(300, dtype=torch.bool))
+    _, statistics = folds_of(x, xf, torch.zeros(300, dtype=torch.bool))
     fitted = LeastSquares().target(w, statistics, None)
     trusted = CrossFitted().target(w, statistics, None)
     assert fitted.alpha >= 1
@@ -162,7 +162,7 @@ def test_cross_fitting_trusts_a_drift_that_follows_the_input():
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(300, 64, generator=generator).double()
     drift = 0.1 * torch.randn(64, 64, generator=generator).double()
-    _, statistics = halves_of(x, x + x @ drift, torch.zeros(300, dtype=torch.bool))
+    _, statistics = folds_of(x, x + x @ drift, torch.zeros(300, dtype=torch.bool))
     w = torch.randn(24, 64, generator=generator).double()
     assert CrossFitted().target(w, statistics, None).alpha == pytest.approx(1, abs=0.05)
 
@@ -172,7 +172,7 @@ def test_cross_fitting_trusts_a_drift_that_follows_the_input():
 @pytest.mark.parametrize("metric", [Plain(), RareBAL()])
 def test_cross_fitting_never_increases_the_weighted_output_error(seed, drift, metric):
     x, xf, tail, w, _ = problem(drift=drift, seed=seed)
-    lam, statistics = halves_of(x, xf, tail, metric)
+    lam, statistics = folds_of(x, xf, tail, metric)
     target = CrossFitted().target(w, statistics, None)
     d = torch.where(tail, lam, 1.0).double()
     assert 0 <= target.alpha < 1.5
@@ -182,13 +182,13 @@ def test_cross_fitting_never_increases_the_weighted_output_error(seed, drift, me
 
 @pytest.mark.parametrize("centred", [False, True])
 def test_cross_fitted_alpha_is_the_formula_on_raw_activations(centred):
-    """``α = 2a / (1 + a)``: each half's direction judged on the other's rows, with the λ of both; about each half's own
+    """``α = 2a / (1 + a)``: each fold's direction judged on the other's rows, with the λ of both; about each fold's own
     mean where the layer has a bias to take it up."""
     x, xf, tail, w, _ = problem(drift=1.0)
     x, xf = x + 3, xf + 3.5
-    halves = slice(0, 150), slice(150, None)
-    parts = [Moments(64, paired=True, first=True) for _ in halves]
-    for part, rows in zip(parts, halves, strict=True):
+    folds = slice(0, 150), slice(150, None)
+    parts = [Moments(64, paired=True, first=True) for _ in folds]
+    for part, rows in zip(parts, folds, strict=True):
         part.update(x[rows].float(), xf[rows].float(), tail[rows], torch.ones(len(x[rows])))
     arms = Arms(RareBAL(), CrossFittedBias(), Sweep(dtype=torch.float64))
     layer = Layer("w", w, torch.zeros(24).double() if centred else None)
@@ -202,12 +202,12 @@ def test_cross_fitted_alpha_is_the_formula_on_raw_activations(centred):
         return d, x[rows] - mean, xf[rows] - mean_full - (x[rows] - mean)
 
     gain = scale = 0.0
-    for fitted, judge in (halves, halves[::-1]):
+    for fitted, held_out in (folds, folds[::-1]):
         d, own, drift = rows_of(fitted)
         hessian = own.T @ (d * own)
         damped = hessian + 0.01 * hessian.diagonal().mean() * torch.eye(64)
         direction = torch.linalg.solve(damped, (w @ drift.T @ (d * own)).T).T
-        d, other, drift = rows_of(judge)
+        d, other, drift = rows_of(held_out)
         gain += float((d * (drift @ w.T) * (other @ direction.T)).sum())
         scale += float((d * (other @ direction.T) ** 2).sum())
     a = gain / scale
@@ -215,8 +215,8 @@ def test_cross_fitted_alpha_is_the_formula_on_raw_activations(centred):
     assert figures.alpha == pytest.approx(2 * a / (1 + a), rel=1e-3)
 
 
-def test_cross_fitting_needs_two_halves():
-    with pytest.raises(ValueError, match="two halves"):
+def test_cross_fitting_needs_two_folds():
+    with pytest.raises(ValueError, match="two folds"):
         cross_fitted_alpha(torch.ones(1, 1), [])
 
 

@@ -100,6 +100,27 @@ def test_errors_of_another_process(tmp_path, in_two):
     assert done.stdout.count("[0, 10, 20, 30, 40] 0\n") == 2
 
 
+def test_output_moments_are_summed_only_where_a_layer_is_solved(tmp_path, in_two):
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import sys\n"
+        "import torch\n"
+        "from tarq import distributed\n"
+        "from tarq.walk.gradients import OutputGradients\n"
+        "with distributed.process_group():\n"
+        "    own = 1.0 + distributed.rank()\n"
+        "    sums = {'q': own, 'k': 10 * own, 'v': 100 * own, 'o': own}\n"
+        "    gradients = OutputGradients(moments={name: torch.full((1, 1), total) for name, total in sums.items()})\n"
+        "    names = ['q', 'k', 'v']\n"
+        "    taken = gradients.take_moments(names, [distributed.rank_of(i) for i in range(3)])\n"
+        "    assert list(taken) == list(distributed.shard(names))\n"
+        "    found = ' '.join(f'{name}={float(total):g}' for name, total in taken.items())\n"
+        "    sys.stdout.write(f'{distributed.rank()}: {found}, left {list(gradients.moments)}\\n')\n"
+    )
+    done = in_two(program)
+    assert sorted(done.stdout.splitlines()) == ["0: q=3 v=300, left ['o']", "1: k=30, left ['o']"]
+
+
 @pytest.mark.slow
 def test_what_all_processes_find_wrong_is_said_once(model_folder, tmp_path, in_two):
     job = ("quantize", model_folder, tmp_path / "out", "--calibration", tmp_path / "none.jsonl")

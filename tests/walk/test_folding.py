@@ -13,7 +13,7 @@ from tarq.method.registry import make_input_scales
 from tarq.method.smoothquant import smoothing_scales
 from tarq.report import Reporter
 from tarq.speech.calibration import calibration_set
-from tarq.walk.folding import find_folds, fold_input_scales, folds_of
+from tarq.walk.folding import find_scale_folds, fold_input_scales, scale_folds_of
 from tarq.walk.inputs import BlockInputs, capture_inputs
 
 CONFIG = tarq.TarqConfig.preset(
@@ -45,7 +45,7 @@ def batches(recognizer, manifest):
 
 
 def test_whisper_can_take_the_scales_of_all_but_fc2_and_what_several_blocks_read(recognizer, batches):
-    found = find_folds(recognizer, batches[0], CPU)
+    found = find_scale_folds(recognizer, batches[0], CPU)
     linears = {n for n, m in recognizer.model.named_modules() if isinstance(m, nn.Linear) and ".layers." in n}
     assert linears - set(found) == {n for n in linears if n.endswith(FIXED)}
     block = recognizer.decoder.layers[1]
@@ -130,7 +130,7 @@ def test_a_block_says_itself_what_can_take_scales(between, norm_after, found):
     block, hidden = Toy(between, norm_after), torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(1))
     before = {name: p.clone() for name, p in block.named_parameters()}
     with torch.no_grad():
-        folds = dict(folds_of(block, BlockInputs(hidden)))
+        folds = dict(scale_folds_of(block, BlockInputs(hidden)))
         assert {name for names in folds for name in names} == found
         assert all(torch.equal(p, before[name]) for name, p in block.named_parameters())
         plain = block(hidden)

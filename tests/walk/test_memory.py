@@ -31,13 +31,13 @@ torch.set_num_threads(1)
 
 
 def solve(n, rows=64):
-    halves = [Moments(n, paired=True) for _ in range(2)]
-    for half in halves:
+    folds = [Moments(n, paired=True) for _ in range(2)]
+    for fold in folds:
         x = torch.randn(rows, n)
-        half.update(x, x + 0.1 * torch.randn(rows, n), torch.arange(rows) % 8 == 0, torch.ones(rows))
+        fold.update(x, x + 0.1 * torch.randn(rows, n), torch.arange(rows) % 8 == 0, torch.ones(rows))
     arms = Arms(make_metric("rarebal"), make_residual("cross-fitted"), make_solver("sweep"))
     layers = [Layer("layer", torch.randn(rows, n))]
-    tail_aware_quantize(layers, halves, arms, Scheme(4, 128, True, "absmax"), torch.float16)
+    tail_aware_quantize(layers, folds, arms, Scheme(4, 128, True, "absmax"), torch.float16)
 
 
 n = int(sys.argv[1])
@@ -49,7 +49,7 @@ print((peak_memory(torch.device("cpu"))["ram_peak_bytes"] - before) / n**2)
 
 
 def test_solving_a_layer_takes_little_beside_its_moments():
-    """Both halves' moments are 64 bytes an entry; of the 8,192 inputs of a 3B model 115 come to 7.7 GB."""
+    """The moments of both folds are 64 bytes an entry; of the 8,192 inputs of a 3B model 115 come to 7.7 GB."""
     done = subprocess.run([sys.executable, "-P", "-c", SOLVE, "2048"], check=True, capture_output=True, text=True)
     assert 64 < float(done.stdout) < 115
 

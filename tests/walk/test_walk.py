@@ -123,7 +123,7 @@ def test_cross_attention_statistics_are_gathered_once_for_all_decoder_blocks(rec
 
     monkeypatch.setattr(Moments, "__init__", counted)
     quantize_model(recognizer, batches, CONFIG, Reporter())
-    # own inputs of each block, and the encoder's output once; two halves of each
+    # own inputs of each block, and the encoder's output once; two folds of each
     assert len(made) == 2 * (2 * 4 + 2 * 6 + 1)
 
 
