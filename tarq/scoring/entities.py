@@ -61,19 +61,19 @@ def score_entities(
     rows: list[tuple[int, int, int, int]] = []
     unspoken: list[tuple[int, str]] = []
     for number, (reference, hypothesis, marked) in enumerate(zip(references, hypotheses, entities, strict=True)):
-        said, heard = tuple(normalizer.words(reference)), tuple(normalizer.words(hypothesis))
+        reference_words, hypothesis_words = tuple(normalizer.words(reference)), tuple(normalizer.words(hypothesis))
         wanted: list[Words] = []
         for entity in marked:
             words = tuple(normalizer.words(entity))
-            if not _places(said, words):
+            if not _places(reference_words, words):
                 unspoken.append((number, entity))
             elif words not in wanted:
                 wanted.append(words)
-        mentions = [(place, words) for words in wanted for place in _places(said, words)]
+        mentions = [(place, words) for words in wanted for place in _places(reference_words, words)]
         spoken = Counter(words for _, words in mentions)
-        hits = sum(min(count, len(_places(heard, words))) for words, count in spoken.items())
+        hits = sum(min(count, len(_places(hypothesis_words, words))) for words, count in spoken.items())
         expected = _in_order(mentions)
-        found = _in_order([window for words in wanted for window in _windows(heard, words)])
+        found = _in_order([window for words in wanted for window in _windows(hypothesis_words, words)])
         errors = Levenshtein.distance(found, expected)
         rows.append((len(mentions), len(mentions) - hits, len(expected), errors))
     spoken_in, missed, words_in, errors_in = np.array(rows, dtype=np.int64).reshape(-1, 4).T
