@@ -84,8 +84,8 @@ def run_models(
     for piece in _pieces(utterances):
         others = piece
         if reference is not None:
-            spoken = [u for u in piece if (u.text or "").strip()]
-            made = make_examples(models[reference], spoken, rarity, Reporter(), batch_size=batch_size)
+            with_text = [u for u in piece if (u.text or "").strip()]
+            made = make_examples(models[reference], with_text, rarity, Reporter(), batch_size=batch_size)
             notes += made.notes
             forced += [e.id for e in made.examples]
             own = []

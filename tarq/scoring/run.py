@@ -202,7 +202,7 @@ def _scores(
     words = {name: m.words for name, m in measured.items() if m.words is not None}
     names = spoken_names(texts, normalizer, scored.language, [u.entities for u in utterances])
     breakdown = break_down(words, reference, names, resamples, seed) if words else {}
-    heard = next(iter(words.values()), None)
+    scores = next(iter(words.values()), None)
     unreliable = _few_rare_words(rare) + _unspoken(utterances, entities)
     forced = next((m.divergence for m in measured.values() if m.divergence is not None), {})
     return SetScores(
@@ -233,7 +233,7 @@ def _scores(
         bad=dict(scored.intake.bad),
         left_out=dict(scored.intake.left_out),
         notes=[*scored.notes, *scored.intake.notes(), *outputs.notes, *unreliable],
-        references={i: " ".join(w) for i, w in zip(heard.ids, heard.references, strict=True)} if heard else {},
+        references=dict(zip(scores.ids, map(" ".join, scores.references), strict=True)) if scores else {},
         targets={kind: int(sums.positions.sum()) for kind, sums in forced.items()},
     )
 

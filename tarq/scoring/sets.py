@@ -74,9 +74,9 @@ def read_sets(
             usable = sample_utterances(utterances, samples, pool.seed, intake=intake)
         else:
             usable = first_usable(utterances, max(len(utterances), 1), intake=intake)
-        spoken = by_language(usable, language)
-        for code, some in spoken.items():
-            name = label if len(spoken) == 1 else f"{label} ({code})"
+        languages = by_language(usable, language)
+        for code, some in languages.items():
+            name = label if len(languages) == 1 else f"{label} ({code})"
             sets.append((name, ScoredSet(some, code, intake, notes)))
     names = Counter(name for name, _ in sets)
     if twice := [name for name, times in names.items() if times > 1]:
@@ -86,10 +86,10 @@ def read_sets(
 
 def by_language(utterances: Sequence[Utterance], default: str) -> dict[str, list[Utterance]]:
     """Language to the utterances in it; all are in ``default`` where there are none."""
-    spoken: dict[str, list[Utterance]] = {}
+    languages: dict[str, list[Utterance]] = {}
     for utterance in utterances:
-        spoken.setdefault(language_of(utterance, default), []).append(utterance)
-    return {language: spoken[language] for language in sorted(spoken)} or {default: []}
+        languages.setdefault(language_of(utterance, default), []).append(utterance)
+    return {language: languages[language] for language in sorted(languages)} or {default: []}
 
 
 def check_set(label: str, utterances: Sequence[Utterance]) -> None:

@@ -185,12 +185,12 @@ def make_examples(
     pieces = [utterances[start : start + batch_size] for start in range(0, len(utterances), batch_size)]
     if any(own):
         reporter.phase("transcribing", len(distributed.shard(pieces)))
-    spoken = distributed.all_gather(
+    gathered = distributed.all_gather(
         [_transcripts(recognizer, p, transcripts, default, reporter) for p in distributed.shard(pieces)]
     )
     reporter.phase("reading audio", len(utterances))
     made: list[tuple[Example, Utterance, str]] = []
-    for some, texts in zip(pieces, spoken, strict=True):
+    for some, texts in zip(pieces, gathered, strict=True):
         waveforms = [u.waveform(recognizer.sampling_rate) for u in some]
         for utterance, waveform, text in zip(some, waveforms, texts, strict=True):
             if not _transcribed_by_model(utterance, transcripts):
@@ -232,10 +232,10 @@ def _transcripts(
     """Reference transcripts, or the model's own where there is none or it is to transcribe all."""
     texts = [u.text or "" for u in utterances]
     mine = [i for i, u in enumerate(utterances) if _transcribed_by_model(u, transcripts)]
-    for spoken in sorted({language_of(utterances[i], language) for i in mine}):
-        these = [i for i in mine if language_of(utterances[i], language) == spoken]
+    for code in sorted({language_of(utterances[i], language) for i in mine}):
+        these = [i for i in mine if language_of(utterances[i], language) == code]
         waveforms = [utterances[i].waveform(recognizer.sampling_rate) for i in these]
-        for i, text in zip(these, recognizer.transcribe(waveforms, spoken), strict=True):
+        for i, text in zip(these, recognizer.transcribe(waveforms, code), strict=True):
             texts[i] = text
     reporter.advance()
     return texts
