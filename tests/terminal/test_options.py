@@ -7,6 +7,7 @@ import re
 import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
+from typer.utils import get_params_from_function
 
 from tarq.config import TarqConfig
 from tarq.option import options
@@ -159,13 +160,13 @@ def test_an_empty_place_is_refused_by_name(name, parameter, blank, monkeypatch, 
     """It would stand for the current folder, which here holds what could be taken or overwritten."""
     monkeypatch.chdir(tmp_path)
     others = {"quantize": ["m", "o"], "evaluate": ["m", "--data", "d"], "report": ["r", "--out", "o"], "pool": ["s"]}
-    words = (others | {"transcribe": ["m", "a"], "inspect": ["c"], "bench": [], "demo": []})[name]
+    words = (others | {"transcribe": ["m", "a"], "inspect": ["c"], "bench": [], "demo": [], "doctor": []})[name]
     if parameter.param_type_name == "option":
         words = [*words, parameter.opts[0], blank]
         called = parameter.opts[0]
     else:
         order = [p for p in get_command(app).commands[name].params if p.param_type_name == "argument"]
-        words = [*(blank if p is parameter else "x" for p in order), *words[len(order) :]]
+        words = [*(blank if p.name == parameter.name else "x" for p in order), *words[len(order) :]]
         called = parameter.metavar
     result = runner.invoke(app, [name, *words])
     assert result.exit_code == 2, result.output
@@ -177,10 +178,13 @@ def test_an_empty_place_is_refused_by_name(name, parameter, blank, monkeypatch, 
 
 def test_every_path_is_among_the_places():
     """No option that reads a path can be left out of the check above."""
-    for name, command in get_command(app).commands.items():
+    named = ("model", "models", "data", "calibration", "sources", "audio", "reference")
+    for command, info in zip(get_command(app).commands.values(), app.registered_commands, strict=True):
+        hints = get_params_from_function(info.callback)
         for parameter in command.params:
-            if "path" in str(parameter.type).lower() or parameter.name in ("model", "models", "data", "calibration"):
-                assert parameter.metavar in PLACES, f"{name} {parameter.name}"
+            known = hints.get(parameter.name)
+            if known and known.annotation is not bool and ("Path" in str(known.annotation) or parameter.name in named):
+                assert parameter.metavar in PLACES, f"{command.name} {parameter.name}"
     assert len(places()) > 25
 
 
