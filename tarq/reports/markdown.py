@@ -97,7 +97,7 @@ def _pairs(panel: Panel) -> str:
         for figure in figures:
             cell = _difference(figure, pair.differences.get(figure))
             if figure in pair.adjusted:
-                cell += f"; {text.firmness(pair, figure)}"
+                cell += f"; {escaped(text.firmness(pair, figure))}"
             cells.append(cell)
         rows.append([escaped(panel.pair_title(pair)), *cells])
     return _table(rows)
