@@ -19,6 +19,10 @@ from tarq.words.bands import NO_WORD
 SERIES, COLUMNS = 4, 7
 #: Characters of a column's name that fit at the width of a phone.
 LETTERS = 7
+MORE = (
+    "Word scores beside WER and rare WER. Looping: transcripts that repeat themselves. Timestamp shift: by how many "
+    "seconds the end moves that a model names, given all of the text, from full precision’s."
+)
 
 
 def by_frequency(panel: Panel) -> Html | None:
@@ -93,9 +97,7 @@ def where(panel: Panel) -> Html | None:
     about = "Word errors added to full precision’s, in points of the error rate on each fifth of an utterance’s words."
     parts = [
         _rates(panel, panel.groups) if panel.groups else None,
-        details("More word scores", by_arm(panel, panel.more, "Word scores beside WER and rare WER."))
-        if panel.more
-        else None,
+        details("More word scores", by_arm(panel, panel.more, MORE)) if panel.more else None,
         _changes(panel, panel.places, "By place in the utterance", about) if panel.places else None,
         _speakers(panel),
     ]

@@ -102,7 +102,9 @@ def test_teacher_forced_logits_follow_the_prompt(recognizer):
 
         prompted = Prompted((1, 2, 9, 12, 0), ((0, 0),) * 5, (False, False, True, True, False))
         rare = torch.zeros(5, dtype=torch.bool)
-        batch = recognizer.collate([Example("x", {"input_features": features}, 100, prompted, rare, rare[1:])])
+        batch = recognizer.collate(
+            [Example("x", {"input_features": features}, 100, prompted, rare, rare[1:], rare.double())]
+        )
         torch.testing.assert_close(recognizer.logits(batch), expected)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 import subprocess
@@ -301,7 +300,7 @@ def end_by_hand(recognizer, utterance):
 def test_timestamps_shift_by_what_the_end_of_the_text_moves(model_folder, speech):
     full = bench.full_precision(str(model_folder), "cpu", torch.float32)
     made = bench.Bench.make(full, load_utterances(speech)[:3], 2)
-    other = copy.deepcopy(full)
+    other = bench.full_precision(str(model_folder), "cpu", torch.float32)
     other.model.model.decoder.layers[1].fc2.weight.data *= -3
     own, moved = made.transcribed(full)["words"]["times"], made.measure(other, True)["words"]["times"]
     with torch.no_grad():
