@@ -179,7 +179,7 @@ def evaluate(
 
     Utterances that state a ``language`` are prompted and scored in it; a set in several becomes one set per language.
     All audio is checked before anything is scored. It is decoded once, while it fits into 1 GB
-    (:data:`tarq.data.held.LIMIT`: 4.3 hours at 16 kHz); what does not is decoded again.
+    (:data:`tarq.data.cached.LIMIT`: 4.3 hours at 16 kHz); what does not is decoded again.
     Where ``torch.distributed`` is initialised, every process must make the same call; each runs a share of the batches.
 
     Args:

@@ -68,8 +68,6 @@ def test_each_package_imports_in_one_style():
     wrong = []
     for folder in ("tarq", "kernels"):
         for file in sorted((ROOT / folder).rglob("*.py")):
-            if file.parent.name == "bench":
-                continue
             for node in ast.walk(ast.parse(file.read_text())):
                 relative = isinstance(node, ast.ImportFrom) and node.level > 0
                 whole = isinstance(node, ast.Import) and any(alias.name.startswith("tarq.") for alias in node.names)

@@ -21,7 +21,7 @@ from benchmarks.study.bench import DECIMALS, KINDS, Bench
 from benchmarks.study.grid import Grid, Job
 from benchmarks.study.places import Places, corpora_of
 from benchmarks.study.results import Results, ResultsFile
-from tarq.data.held import Held
+from tarq.data.cached import CachedUtterance
 from tarq.data.sampling import sample_utterances
 from tarq.data.utterance import Utterance
 from tarq.errors import ConfigError, TarqError
@@ -126,9 +126,11 @@ class Runner:
         }
 
     @cached_property
-    def _corpora(self) -> dict[str, list[Held]]:
+    def _corpora(self) -> dict[str, list[CachedUtterance]]:
         """Every corpus, its audio kept once it is read."""
-        return {name: [Held.of(u) for u in found] for name, found in corpora_of(self.grid, self.places).items()}
+        return {
+            name: [CachedUtterance.of(u) for u in found] for name, found in corpora_of(self.grid, self.places).items()
+        }
 
     def _scored(self, name: str) -> list[Utterance]:
         """The utterances of a set."""

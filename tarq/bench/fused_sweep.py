@@ -12,8 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..kernels.group_quantize.reference import natural_scales
-from ..kernels.scheme import Scheme
+from tarq.kernels.group_quantize.reference import natural_scales
+from tarq.kernels.scheme import Scheme
 
 BLOCK, ROWS = 128, 16
 

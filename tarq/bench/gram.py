@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..kernels import dispatch
-from ..kernels.gram import gram, gram_sides
-from .measure import Call, Case, Record, Shape, calling
+from tarq.bench.measure import Call, Case, Record, Shape, calling
+from tarq.kernels import dispatch
+from tarq.kernels.gram import gram, gram_sides
 
 SHAPES = ((3000, 1280), (1500, 5120))  # rows, inputs
 GPU_SHAPES = ((24_000, 1280), (24_000, 5120))  # sixteen windows of Whisper's encoder

@@ -18,10 +18,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..kernels.group_quantize import Quantized, factorize, group_quantize, group_quantize_layers, group_refine
-from ..kernels.group_quantize.reference import textbook_sweep
-from ..kernels.scheme import Scheme
-from .measure import Call, Case, Record, Shape, calling
+from tarq.bench.measure import Call, Case, Record, Shape, calling
+from tarq.kernels.group_quantize import Quantized, factorize, group_quantize, group_quantize_layers, group_refine
+from tarq.kernels.group_quantize.reference import textbook_sweep
+from tarq.kernels.scheme import Scheme
 
 SHAPES = ((1280, 1280), (5120, 1280), (1280, 5120))  # outputs, inputs
 QUICK_SHAPES = ((1280, 1280),)
@@ -161,7 +161,7 @@ def cases(
         if gpu or (not quick and n <= 1280):
             peers["textbook sweep in Python"] = calling(column_loop, weight, damped)
         if gpu:
-            from .fused_sweep import fused_sweep
+            from tarq.bench.fused_sweep import fused_sweep
 
             peers["fused sweep in Triton"] = calling(fused_sweep, weight[None], damped[None])
         if peer is not None:

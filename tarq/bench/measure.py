@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from ..kernels import dispatch
-from ..report import Reporter
-from ..version import __version__
+from tarq.kernels import dispatch
+from tarq.report import Reporter
+from tarq.version import __version__
 
 #: Takes the number of the copy to work on. A returned float is the call's own measurement, in seconds.
 Call = Callable[[int], Any]

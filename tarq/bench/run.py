@@ -11,9 +11,9 @@ from rich.markup import escape
 from rich.status import Status
 from rich.table import Table
 
-from ..report import Reporter
-from . import gram, group_quantize, w4_linear
-from .measure import Case, Ceilings, Record, Shape, ceilings, records_of, threads
+from tarq.bench import gram, group_quantize, w4_linear
+from tarq.bench.measure import Case, Ceilings, Record, Shape, ceilings, records_of, threads
+from tarq.report import Reporter
 
 OPERATIONS: dict[str, Callable[..., Iterator[Case]]] = {
     "gram": gram.cases,

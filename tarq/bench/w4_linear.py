@@ -16,8 +16,8 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 from torch import Tensor
 
-from ..kernels.w4_linear import PackedWeight, dequantize, get, pack, w4_linear, w4_linear_int8
-from .measure import Call, Case, Shape, copies_beyond_cache
+from tarq.bench.measure import Call, Case, Shape, copies_beyond_cache
+from tarq.kernels.w4_linear import PackedWeight, dequantize, get, pack, w4_linear, w4_linear_int8
 
 GROUP = 128
 SHAPES = ((1280, 1280), (5120, 1280), (1280, 5120), (4096, 4096))  # outputs, inputs

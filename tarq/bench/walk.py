@@ -16,16 +16,16 @@ from rich.console import Console
 from rich.table import Table
 from transformers import AutoTokenizer, WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
 
-from .. import testbed
-from ..config import TarqConfig
-from ..data.utterance import Utterance
-from ..errors import ConfigError
-from ..models.base import Recognizer
-from ..quantization import quantize
-from ..recognizers import as_recognizer, load_recognizer
-from ..report import Reporter, versions
-from ..timing import Timer
-from .measure import CLOCKS, Record, device_name
+from tarq import testbed
+from tarq.bench.measure import CLOCKS, Record, device_name
+from tarq.config import TarqConfig
+from tarq.data.utterance import Utterance
+from tarq.errors import ConfigError
+from tarq.models.base import Recognizer
+from tarq.quantization import quantize
+from tarq.recognizers import as_recognizer, load_recognizer
+from tarq.report import Reporter, versions
+from tarq.timing import Timer
 
 
 @dataclass(frozen=True)

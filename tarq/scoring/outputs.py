@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tarq import distributed
-from tarq.data.held import Held
+from tarq.data.cached import CachedUtterance
 from tarq.data.utterance import Utterance
 from tarq.errors import ModelError
 from tarq.models.base import Recognizer
@@ -109,15 +109,15 @@ def run_models(
     return SetOutputs(_in_order(batches, forced), transcripts, notes)
 
 
-def _pieces(utterances: Sequence[Utterance]) -> Iterator[list[Held]]:
+def _pieces(utterances: Sequence[Utterance]) -> Iterator[list[CachedUtterance]]:
     """Pieces of a set whose audio is held together; within a piece, batches have similar lengths."""
-    piece: list[Held] = []
+    piece: list[CachedUtterance] = []
     seconds = 0.0
     for utterance in utterances:
         if piece and (len(piece) == PIECE or seconds + utterance.seconds() > PIECE_SECONDS):
             yield piece
             piece, seconds = [], 0.0
-        piece.append(Held.of(utterance))
+        piece.append(CachedUtterance.of(utterance))
         seconds += utterance.seconds()
     if piece:
         yield piece

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tarq.config import Pool
-from tarq.data.held import Held, Room
+from tarq.data.cached import AudioBudget, CachedUtterance
 from tarq.data.intake import Intake
 from tarq.data.sampling import first_usable, sample_utterances
 from tarq.data.speech import Data, utterances_of
@@ -56,17 +56,17 @@ def read_sets(
         samples: take a random sample of so many; None for all.
 
     Returns:
-        Name to set. Its utterances hold the audio that was decoded to check them, as much as :class:`Room` has place
+        Name to set. Its utterances hold the audio that was decoded to check them, as much as :class:`AudioBudget` has place
         for.
 
     Raises:
         DataError: a set is not usable, or two would be scored under one name.
     """
     sets: list[tuple[str, ScoredSet]] = []
-    room, rate = Room(), next((recognizer.sampling_rate for recognizer in models.values()), 16000)
+    budget, rate = AudioBudget(), next((recognizer.sampling_rate for recognizer in models.values()), 16000)
     for label, given in data.items():
         intake = intakes.get(label) or getattr(given, "intake", None) or Intake(pool.max_bad)
-        utterances = [Held.of(utterance, room, rate) for utterance in utterances_of(given, intake)]
+        utterances = [CachedUtterance.of(utterance, budget, rate) for utterance in utterances_of(given, intake)]
         notes = list(_calibrated_on(models, utterances))
         reporter.phase(f"reading {label}")
         # Every file is checked before any work is done, so that a broken one does not end the run midway.

@@ -11,7 +11,7 @@ import torch
 
 from tarq import distributed
 from tarq.config import TailPositions, TarqConfig, Timestamps, Transcripts
-from tarq.data.held import Held, Room
+from tarq.data.cached import AudioBudget, CachedUtterance
 from tarq.data.intake import Intake
 from tarq.data.pools import draw_pool, given_pool
 from tarq.data.utterance import Utterance, language_of
@@ -71,9 +71,12 @@ def calibration_set(
     intake = Intake(config.max_bad) if intake is None else intake
     corpora = speech if isinstance(speech, Mapping) else {"speech": speech}
     notes = []
-    room = Room()  # decoded once: to be checked, for the model's own transcripts, and for the features
+    room = AudioBudget()  # decoded once: to be checked, for the model's own transcripts, and for the features
     usable = {
-        label: [u if isinstance(u, Held) else Held.of(u, room, recognizer.sampling_rate) for u in utterances]
+        label: [
+            u if isinstance(u, CachedUtterance) else CachedUtterance.of(u, room, recognizer.sampling_rate)
+            for u in utterances
+        ]
         for label, utterances in with_transcripts(corpora, config.transcripts).items()
     }
     silent = sum(map(len, corpora.values())) - sum(map(len, usable.values()))

@@ -9,6 +9,7 @@ from transformers import BertConfig, BertModel, WhisperConfig, WhisperModel
 import tarq
 from tarq.errors import ModelError
 from tarq.models.registry import FAMILIES, adapt
+from tarq.recognizers import as_recognizer
 
 
 @pytest.fixture
@@ -45,10 +46,10 @@ def test_an_english_model_refuses_other_languages(recognizer):
 
 def test_the_language_of_a_recognizer_is_not_a_state(recognizer):
     """Another language is another view of the same model; whoever holds the first one notices nothing."""
-    german = tarq.as_recognizer(recognizer, language="de")
+    german = as_recognizer(recognizer, language="de")
     assert (german.language, recognizer.language) == ("de", "en")
     assert german.model is recognizer.model
-    assert tarq.as_recognizer(german).language == "de"
+    assert as_recognizer(german).language == "de"
     with pytest.raises(AttributeError):
         recognizer.language = "de"
 

@@ -11,8 +11,8 @@ import torch
 
 import tarq
 from tarq.data import audio
+from tarq.data.cached import AudioBudget, CachedUtterance
 from tarq.data.corpora.registry import load_utterances
-from tarq.data.held import Held, Room
 from tarq.errors import DataError, ModelError
 from tarq.report import Reporter
 from tarq.scoring.divergence import Divergence, divergence
@@ -299,10 +299,10 @@ def test_audio_is_held_within_its_limit(model_folder, manifest, monkeypatch, dec
     utterances = load_utterances(manifest)
     sizes = [u.waveform().nbytes for u in utterances]
     decoded.clear()
-    monkeypatch.setattr("tarq.data.held.LIMIT", sizes[0] + sizes[1])  # the others are longer than what is left
+    monkeypatch.setattr("tarq.data.cached.LIMIT", sizes[0] + sizes[1])  # the others are longer than what is left
     limited = tarq.evaluate({"a": model_folder}, {"s": utterances}, resamples=20)
     assert decoded == {str(u.audio): 1 if i < 2 else 2 for i, u in enumerate(utterances)}
-    monkeypatch.setattr("tarq.data.held.LIMIT", 1e9)
+    monkeypatch.setattr("tarq.data.cached.LIMIT", 1e9)
     assert tarq.evaluate({"a": model_folder}, {"s": utterances}, resamples=20) == limited
 
 
@@ -313,14 +313,14 @@ def test_calibration_audio_is_decoded_once(model_folder, manifest, decoded):
 
 
 def test_held_audio_moves_with_its_room(manifest):
-    room, (first, *_) = Room(1e6), load_utterances(manifest)
-    held = Held.of(first, room, 8000)
+    room, (first, *_) = AudioBudget(1e6), load_utterances(manifest)
+    held = CachedUtterance.of(first, room, 8000)
     assert held.check() == first.check()
     assert room.used == held.waveforms[8000].nbytes
     np.testing.assert_array_equal(held.waveforms[8000], first.waveform(8000))
-    moved = Held.of(held)
+    moved = CachedUtterance.of(held)
     assert (room.used, held.waveforms, list(moved.waveforms)) == (0, {}, [8000])
-    assert Held.of(first, Room(0)).waveform().size == first.waveform().size
+    assert CachedUtterance.of(first, AudioBudget(0)).waveform().size == first.waveform().size
 
 
 def test_much_audio_is_held_in_pieces_by_its_length(manifest, monkeypatch):

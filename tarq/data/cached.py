@@ -17,7 +17,7 @@ LIMIT = 1e9
 
 
 @dataclass
-class Room:
+class AudioBudget:
     """Memory that utterances share for the audio they hold.
 
     Attributes:
@@ -37,32 +37,32 @@ class Room:
 
 
 @dataclass(frozen=True)
-class Held(Utterance):
-    """An utterance that keeps its audio once it is decoded, be it to check it, while there is room.
+class CachedUtterance(Utterance):
+    """An utterance that keeps its audio once it is decoded, be it to check it, within a budget.
 
     Attributes:
-        room: what it shares with others; unlimited by default.
+        budget: what it shares with others; unlimited by default.
         rate: sampling rate in Hz at which audio that was decoded to check it is kept.
         waveforms: sampling rate to audio.
         checks: ``longest`` of :meth:`check` to its result.
     """
 
-    room: Room = field(default_factory=lambda: Room(math.inf), compare=False, repr=False)
+    budget: AudioBudget = field(default_factory=lambda: AudioBudget(math.inf), compare=False, repr=False)
     rate: int = field(default=16000, compare=False, repr=False)
     waveforms: dict[int, NDArray[np.float32]] = field(default_factory=dict, compare=False, repr=False)
 
     checks: dict[float | None, Checked] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
-    def of(cls, utterance: Utterance, room: Room | None = None, rate: int = 16000) -> Self:
-        """The same utterance; audio that it holds already moves, and leaves the room it was in."""
+    def of(cls, utterance: Utterance, budget: AudioBudget | None = None, rate: int = 16000) -> Self:
+        """The same utterance; audio that it holds already moves, and leaves the budget it counted in."""
         known = {f.name: getattr(utterance, f.name) for f in fields(Utterance)}
-        made = cls(**known, room=room or Room(math.inf), rate=rate)
-        if isinstance(utterance, Held):
+        made = cls(**known, budget=budget or AudioBudget(math.inf), rate=rate)
+        if isinstance(utterance, CachedUtterance):
             made.checks.update(utterance.checks)
             for at in list(utterance.waveforms):
                 waveform = utterance.waveforms.pop(at)
-                utterance.room.used -= waveform.nbytes
+                utterance.budget.used -= waveform.nbytes
                 made._keep(at, waveform)
         return made
 
@@ -86,6 +86,6 @@ class Held(Utterance):
         return super().seconds()
 
     def _keep(self, rate: int, waveform: NDArray[np.float32]) -> NDArray[np.float32]:
-        if self.room.take(waveform.nbytes):
+        if self.budget.take(waveform.nbytes):
             self.waveforms[rate] = waveform
         return waveform
