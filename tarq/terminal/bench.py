@@ -197,7 +197,7 @@ def _time_walk(
             reporter.phase(f"loading {model}")
             recognizer = walk.load(model, **where, blocks=blocks)
             with measure.threads(count):
-                records.append(walk.run(recognizer, speech, config, model, reporter, clock))
+                records.append(walk.run(recognizer, speech, config, Path(model).name, reporter, clock))
         if json_file:
             write_json(json_file, records)
     walk.show(console, records)
