@@ -56,8 +56,8 @@ def read_sets(
         samples: take a random sample of so many; None for all.
 
     Returns:
-        Name to set. Its utterances hold the audio that was decoded to check them, as much as :class:`AudioBudget` has place
-        for.
+        Name to set. Its utterances keep the audio that was decoded to check them, within an
+        :class:`~tarq.data.cached.AudioBudget`.
 
     Raises:
         DataError: a set is not usable, or two would be scored under one name.

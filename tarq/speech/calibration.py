@@ -71,10 +71,10 @@ def calibration_set(
     intake = Intake(config.max_bad) if intake is None else intake
     corpora = speech if isinstance(speech, Mapping) else {"speech": speech}
     notes = []
-    room = AudioBudget()  # decoded once: to be checked, for the model's own transcripts, and for the features
+    budget = AudioBudget()  # decoded once: to be checked, for the model's own transcripts, and for the features
     usable = {
         label: [
-            u if isinstance(u, CachedUtterance) else CachedUtterance.of(u, room, recognizer.sampling_rate)
+            u if isinstance(u, CachedUtterance) else CachedUtterance.of(u, budget, recognizer.sampling_rate)
             for u in utterances
         ]
         for label, utterances in with_transcripts(corpora, config.transcripts).items()
