@@ -159,10 +159,10 @@ def test_blocks_are_for_a_named_size(model_folder):
         (["gram", "--model", "whisper-tiny"], "--model: is for walk alone"),
         (["--samples", "2"], "--samples: is for walk alone"),
         (["--dtype", "bfloat16"], "--dtype: is for walk alone"),
-        (["walk", "--method", "best"], "'--method': must be refined, tarq,"),
+        (["walk", "--method", "best"], "must be refined, tarq,"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(words, said):
     result = CliRunner().invoke(app, ["bench", *words, "--device", "cpu"], env={"COLUMNS": "200"})
     assert result.exit_code == 2
-    assert said in result.output
+    assert said in " ".join(result.output.replace("│", " ").split())  # however wide the terminal is

@@ -283,7 +283,7 @@ def test_shapes_of_ones_own(tmp_path):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--shape", "1280"], "--shape: must be two whole numbers such as 1280x1280, not '1280'"),
+        (["--shape", "1280"], "must be two whole numbers such as 1280x1280, not '1280'"),
         (["--shape", "0x4"], "--shape"),
         (["gram", "w4_linear", "--shape", "8x64"], "--shape: 8x64: w4_linear has groups of 128 inputs"),
         (["--processor-time", "--threads", "2"], "--processor-time: is for one thread of a CPU"),
@@ -293,7 +293,7 @@ def test_shapes_of_ones_own(tmp_path):
 def test_what_cannot_be_timed_is_refused(words, said):
     result = CliRunner().invoke(app, ["bench", *words, "--device", "cpu"], env={"COLUMNS": "200"})
     assert result.exit_code == 2
-    assert said in result.output
+    assert said in " ".join(result.output.replace("│", " ").split())  # however wide the terminal is
 
 
 @pytest.mark.skipif(
