@@ -29,7 +29,6 @@ from tarq.recognizers import as_recognizer, shapes_of
 from tarq.report import Report, Reporter, peak_memory, versions
 from tarq.speech.calibration import calibration_set, with_transcripts
 from tarq.surroundings import plain_torch
-from tarq.timing import timed
 from tarq.walk.estimate import Plan, make_plan, too_few
 from tarq.walk.plan import check_fits, check_weights
 from tarq.walk.plan import plan as plan_layers
@@ -123,8 +122,7 @@ def quantize(
             speech = gathered(calibration, config.max_bad)
             check_enough(speech, config, arms)
             intake = next(iter(speech.values())).intake
-            encode = timed("audio and features")(calibration_set)
-            batches, summary, left_out = encode(recognizer, speech, config, reporter, intake)
+            batches, summary, left_out = calibration_set(recognizer, speech, config, reporter, intake)
         names = {label: corpus.source for label, corpus in speech.items()}
         summary["source"] = names if isinstance(calibration, Mapping) else names["speech"]
         notes += left_out

@@ -21,6 +21,7 @@ from tarq.models.base import Recognizer
 from tarq.models.types import Batch, Example, Positions
 from tarq.report import Reporter
 from tarq.speech.styles import in_style, transcript_styles
+from tarq.timing import timed
 from tarq.words.frequencies import described
 from tarq.words.rarity import position_tags, token_scores, word_spans
 from tarq.words.settings import Words
@@ -48,6 +49,7 @@ class Examples:
     notes: list[str]
 
 
+@timed("audio and features")
 def calibration_set(
     recognizer: Recognizer,
     speech: Sequence[Utterance] | Mapping[str, Sequence[Utterance]],

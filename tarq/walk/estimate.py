@@ -37,7 +37,7 @@ class Estimate:
             one large matrix product reaches on the device now, times :data:`OVERHEAD`. Reading audio and saving
             are not included.
         ram_bytes: at the peak: :data:`PROCESS`, the weights in the computation dtype, hidden states of the
-            calibration set, activations input_bytes within a block, moments and factors of the widest layer.
+            calibration set, activations held within a block, moments and factors of the widest layer.
         utterances: number of calibration utterances: those there are, if they are fewer than asked for.
         utterance_seconds: their assumed length.
         asked: number of calibration utterances asked for.
