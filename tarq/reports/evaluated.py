@@ -8,7 +8,7 @@ from typing import Any
 from tarq.data.utterance import Utterance
 from tarq.errors import DataError
 from tarq.report import counted
-from tarq.reports.panel import FIGURES, ChangedWord, Damage, Group, Heard, Panel
+from tarq.reports.panel import FIGURES, ChangedWord, Damage, Group, Hypothesis, Panel
 from tarq.reports.results import ERRORS, every
 from tarq.scoring.bootstrap import Difference, Interval
 from tarq.scoring.figures import BANDED
@@ -146,20 +146,20 @@ def _groups(name: str, found: Mapping[str, Any] | None) -> list[Group]:
 def _changed(scores: Mapping[str, Any], models: list[str]) -> list[ChangedWord]:
     """Rare words by place, with the models that changed them."""
     references = scores.get("references") or {}
-    found: dict[tuple[str, str, int, str], tuple[str, list[Heard]]] = {}
+    found: dict[tuple[str, str, int, str], tuple[str, list[Hypothesis]]] = {}
     for name in models:
         for kind in ("lost", "regained"):
             for word in every(scores["models"][name].get(kind)):
                 if isinstance(word, str):
                     continue
                 key = (kind, word["id"], word.get("position") or 0, word["word"])
-                _, heard = found.setdefault(key, (word["full_precision"], []))
-                heard.append(Heard(name, 1, 1, word["quantized"]))
+                _, hypotheses = found.setdefault(key, (word["full_precision"], []))
+                hypotheses.append(Hypothesis(name, 1, 1, word["quantized"]))
     changed = [
-        ChangedWord(kind, i, position, word, _words(references.get(i)), full, tuple(heard))
-        for (kind, i, position, word), (full, heard) in found.items()
+        ChangedWord(kind, i, position, word, _words(references.get(i)), full, tuple(hypotheses))
+        for (kind, i, position, word), (full, hypotheses) in found.items()
     ]
-    return sorted(changed, key=lambda word: -len(word.heard))
+    return sorted(changed, key=lambda word: -len(word.hypotheses))
 
 
 def _words(text: Any) -> tuple[str, ...] | None:
@@ -175,7 +175,7 @@ def origin(evaluation: dict[str, Any], files: list[str]) -> dict[str, Any]:
     """What is needed to redo it."""
     quantized = evaluation.get("quantized") or {}
     versions = evaluation.get("versions") or {}
-    told = {
+    run = {
         "Results": ", ".join(files),
         "Command": evaluation.get("command") or "",
         "Versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
@@ -185,6 +185,6 @@ def origin(evaluation: dict[str, Any], files: list[str]) -> dict[str, Any]:
         "Resamples": str(evaluation.get("resamples") or ""),
     }
     return {
-        "told": {label: text for label, text in told.items() if text},
+        "run": {label: text for label, text in run.items() if text},
         "configurations": {name: known["config"] for name, known in quantized.items() if known.get("config")},
     }

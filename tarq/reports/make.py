@@ -47,7 +47,7 @@ def write_report(
     Args:
         results: of one study, in one or several files, and of ``tarq evaluate --json``.
         out: folder; it is made if need be.
-        audio: whether utterances in which words changed can be heard in the page.
+        audio: whether utterances in which words changed can be played in the page.
         data: speech that was scored, for transcripts and audio that the results do not hold.
         base: the arm or model that others are compared with; ``gptq`` where there is one.
         title: of the page.
@@ -74,7 +74,7 @@ def write_report(
     summary = markdown.summary(report)
     write_whole(out / PAGE, page)
     write_whole(out / SUMMARY, summary)
-    return Written(out / PAGE, out / SUMMARY, report.told("absent") + clips.absent)
+    return Written(out / PAGE, out / SUMMARY, report.lines("absent") + clips.absent)
 
 
 def evaluation_page(evaluation: Mapping[str, Any], voices: Voices, title: str | None = None) -> str:

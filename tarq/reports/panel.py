@@ -102,8 +102,14 @@ class Swing:
 
 
 @dataclass(frozen=True)
-class Heard:
-    """What an arm made of an utterance in which it lost or regained a word, in so many of its draws."""
+class Hypothesis:
+    """An arm's transcript of an utterance in which it lost or regained a word.
+
+    Attributes:
+        times: draws in which it did so.
+        draws: that were transcribed.
+        text: the transcript, of the first of those draws.
+    """
 
     arm: str
     times: int
@@ -120,7 +126,7 @@ class ChangedWord:
         position: of the word among the reference's words.
         reference: normalised words; None where only the word is known.
         full: full precision's transcript.
-        heard: by the arms that changed it.
+        hypotheses: of the arms that changed it.
     """
 
     kind: str
@@ -129,7 +135,7 @@ class ChangedWord:
     word: str
     reference: tuple[str, ...] | None
     full: str
-    heard: tuple[Heard, ...]
+    hypotheses: tuple[Hypothesis, ...]
 
 
 @dataclass
@@ -208,10 +214,10 @@ class Report:
 
     @property
     def main(self) -> list[Panel]:
-        """Those that are told of in full."""
+        """Those that are shown in full."""
         return [panel for panel in self.panels if not panel.further]
 
-    def told(self, of: Literal["absent", "notes"], section: str | None = None) -> list[str]:
+    def lines(self, of: Literal["absent", "notes"], section: str | None = None) -> list[str]:
         """Lines of the panels, each once; those that are not of all say of which they are.
 
         Args:

@@ -1,4 +1,4 @@
-"""Results files: read, told apart, and checked before anything is made of them."""
+"""Results files: read, their kind recognised, and checked before a report is made of them."""
 
 from __future__ import annotations
 
@@ -96,8 +96,8 @@ def _model(length: int) -> Record:
 
 
 def _cell(length: int) -> Record:
-    told = {"versions": OBJECT, "config": OBJECT, "seconds": Table(NUMBER), "notes": Each(ANYTHING)}
-    return _measured(length, {}, {"layers": Each(_LAYER), "calibration_seconds": NUMBER, **told})
+    run = {"versions": OBJECT, "config": OBJECT, "seconds": Table(NUMBER), "notes": Each(ANYTHING)}
+    return _measured(length, {}, {"layers": Each(_LAYER), "calibration_seconds": NUMBER, **run})
 
 
 def _check_study(study: dict[str, Any], fail: Fail) -> None:

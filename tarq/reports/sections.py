@@ -29,7 +29,7 @@ def sections(report: Report) -> Iterator[Section]:
         ("errors", "Where errors are", where, None),
         ("layers", "Layers", _layers, None),
     ):
-        content, lines = each(report, make, wide=name == "ablation"), missing(report.told("absent", name))
+        content, lines = each(report, make, wide=name == "ablation"), missing(report.lines("absent", name))
         if content or lines:
             yield name, title, joined([content, after if content else None, lines])
     if further := [by_arm(panel, panel.figures) for panel in report.panels if panel.further]:
@@ -58,7 +58,7 @@ def _headline(report: Report) -> Section:
     content = [
         element("div", (element("p", sentence) for sentence in text.lead(main)), class_="lead"),
         element("div", figures, class_="figures") if figures else None,
-        missing(report.told("absent", "headline")),
+        missing(report.lines("absent", "headline")),
         *(by_arm(panel, panel.figures) for panel in main),
         element("p", report.intervals, " ", text.MEANINGS, class_="note"),
     ]

@@ -30,7 +30,7 @@ def panels(
     results: dict[str, Any], folder: Path, speech: Mapping[str, Utterance], base: str | None = None
 ) -> list[Panel]:
     """A panel a condition (model, width, calibration pool and its size); of each model the condition with most cells
-    comes first and is told of in full, the others by their figures.
+    comes first and is shown in full, of the others the figures alone.
 
     Args:
         results: checked.
@@ -46,7 +46,7 @@ def panels(
         cell = Cell.parse(key)
         cells.setdefault(cell.condition, {})[cell] = found
     made = [_Condition(results, condition, cells[condition], folder, speech, base) for condition in cells]
-    told = statistics.adjusted_in_families([c for one in made for c in one.study.comparisons()])
+    adjusted = statistics.adjusted_in_families([c for one in made for c in one.study.comparisons()])
     main: dict[str, _Condition] = {}
     for one in made:
         best = main.get(one.condition.model)
@@ -55,7 +55,7 @@ def panels(
     # A model on a further set is called after it: "base (lj)".
     first = [c for name, c in main.items() if not any(name.startswith(f"{other} (") for other in main)]
     rest = [one for one in made if one not in first]
-    own = {one.condition: [c for c in told if c.condition == one.condition] for one in made}
+    own = {one.condition: [c for c in adjusted if c.condition == one.condition] for one in made}
     return [one.panel(own[one.condition], made) for one in first] + [
         one.further(own[one.condition]) for one in rest if not any(_pools_apart(one, other) for other in first)
     ]
@@ -167,17 +167,17 @@ class _Condition:
     def _words(self, panel: Panel) -> None:
         """Errors by kind and by frequency, and the words that changed."""
         counted: dict[str, list[Any]] = {}
-        heard: dict[str, list[Any]] = {}
+        hypotheses: dict[str, list[Any]] = {}
         for cell, found in sorted(self.cells.items(), key=lambda known: known[0].draw):
             if found.get("words"):
                 counted.setdefault(cell.arm, []).append(found["words"])
             if found.get("hypotheses"):
-                heard.setdefault(cell.arm, []).append(found["hypotheses"])
+                hypotheses.setdefault(cell.arm, []).append(found["hypotheses"])
         decoded = Decoded(
             ids=self.model["ids"],
             references=self._references(),
             full=self.model.get("hypotheses"),
-            arms=heard,
+            arms=hypotheses,
             words=self.model.get("words") or {},
             counted=counted,
             config=self._config(),
@@ -214,13 +214,13 @@ class _Condition:
         if len(named) != len(self.model["ids"]) or len(enough) < 2:
             return []
         groups = {name: np.array([other == name for other in named]) for name in enough}
-        spoken = [
+        damage = [
             Damage(arm, name, figure, int(np.asarray(self.model["positions"][kind])[groups[name]].sum()), k.interval())
             for kind, figure in (("rare", DAMAGE), ("common", "delta_nll_common"))
             if figure in self.study.figures
             for (arm, name), k in self.study.within(figure, groups).items()
         ]
-        return sorted(spoken, key=lambda one: -one.targets)
+        return sorted(damage, key=lambda one: -one.targets)
 
     def _references(self) -> list[str] | None:
         """Reference texts in the order of the ids; None unless all are known."""
@@ -237,7 +237,7 @@ class _Condition:
             i: Utterance(i, self.folder / path) for i, path in paths.items() if isinstance(path, str) and path
         } | known
 
-    # --- what else is told ---
+    # --- settings, layers, size ---
 
     def _config(self) -> Mapping[str, Any]:
         return next((found["config"] for found in self.cells.values() if found.get("config")), {})
@@ -297,7 +297,7 @@ def origin(study: dict[str, Any], files: Sequence[str]) -> dict[str, Any]:
     devices = sorted({str(cell["device"]) for cell in cells if cell.get("device")})
     seconds = [sum(cell["seconds"].values()) for cell in cells if isinstance(cell.get("seconds"), dict)]
     settings = study.get("settings") or {}
-    told = {
+    run = {
         "Results": ", ".join(files),
         "Settings": _pairs_text({k: v for k, v in settings.items() if not isinstance(v, dict) and k != "title"}),
         "Versions": "; ".join(versions),
@@ -306,7 +306,7 @@ def origin(study: dict[str, Any], files: Sequence[str]) -> dict[str, Any]:
         "Command": str(study.get("command") or settings.get("command") or ""),
     }
     return {
-        "told": {label: text for label, text in told.items() if text},
+        "run": {label: text for label, text in run.items() if text},
         "configurations": arms,
         "study": {k: v for k, v in settings.items() if isinstance(v, dict)},
     }

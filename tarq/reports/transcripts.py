@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tarq.errors import TarqError
-from tarq.reports.panel import ChangedWord, Group, Heard, Panel
+from tarq.reports.panel import ChangedWord, Group, Hypothesis, Panel
 from tarq.reports.results import ERRORS
 from tarq.reports.statistics import FULL
 from tarq.scoring.bootstrap import Ratio, resample_two_way
@@ -62,19 +62,22 @@ def describe_words(panel: Panel, decoded: Decoded) -> dict[str, str]:
     absent: dict[str, str] = {}
     if decoded.references is None or decoded.full is None or not decoded.arms:
         lacking = "transcripts" if decoded.full is None or not decoded.arms else "reference texts"
-        told = f"the results hold no {lacking}"
-        told += " (--data gives them)." if lacking == "reference texts" else " (a grid's decode asks for them)."
+        reason = f"the results hold no {lacking}"
+        reason += " (--data gives them)." if lacking == "reference texts" else " (a grid's decode asks for them)."
         absent |= {
-            f"Word errors by word frequency: {told}": "frequency",
-            f"Errors by place in the utterance: {told}": "errors",
-            f"Rare words lost and regained: {told}": "words",
+            f"Word errors by word frequency: {reason}": "frequency",
+            f"Errors by place in the utterance: {reason}": "errors",
+            f"Rare words lost and regained: {reason}": "words",
         }
     else:
         try:
             scores, names = _scored(decoded)
         except TarqError as error:
-            told = f"words cannot be counted here ({error})."
-            return {f"Word errors by word frequency: {told}": "frequency", f"Words lost and regained: {told}": "words"}
+            reason = f"words cannot be counted here ({error})."
+            return {
+                f"Word errors by word frequency: {reason}": "frequency",
+                f"Words lost and regained: {reason}": "words",
+            }
         stored = set(kinds.get(FULL, {}))
         for arm, runs in scores.items():
             bands[arm] = _stacked([by_band(run) for run in runs])
@@ -187,17 +190,17 @@ def _changed(scores: Mapping[str, list[WordScores]]) -> list[ChangedWord]:
     for row in np.flatnonzero(rare):
         changed = {arm: np.flatnonzero(now[:, row] != before[row]) for arm, now in hits.items()}
         u = int(full.owner[row])
-        heard = tuple(
-            Heard(arm, len(draws), len(hits[arm]), scores[arm][draws[0]].texts[u])
+        hypotheses = tuple(
+            Hypothesis(arm, len(draws), len(hits[arm]), scores[arm][draws[0]].texts[u])
             for arm, draws in changed.items()
             if len(draws)
         )
-        if heard:
-            share = sum(h.times / h.draws for h in heard)
+        if hypotheses:
+            share = sum(h.times / h.draws for h in hypotheses)
             kind = "lost" if before[row] else "regained"
             position = int(row - first[u])
             word = ChangedWord(
-                kind, full.ids[u], position, words[row], full.references[u], full.texts[u], heard
+                kind, full.ids[u], position, words[row], full.references[u], full.texts[u], hypotheses
             )  # fmt: skip
             found.append((share, word))
     return [word for _, word in sorted(found, key=lambda known: -known[0])]

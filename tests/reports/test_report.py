@@ -237,7 +237,7 @@ def test_words_lost_say_how_often_and_by_whom(study, write, tmp_path):
     (panel,) = studies.panels(study, tmp_path, {})
     found = {word.word: word for word in panel.changed}
     assert set(found) == {"amoxicillin", "ouagadougou"}
-    assert [(h.arm, h.times, h.draws) for h in found["amoxicillin"].heard] == [("gptq", 2, 2), ("ours", 1, 2)]
+    assert [(h.arm, h.times, h.draws) for h in found["amoxicillin"].hypotheses] == [("gptq", 2, 2), ("ours", 1, 2)]
     page, source, _ = report(tmp_path, write(study))
     assert "GPTQ (2 of 2) · Ours (1 of 2)" in page.text
     assert "<mark>amoxicillin</mark>" in source
