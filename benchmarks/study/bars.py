@@ -84,26 +84,26 @@ class Names:
         Raises:
             ConfigError: neither says which arm is meant, or there is no such arm or family.
         """
-        told = results.get("bars") or {}
+        named = results.get("bars") or {}
         arms = list(dict.fromkeys([*results.get("arms", {}), *(Cell.parse(key).arm for key in results["cells"])]))
         there = f"there are {', '.join(map(repr, arms))}"
-        default = default or told.get("default")
-        bases = tuple(baselines or told.get("baselines") or ())
+        default = default or named.get("default")
+        bases = tuple(baselines or named.get("baselines") or ())
         if default is None or not bases:
             raise ConfigError(f"the results do not name the arms: give --default ARM and --base ARM; {there}")
         pairs: list[tuple[str, str]] = []
         families: dict[str, list[tuple[str, str]]] = {}
         for ours, base, *family in results.get("pairs") or ():
             families.setdefault(family[0] if family else "", []).append((ours, base))
-        for entry in tail or told.get("tail") or ():
+        for entry in tail or named.get("tail") or ():
             ours, cut, base = entry.partition("|")
-            named = families.get(entry, [])
-            if not cut and not named:
+            members = families.get(entry, [])
+            if not cut and not members:
                 raise ConfigError(
                     f"there is no family {entry!r} of comparisons: there are {', '.join(sorted(families)) or 'none'}; "
                     "or give OURS|BASE"
                 )
-            pairs += [(ours, base)] if cut else named
+            pairs += [(ours, base)] if cut else members
         for arm in (default, *bases, *(arm for pair in pairs for arm in pair)):
             if arm not in arms:
                 raise ConfigError(f"there is no arm {arm!r}; {there}")
@@ -269,16 +269,16 @@ def _tail(results: Mapping[str, Any], names: Names, models: Sequence[str]) -> Ba
     for condition in filter(None, (_main(results, model) for model in models)):
         study = Study(results, condition, [(*pair, "tail") for pair in names.tail], figures)
         found += study.comparisons()
-    told = {(c.condition.model, c.ours, c.base, c.figure): c for c in adjusted_in_families(found)}
+    adjusted = {(c.condition.model, c.ours, c.base, c.figure): c for c in adjusted_in_families(found)}
     for model in models:
         for ours in filter(known_arms.__contains__, arms):
             bases = [base for arm, base in names.tail if arm == ours]
-            known = [told.get((model, ours, base, DAMAGE)) for base in bases]
+            known = [adjusted.get((model, ours, base, DAMAGE)) for base in bases]
             better = all(c is not None and c.adjusted < LEVEL and c.difference.value < 0 for c in known)
             for base in bases:
                 for figure in figures:
                     what = f"{ours} − {base}: {text.heading(figure)}"
-                    each = told.get((model, ours, base, figure))
+                    each = adjusted.get((model, ours, base, figure))
                     if each is None:
                         if figure == DAMAGE:
                             bar.claims.append(_absent(model, what, "the two share no draw"))

@@ -149,14 +149,14 @@ class Bench:
     @torch.no_grad()
     def measure(self, recognizer: Recognizer, decode: bool) -> dict[str, Any]:
         """Sums on rare and common targets and on those of each band, by utterance; transcripts and word errors."""
-        parts, seen, heard = [], [], Heard()
+        parts, seen, hypotheses = [], [], Hypotheses()
         for i, (batch, expected) in enumerate(zip(self.batches, self.expected, strict=True)):
             audio = recognizer.encode(batch.features)
             logits = recognizer.logits(batch, audio)
             parts.append(_damage(expected.to(logits.device), logits, batch))
             seen += batch.ids
             if decode:
-                heard.listen(recognizer, batch, audio, logits, self.timed[i : i + 1])
+                hypotheses.add(recognizer, batch, audio, logits, self.timed[i : i + 1])
         place = {name: i for i, name in enumerate(seen)}
         order = [place[u.id] for u in self.utterances]
         measured: dict[str, Any] = {"kl": {}, "delta_nll": {}}
@@ -165,32 +165,32 @@ class Bench:
             measured["kl"][kind] = [round(float(x), DECIMALS) for x in sums.kl]
             measured["delta_nll"][kind] = [round(float(x), DECIMALS) for x in sums.delta_nll - errors.delta_nll]
         if decode:
-            measured |= self._words(recognizer, heard)
+            measured |= self._words(recognizer, hypotheses)
         return measured
 
     @torch.no_grad()
     def transcribed(self, full: Recognizer) -> dict[str, Any]:
         """Full precision's transcripts and word errors."""
-        heard = Heard()
+        hypotheses = Hypotheses()
         for i, batch in enumerate(self.batches):
             audio = full.encode(batch.features)
-            heard.listen(full, batch, audio, full.logits(batch, audio), self.timed[i : i + 1])
-        return self._words(full, heard)
+            hypotheses.add(full, batch, audio, full.logits(batch, audio), self.timed[i : i + 1])
+        return self._words(full, hypotheses)
 
-    def _words(self, recognizer: Recognizer, heard: Heard) -> dict[str, Any]:
-        found = word_figures(self.utterances, [heard.texts[u.id] for u in self.utterances], recognizer)
-        if heard.ends:
+    def _words(self, recognizer: Recognizer, hypotheses: Hypotheses) -> dict[str, Any]:
+        found = word_figures(self.utterances, [hypotheses.texts[u.id] for u in self.utterances], recognizer)
+        if hypotheses.ends:
             found["words"]["times"] = {
-                "end": [heard.ends[u.id] for u in self.utterances],
-                "shift": [round(abs(heard.ends[u.id] - self.ends[u.id]), DECIMALS) for u in self.utterances],
+                "end": [hypotheses.ends[u.id] for u in self.utterances],
+                "shift": [round(abs(hypotheses.ends[u.id] - self.ends[u.id]), DECIMALS) for u in self.utterances],
                 "utterances": [1] * len(self.utterances),
             }
         return found
 
 
 @dataclass
-class Heard:
-    """What a model makes of utterances, by id.
+class Hypotheses:
+    """A model's transcripts of utterances, by id.
 
     Attributes:
         texts: transcripts.
@@ -200,7 +200,7 @@ class Heard:
     texts: dict[str, str] = field(default_factory=dict)
     ends: dict[str, float] = field(default_factory=dict)
 
-    def listen(
+    def add(
         self, recognizer: Recognizer, batch: Batch, audio: Any, logits: torch.Tensor, timed: Sequence[Timed]
     ) -> None:
         """Transcribe a batch, given what was computed of it already."""
@@ -211,7 +211,7 @@ class Heard:
 
 def word_figures(utterances: Sequence[Utterance], hypotheses: list[str], recognizer: Recognizer) -> dict[str, Any]:
     """Word errors by utterance: of all words, rare ones, the list of rare ones (B-WER) and that of those with a digit;
-    names where capitals or the set tell them, entities where the set marks them; signs of hallucination."""
+    names where capitals or the set mark them, entities where the set marks them; signs of hallucination."""
     config = tarq.TarqConfig()
     normalizer = config.text_normalizer(recognizer.spelling)
     references = [u.text or "" for u in utterances]

@@ -77,7 +77,7 @@ def _override(reader: _Reader, whole: dict[str, Any], setting: str) -> None:
 
 
 class _Reader:
-    """Takes a grid apart; whatever is wrong is told with the file and the way to the key."""
+    """Reads a grid; errors name the file and the path of the key."""
 
     def __init__(self, file: str) -> None:
         self.file = file
