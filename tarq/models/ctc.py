@@ -180,10 +180,10 @@ class CTCRecognizer(Recognizer):
         zipf = torch.full((len(examples), rows), math.nan, dtype=torch.float64)
         for i, example in enumerate(examples):
             valid = scores[i, : example.frames].float().log_softmax(-1).cpu().numpy()
-            tokens, owners = forced_path(valid, example.prompted.ids, self.blank)
+            tokens, states = forced_path(valid, example.prompted.ids, self.blank)
             targets[i, : example.frames] = torch.from_numpy(tokens)
-            rare[i, : example.frames] = within_rare(owners, example.rare)
-            zipf[i, : example.frames] = within_words(owners, example.zipf)
+            rare[i, : example.frames] = within_rare(states, example.rare)
+            zipf[i, : example.frames] = within_words(states, example.zipf)
         frames = [e.frames for e in examples]
         positions = {"encoder": Positions.of_frames(frames, rows)}
         if self.model.config.model_type == "parakeet_ctc":

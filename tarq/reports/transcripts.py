@@ -101,9 +101,8 @@ def describe_words(panel: Panel, decoded: Decoded) -> dict[str, str]:
 
 def by_place(scores: WordScores) -> dict[str, Counts]:
     """Counts over the fifths of each utterance's words; parts without words are left out."""
-    lengths = np.bincount(scores.owner, minlength=len(scores.ids))
-    first = np.concatenate([[0], np.cumsum(lengths)[:-1]])
-    place = (np.arange(len(scores.owner)) - first[scores.owner]) * len(PLACES) // lengths[scores.owner]
+    lengths = np.bincount(scores.utterance_of, minlength=len(scores.ids))
+    place = scores.positions * len(PLACES) // lengths[scores.utterance_of]
     return {name: scores.counts(place == i) for i, name in enumerate(PLACES) if (place == i).any()}
 
 
@@ -182,14 +181,14 @@ def _changed(scores: Mapping[str, list[WordScores]]) -> list[ChangedWord]:
     """Rare words that arms lost and regained, those changed most often first."""
     (full,) = scores[FULL]
     words = [word for reference in full.references for word in reference]
-    first = np.searchsorted(full.owner, np.arange(len(full.ids)))
+    positions = full.positions
     rare = np.array([is_rare(word, full.thresholds[0], full.language) for word in words], dtype=bool)
     before = full.outcome == HIT
     hits = {arm: np.stack([run.outcome == HIT for run in runs]) for arm, runs in scores.items() if arm != FULL}
     found: list[tuple[float, ChangedWord]] = []
     for row in np.flatnonzero(rare):
         changed = {arm: np.flatnonzero(now[:, row] != before[row]) for arm, now in hits.items()}
-        u = int(full.owner[row])
+        u = int(full.utterance_of[row])
         hypotheses = tuple(
             Hypothesis(arm, len(draws), len(hits[arm]), scores[arm][draws[0]].texts[u])
             for arm, draws in changed.items()
@@ -198,9 +197,8 @@ def _changed(scores: Mapping[str, list[WordScores]]) -> list[ChangedWord]:
         if hypotheses:
             share = sum(h.times / h.draws for h in hypotheses)
             kind = "lost" if before[row] else "regained"
-            position = int(row - first[u])
             word = ChangedWord(
-                kind, full.ids[u], position, words[row], full.references[u], full.texts[u], hypotheses
+                kind, full.ids[u], int(positions[row]), words[row], full.references[u], full.texts[u], hypotheses
             )  # fmt: skip
             found.append((share, word))
     return [word for _, word in sorted(found, key=lambda known: -known[0])]
