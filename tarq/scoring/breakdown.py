@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from tarq.scoring.bootstrap import RESAMPLES, Ratio, resample
 from tarq.scoring.words import Counts, WordScores
-from tarq.words.bands import divided
+from tarq.words.bands import band_masks
 from tarq.words.normalize import Normalizer, primary_language
 from tarq.words.rarity import is_rare, zipf
 
@@ -42,7 +42,7 @@ def by_kind(scores: WordScores, names: Sequence[frozenset[str]] | None = None) -
 def by_band(scores: WordScores) -> dict[str, Counts]:
     """Counts over bands of word frequency, rarest first; bands without words are left out."""
     zipfs = np.array([zipf(word, scores.language) for reference in scores.references for word in reference])
-    return {band: scores.counts(chosen) for band, chosen in divided(zipfs).items() if chosen.any()}
+    return {band: scores.counts(chosen) for band, chosen in band_masks(zipfs).items() if chosen.any()}
 
 
 def spoken_names(
