@@ -22,7 +22,7 @@ from tarq.errors import ConfigError
 from tarq.models.base import Recognizer
 from tarq.models.types import Batch
 from tarq.report import Reporter
-from tarq.scoring.breakdown import by_kind, spoken_names
+from tarq.scoring.breakdown import by_kind, reference_names
 from tarq.scoring.divergence import Divergence, divergence, joined, kinds_of_targets
 from tarq.scoring.entities import score_entities
 from tarq.scoring.words import Counts, biased_counts, hallucination_signs, rare_reference_words, score_words
@@ -223,7 +223,7 @@ def word_figures(utterances: Sequence[Utterance], hypotheses: list[str], recogni
         "biased": _counts(biased_counts(scores, rare_reference_words(scores))[0]),
         "numerals": _counts(biased_counts(scores, numerals)[0]),
     }
-    names = spoken_names(references, normalizer, config.language, [u.entities for u in utterances])
+    names = reference_names(references, normalizer, config.language, [u.entities for u in utterances])
     if names is not None and (named := by_kind(scores, names).get("names")) is not None:
         words["names"] = _counts(named)
     if any(u.entities for u in utterances):

@@ -22,8 +22,8 @@ INTERVALS = (
     "a draw and an utterance. Bold differences are clear of 0."
 )
 DAMAGE = "delta_nll_rare"
-#: Utterances that a speaker's interval takes.
-SPOKEN = 5
+#: Utterances of a speaker that an interval needs.
+MIN_UTTERANCES = 5
 
 
 def panels(
@@ -129,7 +129,7 @@ class _Condition:
         if not panel.layers:
             self.absent["λ, α and loss by layer: the results hold no layers."] = "layers"
         if not panel.speakers:
-            line = f"Damage by speaker: the results name no two speakers of {SPOKEN} utterances each."
+            line = f"Damage by speaker: the results name no two speakers of {MIN_UTTERANCES} utterances each."
             self.absent[line] = "errors"
         panel.absent |= self.absent
         times = Counter(str(note) for found in self.cells.values() for note in every(found.get("notes")))
@@ -210,7 +210,7 @@ class _Condition:
     def _speakers(self) -> list[Damage]:
         """Damage to the rare words of each speaker, and to the common ones: those who said most rare ones first."""
         named = list(map(str, every(self.model.get("speakers"))))
-        enough = [name for name, count in Counter(named).items() if count >= SPOKEN]
+        enough = [name for name, count in Counter(named).items() if count >= MIN_UTTERANCES]
         if len(named) != len(self.model["ids"]) or len(enough) < 2:
             return []
         groups = {name: np.array([other == name for other in named]) for name in enough}

@@ -14,7 +14,7 @@ from tarq.reports.panel import ChangedWord, Group, Hypothesis, Panel
 from tarq.reports.results import ERRORS
 from tarq.reports.statistics import FULL
 from tarq.scoring.bootstrap import Ratio, resample_two_way
-from tarq.scoring.breakdown import by_band, by_kind, spoken_names
+from tarq.scoring.breakdown import by_band, by_kind, reference_names
 from tarq.scoring.words import HIT, Counts, WordScores, score_words
 from tarq.words.rarity import is_rare
 from tarq.words.settings import Words
@@ -138,7 +138,7 @@ def _scored(decoded: Decoded) -> tuple[dict[str, list[WordScores]], list[frozens
             ids=decoded.ids,
         )  # fmt: skip
 
-    names = spoken_names(references, normalizer, words.language, decoded.names)
+    names = reference_names(references, normalizer, words.language, decoded.names)
     assert decoded.full is not None
     return {FULL: [score(decoded.full)]} | {
         arm: [score(texts) for texts in runs] for arm, runs in decoded.arms.items()

@@ -199,7 +199,7 @@ def test_the_first_figure_fits_a_screen(study, write, tmp_path):
 
 
 def test_where_errors_are_by_place_and_speaker(study, write, tmp_path, monkeypatch):
-    monkeypatch.setattr(studies, "SPOKEN", 2)
+    monkeypatch.setattr(studies, "MIN_UTTERANCES", 2)
     (panel,) = studies.panels(study, tmp_path, {})
     places = {(g.arm, g.kind): g for g in panel.places}
     # Of seven and of six words the fourth: it lies in the third fifth.
