@@ -1,7 +1,7 @@
 """Metrics: how calibration positions are weighted.
 
-A metric assigns each position to a side of the statistics (common or tail) with a weight, before anything is
-accumulated, and combines the two sides afterwards. A new one is a class here or elsewhere: pass it to
+A metric assigns each position to a subset (common or tail) with a weight, before anything is accumulated, and combines
+the moments of the two subsets afterwards. A new one is a class here or elsewhere: pass it to
 ``tarq.quantize``, or name it in :mod:`tarq.method.registry`.
 """
 
@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from tarq.method.moments import SIDES, Moments
+from tarq.method.moments import SUBSETS, Moments
 
 _EPSILON = 1e-12
 
@@ -73,7 +73,7 @@ class Metric(Protocol):
             key: utterance and stage (``"decoder/utterance-id"``); seeds whatever is random.
 
         Returns:
-            [T] bool, True on the tail side, and [T] float weights, or None for ones.
+            [T] bool, True in the tail, and [T] float weights, or None for ones.
         """
         ...
 
@@ -109,7 +109,7 @@ class Metric(Protocol):
 
 @dataclass(frozen=True)
 class Rebalanced:
-    """The combined moments of both sides.
+    """The combined moments of both subsets.
 
     Attributes:
         hessian: [n, n], the metric H = H_C + λ H_T; about the mean if centred.
@@ -133,7 +133,7 @@ def rebalance(
     dtype: torch.dtype = torch.float64,
     centred: bool = False,
 ) -> Rebalanced:
-    """Combine both sides of the pooled moments, in float64.
+    """Combine the pooled moments of both subsets, in float64.
 
     Args:
         folds: moments of one input over each fold of the calibration set.
@@ -198,7 +198,7 @@ class Plain(Metric):
 
 @dataclass(frozen=True)
 class RareBAL(Metric):
-    """Tail positions up-weighted until both sides have the same trace (arXiv 2605.27808, §3).
+    """Tail positions up-weighted until both subsets have the same trace (arXiv 2605.27808, §3).
 
     ``λ = c · tr(H_C) / (tr(H_T) + ε)`` and ``H_rB = H_C + λ H_T``, so ``tr(λ H_T) = c · tr(H_C)``. Shrinking
     H_T towards H_C by a factor ρ is the same metric at ``c' = c (1 − ρ) / (1 + ρ c)``, so it needs no option.
@@ -215,11 +215,11 @@ class RareBAL(Metric):
         return tail, None
 
     def balance(self, folds: Sequence[Moments]) -> tuple[float, str]:
-        count = {side: sum(fold.positions[side] for fold in folds) for side in SIDES}
-        for side, missing in count.items():
+        count = {subset: sum(fold.positions[subset] for fold in folds) for subset in SUBSETS}
+        for subset, missing in count.items():
             if missing == 0:
-                return 1.0, f"no {side} position: plain metric"
-        trace = {side: sum(float(fold.hessian[side].trace()) for fold in folds) for side in SIDES}
+                return 1.0, f"no {subset} position: plain metric"
+        trace = {subset: sum(float(fold.hessian[subset].trace()) for fold in folds) for subset in SUBSETS}
         lam = self.cost_ratio * trace["common"] / (trace["tail"] + _EPSILON)
         if self.max_lambda is not None and lam > self.max_lambda:
             return self.max_lambda, f"λ capped at {self.max_lambda:g} (was {lam:.1f})"

@@ -143,9 +143,9 @@ def test_batching_and_padding_do_not_change_the_statistics(model_folder, manifes
         assert len(parts) == 2
         for one, eight in zip(parts, expected[label], strict=True):
             assert one.positions == eight.positions
-            for side in ("common", "tail"):
-                difference = (one.hessian[side] - eight.hessian[side]).norm()
-                assert difference <= 1e-5 * eight.hessian[side].norm()
+            for subset in ("common", "tail"):
+                difference = (one.hessian[subset] - eight.hessian[subset]).norm()
+                assert difference <= 1e-5 * eight.hessian[subset].norm()
 
 
 def test_padding_frames_count_with_their_weight(recognizer, batches, manifest):
