@@ -177,6 +177,14 @@ def test_cross_fitting_needs_two_utterances(model_folder, manifest):
         tarq.quantize(recognizer, manifest, dataclasses.replace(CONFIG, samples=1))
 
 
+def test_a_fold_without_weight_is_refused_by_layer(recognizer, manifest):
+    """Utterances that were there, and turn out to be too few for the folds once they are read."""
+    one = dataclasses.replace(CONFIG, samples=1)
+    batches = calibration_set(recognizer, load_utterances(manifest), one, Reporter())[0]
+    with pytest.raises(CalibrationError, match=r"q_proj.*: no position has weight in 1 of the 2 folds.*CrossFitted"):
+        quantize_model(recognizer, batches, one, Reporter())
+
+
 def test_ignored_layers_stay_and_are_recorded(recognizer, batches):
     ignore = ("model.encoder.layers.0", "model.decoder.layers.1.fc2")
     records = quantize_model(recognizer, batches, dataclasses.replace(CONFIG, ignore=ignore), Reporter())
