@@ -197,14 +197,13 @@ def show_plan(console: Console, plan: Plan) -> None:
 
 def _show_widths(console: Console, layers: Sequence[LayerReport] | Sequence[PlannedLayer]) -> None:
     """Where bits differ: how many layers have how many, and their mean over the weights."""
-    weights: dict[int, list[int]] = {}
-    for layer in layers:
-        if layer.bits:
-            weights.setdefault(layer.bits, []).append(math.prod(layer.shape))
-    if len(weights) > 1:
-        counts = ", ".join(f"{counted(len(sizes), 'layer')} of {bits} bits" for bits, sizes in sorted(weights.items()))
-        mean = sum(bits * sum(sizes) for bits, sizes in weights.items()) / sum(map(sum, weights.values()))
-        console.print(f"{counts}: {mean:.2f} bits per weight, without scales", highlight=False)
+    from tarq.method.allocation import mean_bits  # imports torch
+
+    sizes = [(math.prod(layer.shape), layer.bits) for layer in layers if layer.bits]
+    widths = Counter(bits for _, bits in sizes)
+    if len(widths) > 1:
+        counts = ", ".join(f"{counted(count, 'layer')} of {bits} bits" for bits, count in sorted(widths.items()))
+        console.print(f"{counts}: {mean_bits(sizes):.2f} bits per weight, without scales", highlight=False)
 
 
 def _minutes(seconds: float) -> str:
