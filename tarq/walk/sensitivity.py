@@ -131,7 +131,5 @@ def settle_bits(recognizer: Recognizer, table: Sequence[Sensitivity], config: Ta
     settled = replace(config, target_bits=None, bits_for=config.bits_for | chosen)
     sizes = [(math.prod(layer.shape), chosen.get(name, layer.bits)) for name, layer in packed.items()]
     wider = sum(bits > config.bits for bits in chosen.values())
-    return (
-        settled,
-        f"target_bits {config.target_bits:g}: {wider} layers are wider, {mean_bits(sizes):.3f} bits per weight",
-    )
+    mean = mean_bits(sizes)
+    return settled, f"target_bits {config.target_bits:g}: {wider} layers are wider, {mean:.3f} bits per weight"
