@@ -17,7 +17,7 @@ from tarq.checkpoint.source import expand_home
 from tarq.config import Pool, TarqConfig, given_config
 from tarq.data.audio import Audio, Encoded
 from tarq.data.intake import Intake
-from tarq.data.speech import Data, DrawnPool, draw, gathered
+from tarq.data.speech import Data, DrawnPool, draw, speech_by_label
 from tarq.errors import ConfigError, DataError, ModelError
 from tarq.files import expanded
 from tarq.models.base import Recognizer
@@ -254,7 +254,7 @@ def pool(
         DataError: a corpus is not usable, or the kind of pool does not fit the number of corpora.
     """
     config = given_config(config)
-    speech = gathered(corpora, config.max_bad)
+    speech = speech_by_label(corpora, config.max_bad)
     return draw(speech, config.part(Pool), config.part(Words), max_duration=max_duration, reporter=reporter)
 
 

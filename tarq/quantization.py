@@ -15,7 +15,7 @@ from tarq.arguments import Device, checked_arguments
 from tarq.checkpoint.compressed_tensors import quantization_config
 from tarq.config import TarqConfig, given_config
 from tarq.data.pools import read_ids
-from tarq.data.speech import Data, Speech, gathered
+from tarq.data.speech import Data, Speech, speech_by_label
 from tarq.errors import CalibrationError, ConfigError, ModelError
 from tarq.files import expanded
 from tarq.method.allocation import Sensitivity
@@ -119,7 +119,7 @@ def quantize(
     summary: dict[str, Any] = {}
     if calibration is not None and (arms.reads_audio or measured):
         with torch.no_grad():
-            speech = gathered(calibration, config.max_bad)
+            speech = speech_by_label(calibration, config.max_bad)
             check_enough(speech, config, arms)
             intake = next(iter(speech.values())).intake
             batches, summary, left_out = calibration_set(recognizer, speech, config, reporter, intake)
@@ -200,7 +200,7 @@ def plan(
 
 def _available(calibration: Data | Mapping[str, Data], config: TarqConfig) -> int:
     """How many utterances a run has to draw from; their length is not looked at."""
-    usable = with_transcripts(gathered(calibration, config.max_bad), config.transcripts)
+    usable = with_transcripts(speech_by_label(calibration, config.max_bad), config.transcripts)
     return len(read_ids(expanded(config.ids))) if config.ids is not None else sum(map(len, usable.values()))
 
 
