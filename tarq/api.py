@@ -27,7 +27,7 @@ from tarq.report import Report, Reporter
 from tarq.scoring.run import Evaluation, evaluate_models
 from tarq.scoring.sets import read_sets
 from tarq.speech.transcription import audio_files, transcribe_files
-from tarq.surroundings import plain_torch
+from tarq.torch_defaults import torch_defaults
 from tarq.words.settings import Words
 
 __all__ = [
@@ -160,7 +160,7 @@ def iter_transcripts(
 
 @checked_arguments("models", "data", "config")
 @distributed.raise_everywhere()
-@plain_torch()
+@torch_defaults()
 def evaluate(
     models: Mapping[str, PreTrainedModel | Recognizer | str | Path],
     data: Mapping[str, Data],

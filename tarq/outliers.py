@@ -52,7 +52,7 @@ class OutlierLinear(QuantLinear):
     outlier_places: Tensor
     outlier_values: Tensor
 
-    def keep(self, places: Tensor, values: Tensor) -> None:
+    def set_outliers(self, places: Tensor, values: Tensor) -> None:
         """Set the outliers."""
         self.register_buffer("outlier_places", places)
         self.register_buffer("outlier_values", values)
@@ -88,5 +88,5 @@ class OutlierLinear(QuantLinear):
 @packed_layer.register(WithOutliers)
 def _outlier_layer(quantized: WithOutliers, scheme: Scheme, bias: Tensor | None) -> OutlierLinear:
     layer = OutlierLinear.of(quantized, scheme, bias)
-    layer.keep(quantized.places, quantized.values)
+    layer.set_outliers(quantized.places, quantized.values)
     return layer

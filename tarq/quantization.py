@@ -28,7 +28,7 @@ from tarq.models.types import Batch
 from tarq.recognizers import as_recognizer, shapes_of
 from tarq.report import Report, Reporter, peak_memory, versions
 from tarq.speech.calibration import calibration_set, with_transcripts
-from tarq.surroundings import plain_torch
+from tarq.torch_defaults import torch_defaults
 from tarq.walk.estimate import Plan, make_plan, too_few
 from tarq.walk.plan import check_fits, check_weights
 from tarq.walk.plan import plan as plan_layers
@@ -38,7 +38,7 @@ from tarq.walk.sensitivity import measure, settle_bits
 
 @checked_arguments("model", "calibration", "config")
 @distributed.raise_everywhere()
-@plain_torch()
+@torch_defaults()
 def quantize(
     model: PreTrainedModel | Recognizer,
     calibration: Data | Mapping[str, Data] | None,
@@ -155,7 +155,7 @@ def quantize(
         sizes={"linear_bytes_before": before, "linear_bytes_after": recognizer.linear_bytes()},
         seconds=round(time.monotonic() - began, 2),
         memory={name: max(peak[name] for peak in peaks) for name in peaks[0]},
-        processes=distributed.world(),
+        processes=distributed.world_size(),
         notes=notes + slow,
     )
 

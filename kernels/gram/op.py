@@ -10,7 +10,7 @@ from ..triton_runtime import installed
 from .reference import accumulator, gram_reference, gram_split_reference
 
 
-def _alike(x: Tensor, y: Tensor | None) -> Tensor:
+def _in_dtype_of(x: Tensor, y: Tensor | None) -> Tensor:
     """``x`` in the dtype of ``y``, which a kernel may need."""
     return x if y is None else x.to(y.dtype)
 
@@ -37,13 +37,13 @@ if installed():
     def _gram_cuda(x: Tensor, y: Tensor | None, weight: Tensor | None) -> Tensor:
         from .triton.launch import gram_triton
 
-        return gram_triton(_alike(x, y), y, weight)
+        return gram_triton(_in_dtype_of(x, y), y, weight)
 
     @torch.library.impl("tarq::gram_split", "CUDA")
     def _gram_split_cuda(x: Tensor, y: Tensor | None, weight: Tensor | None, tail: Tensor) -> tuple[Tensor, Tensor]:
         from .triton.launch import gram_split_triton
 
-        common, rare = gram_split_triton(_alike(x, y), y, tail, weight)
+        common, rare = gram_split_triton(_in_dtype_of(x, y), y, tail, weight)
         return common.clone(), rare.clone()  # an operator's results own their storage
 
 

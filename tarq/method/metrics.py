@@ -65,7 +65,7 @@ class Metric(Protocol):
     bands: bool = False
 
     def assign(self, tail: Tensor, exists: Tensor, key: str) -> tuple[Tensor, Tensor | None]:
-        """Side and weight of each position of one utterance.
+        """Whether each position of one utterance is in the tail, and its weight.
 
         Args:
             tail: [T] bool, positions tagged as rare.
@@ -86,7 +86,7 @@ class Metric(Protocol):
         ...
 
     def reassign(self, rows: LayerRows) -> tuple[Tensor, Tensor]:
-        """Side and weight of each row for one layer; called only where the metric asks for
+        """The same of each row for one layer; called only where the metric asks for
         activations, gradients or attention.
 
         Returns:
@@ -147,13 +147,13 @@ def rebalance(
     """
     lam_cross = lam if lam_cross is None else lam_cross
 
-    def weigh(sums: list[dict[str, Tensor]], weight: float) -> Tensor:
+    def weighted_sum(sums: list[dict[str, Tensor]], weight: float) -> Tensor:
         total = torch.add(sums[0]["common"], sums[0]["tail"], alpha=weight)
         for each in sums[1:]:
             total.add_(each["common"]).add_(each["tail"], alpha=weight)
         return total
 
-    def about(total: Tensor, rows: Tensor | None, columns: Tensor | None, mass: Tensor) -> Tensor:
+    def centre(total: Tensor, rows: Tensor | None, columns: Tensor | None, mass: Tensor) -> Tensor:
         return total if rows is None or columns is None else total.addr_(rows, columns, alpha=-float(mass))
 
     firsts = [fold.mean for fold in folds if fold.mean is not None]
@@ -161,28 +161,28 @@ def rebalance(
     crosses = [fold.cross for fold in folds if fold.cross is not None]
     if centred and not firsts:
         raise ValueError("centred moments need the first ones")
-    mass = weigh([fold.mass for fold in folds], lam)
-    mean = weigh(firsts, lam) / mass if firsts else None
-    mean_full = weigh(fulls, lam) / mass if fulls else mean
-    hessian = weigh([fold.hessian for fold in folds], lam)
-    hessian = about(hessian, mean, mean, mass).to(dtype) if centred else hessian.to(dtype)
+    mass = weighted_sum([fold.mass for fold in folds], lam)
+    mean = weighted_sum(firsts, lam) / mass if firsts else None
+    mean_full = weighted_sum(fulls, lam) / mass if fulls else mean
+    hessian = weighted_sum([fold.hessian for fold in folds], lam)
+    hessian = centre(hessian, mean, mean, mass).to(dtype) if centred else hessian.to(dtype)
     cross = None
     if crosses:
-        cross = weigh(crosses, lam_cross)
+        cross = weighted_sum(crosses, lam_cross)
         if centred and mean is not None and mean_full is not None:
-            share = weigh([fold.mass for fold in folds], lam_cross)
-            drift = (weigh(fulls, lam_cross) - weigh(firsts, lam_cross)) / share
-            cross = about(cross, drift, weigh(firsts, lam_cross) / share, share)
+            share = weighted_sum([fold.mass for fold in folds], lam_cross)
+            drift = (weighted_sum(fulls, lam_cross) - weighted_sum(firsts, lam_cross)) / share
+            cross = centre(cross, drift, weighted_sum(firsts, lam_cross) / share, share)
         cross = cross.to(dtype)
     drifts = [fold.drift for fold in folds if fold.drift is not None]
-    square = weigh(drifts, lam) if drifts else None
+    square = weighted_sum(drifts, lam) if drifts else None
     if square is not None and centred and mean is not None and mean_full is not None:
-        square = about(square, mean_full - mean, mean_full - mean, mass)
+        square = centre(square, mean_full - mean, mean_full - mean, mass)
 
-    def given(total: Tensor | None) -> Tensor | None:
+    def converted(total: Tensor | None) -> Tensor | None:
         return None if total is None else total.to(dtype)
 
-    return Rebalanced(hessian, cross, given(mean), given(mean_full), given(square))
+    return Rebalanced(hessian, cross, converted(mean), converted(mean_full), converted(square))
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,7 @@ class Moments:
         return {subset: int(count) for subset, count in self.counts.items()}
 
     @property
-    def seen(self) -> bool:
+    def any_nonzero(self) -> bool:
         """Whether any input was ever nonzero."""
         return any(bool(self.hessian[subset].diagonal().any()) for subset in SUBSETS)
 

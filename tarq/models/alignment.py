@@ -73,16 +73,16 @@ def forced_path(
     return labels[states], states
 
 
-def within_rare(states: NDArray[np.int64], rare: Tensor) -> Tensor:
+def rare_frames(states: NDArray[np.int64], rare: Tensor) -> Tensor:
     """Which frames of a path (:func:`forced_path`) are within a rare word: on its tokens, or between two of them."""
     left, right, outside = _neighbours(states, len(rare))
     return rare[left] & rare[right] & ~outside
 
 
-def within_words(states: NDArray[np.int64], zipf: Tensor) -> Tensor:
+def frame_zipf(states: NDArray[np.int64], zipf: Tensor) -> Tensor:
     """Zipf scores of the frames of a path: its token's, the higher one between two tokens, NaN before and after all.
 
-    A frame is within a rare word (:func:`within_rare`) exactly where its score is below the threshold.
+    A frame is within a rare word (:func:`rare_frames`) exactly where its score is below the threshold.
     """
     left, right, outside = _neighbours(states, len(zipf))
     return torch.maximum(zipf[left], zipf[right]).masked_fill(outside, math.nan)

@@ -9,7 +9,7 @@ from tarq.data.utterance import Utterance
 from tarq.errors import DataError
 from tarq.report import counted
 from tarq.reports.panel import FIGURES, ChangedWord, Damage, Group, Hypothesis, Panel
-from tarq.reports.results import ERRORS, every
+from tarq.reports.results import ERRORS, list_or_empty
 from tarq.scoring.bootstrap import Difference, Interval
 from tarq.scoring.figures import BANDED
 
@@ -63,7 +63,7 @@ def _panel(evaluation: dict[str, Any], label: str, voices: Voices, base: str | N
             for figure, known in scores["models"][name]["figures"].items()
             if figure in FIGURES and (interval := _interval(known)) is not None
         },
-        notes=[str(note) for note in every(scores.get("notes"))],
+        notes=[str(note) for note in list_or_empty(scores.get("notes"))],
     )
     panel.differences = {
         (name, figure): difference
@@ -149,7 +149,7 @@ def _changed(scores: Mapping[str, Any], models: list[str]) -> list[ChangedWord]:
     found: dict[tuple[str, str, int, str], tuple[str, list[Hypothesis]]] = {}
     for name in models:
         for kind in ("lost", "regained"):
-            for word in every(scores["models"][name].get(kind)):
+            for word in list_or_empty(scores["models"][name].get(kind)):
                 if isinstance(word, str):
                     continue
                 key = (kind, word["id"], word.get("position") or 0, word["word"])

@@ -40,7 +40,7 @@ def escaped(given: str) -> str:
 
 def _panel(panel: Panel) -> list[str]:
     parts = [f"## {escaped(panel.title)}", escaped(panel.about), _values(panel)]
-    if panel.further:
+    if panel.figures_only:
         return parts
     if panel.differences:
         parts += [f"Paired differences from {escaped(panel.arms[panel.base or ''])}:", _differences(panel)]
@@ -97,7 +97,7 @@ def _pairs(panel: Panel) -> str:
         for figure in figures:
             cell = _difference(figure, pair.differences.get(figure))
             if figure in pair.adjusted:
-                cell += f"; {escaped(text.firmness(pair, figure))}"
+                cell += f"; {escaped(text.significance(pair, figure))}"
             cells.append(cell)
         rows.append([escaped(panel.pair_title(pair)), *cells])
     return _table(rows)

@@ -155,7 +155,7 @@ class Panel:
             rare and to common words by speaker.
         layers: arm to its layers: name, lam, alpha, loss, bits.
         clips: utterance id to the audio of it.
-        further: of a condition that is shown by its figures only, behind the others.
+        figures_only: of a condition of which only the figures are shown, behind the others.
         absent: what is not shown, and why, to the section that it is said in.
         notes: what else is to be known.
     """
@@ -180,7 +180,7 @@ class Panel:
     clips: dict[str, Utterance] = field(default_factory=dict)
     absent: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    further: bool = False
+    figures_only: bool = False
 
     @property
     def figures(self) -> list[str]:
@@ -215,7 +215,7 @@ class Report:
     @property
     def main(self) -> list[Panel]:
         """Those that are shown in full."""
-        return [panel for panel in self.panels if not panel.further]
+        return [panel for panel in self.panels if not panel.figures_only]
 
     def lines(self, of: Literal["absent", "notes"], section: str | None = None) -> list[str]:
         """Lines of the panels, each once; those that are not of all say of which they are.

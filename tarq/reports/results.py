@@ -198,6 +198,6 @@ def check_evaluation(evaluation: dict[str, Any], fail: Fail) -> None:
             raise fail(join(join("sets", label), "models"), "is empty: nothing was scored")
 
 
-def every(value: Any) -> list[Any]:
+def list_or_empty(value: Any) -> list[Any]:
     """A list; of another value an empty one."""
     return value if isinstance(value, list) else []

@@ -32,7 +32,7 @@ def sections(report: Report) -> Iterator[Section]:
         content, lines = each(report, make, wide=name == "ablation"), missing(report.lines("absent", name))
         if content or lines:
             yield name, title, joined([content, after if content else None, lines])
-    if further := [by_arm(panel, panel.figures) for panel in report.panels if panel.further]:
+    if further := [by_arm(panel, panel.figures) for panel in report.panels if panel.figures_only]:
         yield "further", "Other settings", joined(further)
 
 
@@ -120,7 +120,7 @@ def _pairs(panel: Panel) -> Html | None:
                 cells = []
                 for figure in figures:
                     known = pair.differences.get(figure)
-                    found = text.firmness(pair, figure) if known else ""
+                    found = text.significance(pair, figure) if known else ""
                     shown = difference(text.full(figure, known), known) if known else text.NOTHING
                     cells.append(number(shown, small(found) if found else None))
                 rows.append(element("tr", element("th", panel.pair_title(pair), scope="row"), cells))

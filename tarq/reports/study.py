@@ -13,7 +13,7 @@ from tarq.data.utterance import Utterance
 from tarq.errors import DataError
 from tarq.reports import statistics
 from tarq.reports.panel import FIGURES, MAIN, Damage, Pair, Panel, Swing
-from tarq.reports.results import every
+from tarq.reports.results import list_or_empty
 from tarq.reports.statistics import Cell, Comparison, Condition, Study
 from tarq.reports.transcripts import Decoded, describe_words
 
@@ -57,7 +57,7 @@ def panels(
     rest = [one for one in made if one not in first]
     own = {one.condition: [c for c in adjusted if c.condition == one.condition] for one in made}
     return [one.panel(own[one.condition], made) for one in first] + [
-        one.further(own[one.condition]) for one in rest if not any(_pools_apart(one, other) for other in first)
+        one.figures_only(own[one.condition]) for one in rest if not any(_pools_apart(one, other) for other in first)
     ]
 
 
@@ -89,7 +89,7 @@ class _Condition:
         self.folder = folder
         self.absent: dict[str, str] = {}
 
-    def further(self, comparisons: Sequence[Comparison]) -> Panel:
+    def figures_only(self, comparisons: Sequence[Comparison]) -> Panel:
         """Figures only."""
         titles = {arm: (self.results.get("arms") or {}).get(arm, {}).get("title") or arm for arm in self.arms}
         has_full = statistics.FULL in self.study.arms or bool(self.model.get("hypotheses"))
@@ -108,13 +108,13 @@ class _Condition:
             },
             differences={known: c.difference for known, c in against.items() if known[1] in FIGURES},
             recovered=self._recovered(against),
-            further=True,
+            figures_only=True,
         )
 
     def panel(self, comparisons: Sequence[Comparison], others: Sequence[_Condition]) -> Panel:
         """Everything there is to show."""
-        panel = self.further(comparisons)
-        panel.title, panel.further = self.condition.model, False
+        panel = self.figures_only(comparisons)
+        panel.title, panel.figures_only = self.condition.model, False
         panel.pairs = _pairs(comparisons)
         panel.swings = self._swings(others)
         panel.layers = self._layers()
@@ -132,7 +132,7 @@ class _Condition:
             line = f"Damage by speaker: the results name no two speakers of {MIN_UTTERANCES} utterances each."
             self.absent[line] = "errors"
         panel.absent |= self.absent
-        times = Counter(str(note) for found in self.cells.values() for note in every(found.get("notes")))
+        times = Counter(str(note) for found in self.cells.values() for note in list_or_empty(found.get("notes")))
         panel.notes += [f"{note} ({count} of {len(self.cells)} cells)" for note, count in times.items()]
         return panel
 
@@ -209,7 +209,7 @@ class _Condition:
 
     def _speakers(self) -> list[Damage]:
         """Damage to the rare words of each speaker, and to the common ones: those who said most rare ones first."""
-        named = list(map(str, every(self.model.get("speakers"))))
+        named = list(map(str, list_or_empty(self.model.get("speakers"))))
         enough = [name for name, count in Counter(named).items() if count >= MIN_UTTERANCES]
         if len(named) != len(self.model["ids"]) or len(enough) < 2:
             return []

@@ -70,7 +70,7 @@ def size(figure: str, value: float) -> str:
     return number(figure, value).lstrip("+")
 
 
-def firmness(pair: Pair, figure: str) -> str:
+def significance(pair: Pair, figure: str) -> str:
     """How firm a difference is: p by Holm, what would be detected, what draws differ by."""
     spread = pair.over_draws.get(figure)
     known = size(figure, spread) if spread is not None else NOTHING

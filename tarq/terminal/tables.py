@@ -110,7 +110,7 @@ def show_report(console: Console, report: Report, layers: bool) -> None:
     _show_widths(console, report.layers)
     if report.calibration:
         _show_calibration(console, report.calibration)
-    for names, reason in _alike(report.left_out.items()):
+    for names, reason in _by_reason(report.left_out.items()):
         shown = ", ".join(names) if len(names) < 4 else f"{len(names)} layers such as {names[0]}"
         console.print(f"left in full precision: {escape(shown)} ({escape(reason)})")
     for text, count in Counter(t for r in report.layers for t in _notes(r)).items():
@@ -139,7 +139,7 @@ def _show_calibration(console: Console, c: Mapping[str, Any]) -> None:
         console.print(f"{text}; word frequencies {frequencies_text(c['word_frequencies'])}", markup=False)
 
 
-def _alike(reasons: Iterable[tuple[str, str]]) -> list[tuple[list[str], str]]:
+def _by_reason(reasons: Iterable[tuple[str, str]]) -> list[tuple[list[str], str]]:
     """Names grouped by reason."""
     alike: dict[str, list[str]] = {}
     for name, reason in reasons:

@@ -83,7 +83,7 @@ def measure(
         free = [layer for layer in layers if not has_place(walk.plan[layer.name], config)]
         (moments,) = folds
         outputs = walk.observations.gradients.take_moments([layer.name for layer in free], [0] * len(free))
-        if outputs and moments.seen:
+        if outputs and moments.any_nonzero:
             hessian, mass = (sums["common"] + sums["tail"] for sums in (moments.hessian, moments.mass))
             damage = {}
             for bits in widths:

@@ -65,7 +65,7 @@ class GroupSolver:
             outputs = self.observations.gradients.take_moments([layer.name for layer in layers], ranks)
         solved: dict[str, Solution] = {}
         with solver_errors("|".join(layer.name for layer in own)):
-            if any(fold.seen for fold in folds):
+            if any(fold.any_nonzero for fold in folds):
                 for scheme in dict.fromkeys(self._scheme(layer.name) for layer in own):
                     same_scheme = [layer for layer in own if self._scheme(layer.name) == scheme]
                     solved |= tail_aware_quantize(same_scheme, folds, self.arms, scheme, self._scale_dtype, outputs)

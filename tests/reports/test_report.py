@@ -358,7 +358,7 @@ def test_swing_over_pools_and_further_conditions(study, write, tmp_path):
     main, further = studies.panels(study, tmp_path, {})
     (swing,) = [s for s in main.swings if s.figure == "delta_nll_rare"]
     assert (swing.arm, swing.swing.value) == ("ours", pytest.approx(0.4 - 0.15))
-    assert further.further
+    assert further.figures_only
     assert "W3" in further.title
     page, _, _ = report(tmp_path, write(study))
     assert "Swing over calibration pools" in page.text
