@@ -259,7 +259,7 @@ def pool(
 
 
 def check_output(path: str | Path, model: str | Path, *, overwrite: bool = False) -> None:
-    """See that :func:`save` will be able to write a checkpoint: before a model is loaded.
+    """Check that :func:`save` will be able to write a checkpoint: before a model is loaded.
 
     Args:
         path: folder to write.

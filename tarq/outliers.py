@@ -1,4 +1,4 @@
-"""Weights on a lattice but for a few, which keep 16 bits: the result of a solver, and the layer that runs it."""
+"""Weights on a lattice, except for a few that keep 16 bits: the result of a solver, and the layer that runs it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tarq.linear import QuantLinear, packed_layer
 
 @dataclass(frozen=True, kw_only=True)
 class WithOutliers(Quantized):
-    """A weight on its lattice but for some.
+    """A weight on its lattice, except for its outliers.
 
     Attributes:
         places: int64 [k] of those, row after row.

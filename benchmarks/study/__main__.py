@@ -80,7 +80,7 @@ def _run(options: argparse.Namespace) -> None:
         device=options.device or _device(),
         minutes=options.minutes,
         only=_only(options.only),
-        tell=lambda line: print(line, flush=True),
+        log=lambda line: print(line, flush=True),
     )
     results = runner.run()
     # Of processes that torchrun started, one is enough to print tables, of what there is when it ends.

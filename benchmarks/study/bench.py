@@ -96,7 +96,7 @@ class Bench:
     Attributes:
         utterances: those that could be teacher-forced.
         batches: of them.
-        expected: full precision's logits (:func:`_held`), one tensor a batch.
+        expected: full precision's logits (:func:`_half_precision`), one tensor a batch.
         errors: what holding them so does to ΔNLL.
         notes: what was left out.
         timed: the batches with timestamps, where the model has them.
@@ -127,11 +127,11 @@ class Bench:
             batches = list(batched(full, made.examples, batch_size))
             timed = with_timestamps(full, made, batches, words.language)
             bench = cls(made.utterances, batches, [], [], made.notes, timed, {})
-            keep = _room(full, bench.batches)
+            keep = _logits_device(full, bench.batches)
             for i, batch in enumerate(bench.batches):
                 audio = full.encode(batch.features)
                 logits = full.logits(batch, audio)
-                bench.expected.append(_held(logits).to(keep))
+                bench.expected.append(_half_precision(logits).to(keep))
                 bench.errors.append(_damage(bench.expected[-1], logits, batch))
                 for one in timed[i : i + 1]:
                     bench.ends |= zip(batch.ids, one.ends(full, audio), strict=True)
@@ -243,8 +243,8 @@ def _counts(counts: Counts) -> dict[str, list[int]]:
     return {name: getattr(counts, name).tolist() for name in ("substitutions", "deletions", "insertions", "words")}
 
 
-def _held(logits: torch.Tensor) -> torch.Tensor:
-    """Logits in half the room: float16, with the largest of each position at 0, where float16 is fine enough.
+def _half_precision(logits: torch.Tensor) -> torch.Tensor:
+    """Logits in half the memory: float16, with the largest of each position at 0, where float16 is fine enough.
 
     It changes the KL of a position by some 5e-6 nats, on average by 1e-7. What it changes the likelihood of true tokens
     by is measured, and taken off again.
@@ -253,7 +253,7 @@ def _held(logits: torch.Tensor) -> torch.Tensor:
     return (logits - logits.amax(-1, keepdim=True)).half()
 
 
-def _room(full: Recognizer, batches: Sequence[Batch]) -> torch.device:
+def _logits_device(full: Recognizer, batches: Sequence[Batch]) -> torch.device:
     """Where full precision's logits are kept: on a GPU that has plenty of memory, or in RAM."""
     if full.device.type != "cuda":
         return full.device

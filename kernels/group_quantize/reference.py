@@ -220,7 +220,7 @@ def refit_scale(
     scheme: Scheme,
     scale_dtype: torch.dtype,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """How a group's scale is to change so that the loss is least while its codes and all else stand still.
+    """How a group's scale is to change so that the loss is least with its codes and all else fixed.
 
     Along it the loss is a parabola, ``loss + δ² A − 2 δ r`` with ``A = z H zᵀ`` and ``r = (E H) zᵀ``, z the levels.
     What is rounded to the stored dtype is taken only where it still lowers the loss, where it is a normal number, and
@@ -256,7 +256,7 @@ def descend(
     within: torch.Tensor,
     scheme: Scheme,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A group's levels, each moved to its best value in turn while all others stand still.
+    """A group's levels, each moved to its best value in turn with all others fixed.
 
     The best level of column j is the integer nearest to ``level_j + (E H)_j / (s H_jj)`` that has a code.
 
@@ -289,7 +289,7 @@ def refine(
     scheme: Scheme,
     passes: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Scales and codes moved, group after group, to where the quadratic error is least while all else stands still.
+    """Scales and codes moved, group after group, to where the quadratic error is least with all else fixed.
 
     A row is changed only if its loss falls by more than rounding errors could make of it.
 

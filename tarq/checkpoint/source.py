@@ -46,7 +46,7 @@ def locate(source: str | Path) -> Path:
 
 
 def check_named(source: str | Path) -> None:
-    """See that what is no folder could be a hub id.
+    """Check that what is no folder could be a hub id.
 
     Raises:
         ModelError: it cannot; says what it is instead.
@@ -141,7 +141,7 @@ def check_folder(folder: Path, name: str | Path) -> dict[str, Any]:
 
 
 def check_no_adapter(source: str | Path) -> None:
-    """See that no adapter lies beside a model: whether it is loaded along would depend on peft being installed.
+    """Check that no adapter lies beside a model: whether it is loaded along would depend on peft being installed.
 
     Args:
         source: folder or hub id.

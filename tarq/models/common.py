@@ -1,4 +1,4 @@
-"""What adapters are made of: token sequences, spans, padding, convolutions, a look at a model's parts."""
+"""Shared by adapters: token sequences, spans, padding, convolutions, checks of a model's parts."""
 
 from __future__ import annotations
 

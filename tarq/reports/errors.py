@@ -45,7 +45,7 @@ def _frequency(panel: Panel) -> Html | None:
     drawn = []
     for figure, about in (
         ("delta_nll", "What the true token loses"),
-        ("kl", "How far the opinion moves from full precision’s"),
+        ("kl", "How far the predictions move from full precision’s"),
     ):
         lines = {
             arm: [one.value if (one := known.get((arm, band, figure))) else None for band in bands] for arm in arms

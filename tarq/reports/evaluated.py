@@ -125,8 +125,8 @@ def _frequency(scores: Mapping[str, Any], base: str | None) -> list[Damage]:
         for part, figure in (("delta_nll", delta_nll.name), ("kl", kl.name)):
             for name, model in scores["models"].items():
                 if figure in model["figures"] and (value := _interval(model["figures"][figure])) is not None:
-                    apart = _paired(scores, name, base, figure) if base is not None and name != base else None
-                    found.append(Damage(name, band, part, int(targets.get(band, 0)), value, apart))
+                    paired = _paired(scores, name, base, figure) if base is not None and name != base else None
+                    found.append(Damage(name, band, part, int(targets.get(band, 0)), value, paired))
     return found
 
 

@@ -42,7 +42,7 @@ def write_report(
     base: str | None = None,
     title: str | None = None,
 ) -> Written:
-    """Make ``report.html``, one page that asks for nothing from elsewhere, and ``report.md`` of results files.
+    """Make ``report.html``, one self-contained page, and ``report.md`` of results files.
 
     Args:
         results: of one study, in one or several files, and of ``tarq evaluate --json``.

@@ -139,9 +139,9 @@ def _frequency(panel: Panel) -> str:
         for figure in ("delta_nll", "kl"):
             found = [known.get((arm, band, figure)) for band in targets]
             cells = [text.full(figure, one.value) if one else text.NOTHING for one in found]
-            apart = [f"; {_difference(figure, one.difference)}" if one and one.difference else "" for one in found]
+            changes = [f"; {_difference(figure, one.difference)}" if one and one.difference else "" for one in found]
             if any(found):
-                rows.append([escaped(title), FIGURES[figure][0], *map("".join, zip(cells, apart, strict=True))])
+                rows.append([escaped(title), FIGURES[figure][0], *map("".join, zip(cells, changes, strict=True))])
     return _table(rows)
 
 

@@ -37,7 +37,7 @@ def sections(report: Report) -> Iterator[Section]:
 
 
 def each(report: Report, make: Callable[[Panel], Html | None], wide: bool = False) -> Html | None:
-    """What is made of each panel, under its title where there are several; side by side if there is room."""
+    """The content for each panel, under its title where there are several; side by side if there is room."""
     made = [(panel, content) for panel in report.main if (content := make(panel)) is not None]
     several = len(report.main) > 1
     parts = [element("div", element("h3", panel.title) if several else None, content) for panel, content in made]

@@ -62,7 +62,7 @@ def panels(
 
 
 class _Condition:
-    """One condition's panel in the making."""
+    """Builds the panel of one condition."""
 
     def __init__(
         self,
@@ -197,9 +197,9 @@ class _Condition:
             for figure, source in sources.items():
                 for arm in study.arms:
                     if (value := study.value(arm, figure)) is not None:
-                        apart = study.compare(arm, self.base, figure)
-                        less = apart.difference if apart and arm != self.base else None
-                        found.append(Damage(arm, band, source.part, targets, value.interval(), less))
+                        paired = study.compare(arm, self.base, figure)
+                        change = paired.difference if paired and arm != self.base else None
+                        found.append(Damage(arm, band, source.part, targets, value.interval(), change))
         lacking = sum(not {*statistics.BANDS} & {*(cell.get("kl") or {})} for cell in self.cells.values())
         if lacking:
             share = "" if lacking == len(self.cells) else f" in {lacking} of {len(self.cells)} cells"

@@ -32,7 +32,7 @@ Table = Mapping[str, NDArray[np.float64]]
 
 @dataclass(frozen=True)
 class Decoded:
-    """What one model's arms wrote.
+    """The transcripts of one model's arms.
 
     Attributes:
         ids: of U utterances.

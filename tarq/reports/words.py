@@ -35,7 +35,7 @@ def changed_words(report: Report, clips: Clips) -> Section | None:
 
 
 def _controls(report: Report) -> Html:
-    """What narrows the lists down; the page's script shows it."""
+    """The filters of the lists, which the page's script shows."""
     arms = {
         hypothesis.arm: panel.arms.get(hypothesis.arm, hypothesis.arm)
         for panel in report.panels

@@ -1,4 +1,4 @@
-"""What the report says of each Linear, and progress, as the walk comes to it."""
+"""The report's record of each Linear, and progress, in the order of the walk."""
 
 from __future__ import annotations
 

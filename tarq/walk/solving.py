@@ -86,7 +86,7 @@ class GroupSolver:
         with solver_errors(layer.name):
             check_scales(solution.quantized.scales, scheme)
         bias: Tensor | None = layer.bias
-        if bias is not None and solution.bias is not None:  # as stored: what follows makes up for its rounding
+        if bias is not None and solution.bias is not None:  # as stored: later layers compensate its rounding
             bias = solution.bias.to(self.recognizer.stored_dtype).to(bias.dtype)
         return packed_layer(solution.quantized, scheme, bias)
 

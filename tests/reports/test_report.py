@@ -1,4 +1,4 @@
-"""tarq report: figures that can be reckoned by hand, a page that asks for nothing, escaping, errors, audio."""
+"""tarq report: figures that can be calculated by hand, a self-contained page, escaping, errors, audio."""
 
 from __future__ import annotations
 
