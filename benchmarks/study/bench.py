@@ -1,6 +1,6 @@
 """One model on one set of speech: quantized copies of it are scored against it.
 
-Layers are scored as Linears of the weights that their codes stand for: what is measured are the codes, not the kernels.
+Layers are scored as Linears with the dequantized weights: the codes are measured, not the kernels.
 Full precision and its copies compute in one dtype, the grid's.
 """
 
@@ -35,8 +35,8 @@ KINDS = ("rare", "common")
 DECIMALS = 6
 
 
-class OnceExtracted:
-    """A feature extractor that makes the features of each waveform, an array that is kept, once.
+class CachingFeatureExtractor:
+    """A feature extractor that computes the features of each waveform once.
 
     Attributes:
         plain: the extractor itself.
@@ -59,9 +59,9 @@ class OnceExtracted:
 
 
 def full_precision(source: str, device: str, dtype: torch.dtype) -> Recognizer:
-    """A model that copies are quantized of."""
+    """The full-precision model that copies are quantized from."""
     recognizer = tarq.load_recognizer(source, dtype=dtype, device=device)
-    recognizer.feature_extractor = OnceExtracted(recognizer.feature_extractor)
+    recognizer.feature_extractor = CachingFeatureExtractor(recognizer.feature_extractor)
     return recognizer
 
 
@@ -78,7 +78,7 @@ def quantized(
 
 
 def expand(model: nn.Module, dtype: torch.dtype = torch.float32) -> None:
-    """Packed layers become Linears of the weights they stand for, in place."""
+    """Replace packed layers by Linears with the dequantized weights, in place."""
     for name, layer in list(model.named_modules()):
         if isinstance(layer, tarq.QuantLinear):
             weight = layer.dequantize(torch.float32).to(dtype)

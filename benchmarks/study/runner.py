@@ -1,4 +1,4 @@
-"""Measure a grid: job by job in order of worth, whatever no other process has done or is at."""
+"""Measure a grid: job by job, most important first; several processes share the jobs."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Runner:
     _longest: float = 0.0
 
     def run(self) -> Results:
-        """Measure what is not there yet; gives the results as they are then.
+        """Measure what is missing; returns the results.
 
         Raises:
             ConfigError: something is missing, or the results file is of another study.
@@ -176,7 +176,7 @@ class Runner:
                     file.update(lambda results, label=label, words=words: results["models"][label].update(words))
 
     def _describe(self, file: ResultsFile, label: str, described: dict[str, Any]) -> None:
-        """Say in the results what a model was scored on, or see that it is what they say."""
+        """Record in the results what a model was scored on, or check that it is the same."""
 
         def describe(results: Results) -> None:
             known = results["models"].setdefault(label, described)

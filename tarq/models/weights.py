@@ -58,7 +58,7 @@ class ModelWeights(ABC):
         """
         for name in self.not_finite():
             raise ModelError(
-                f"{label and f'{label}: '}{name} holds NaN or infinity, so nothing the model says means anything: "
+                f"{label and f'{label}: '}{name} holds NaN or infinity, so the model's output is meaningless: "
                 "convert or download the checkpoint again"
             )
 

@@ -15,7 +15,7 @@ from tarq.scoring.figures import BANDED
 
 INTERVALS = (
     "Intervals are 95 %, from a paired bootstrap over utterances; bold differences are clear of 0. A model is one draw "
-    "of calibration speech: intervals do not speak for other draws."
+    "of calibration speech: intervals do not cover other draws."
 )
 
 

@@ -98,7 +98,7 @@ def _report(
     kinds = {kind for _, kind, _ in found}
     if len(kinds) > 1:
         raise DataError(
-            "a study's results and those of tarq evaluate do not go on one page: their intervals speak for different "
+            "a study's results and those of tarq evaluate do not go on one page: their intervals cover different "
             "things; make a report of each"
         )
     names = [Path(file).name for file, _, _ in found]

@@ -203,7 +203,7 @@ class Report:
     Attributes:
         title: of the page.
         panels: one a model or set.
-        intervals: what the intervals speak for, in one sentence.
+        intervals: what the intervals cover, in one sentence.
         origin: everything needed to redo it: heading to lines.
     """
 
