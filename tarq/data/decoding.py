@@ -142,7 +142,7 @@ def _examined(audio: Audio, data: containers.Buffer, source: BytesIO | int) -> I
         return
     file = _soundfile(source)
     if file is None:
-        # libsndfile refuses some files for being cut (CAF); another program would read what is left of them unsaid.
+        # libsndfile refuses some files for being cut (CAF); another program would silently read a part of them.
         if found.held and found.held < found.stated:
             raise DataError(
                 f"{audio}: {found.held} of the {found.stated} bytes of audio that its header states are there: it is "

@@ -40,7 +40,7 @@ def name_of(data: Data) -> str:
 
 
 def utterances_of(data: Data, intake: Intake) -> Sequence[Utterance]:
-    """The utterances of a corpus that is named, or those given, in whatever gives them one by one.
+    """The utterances of a named corpus, or those of any iterable.
 
     Raises:
         DataError: the corpus is not usable, or what is given holds something else than utterances.

@@ -20,24 +20,24 @@ INTERVALS = (
 
 
 #: Label of a set, or the empty text for any, to utterance id to utterance.
-Voices = Mapping[str, Mapping[str, Utterance]]
+SpeechBySet = Mapping[str, Mapping[str, Utterance]]
 
 
-def panels(evaluation: dict[str, Any], voices: Voices, base: str | None = None) -> list[Panel]:
+def panels(evaluation: dict[str, Any], speech: SpeechBySet, base: str | None = None) -> list[Panel]:
     """Everything there is to show of each set.
 
     Args:
         evaluation: checked, of :meth:`tarq.scoring.run.Evaluation.to_dict`.
-        voices: the audio, where it is at hand.
+        speech: set to id to utterance, of those whose audio is to be shown.
         base: the model others are compared with; one called GPTQ, or else the first one that is not full precision.
 
     Raises:
         DataError: there is no such model.
     """
-    return [_panel(evaluation, label, voices, base) for label in evaluation["sets"]]
+    return [_panel(evaluation, label, speech, base) for label in evaluation["sets"]]
 
 
-def _panel(evaluation: dict[str, Any], label: str, voices: Voices, base: str | None) -> Panel:
+def _panel(evaluation: dict[str, Any], label: str, speech: SpeechBySet, base: str | None) -> Panel:
     scores = evaluation["sets"][label]
     full = evaluation.get("reference")
     models = list(scores["models"])
@@ -82,7 +82,7 @@ def _panel(evaluation: dict[str, Any], label: str, voices: Voices, base: str | N
     panel.groups.sort(key=lambda group: kinds[group.kind])
     panel.frequency = _frequency(scores, base)
     panel.changed = _changed(scores, models)
-    panel.clips = dict(_clips(label, voices))
+    panel.clips = dict(_clips(label, speech))
     quantized = evaluation.get("quantized") or {}
     panel.layers = {name: quantized[name]["layers"] for name in models if (quantized.get(name) or {}).get("layers")}
     if not panel.bands:
@@ -166,9 +166,9 @@ def _words(text: Any) -> tuple[str, ...] | None:
     return tuple(text.split()) if isinstance(text, str) else None
 
 
-def _clips(label: str, voices: Voices) -> Mapping[str, Utterance]:
+def _clips(label: str, speech: SpeechBySet) -> Mapping[str, Utterance]:
     """The utterances of a set, or of the set that it is a language's part of: ``calls (de)`` of ``calls``."""
-    return voices.get(label) or voices.get(label.rpartition(" (")[0]) or voices.get("", {})
+    return speech.get(label) or speech.get(label.rpartition(" (")[0]) or speech.get("", {})
 
 
 def origin(evaluation: dict[str, Any], files: list[str]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from tarq.errors import DataError, OutputError
 from tarq.files import check_file, expanded, write_whole
 from tarq.reports import evaluated, html, markdown, study, words
 from tarq.reports.clips import Clips, embed
-from tarq.reports.evaluated import Voices
+from tarq.reports.evaluated import SpeechBySet
 from tarq.reports.panel import Panel, Report
 from tarq.reports.results import check_evaluation, failing, read
 from tarq.reports.statistics import merged
@@ -77,7 +77,7 @@ def write_report(
     return Written(out / PAGE, out / SUMMARY, report.lines("absent") + clips.absent)
 
 
-def evaluation_page(evaluation: Mapping[str, Any], voices: Voices, title: str | None = None) -> str:
+def evaluation_page(evaluation: Mapping[str, Any], speech: SpeechBySet, title: str | None = None) -> str:
     """The page of what ``tarq evaluate`` found, as its ``--json`` writes it.
 
     Raises:
@@ -85,7 +85,7 @@ def evaluation_page(evaluation: Mapping[str, Any], voices: Voices, title: str | 
     """
     whole = dict(evaluation)
     check_evaluation(whole, failing("the evaluation"))
-    found = evaluated.panels(whole, voices)
+    found = evaluated.panels(whole, speech)
     return _page(Report(title or COMPARED, found, evaluated.INTERVALS, evaluated.origin(whole, [])), audio=True)[0]
 
 

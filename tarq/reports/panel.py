@@ -25,7 +25,7 @@ FIGURES: dict[str, tuple[str, int, int, str]] = {
     for name in _ORDER
     for unit in [next((u for u in ("%", "s") if _TITLES[name].endswith(f" {u}")), "nats")]
 }
-#: Damage to targets of whatever kind a table says.
+#: Damage to the targets that a table's title names.
 FIGURES |= {"delta_nll": ("ΔNLL", 1, 3, "nats"), "kl": ("KL", 1, 3, "nats")}
 #: Those of the paper's table; the others stand with the words.
 MAIN = tuple(FIGURES)[:6]

@@ -143,7 +143,7 @@ class Comparison:
 class Study:
     """Cells of one condition, resampled: every arm over its own draws, every pair over the draws that both have.
 
-    An arm that draws no calibration speech has a single cell, which stands in every draw.
+    An arm that draws no calibration speech has a single cell, which counts in every draw.
 
     Args:
         results: of the whole study.
@@ -292,7 +292,7 @@ def _denominators(full: Mapping[str, Any], figure: str) -> list[int]:
 def _tables(
     results: Mapping[str, Any], condition: Condition, figures: Sequence[str]
 ) -> tuple[dict[tuple[str, str], dict[int, list[float]]], set[str]]:
-    """(Arm, figure) to draw to sums by utterance; and the arms whose one cell stands in every draw."""
+    """(Arm, figure) to draw to sums by utterance; and the arms whose one cell counts in every draw."""
     rows: dict[tuple[str, str], dict[int, list[float]]] = {}
     constant = {FULL}
     found = {FULL: {0: results["models"][condition.model]}}

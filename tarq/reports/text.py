@@ -9,7 +9,7 @@ from typing import Any
 from tarq.reports.panel import FIGURES, Group, Pair, Panel
 from tarq.scoring.bootstrap import Difference, Interval
 
-#: What stands in place of a figure that is not there.
+#: Shown in place of a missing figure.
 NOTHING = "–"
 MEANINGS = (
     "ΔNLL: how much likelihood the true token loses; KL: how far the model's predictions moved from full precision's; "

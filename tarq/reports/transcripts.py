@@ -152,7 +152,7 @@ def _stacked(runs: Sequence[Mapping[str, Counts]]) -> dict[str, list[Counts]]:
 def _groups(found: Mapping[str, Mapping[str, list[Counts]]], panel: Panel, kinds: Sequence[str]) -> list[Group]:
     """Rates of every arm on every kind of word, with intervals, and changes against full precision where it is known.
 
-    Arms of unequally many draws are not resampled in step: full precision stands in as many as each has.
+    Arms of unequally many draws are not resampled in step: full precision is repeated for as many as each has.
     """
     full = found.get(FULL, {})
     groups = []

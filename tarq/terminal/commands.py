@@ -8,7 +8,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand
 
-#: Placeholders in the help of what stands for a file, a folder or a hub id. An empty one would mean the current folder.
+#: Placeholders in the help for a file, a folder or a hub id. An empty one would mean the current folder.
 PLACES = ("FILE", "DIR", "MODEL", "OUT", "CHECKPOINT", "RESULTS", "SPEECH", "AUDIO")
 
 

@@ -134,8 +134,8 @@ def evaluate(
                     from tarq.reports.make import evaluation_page
 
                     reporter.phase("making the page")
-                    voices = {label: {u.id: u for u in speech} for label, speech in sets.items()}
-                    write_whole(html_file, evaluation_page(found, voices))
+                    speech_by_set = {label: {u.id: u for u in speech} for label, speech in sets.items()}
+                    write_whole(html_file, evaluation_page(found, speech_by_set))
     if first:
         show_evaluation(console, result, {label: r.linear_bytes() for label, r in recognizers.items()})
 
