@@ -203,10 +203,10 @@ def of_w4_linear(
 def _named(
     title: str, kernel: Any, types: dict[str, str | None], constants: dict[str, int], multiples: Sequence[str] = ()
 ) -> Compilation:
-    """A compilation, its name the title and everything that tells it from others of this title."""
-    told = [f"{name.removesuffix('_ptr')} {kind and kind.removeprefix('*')}" for name, kind in types.items()]
-    told += [f"{name} {value}" for name, value in constants.items()]
-    return _compilation(f"{title}: {', '.join(told)}", kernel, types, constants, multiples=multiples)
+    """A compilation, named by the title and everything in which it differs from others of this title."""
+    details = [f"{name.removesuffix('_ptr')} {kind and kind.removeprefix('*')}" for name, kind in types.items()]
+    details += [f"{name} {value}" for name, value in constants.items()]
+    return _compilation(f"{title}: {', '.join(details)}", kernel, types, constants, multiples=multiples)
 
 
 def _compilation(

@@ -102,8 +102,8 @@ def _compile(entry: tuple[tuple[int, int], Plan]) -> None:
 # ---- measuring ---------------------------------------------------------------------------------------------
 
 
-class Machine:
-    """Layers on the GPU, and the clock: the process that may not survive."""
+class LayerTimer:
+    """Layers on the GPU and their timing, in a process that may crash."""
 
     def __init__(self) -> None:
         from tarq.bench.measure import copies_beyond_cache
@@ -180,7 +180,7 @@ def say(**news: Any) -> None:
 def work() -> None:
     """Measure the problems that lines of standard input name, and answer with lines."""
     with torch.inference_mode():
-        machine = Machine()
+        machine = LayerTimer()
         for line in sys.stdin:
             job = json.loads(line)
             problem = tuple(job["problem"])
@@ -194,7 +194,7 @@ def measure_all(
 
     Args:
         problems: what to measure.
-        command: starts a worker that speaks as :func:`work` does.
+        command: starts a worker that runs :func:`work`.
         device: from :func:`device`.
         keep: written after each problem.
 
@@ -283,7 +283,7 @@ def fit_regime(tokens: int, times: Times, chip: str) -> dict[str, Any]:
 
 
 def stated(plan: Plan) -> dict[str, Any]:
-    """The fields of a plan that say something."""
+    """The fields of a plan that are not at their defaults."""
     return {name: value for name, value in plan._asdict().items() if value and (name, value) != ("split_k", 1)}
 
 

@@ -58,7 +58,7 @@ def _load_extension() -> str | None:
 EXTENSION_ERROR: str | None = _load_extension()
 
 #: Operators with CUDA kernels in Triton, and in the extension; others have none.
-TRITON = ("gram", "gram_sides", "group_refine", "w4_linear", "w4_linear_k_blocks")
+TRITON = ("gram", "gram_split", "group_refine", "w4_linear", "w4_linear_k_blocks")
 EXTENSION = ("group_quantize",)
 
 

@@ -17,7 +17,7 @@ from tarq.checkpoint.source import expand_home
 from tarq.config import Pool, TarqConfig, given_config
 from tarq.data.audio import Audio, Encoded
 from tarq.data.intake import Intake
-from tarq.data.speech import Data, DrawnPool, draw, gathered
+from tarq.data.speech import Data, DrawnPool, draw, speech_by_label
 from tarq.errors import ConfigError, DataError, ModelError
 from tarq.files import expanded
 from tarq.models.base import Recognizer
@@ -27,7 +27,7 @@ from tarq.report import Report, Reporter
 from tarq.scoring.run import Evaluation, evaluate_models
 from tarq.scoring.sets import read_sets
 from tarq.speech.transcription import audio_files, transcribe_files
-from tarq.surroundings import plain_torch
+from tarq.torch_defaults import torch_defaults
 from tarq.words.settings import Words
 
 __all__ = [
@@ -160,7 +160,7 @@ def iter_transcripts(
 
 @checked_arguments("models", "data", "config")
 @distributed.raise_everywhere()
-@plain_torch()
+@torch_defaults()
 def evaluate(
     models: Mapping[str, PreTrainedModel | Recognizer | str | Path],
     data: Mapping[str, Data],
@@ -254,12 +254,12 @@ def pool(
         DataError: a corpus is not usable, or the kind of pool does not fit the number of corpora.
     """
     config = given_config(config)
-    speech = gathered(corpora, config.max_bad)
+    speech = speech_by_label(corpora, config.max_bad)
     return draw(speech, config.part(Pool), config.part(Words), max_duration=max_duration, reporter=reporter)
 
 
 def check_output(path: str | Path, model: str | Path, *, overwrite: bool = False) -> None:
-    """See that :func:`save` will be able to write a checkpoint: before a model is loaded.
+    """Check that :func:`save` will be able to write a checkpoint: before a model is loaded.
 
     Args:
         path: folder to write.

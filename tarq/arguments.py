@@ -73,7 +73,7 @@ def checked_arguments(*own: str) -> Callable[[F], F]:
 
 
 def check_device(name: str, device: Any) -> None:
-    """See that a device is there.
+    """Check that a device is there.
 
     Args:
         name: of the argument.

@@ -52,7 +52,7 @@ class Method(Checked):
             (its α), ``none``, or a float used as a fixed α.
         solver: ``sweep`` (Cholesky-based, GPTQ's codes), ``beam`` (the best of several paths of it), ``refined`` and
             ``refined-beam`` (then scales refitted and codes descended under the metric), ``gptaq`` (the sweep, which
-            makes up for drift as it goes), ``kronecker`` (under the gradients of the output as well), ``sarqc`` (a
+            compensates drift as it goes), ``kronecker`` (under the gradients of the output as well), ``sarqc`` (a
             metric regularised towards the original weights), ``spqr`` (1 % of the weights keep 16 bits: not to be
             saved), ``clipped`` (to nearest, groups clipped by the error of the output) or ``rtn`` (to nearest).
         input_scales: ``awq`` or ``smoothquant`` first scales inputs, where something in front can take the scales.
@@ -101,7 +101,7 @@ class Method(Checked):
     input_scales: str = option(
         "none",
         METHOD,
-        "First scale inputs, so that those with much to say are rounded finer: none, awq or smoothquant.",
+        "First scale inputs, so that salient ones are rounded finer: none, awq or smoothquant.",
         "choice",
         choices=("none", *INPUT_SCALES),
     )
@@ -134,7 +134,7 @@ class Method(Checked):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.solver == "gptaq" and self.residual not in ("none", 0):
-            raise ConfigError("the solver gptaq makes up for drift itself: set residual to none")
+            raise ConfigError("the solver gptaq compensates drift itself: set residual to none")
 
     def arms(self) -> Arms:
         """The metric, the residual and the solver that these fields name."""

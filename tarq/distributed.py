@@ -34,14 +34,14 @@ def launched() -> bool:
     return int(os.environ.get("WORLD_SIZE", "1")) > 1 and "RANK" in os.environ
 
 
-def world() -> int:
+def world_size() -> int:
     """How many processes there are."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
     """Which of them this is; the first, 0, writes files and shows results."""
-    return dist.get_rank() if world() > 1 else 0
+    return dist.get_rank() if world_size() > 1 else 0
 
 
 @contextmanager
@@ -74,7 +74,7 @@ def raise_everywhere() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if world() > 1 and not is_shared(error):
+        if world_size() > 1 and not is_shared(error):
             setattr(error, _SHARED, True)
             where = f"process {rank()}: {type(error).__name__}: "
             kind = type(error) if isinstance(error, TarqError) else ProcessError
@@ -95,12 +95,12 @@ def local_device(device: str) -> str:
 
 def shard(items: Sequence[T]) -> Sequence[T]:
     """This process's share of the items, assigned round-robin by rank."""
-    return items[rank() :: world()]
+    return items[rank() :: world_size()]
 
 
 def rank_of(index: int) -> int:
     """The process whose :func:`shard` has the item at this index."""
-    return index % world()
+    return index % world_size()
 
 
 def all_gather(own: Sequence[T], device: torch.device | str = "cpu") -> list[T]:
@@ -110,7 +110,7 @@ def all_gather(own: Sequence[T], device: torch.device | str = "cpu") -> list[T]:
         own: picklable; results of this process.
         device: where tensors received from the others go.
     """
-    if world() == 1:
+    if world_size() == 1:
         return list(own)
     shares = _exchange(list(own), device)
     shares[rank()] = list(own)
@@ -124,7 +124,7 @@ def broadcast(make: Callable[[], T]) -> T:
 
 def barrier() -> None:
     """Wait for the others; raises if one of them failed."""
-    if world() > 1:
+    if world_size() > 1:
         _exchange(None)
 
 
@@ -135,7 +135,7 @@ def reduce(sums: Iterable[Tensor], to: int | None = None) -> None:
         sums: the same number in each process, of the same shapes.
         to: the only process that needs them, if there is one; in the others their contents are then undefined.
     """
-    if world() == 1:
+    if world_size() == 1:
         return
     barrier()
     for tensor in sums:
@@ -158,7 +158,7 @@ def _exchange(own: Any, device: torch.device | str = "cpu") -> list[Any]:
     file = io.BytesIO()
     torch.save(own, file)
     data = torch.frombuffer(bytearray(file.getbuffer()), dtype=torch.uint8)
-    sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(world())]
+    sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(world_size())]
     dist.all_gather(sizes, torch.tensor([len(data)]))
     longest = max(int(size) for size in sizes)
     shares = [torch.empty(longest, dtype=torch.uint8) for _ in sizes]

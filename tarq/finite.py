@@ -1,4 +1,4 @@
-"""Whether numbers are numbers: weights that hold NaN or infinity are found here, and reported by the caller."""
+"""Finds weights that hold NaN or infinity; the caller reports them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Weights on a lattice but for a few, which keep 16 bits: the result of a solver, and the layer that runs it."""
+"""Weights on a lattice, except for a few that keep 16 bits: the result of a solver, and the layer that runs it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tarq.linear import QuantLinear, packed_layer
 
 @dataclass(frozen=True, kw_only=True)
 class WithOutliers(Quantized):
-    """A weight on its lattice but for some.
+    """A weight on its lattice, except for its outliers.
 
     Attributes:
         places: int64 [k] of those, row after row.
@@ -52,7 +52,7 @@ class OutlierLinear(QuantLinear):
     outlier_places: Tensor
     outlier_values: Tensor
 
-    def keep(self, places: Tensor, values: Tensor) -> None:
+    def set_outliers(self, places: Tensor, values: Tensor) -> None:
         """Set the outliers."""
         self.register_buffer("outlier_places", places)
         self.register_buffer("outlier_values", values)
@@ -88,5 +88,5 @@ class OutlierLinear(QuantLinear):
 @packed_layer.register(WithOutliers)
 def _outlier_layer(quantized: WithOutliers, scheme: Scheme, bias: Tensor | None) -> OutlierLinear:
     layer = OutlierLinear.of(quantized, scheme, bias)
-    layer.keep(quantized.places, quantized.values)
+    layer.set_outliers(quantized.places, quantized.values)
     return layer

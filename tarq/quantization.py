@@ -15,7 +15,7 @@ from tarq.arguments import Device, checked_arguments
 from tarq.checkpoint.compressed_tensors import quantization_config
 from tarq.config import TarqConfig, given_config
 from tarq.data.pools import read_ids
-from tarq.data.speech import Data, Speech, gathered
+from tarq.data.speech import Data, Speech, speech_by_label
 from tarq.errors import CalibrationError, ConfigError, ModelError
 from tarq.files import expanded
 from tarq.method.allocation import Sensitivity
@@ -28,7 +28,7 @@ from tarq.models.types import Batch
 from tarq.recognizers import as_recognizer, shapes_of
 from tarq.report import Report, Reporter, peak_memory, versions
 from tarq.speech.calibration import calibration_set, with_transcripts
-from tarq.surroundings import plain_torch
+from tarq.torch_defaults import torch_defaults
 from tarq.walk.estimate import Plan, make_plan, too_few
 from tarq.walk.plan import check_fits, check_weights
 from tarq.walk.plan import plan as plan_layers
@@ -38,7 +38,7 @@ from tarq.walk.sensitivity import measure, settle_bits
 
 @checked_arguments("model", "calibration", "config")
 @distributed.raise_everywhere()
-@plain_torch()
+@torch_defaults()
 def quantize(
     model: PreTrainedModel | Recognizer,
     calibration: Data | Mapping[str, Data] | None,
@@ -119,7 +119,7 @@ def quantize(
     summary: dict[str, Any] = {}
     if calibration is not None and (arms.reads_audio or measured):
         with torch.no_grad():
-            speech = gathered(calibration, config.max_bad)
+            speech = speech_by_label(calibration, config.max_bad)
             check_enough(speech, config, arms)
             intake = next(iter(speech.values())).intake
             batches, summary, left_out = calibration_set(recognizer, speech, config, reporter, intake)
@@ -155,7 +155,7 @@ def quantize(
         sizes={"linear_bytes_before": before, "linear_bytes_after": recognizer.linear_bytes()},
         seconds=round(time.monotonic() - began, 2),
         memory={name: max(peak[name] for peak in peaks) for name in peaks[0]},
-        processes=distributed.world(),
+        processes=distributed.world_size(),
         notes=notes + slow,
     )
 
@@ -200,7 +200,7 @@ def plan(
 
 def _available(calibration: Data | Mapping[str, Data], config: TarqConfig) -> int:
     """How many utterances a run has to draw from; their length is not looked at."""
-    usable = with_transcripts(gathered(calibration, config.max_bad), config.transcripts)
+    usable = with_transcripts(speech_by_label(calibration, config.max_bad), config.transcripts)
     return len(read_ids(expanded(config.ids))) if config.ids is not None else sum(map(len, usable.values()))
 
 

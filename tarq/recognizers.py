@@ -19,17 +19,17 @@ from transformers import (
 
 from tarq.arguments import Device, checked_arguments
 from tarq.checkpoint.load import computing_dtype, load_model
-from tarq.checkpoint.source import check_named, check_no_adapter, expand_home, first_line, located
+from tarq.checkpoint.source import check_named, check_no_adapter, expand_home, first_line, locate
 from tarq.errors import ModelError, TarqError
 from tarq.models.base import Recognizer
 from tarq.models.features import check_settings
 from tarq.models.registry import adapt, family_of, model_class
 from tarq.models.wrappers import unwrapped
-from tarq.surroundings import plain_torch
+from tarq.torch_defaults import torch_defaults
 
 
 @checked_arguments()
-@plain_torch()
+@torch_defaults()
 def load(source: str | Path, *, dtype: torch.dtype | None = None, device: Device = "cpu") -> PreTrainedModel:
     """A model from a folder or the hub, ready to run; a tarq checkpoint's weights stay packed.
 
@@ -80,7 +80,7 @@ def load_recognizer(
 
 
 @checked_arguments("model")
-@plain_torch()
+@torch_defaults()
 def as_recognizer(
     model: PreTrainedModel | Recognizer | str | Path,
     tokenizer: Any = None,
@@ -218,7 +218,7 @@ def _part(source: str | Path, name: str, given: Any, auto: Any) -> Any:
     if not source:  # an empty path would stand for the current folder
         raise ModelError(f"the model does not say where it was loaded from, so its {name} is unknown: pass {name}=…")
     try:
-        folder = located(source)
+        folder = locate(source)
         if auto is not AutoTokenizer:
             check_settings(FeatureExtractionMixin.get_feature_extractor_dict(folder)[0], source)
         return auto.from_pretrained(folder, trust_remote_code=False, local_files_only=True)

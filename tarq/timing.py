@@ -1,4 +1,4 @@
-"""Named parts of a run, and how long each takes. Where nobody asks, a part costs one look at a variable."""
+"""Named parts of a run, and how long each takes. Without an open :class:`Timer` a part costs one look at a variable."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class Timer:
 
 
 def timed(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Make a function a part of the run: whoever holds a :class:`Timer` open learns its time."""
+    """Make a function a part of the run, whose time an open :class:`Timer` counts."""
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         @wraps(function)
@@ -112,7 +112,7 @@ def timed(name: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
 
 
 def timed_methods(of: T, **parts: str) -> T:
-    """The same object to its callers, some of its methods parts of the run; it need know nothing of it.
+    """A proxy of an object, some of whose methods are parts of the run; the object itself is unchanged.
 
     Args:
         of: any object; calls that it makes to itself are not seen.

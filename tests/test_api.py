@@ -1,4 +1,4 @@
-"""Calls of the Python interface as people make them: surroundings that do not matter, arguments that are refused."""
+"""Calls of the Python interface as people make them: torch settings that do not matter, arguments that are refused."""
 
 import contextlib
 import re

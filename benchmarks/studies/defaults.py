@@ -149,7 +149,7 @@ def main() -> None:
 
 
 def resampled_figures(results: dict) -> dict[tuple[str, str], Resampled]:
-    """(Configuration, figure) to its bootstrap; what happens to the true token beside full precision's opinion."""
+    """(Configuration, figure) to its bootstrap; ΔNLL of the true token beside KL from full precision."""
     return resample(
         {
             (name, f"{figure}_{kind}"): Ratio(sums[figure], sums["positions"])

@@ -50,7 +50,7 @@ def _differences(scores: Mapping[str, Any], reference: str | None) -> str:
     widths = {name.split()[-1] for name in scores["models"] if name != reference}
     for pair, figures in scores["differences"].items():
         other, base = pair.split(" − ")
-        # Of several widths only models of one are told apart.
+        # Of several widths, only models of the same one are compared.
         if base == reference or other.split()[-1] == base.split()[-1] or not all(w[:1] == "W" for w in widths):
             lines.append(_row([pair, *(_cell(figure, figures.get(figure.name), "+") for figure in COLUMNS)]))
     return "\n".join(lines)

@@ -80,7 +80,7 @@ def _run(options: argparse.Namespace) -> None:
         device=options.device or _device(),
         minutes=options.minutes,
         only=_only(options.only),
-        tell=lambda line: print(line, flush=True),
+        log=lambda line: print(line, flush=True),
     )
     results = runner.run()
     # Of processes that torchrun started, one is enough to print tables, of what there is when it ends.
@@ -93,11 +93,11 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _workers(count: int) -> int:
-    """So many processes that do as this one was told; gives how many failed."""
-    told = _without(sys.argv[1:], "--workers")
+    """Run so many processes with this one's arguments; returns how many failed."""
+    arguments = _without(sys.argv[1:], "--workers")
     threads = max(1, (os.cpu_count() or 1) // count)
     environment = {"OMP_NUM_THREADS": str(threads)} | os.environ
-    command = [sys.executable, "-m", "benchmarks.study", *told, "--quiet"]
+    command = [sys.executable, "-m", "benchmarks.study", *arguments, "--quiet"]
     started = [subprocess.Popen(command, env=environment | {"LOCAL_RANK": str(rank)}) for rank in range(count)]
     try:
         return sum(process.wait() != 0 for process in started)

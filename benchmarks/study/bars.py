@@ -84,26 +84,26 @@ class Names:
         Raises:
             ConfigError: neither says which arm is meant, or there is no such arm or family.
         """
-        told = results.get("bars") or {}
+        named = results.get("bars") or {}
         arms = list(dict.fromkeys([*results.get("arms", {}), *(Cell.parse(key).arm for key in results["cells"])]))
         there = f"there are {', '.join(map(repr, arms))}"
-        default = default or told.get("default")
-        bases = tuple(baselines or told.get("baselines") or ())
+        default = default or named.get("default")
+        bases = tuple(baselines or named.get("baselines") or ())
         if default is None or not bases:
             raise ConfigError(f"the results do not name the arms: give --default ARM and --base ARM; {there}")
         pairs: list[tuple[str, str]] = []
         families: dict[str, list[tuple[str, str]]] = {}
         for ours, base, *family in results.get("pairs") or ():
             families.setdefault(family[0] if family else "", []).append((ours, base))
-        for entry in tail or told.get("tail") or ():
+        for entry in tail or named.get("tail") or ():
             ours, cut, base = entry.partition("|")
-            named = families.get(entry, [])
-            if not cut and not named:
+            members = families.get(entry, [])
+            if not cut and not members:
                 raise ConfigError(
                     f"there is no family {entry!r} of comparisons: there are {', '.join(sorted(families)) or 'none'}; "
                     "or give OURS|BASE"
                 )
-            pairs += [(ours, base)] if cut else named
+            pairs += [(ours, base)] if cut else members
         for arm in (default, *bases, *(arm for pair in pairs for arm in pair)):
             if arm not in arms:
                 raise ConfigError(f"there is no arm {arm!r}; {there}")
@@ -142,7 +142,7 @@ class Bar:
 
     @property
     def verdict(self) -> Verdict:
-        """Of its claims the one that stands most in its way; of bar 2, which one model is enough for, the best."""
+        """The worst of its claims; of bar 2, for which one model is enough, the best."""
         found = {claim.verdict for claim in self.claims} - {"beside"}
         order: tuple[Verdict, ...] = ("missed", "not measured", "undecided", "bounded", "reached")
         if self.number == 2:
@@ -151,7 +151,7 @@ class Bar:
 
     @property
     def draws(self) -> int:
-        """That a claim has to rest on."""
+        """Draws that a claim needs."""
         return TAIL_DRAWS if self.number == 2 else DRAWS
 
     @property
@@ -182,7 +182,7 @@ def _absent(model: str, what: str, lacking: str) -> Claim:
     return Claim(model, what, "not measured", lacking)
 
 
-def _firm(verdict: Verdict, draws: int, wanted: int = DRAWS) -> Verdict:
+def _enough_draws(verdict: Verdict, draws: int, wanted: int = DRAWS) -> Verdict:
     """A verdict that rests on enough draws."""
     return verdict if draws >= wanted or verdict == "beside" else "undecided"
 
@@ -218,7 +218,7 @@ def _recovery(results: Mapping[str, Any], names: Names, models: Sequence[str]) -
     else:
         known, draws = pooled(transcribed), min(len(each.draws) for each in transcribed)
         verdict: Verdict = "reached" if known.high < 0 else "missed"
-        bar.claims.append(Claim("all", what, _firm(verdict, draws), text.full("rare_wer", known), known, draws))
+        bar.claims.append(Claim("all", what, _enough_draws(verdict, draws), text.full("rare_wer", known), known, draws))
     return bar
 
 
@@ -238,7 +238,7 @@ def _recovered(
             verdict, found = "undecided", f"{found}, of damage that is not clear of 0"
         elif verdict == "reached" and c.recovered.value >= STRETCH:
             found += f"; also {STRETCH:.0%}".replace("%", "\u00a0%")
-        verdict = _firm(verdict, len(c.draws)) if decides and figure == DAMAGE else "beside"
+        verdict = _enough_draws(verdict, len(c.draws)) if decides and figure == DAMAGE else "beside"
         yield Claim(model, what, verdict, found, c.recovered, len(c.draws))
     for figure in ("delta_nll_common", "kl_common", "wer", "rare_wer"):
         what = f"{text.heading(figure)}, less {base}’s"
@@ -247,7 +247,7 @@ def _recovered(
                 yield _absent(model, what, f"the default and {base} share no draw of it")
             continue
         asked = decides and figure in ("delta_nll_common", "wer")
-        verdict = _firm(_no_worse(c.difference), len(c.draws)) if asked else "beside"
+        verdict = _enough_draws(_no_worse(c.difference), len(c.draws)) if asked else "beside"
         yield Claim(model, what, verdict, text.full(figure, c.difference), c.difference, len(c.draws))
 
 
@@ -269,23 +269,23 @@ def _tail(results: Mapping[str, Any], names: Names, models: Sequence[str]) -> Ba
     for condition in filter(None, (_main(results, model) for model in models)):
         study = Study(results, condition, [(*pair, "tail") for pair in names.tail], figures)
         found += study.comparisons()
-    told = {(c.condition.model, c.ours, c.base, c.figure): c for c in adjusted_in_families(found)}
+    adjusted = {(c.condition.model, c.ours, c.base, c.figure): c for c in adjusted_in_families(found)}
     for model in models:
         for ours in filter(known_arms.__contains__, arms):
             bases = [base for arm, base in names.tail if arm == ours]
-            known = [told.get((model, ours, base, DAMAGE)) for base in bases]
+            known = [adjusted.get((model, ours, base, DAMAGE)) for base in bases]
             better = all(c is not None and c.adjusted < LEVEL and c.difference.value < 0 for c in known)
             for base in bases:
                 for figure in figures:
                     what = f"{ours} − {base}: {text.heading(figure)}"
-                    each = told.get((model, ours, base, figure))
+                    each = adjusted.get((model, ours, base, figure))
                     if each is None:
                         if figure == DAMAGE:
                             bar.claims.append(_absent(model, what, "the two share no draw"))
                         continue
                     verdict: Verdict = "beside"
                     if figure == DAMAGE:
-                        verdict = _firm("reached" if better else "bounded", len(each.draws), TAIL_DRAWS)
+                        verdict = _enough_draws("reached" if better else "bounded", len(each.draws), TAIL_DRAWS)
                     shown = f"{text.full(figure, each.difference)}; Holm’s {text.p(each.adjusted)}; "
                     shown += f"detectable {text.size(figure, each.detectable)}"
                     bar.claims.append(Claim(model, what, verdict, shown, each.difference, len(each.draws)))
@@ -328,7 +328,7 @@ def _fewer_bits(results: Mapping[str, Any], names: Names, models: Sequence[str])
             if (c := study.compare(ours, theirs, figure)) is None:
                 bar.claims.append(_absent(model, what, "the two share no draw"))
                 continue
-            verdict = _firm(_no_worse(c.difference), len(c.draws)) if figure == OPINION else "beside"
+            verdict = _enough_draws(_no_worse(c.difference), len(c.draws)) if figure == OPINION else "beside"
             bar.claims.append(Claim(model, what, verdict, text.full(figure, c.difference), c.difference, len(c.draws)))
     return bar
 
@@ -358,7 +358,7 @@ def _swings(results: Mapping[str, Any], names: Names, models: Sequence[str]) -> 
         least = bool(found) and all(ours.value < theirs.value for theirs, _ in found.values())
         verdict: Verdict = "reached" if ours.value <= SWING or least else "missed"
         shown = f"{text.full(figure, ours)} over {', '.join(pools)}"
-        bar.claims.append(Claim(model, f"{what}: {names.default}", _firm(verdict, draws), shown, ours, draws))
+        bar.claims.append(Claim(model, f"{what}: {names.default}", _enough_draws(verdict, draws), shown, ours, draws))
         for arm, (theirs, count) in found.items():
             bar.claims.append(Claim(model, f"{what}: {arm}", "beside", text.full(figure, theirs), theirs, count))
     return bar

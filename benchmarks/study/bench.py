@@ -1,6 +1,6 @@
 """One model on one set of speech: quantized copies of it are scored against it.
 
-Layers are scored as Linears of the weights that their codes stand for: what is measured are the codes, not the kernels.
+Layers are scored as Linears with the dequantized weights: the codes are measured, not the kernels.
 Full precision and its copies compute in one dtype, the grid's.
 """
 
@@ -22,7 +22,7 @@ from tarq.errors import ConfigError
 from tarq.models.base import Recognizer
 from tarq.models.types import Batch
 from tarq.report import Reporter
-from tarq.scoring.breakdown import by_kind, spoken_names
+from tarq.scoring.breakdown import by_kind, reference_names
 from tarq.scoring.divergence import Divergence, divergence, joined, kinds_of_targets
 from tarq.scoring.entities import score_entities
 from tarq.scoring.words import Counts, biased_counts, hallucination_signs, rare_reference_words, score_words
@@ -35,8 +35,8 @@ KINDS = ("rare", "common")
 DECIMALS = 6
 
 
-class OnceExtracted:
-    """A feature extractor that makes the features of each waveform, an array that is kept, once.
+class CachingFeatureExtractor:
+    """A feature extractor that computes the features of each waveform once.
 
     Attributes:
         plain: the extractor itself.
@@ -59,9 +59,9 @@ class OnceExtracted:
 
 
 def full_precision(source: str, device: str, dtype: torch.dtype) -> Recognizer:
-    """A model that copies are quantized of."""
+    """The full-precision model that copies are quantized from."""
     recognizer = tarq.load_recognizer(source, dtype=dtype, device=device)
-    recognizer.feature_extractor = OnceExtracted(recognizer.feature_extractor)
+    recognizer.feature_extractor = CachingFeatureExtractor(recognizer.feature_extractor)
     return recognizer
 
 
@@ -78,7 +78,7 @@ def quantized(
 
 
 def expand(model: nn.Module, dtype: torch.dtype = torch.float32) -> None:
-    """Packed layers become Linears of the weights they stand for, in place."""
+    """Replace packed layers by Linears with the dequantized weights, in place."""
     for name, layer in list(model.named_modules()):
         if isinstance(layer, tarq.QuantLinear):
             weight = layer.dequantize(torch.float32).to(dtype)
@@ -96,7 +96,7 @@ class Bench:
     Attributes:
         utterances: those that could be teacher-forced.
         batches: of them.
-        expected: full precision's logits (:func:`_held`), one tensor a batch.
+        expected: full precision's logits (:func:`_half_precision`), one tensor a batch.
         errors: what holding them so does to ΔNLL.
         notes: what was left out.
         timed: the batches with timestamps, where the model has them.
@@ -127,11 +127,11 @@ class Bench:
             batches = list(batched(full, made.examples, batch_size))
             timed = with_timestamps(full, made, batches, words.language)
             bench = cls(made.utterances, batches, [], [], made.notes, timed, {})
-            keep = _room(full, bench.batches)
+            keep = _logits_device(full, bench.batches)
             for i, batch in enumerate(bench.batches):
                 audio = full.encode(batch.features)
                 logits = full.logits(batch, audio)
-                bench.expected.append(_held(logits).to(keep))
+                bench.expected.append(_half_precision(logits).to(keep))
                 bench.errors.append(_damage(bench.expected[-1], logits, batch))
                 for one in timed[i : i + 1]:
                     bench.ends |= zip(batch.ids, one.ends(full, audio), strict=True)
@@ -149,14 +149,14 @@ class Bench:
     @torch.no_grad()
     def measure(self, recognizer: Recognizer, decode: bool) -> dict[str, Any]:
         """Sums on rare and common targets and on those of each band, by utterance; transcripts and word errors."""
-        parts, seen, heard = [], [], Heard()
+        parts, seen, hypotheses = [], [], Hypotheses()
         for i, (batch, expected) in enumerate(zip(self.batches, self.expected, strict=True)):
             audio = recognizer.encode(batch.features)
             logits = recognizer.logits(batch, audio)
             parts.append(_damage(expected.to(logits.device), logits, batch))
             seen += batch.ids
             if decode:
-                heard.listen(recognizer, batch, audio, logits, self.timed[i : i + 1])
+                hypotheses.add(recognizer, batch, audio, logits, self.timed[i : i + 1])
         place = {name: i for i, name in enumerate(seen)}
         order = [place[u.id] for u in self.utterances]
         measured: dict[str, Any] = {"kl": {}, "delta_nll": {}}
@@ -165,32 +165,32 @@ class Bench:
             measured["kl"][kind] = [round(float(x), DECIMALS) for x in sums.kl]
             measured["delta_nll"][kind] = [round(float(x), DECIMALS) for x in sums.delta_nll - errors.delta_nll]
         if decode:
-            measured |= self._words(recognizer, heard)
+            measured |= self._words(recognizer, hypotheses)
         return measured
 
     @torch.no_grad()
     def transcribed(self, full: Recognizer) -> dict[str, Any]:
         """Full precision's transcripts and word errors."""
-        heard = Heard()
+        hypotheses = Hypotheses()
         for i, batch in enumerate(self.batches):
             audio = full.encode(batch.features)
-            heard.listen(full, batch, audio, full.logits(batch, audio), self.timed[i : i + 1])
-        return self._words(full, heard)
+            hypotheses.add(full, batch, audio, full.logits(batch, audio), self.timed[i : i + 1])
+        return self._words(full, hypotheses)
 
-    def _words(self, recognizer: Recognizer, heard: Heard) -> dict[str, Any]:
-        found = word_figures(self.utterances, [heard.texts[u.id] for u in self.utterances], recognizer)
-        if heard.ends:
+    def _words(self, recognizer: Recognizer, hypotheses: Hypotheses) -> dict[str, Any]:
+        found = word_figures(self.utterances, [hypotheses.texts[u.id] for u in self.utterances], recognizer)
+        if hypotheses.ends:
             found["words"]["times"] = {
-                "end": [heard.ends[u.id] for u in self.utterances],
-                "shift": [round(abs(heard.ends[u.id] - self.ends[u.id]), DECIMALS) for u in self.utterances],
+                "end": [hypotheses.ends[u.id] for u in self.utterances],
+                "shift": [round(abs(hypotheses.ends[u.id] - self.ends[u.id]), DECIMALS) for u in self.utterances],
                 "utterances": [1] * len(self.utterances),
             }
         return found
 
 
 @dataclass
-class Heard:
-    """What a model makes of utterances, by id.
+class Hypotheses:
+    """A model's transcripts of utterances, by id.
 
     Attributes:
         texts: transcripts.
@@ -200,7 +200,7 @@ class Heard:
     texts: dict[str, str] = field(default_factory=dict)
     ends: dict[str, float] = field(default_factory=dict)
 
-    def listen(
+    def add(
         self, recognizer: Recognizer, batch: Batch, audio: Any, logits: torch.Tensor, timed: Sequence[Timed]
     ) -> None:
         """Transcribe a batch, given what was computed of it already."""
@@ -211,7 +211,7 @@ class Heard:
 
 def word_figures(utterances: Sequence[Utterance], hypotheses: list[str], recognizer: Recognizer) -> dict[str, Any]:
     """Word errors by utterance: of all words, rare ones, the list of rare ones (B-WER) and that of those with a digit;
-    names where capitals or the set tell them, entities where the set marks them; signs of hallucination."""
+    names where capitals or the set mark them, entities where the set marks them; signs of hallucination."""
     config = tarq.TarqConfig()
     normalizer = config.text_normalizer(recognizer.spelling)
     references = [u.text or "" for u in utterances]
@@ -223,7 +223,7 @@ def word_figures(utterances: Sequence[Utterance], hypotheses: list[str], recogni
         "biased": _counts(biased_counts(scores, rare_reference_words(scores))[0]),
         "numerals": _counts(biased_counts(scores, numerals)[0]),
     }
-    names = spoken_names(references, normalizer, config.language, [u.entities for u in utterances])
+    names = reference_names(references, normalizer, config.language, [u.entities for u in utterances])
     if names is not None and (named := by_kind(scores, names).get("names")) is not None:
         words["names"] = _counts(named)
     if any(u.entities for u in utterances):
@@ -243,8 +243,8 @@ def _counts(counts: Counts) -> dict[str, list[int]]:
     return {name: getattr(counts, name).tolist() for name in ("substitutions", "deletions", "insertions", "words")}
 
 
-def _held(logits: torch.Tensor) -> torch.Tensor:
-    """Logits in half the room: float16, with the largest of each position at 0, where float16 is fine enough.
+def _half_precision(logits: torch.Tensor) -> torch.Tensor:
+    """Logits in half the memory: float16, with the largest of each position at 0, where float16 is fine enough.
 
     It changes the KL of a position by some 5e-6 nats, on average by 1e-7. What it changes the likelihood of true tokens
     by is measured, and taken off again.
@@ -253,7 +253,7 @@ def _held(logits: torch.Tensor) -> torch.Tensor:
     return (logits - logits.amax(-1, keepdim=True)).half()
 
 
-def _room(full: Recognizer, batches: Sequence[Batch]) -> torch.device:
+def _logits_device(full: Recognizer, batches: Sequence[Batch]) -> torch.device:
     """Where full precision's logits are kept: on a GPU that has plenty of memory, or in RAM."""
     if full.device.type != "cuda":
         return full.device

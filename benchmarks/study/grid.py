@@ -1,4 +1,4 @@
-"""A grid: what a study measures, cell by cell, in order of worth."""
+"""A grid: what a study measures, cell by cell, most important first."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ Order = Literal["worth", "draws"]
 
 @dataclass(frozen=True)
 class Arm:
-    """A preset with fields overridden; ``speaks`` where it looks at calibration speech."""
+    """A preset with fields overridden; ``reads_audio`` where it needs calibration speech."""
 
     preset: str
     overrides: Mapping[str, Any]
     title: str
-    speaks: bool
+    reads_audio: bool
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Job(NamedTuple):
         return "/".join(map(str, self[:6]))
 
     def label(self, scored: str, first: str) -> str:
-        """Of the model in the results: its name, on any set but the grid's first with that set's."""
+        """The model's key in the results: its name, with the set's name for any but the grid's first."""
         return self.model if scored == first else f"{self.model} ({scored})"
 
     def key(self, scored: str, first: str) -> str:
@@ -81,13 +81,13 @@ class Block:
     decode: int  # in so many of the draws
 
     def jobs(self, arms: Mapping[str, Arm]) -> Iterator[Job]:
-        """An arm that looks at no speech is there once for each width."""
+        """An arm that needs no calibration speech is measured once for each width."""
         for place, draw in enumerate(self.draws):
             for model, pool, samples, bits, arm in itertools.product(
                 self.models, self.pools, self.samples, self.bits, self.arms
             ):
                 first = (self.pools[0], self.samples[0], self.draws[0])
-                if arms[arm].speaks or (pool, samples, draw) == first:
+                if arms[arm].reads_audio or (pool, samples, draw) == first:
                     yield Job(model, arm, draw, pool, samples, bits, self.scored, place < self.decode)
 
 
@@ -96,7 +96,7 @@ class Grid:
     """A study. Models and corpora are name to source: a folder below the one the command line gives, or the testbed's.
 
     Attributes:
-        blocks: what is measured, in order of worth.
+        blocks: what is measured, most important first.
         exclude: what of it is not: a job that meets all conditions of an entry.
         pairs: (arm, base, family) to compare.
         dtype: of the models, in full precision and quantized.
@@ -130,7 +130,7 @@ class Grid:
         return tarq.TarqConfig.preset(arm.preset, **{**axes, **pool.fields, **arm.overrides})
 
     def jobs(self) -> list[Job]:
-        """In order of worth. A model is quantized once: the sets that later blocks score it on are scored then, too."""
+        """Most important first. A model is quantized once, and scored on the sets of later blocks then, too."""
         found: dict[str, Job] = {}
         for block in self.blocks:
             for job in block.jobs(self.arms):

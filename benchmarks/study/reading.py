@@ -53,7 +53,7 @@ def load_grid(path: str | Path, settings: Sequence[str] = ()) -> Grid:
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which a key stands once: of two arms by one name the first would be lost unsaid."""
+    """YAML without repeated keys: of two arms by one name the first would be lost silently."""
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
@@ -77,7 +77,7 @@ def _override(reader: _Reader, whole: dict[str, Any], setting: str) -> None:
 
 
 class _Reader:
-    """Takes a grid apart; whatever is wrong is told with the file and the way to the key."""
+    """Reads a grid; errors name the file and the path of the key."""
 
     def __init__(self, file: str) -> None:
         self.file = file
@@ -116,7 +116,7 @@ class _Reader:
         return value
 
     def several(self, value: Any, key: str) -> list[Any]:
-        """A list that is not empty and holds nothing twice; one value stands for a list of it."""
+        """A list that is not empty and holds nothing twice; a single value counts as a list of one."""
         found = value if isinstance(value, list) else [value]
         if not found or len(set(map(repr, found))) < len(found):
             self.fail(key, f"must be one or several different values, not {value!r}")
@@ -202,11 +202,11 @@ class _Reader:
         overrides = self.fields(found.get("overrides") or {}, f"{key}/overrides")
         try:
             config = tarq.TarqConfig.preset(preset, **overrides)
-            speaks = config.needs_statistics
+            reads_audio = config.needs_statistics
         except ConfigError as error:
             self.fail(f"{key}/overrides", str(error))
         name = key.removeprefix("arms/")
-        return Arm(preset, overrides, self.text(found.get("title", name), f"{key}/title"), speaks)
+        return Arm(preset, overrides, self.text(found.get("title", name), f"{key}/title"), reads_audio)
 
     def fields(self, value: Any, key: str) -> dict[str, Any]:
         """Fields of the configuration that the grid has no axis for."""

@@ -1,4 +1,4 @@
-"""The results file: written whole after every cell, shared by any number of processes, gone on with at any time.
+"""The results file: written whole after every cell, shared by any number of processes, resumed at any time.
 
 Processes lock bytes of a file beside it, ``FILE.lock``: the first while the results are rewritten, one other for each
 job while it is measured. A lock goes with its process, so that a killed one leaves its job to others.
@@ -77,7 +77,7 @@ class ResultsFile:
 
     @contextmanager
     def claim(self, name: str) -> Iterator[bool]:
-        """Have a job to oneself; gives False where another process has it."""
+        """Lock a job; yields False where another process has it."""
         place = 1 + int.from_bytes(hashlib.sha256(name.encode()).digest()[:7])
         try:
             fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place, os.SEEK_SET)

@@ -1,4 +1,4 @@
-"""Measure a grid: job by job in order of worth, whatever no other process has done or is at."""
+"""Measure a grid: job by job, most important first; several processes share the jobs."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Runner:
         device: that everything runs on.
         minutes: no job is begun that would end after these, going by the longest so far.
         only: axis to the values that jobs must have; all where it is empty.
-        tell: hears of progress, a line at a time.
+        log: called with each line of progress.
         failed: jobs that could not be measured, with the reason.
     """
 
@@ -47,14 +47,14 @@ class Runner:
     device: str = "cpu"
     minutes: float = float("inf")
     only: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    tell: Callable[[str], None] = print
+    log: Callable[[str], None] = print
     failed: dict[str, str] = field(default_factory=dict)
     _models: dict[str, Recognizer] = field(default_factory=dict)
     _benches: dict[tuple[str, str], Bench] = field(default_factory=dict)
     _longest: float = 0.0
 
     def run(self) -> Results:
-        """Measure what is not there yet; gives the results as they are then.
+        """Measure what is missing; returns the results.
 
         Raises:
             ConfigError: something is missing, or the results file is of another study.
@@ -77,14 +77,14 @@ class Runner:
                         continue
                     start = time.monotonic()
                     if start - began + self._longest > 60 * self.minutes:
-                        self.tell(f"study: no time left for {job.name}")
+                        self.log(f"study: no time left for {job.name}")
                         return results
                     self._prepare(file, job, missing)
                     try:
                         results = self._measure(file, job, missing)
                     except TarqError as error:
                         self.failed[job.name] = str(error)
-                        self.tell(f"study: {job.name} failed: {error}")
+                        self.log(f"study: {job.name} failed: {error}")
                     self._longest = max(self._longest, time.monotonic() - start)
             if before == len(self.failed) + len(results["cells"]):
                 return results
@@ -164,10 +164,10 @@ class Runner:
             if (job.model, name) not in self._benches:
                 made = Bench.make(full, self._scored(name), self.grid.score_batch_size)
                 for note in made.notes:
-                    self.tell(f"study: {label}: {note}")
+                    self.log(f"study: {label}: {note}")
                 self._describe(file, label, self._described(job, name, made))
                 self._benches[job.model, name] = made
-                self.tell(f"study: {label}: ready in {time.monotonic() - start:.1f} s")
+                self.log(f"study: {label}: ready in {time.monotonic() - start:.1f} s")
             # Every process runs full precision on the targets, but only one transcribes.
             with file.claim(f"words of {label}") as mine:
                 # "signs" are the last that was added to what transcripts are scored by.
@@ -176,7 +176,7 @@ class Runner:
                     file.update(lambda results, label=label, words=words: results["models"][label].update(words))
 
     def _describe(self, file: ResultsFile, label: str, described: dict[str, Any]) -> None:
-        """Say in the results what a model was scored on, or see that it is what they say."""
+        """Record in the results what a model was scored on, or check that it is the same."""
 
         def describe(results: Results) -> None:
             known = results["models"].setdefault(label, described)
@@ -227,7 +227,7 @@ class Runner:
         results = file.update(lambda results: results["cells"].update(cells))
         for name, (key, cell) in zip(sets, cells.items(), strict=True):
             positions = self._benches[job.model, name].positions
-            self.tell(f"study: {key}: {_shown(cell, positions)}; seconds: {cell['seconds']}")
+            self.log(f"study: {key}: {_shown(cell, positions)}; seconds: {cell['seconds']}")
         return results
 
     def _facts(self, report: tarq.Report) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a study comes to, as Markdown: damage by arm, paired differences, where variance comes from, the four bars."""
+"""A study's results as Markdown: damage by arm, paired differences, where variance comes from, the four bars."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def with_timestamps(full: Recognizer, made: Examples, batches: Sequence[Batch], 
 
 
 def _untagged(example: Example, prompted: Prompted) -> Example:
-    """The example with another prompt, its words not told apart."""
+    """The example with another prompt, without tags or scores of its words."""
     count = len(prompted.ids)
     none = torch.zeros(count, dtype=torch.bool)
     return replace(example, prompted=prompted, rare=none, tail=none[1:], zipf=torch.full((count,), math.nan))

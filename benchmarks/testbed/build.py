@@ -158,22 +158,22 @@ def score(
             kept["lost"], kept["regained"] = len(kept["lost"]), len(kept["regained"])
             del kept["hypotheses"]
     unseen = unseen_words()
-    figures["rare words heard in full precision"] = _heard(hypotheses, scored, unseen)
+    figures["rare words heard in full precision"] = _recognized(hypotheses, scored, unseen)
     figures["setting"] = {"samples": samples, "scored in": str(scoring_dtype("cpu") or "float32"), "bytes": sizes}
     figures["versions"] = {p: version(p) for p in ("torch", "transformers", "wordfreq")}
     RESULT.write_text(json.dumps(figures, indent=1) + "\n")
 
 
-def _heard(hypotheses: dict[str, str], scored: list, unseen: set[str]) -> dict[str, dict[str, int]]:
+def _recognized(hypotheses: dict[str, str], scored: list, unseen: set[str]) -> dict[str, dict[str, int]]:
     """Rare words of the references by whether training had them, and how many the transcripts hold."""
     counts = {kind: {"words": 0, "heard": 0} for kind in ("in training", "not in training")}
     for utterance in scored:
-        heard = Counter(hypotheses[utterance.id].split())
+        recognized = Counter(hypotheses[utterance.id].split())
         for word in filter(is_rare, utterance.text.split()):
             count = counts["not in training" if word in unseen else "in training"]
             count["words"] += 1
-            count["heard"] += heard[word] > 0
-            heard[word] -= 1
+            count["heard"] += recognized[word] > 0
+            recognized[word] -= 1
     return counts
 
 

@@ -45,7 +45,7 @@ def require_synthesizer() -> str:
     """espeak-ng's version.
 
     Raises:
-        SynthesizerMissing: it is not on the PATH, or lacks a voice (it would speak with another, silently).
+        SynthesizerMissing: it is not on the PATH, or lacks a voice (it would silently take another).
     """
     if shutil.which("espeak-ng") is None:
         raise SynthesizerMissing(
@@ -65,7 +65,7 @@ def require_synthesizer() -> str:
 
 
 def generator(split: str, index: int) -> np.random.Generator:
-    """The source of chance of one utterance."""
+    """The random generator of one utterance."""
     return np.random.default_rng([SEED, *split.encode(), index])
 
 

@@ -1,4 +1,4 @@
-// gram on the CPU: `tarq::gram` and `tarq::gram_sides`.
+// gram on the CPU: `tarq::gram` and `tarq::gram_split`.
 #include "cpu/gram/gram.h"
 
 #include <ATen/core/Tensor.h>
@@ -130,11 +130,11 @@ at::Tensor gram(const at::Tensor& x, const std::optional<at::Tensor>& y,
   return product(rows_of(given.x), left, x.size(0), given.symmetric);
 }
 
-std::tuple<at::Tensor, at::Tensor> gram_sides(const at::Tensor& x, const std::optional<at::Tensor>& y,
+std::tuple<at::Tensor, at::Tensor> gram_split(const at::Tensor& x, const std::optional<at::Tensor>& y,
                                               const std::optional<at::Tensor>& weight,
                                               const at::Tensor& tail) {
   TORCH_CHECK(tail.scalar_type() == at::kBool && tail.dim() == 1 && tail.size(0) == x.size(0),
-              "gram_sides takes one bool per row");
+              "gram_split takes one bool per row");
   const Operands given(x, y, weight);
   const at::Tensor tags = tail.contiguous();
   const bool* in_tail = tags.const_data_ptr<bool>();
@@ -146,13 +146,13 @@ std::tuple<at::Tensor, at::Tensor> gram_sides(const at::Tensor& x, const std::op
     rows[in_tail[t]].push_back(t);
     weighted[in_tail[t]] |= value && value[t] != 1.0f;
   }
-  const auto side = [&](int s) {
+  const auto subset = [&](int s) {
     tarq::GramRows right = rows_of(given.x), left = rows_of(given.y);
     right.index = left.index = rows[s].data();
     if (weighted[s]) left.weight = value;
     return product(right, left, int64_t(rows[s].size()), given.symmetric);
   };
-  return {side(0), side(1)};
+  return {subset(0), subset(1)};
 }
 
 std::string gram_isa(at::ScalarType type, bool weighted) {
@@ -163,7 +163,7 @@ std::string gram_isa(at::ScalarType type, bool weighted) {
 
 TORCH_LIBRARY_IMPL(tarq, CPU, m) {
   m.impl("gram", &gram);
-  m.impl("gram_sides", &gram_sides);
+  m.impl("gram_split", &gram_split);
 }
 // The instruction set that rows of a type get on the CPU.
 TORCH_LIBRARY_FRAGMENT(tarq, m) { m.def("gram_isa(ScalarType dtype, bool weighted) -> str", gram_isa); }

@@ -1,5 +1,5 @@
 """``gram``: the weighted cross-product ``Xᵀ D Y`` behind every calibration statistic."""
 
-from .op import gram, gram_sides
+from .op import gram, gram_split
 
-__all__ = ["gram", "gram_sides"]
+__all__ = ["gram", "gram_split"]

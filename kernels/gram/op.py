@@ -1,4 +1,4 @@
-"""``tarq::gram`` and ``tarq::gram_sides``: ``Xᵀ D Y``, whole and split by 0/1 tags, as torch operators."""
+"""``tarq::gram`` and ``tarq::gram_split``: ``Xᵀ D Y``, whole and split by 0/1 tags, as torch operators."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from torch import Tensor
 
 from ..dispatch import define, use_reference
 from ..triton_runtime import installed
-from .reference import accumulator, gram_reference, gram_sides_reference
+from .reference import accumulator, gram_reference, gram_split_reference
 
 
-def _alike(x: Tensor, y: Tensor | None) -> Tensor:
+def _in_dtype_of(x: Tensor, y: Tensor | None) -> Tensor:
     """``x`` in the dtype of ``y``, which a kernel may need."""
     return x if y is None else x.to(y.dtype)
 
@@ -20,16 +20,16 @@ def _fake(x: Tensor, y: Tensor | None, weight: Tensor | None) -> Tensor:
     return x.new_empty((n if y is None else y.shape[1], n), dtype=accumulator(x))
 
 
-def _fake_sides(x: Tensor, y: Tensor | None, weight: Tensor | None, tail: Tensor) -> tuple[Tensor, Tensor]:
+def _fake_split(x: Tensor, y: Tensor | None, weight: Tensor | None, tail: Tensor) -> tuple[Tensor, Tensor]:
     return _fake(x, y, weight), _fake(x, y, weight)
 
 
 define("gram", "(Tensor x, Tensor? y, Tensor? weight) -> Tensor", gram_reference, _fake)
 define(
-    "gram_sides",
+    "gram_split",
     "(Tensor x, Tensor? y, Tensor? weight, Tensor tail) -> (Tensor, Tensor)",
-    gram_sides_reference,
-    _fake_sides,
+    gram_split_reference,
+    _fake_split,
 )
 if installed():
     # Importing triton takes a second: only the first call on a GPU pays for it.
@@ -37,13 +37,13 @@ if installed():
     def _gram_cuda(x: Tensor, y: Tensor | None, weight: Tensor | None) -> Tensor:
         from .triton.launch import gram_triton
 
-        return gram_triton(_alike(x, y), y, weight)
+        return gram_triton(_in_dtype_of(x, y), y, weight)
 
-    @torch.library.impl("tarq::gram_sides", "CUDA")
-    def _gram_sides_cuda(x: Tensor, y: Tensor | None, weight: Tensor | None, tail: Tensor) -> tuple[Tensor, Tensor]:
-        from .triton.launch import gram_sides_triton
+    @torch.library.impl("tarq::gram_split", "CUDA")
+    def _gram_split_cuda(x: Tensor, y: Tensor | None, weight: Tensor | None, tail: Tensor) -> tuple[Tensor, Tensor]:
+        from .triton.launch import gram_split_triton
 
-        common, rare = gram_sides_triton(_alike(x, y), y, tail, weight)
+        common, rare = gram_split_triton(_in_dtype_of(x, y), y, tail, weight)
         return common.clone(), rare.clone()  # an operator's results own their storage
 
 
@@ -68,7 +68,7 @@ def gram(x: Tensor, y: Tensor | None = None, weight: Tensor | None = None, *, ba
     return torch.ops.tarq.gram(x, y, weight)
 
 
-def gram_sides(
+def gram_split(
     x: Tensor,
     tail: Tensor,
     y: Tensor | None = None,
@@ -81,7 +81,7 @@ def gram_sides(
     With ``y`` the difference of the full-precision inputs and ``x`` these are ``H_Δ,C, H_Δ,T`` (arXiv 2605.27808, §4).
 
     Args:
-        x, y, weight, backend: see :func:`gram`; a row of weight 0 is on neither side, even if it is not finite.
+        x, y, weight, backend: see :func:`gram`; a row of weight 0 is in neither, even if it is not finite.
         tail: [T] bool.
 
     Returns:
@@ -93,9 +93,9 @@ def gram_sides(
     _check(x, y, weight)
     if tail.dtype != torch.bool or tail.shape != x.shape[:1]:
         raise ValueError(f"tail must be bool [{x.shape[0]}], not {tail.dtype} {list(tail.shape)}")
-    if use_reference(backend, "gram_sides", x.device.type) or x.dtype == torch.float64:
-        return gram_sides_reference(x, y, weight, tail)
-    return torch.ops.tarq.gram_sides(x, y, weight, tail)
+    if use_reference(backend, "gram_split", x.device.type) or x.dtype == torch.float64:
+        return gram_split_reference(x, y, weight, tail)
+    return torch.ops.tarq.gram_split(x, y, weight, tail)
 
 
 def _check(x: Tensor, y: Tensor | None, weight: Tensor | None) -> None:

@@ -15,14 +15,14 @@ def gram_reference(x: Tensor, y: Tensor | None, weight: Tensor | None) -> Tensor
     return y.T @ x
 
 
-def gram_sides_reference(x: Tensor, y: Tensor | None, weight: Tensor | None, tail: Tensor) -> tuple[Tensor, Tensor]:
+def gram_split_reference(x: Tensor, y: Tensor | None, weight: Tensor | None, tail: Tensor) -> tuple[Tensor, Tensor]:
     """:func:`gram_reference` of the rows outside the tail and of those in it; rows of weight 0 are in neither."""
 
-    def side(rows: Tensor) -> Tensor:
+    def subset(rows: Tensor) -> Tensor:
         rows = rows if weight is None else rows & (weight != 0)
         return gram_reference(x[rows], None if y is None else y[rows], None if weight is None else weight[rows])
 
-    return side(~tail), side(tail)
+    return subset(~tail), subset(tail)
 
 
 def accumulator(x: Tensor) -> torch.dtype:

@@ -31,8 +31,8 @@ def stored_scale(scale: torch.Tensor, scale_dtype: torch.dtype) -> torch.Tensor:
     return scale.clamp(limits.tiny, limits.max).to(scale_dtype).to(scale.dtype)
 
 
-def reach(scheme: Scheme) -> int:
-    """How many scales the largest weight of a group may be away from zero."""
+def max_level(scheme: Scheme) -> int:
+    """Largest magnitude of ``code − zero`` in a group."""
     return scheme.symmetric_zero if scheme.symmetric else scheme.max_code
 
 
@@ -44,7 +44,7 @@ def check_scales(scales: torch.Tensor, scheme: Scheme) -> None:
     """
     if scales.numel() == 0:
         return
-    largest = float(scales.amax()) * reach(scheme)
+    largest = float(scales.amax()) * max_level(scheme)
     limit = torch.finfo(scales.dtype).max
     if not largest <= limit:
         dtype = str(scales.dtype).removeprefix("torch.")
@@ -120,7 +120,9 @@ def group_scales(weights: torch.Tensor, scheme: Scheme, scale_dtype: torch.dtype
     return torch.where(magnitude > 0, scale, 1.0), zero
 
 
-def natural_scales(weight: torch.Tensor, scheme: Scheme, scale_dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+def all_group_scales(
+    weight: torch.Tensor, scheme: Scheme, scale_dtype: torch.dtype
+) -> tuple[torch.Tensor, torch.Tensor]:
     """:func:`group_scales` of every group of ``weight [m, n]``; two ``[m, ceil(n / group_size)]``."""
     pairs = [group_scales(group, scheme, scale_dtype) for group in weight.split(scheme.group_size, dim=1)]
     scales, zeros = zip(*pairs, strict=True)
@@ -144,7 +146,7 @@ def round_to_nearest(
         ValueError: the weight is not a finite float matrix, or too large for scales of this dtype.
     """
     check_weight(weight)
-    scales, zeros = natural_scales(weight, scheme, scale_dtype)
+    scales, zeros = all_group_scales(weight, scheme, scale_dtype)
     check_scales(scales.to(scale_dtype), scheme)
     group = torch.arange(weight.shape[1], device=weight.device) // scheme.group_size
     codes = encode(weight, scales[:, group], zeros[:, group], scheme)
@@ -179,7 +181,7 @@ def textbook_sweep(
     g = scheme.group_size
     W = weight.clone()
     if order is not None:
-        scales, zeros = natural_scales(weight, scheme, scale_dtype)
+        scales, zeros = all_group_scales(weight, scheme, scale_dtype)
         W, hessian = W[:, order], hessian[order][:, order]
     else:
         scales, zeros = W.new_empty(m, -(-n // g)), W.new_empty(m, -(-n // g))
@@ -218,7 +220,7 @@ def refit_scale(
     scheme: Scheme,
     scale_dtype: torch.dtype,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """How a group's scale is to change so that the loss is least while its codes and all else stand still.
+    """How a group's scale is to change so that the loss is least with its codes and all else fixed.
 
     Along it the loss is a parabola, ``loss + δ² A − 2 δ r`` with ``A = z H zᵀ`` and ``r = (E H) zᵀ``, z the levels.
     What is rounded to the stored dtype is taken only where it still lowers the loss, where it is a normal number, and
@@ -242,7 +244,7 @@ def refit_scale(
     delta = rounded - scale
     change = delta * (delta * curvature - 2 * slope)
     # A group whose levels are all zero has no say; what is no number compares as false.
-    usable = (curvature > 0) & (wanted >= limits.tiny) & (rounded <= limits.max / reach(scheme)) & (change < 0)
+    usable = (curvature > 0) & (wanted >= limits.tiny) & (rounded <= limits.max / max_level(scheme)) & (change < 0)
     return delta.where(usable, 0), change.where(usable, 0)
 
 
@@ -254,7 +256,7 @@ def descend(
     within: torch.Tensor,
     scheme: Scheme,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A group's levels, each moved to its best value in turn while all others stand still.
+    """A group's levels, each moved to its best value in turn with all others fixed.
 
     The best level of column j is the integer nearest to ``level_j + (E H)_j / (s H_jj)`` that has a code.
 
@@ -287,7 +289,7 @@ def refine(
     scheme: Scheme,
     passes: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Scales and codes moved, group after group, to where the quadratic error is least while all else stands still.
+    """Scales and codes moved, group after group, to where the quadratic error is least with all else fixed.
 
     A row is changed only if its loss falls by more than rounding errors could make of it.
 
@@ -316,10 +318,10 @@ def refine(
             gradient = gradient - delta[:, None] * (level[:, columns] @ within)
             level[:, columns], more = descend(level[:, columns], zero[:, g], scale[:, g], gradient, within, scheme)
             change += gained + more
-    return settled(codes, scales, loss, level + zero[:, group], scale, change, target.dtype)
+    return keep_improved(codes, scales, loss, level + zero[:, group], scale, change, target.dtype)
 
 
-def settled(
+def keep_improved(
     codes: torch.Tensor,
     scales: torch.Tensor,
     loss: torch.Tensor,
@@ -328,7 +330,7 @@ def settled(
     change: torch.Tensor,
     dtype: torch.dtype,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The refined codes and scales of the rows whose loss fell by more than rounding in ``dtype`` could make of it.
+    """The refined codes and scales, of the rows whose loss fell by more than rounding errors in ``dtype`` explain.
 
     Args:
         codes, scales, loss: as they were.
@@ -339,5 +341,5 @@ def settled(
     return (
         torch.where(fell[:, None], refined.to(torch.uint8), codes),
         torch.where(fell[:, None], scale.to(scales.dtype), scales),
-        torch.where(fell, (loss + change).clamp(min=0), loss),  # next to nothing may be left
+        torch.where(fell, (loss + change).clamp(min=0), loss),  # rounding may take it below 0
     )

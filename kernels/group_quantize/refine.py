@@ -24,7 +24,7 @@ def group_refine(
     passes: int = 4,
     backend: str | None = None,
 ) -> Quantized:
-    """Lower the damped quadratic error of a layer that is quantized already; of no row it rises.
+    """Lower the damped quadratic error of a layer that is quantized already; it rises in no row.
 
     Block coordinate descent: group after group, the scale that leaves the least error given the codes, then each code
     in turn given everything else (method.md §9). Zero points stay.

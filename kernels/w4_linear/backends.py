@@ -170,10 +170,10 @@ def as_stored(weight: PackedWeight) -> PackedWeight:
 
 def survey(config: Config) -> list[tuple[str, bool, str]]:
     """Every backend in order of preference: name, whether it runs such layers, and why not or why it is slow."""
-    return [(backend.name, *ability(backend, config)) for backend in reversed(_backends.values())]
+    return [(backend.name, *can_run_config(backend, config)) for backend in reversed(_backends.values())]
 
 
-def ability(backend: Backend, config: Config) -> tuple[bool, str]:
+def can_run_config(backend: Backend, config: Config) -> tuple[bool, str]:
     """``can_run`` of a backend, including the check of the device."""
     if backend.device not in (None, config.device):
         return False, f"runs on {backend.device}"

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .. import dispatch
 from ..triton_runtime import installed
-from .backends import Backend, Config, ability, as_stored, get
+from .backends import Backend, Config, as_stored, can_run_config, get
 from .reference import dequantize
 from .reference import w4_linear as reference
 from .reference import w4_linear_int8 as int8_reference
@@ -94,7 +94,7 @@ def w4_linear(x: Tensor, weight: PackedWeight, backend: str | None = None) -> Te
     name = dispatch.choice(backend)
     if name not in dispatch.BACKENDS:
         chosen = get(name)
-        able, reason = ability(chosen, Config.of(weight, x.device))
+        able, reason = can_run_config(chosen, Config.of(weight, x.device))
         if not able:
             raise dispatch.refused(f"backend {name!r} {reason}", backend)
         return multiply(chosen, x, weight if weight.layout == name else chosen.prepack(as_stored(weight)))

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tarq.kernels.group_quantize.reference import natural_scales
+from tarq.kernels.group_quantize.reference import all_group_scales
 from tarq.kernels.scheme import Scheme
 
 BLOCK, ROWS = 128, 16
@@ -69,7 +69,7 @@ def fused_sweep(weights: Tensor, hessians: Tensor) -> Tensor:
     layers, m, n = weights.shape
     lower = torch.linalg.cholesky(hessians)
     inverse = torch.linalg.cholesky(torch.cholesky_inverse(lower), upper=True).contiguous()
-    scales, _ = natural_scales(weights.reshape(layers * m, n), Scheme(), torch.float32)
+    scales, _ = all_group_scales(weights.reshape(layers * m, n), Scheme(), torch.float32)
     work, errors = weights.clone(), weights.new_empty(layers, m, BLOCK)
     for first in range(0, n, BLOCK):
         end = first + BLOCK

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tarq.bench.measure import Call, Case, Record, Shape, calling
 from tarq.kernels import dispatch
-from tarq.kernels.gram import gram, gram_sides
+from tarq.kernels.gram import gram, gram_split
 
 SHAPES = ((3000, 1280), (1500, 5120))  # rows, inputs
 GPU_SHAPES = ((24_000, 1280), (24_000, 5120))  # sixteen windows of Whisper's encoder
@@ -49,8 +49,8 @@ def two_products(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def four_sums(x: Tensor, y: Tensor, tail: Tensor) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Metric and residual of both sides."""
-    return gram_sides(x, tail), gram_sides(x, tail, y)
+    """Metric and residual, common and tail."""
+    return gram_split(x, tail), gram_split(x, tail, y)
 
 
 def on_vectors(function: Callable[..., Tensor], *args: Any, **options: Any) -> Tensor:

@@ -120,7 +120,7 @@ def refined(weight: Tensor, hessian: Tensor) -> Quantized:
     return group_refine(weight, quantized, hessian, factor, scheme, passes=PASSES)
 
 
-def ours_together(weights: Tensor, hessians: Tensor) -> list[Quantized]:
+def ours_batched(weights: Tensor, hessians: Tensor) -> list[Quantized]:
     """Several layers of one shape."""
     return group_quantize_layers(list(weights), [factorize(hessian) for hessian in hessians], Scheme())
 
@@ -130,7 +130,7 @@ def column_loop(weight: Tensor, damped: Tensor) -> None:
     textbook_sweep(weight, damped, Scheme())
 
 
-def unavoidable(weight: Tensor, damped: Tensor) -> None:
+def lower_bound(weight: Tensor, damped: Tensor) -> None:
     """The Cholesky, and half a product of the errors with the factor: its upper triangle."""
     upper = torch.linalg.cholesky(damped)
     half = len(upper) // 2
@@ -156,7 +156,7 @@ def cases(
     for m, n in shapes or (QUICK_SHAPES if quick else SHAPES):
         weight, hessian = problem(m, n, device)
         damped = hessian + 0.01 * hessian.diagonal().mean() * torch.eye(n, device=device)
-        peers: dict[str, Call] = {"torch Cholesky and products": calling(unavoidable, weight, damped)}
+        peers: dict[str, Call] = {"torch Cholesky and products": calling(lower_bound, weight, damped)}
         extra: Callable[[], Record] = dict
         if gpu or (not quick and n <= 1280):
             peers["textbook sweep in Python"] = calling(column_loop, weight, damped)
@@ -173,7 +173,7 @@ def cases(
         yield _case("group_quantize, refined", (m, n), calling(refined, weight, hessian), peers, passes=PASSES)
         if gpu:
             many, hessians, all_damped = (t.expand(LAYERS, -1, -1).contiguous() for t in (weight, hessian, damped))
-            together = calling(ours_together, many, hessians)
+            together = calling(ours_batched, many, hessians)
             peers = {"fused sweep in Triton": calling(fused_sweep, many, all_damped)}
             yield _case("group_quantize, layers together", (LAYERS, m, n), together, peers, LAYERS)
 

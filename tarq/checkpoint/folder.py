@@ -106,7 +106,7 @@ def check_writable(path: Path, overwrite: bool, model: str | Path | None = None)
 
 
 def check_place(path: Path) -> None:
-    """See, by making a file, that a folder can be made where ``path`` is to be: permissions do not tell all.
+    """Check, by making a file, that a folder can be made at ``path``: permission bits alone do not show it.
 
     Raises:
         OutputError: it cannot.

@@ -14,7 +14,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from tarq.arguments import Device
 from tarq.checkpoint import checks
 from tarq.checkpoint.compressed_tensors import check_config, make_packed, merge_groups
-from tarq.checkpoint.source import check_folder, dominant, first_line, headers, located, read_json, weight_files
+from tarq.checkpoint.source import check_folder, dominant_dtype, first_line, headers, locate, read_json, weight_files
 from tarq.errors import CheckpointError, ModelError, TarqError
 
 #: Tensors that only training reads and that published checkpoints lack (SpecAugment's, in wav2vec 2.0 and HuBERT).
@@ -36,7 +36,7 @@ def computing_dtype(source: str | Path, device: Device) -> torch.dtype:
     """
     if torch.device(device).type == "cpu":
         return torch.float32
-    folder = located(source)
+    folder = locate(source)
     return _stored_dtype(headers(weight_files(folder, source)))
 
 
@@ -66,7 +66,7 @@ def load_model(
     """
     if torch.device(device).type == "meta":
         raise ModelError("the meta device holds no weights: load the model on cpu or cuda")
-    folder = located(source)
+    folder = locate(source)
     fields = check_folder(folder, source)
     config = _config(folder, source, fields)
     loaded_as = model_class(config, source)
@@ -139,7 +139,7 @@ def _config(folder: Path, source: str | Path, fields: dict[str, Any]) -> Any:
 
 def _stored_dtype(stored: dict[str, tuple[str, list[int]]]) -> torch.dtype:
     """The dtype of the scales if there are any, otherwise of most weights: config.json may omit it or be wrong."""
-    return _TORCH.get(dominant(stored, ".weight_scale") or dominant(stored) or "F32", torch.float32)
+    return _TORCH.get(dominant_dtype(stored, ".weight_scale") or dominant_dtype(stored) or "F32", torch.float32)
 
 
 def _check_keys(info: dict[str, Any], packed: bool, source: Any) -> None:

@@ -30,7 +30,7 @@ def expand_home(source: str | Path) -> str | Path:
     return expanded(source) if str(source).startswith("~") and expanded(source).exists() else source
 
 
-def located(source: str | Path) -> Path:
+def locate(source: str | Path) -> Path:
     """The folder of a model: itself, or that of a hub id in the local cache, downloaded first if necessary.
 
     Only safetensors, JSON and tokenizer files are downloaded, never code.
@@ -46,7 +46,7 @@ def located(source: str | Path) -> Path:
 
 
 def check_named(source: str | Path) -> None:
-    """See that what is no folder could be a hub id.
+    """Check that what is no folder could be a hub id.
 
     Raises:
         ModelError: it cannot; says what it is instead.
@@ -141,7 +141,7 @@ def check_folder(folder: Path, name: str | Path) -> dict[str, Any]:
 
 
 def check_no_adapter(source: str | Path) -> None:
-    """See that no adapter lies beside a model: whether it is loaded along would depend on peft being installed.
+    """Check that no adapter lies beside a model: whether it is loaded along would depend on peft being installed.
 
     Args:
         source: folder or hub id.
@@ -216,7 +216,7 @@ def headers(files: list[Path]) -> dict[str, tuple[str, list[int]]]:
     return found
 
 
-def dominant(dtypes: dict[str, tuple[str, list[int]]], ending: str = "") -> str | None:
+def dominant_dtype(dtypes: dict[str, tuple[str, list[int]]], ending: str = "") -> str | None:
     """The floating dtype of most stored numbers, over the tensors whose names end so."""
     counts: Counter[str] = Counter()
     for name, (dtype, shape) in dtypes.items():

@@ -19,24 +19,33 @@ from numpy.typing import NDArray
 from tarq.data.decoding import (
     TOLERANCE,
     Audio,
+    DecodedAudio,
     Encoded,
     Key,
     Readable,
-    Whole,
     cut_short,
     key_of,
-    opened,
+    open_audio,
     read_frames,
     to_mono,
 )
 from tarq.errors import DataError
 
-__all__ = ["FOREIGN_SUFFIXES", "SUFFIXES", "Audio", "Checked", "Encoded", "audio_duration", "check_audio", "read_audio"]
+__all__ = [
+    "EXTERNAL_SUFFIXES",
+    "SUFFIXES",
+    "Audio",
+    "AudioCheck",
+    "Encoded",
+    "audio_duration",
+    "check_audio",
+    "read_audio",
+]
 
 #: File suffixes of audio that libsndfile reads …
 SUFFIXES = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".sph", ".aif", ".aiff", ".au", ".caf", ".w64")
 #: … and of audio that ffmpeg or torchcodec reads.
-FOREIGN_SUFFIXES = (
+EXTERNAL_SUFFIXES = (
     *(".m4a", ".m4b", ".mp4", ".mov", ".aac", ".webm", ".mka", ".mkv"),
     *(".wma", ".amr", ".3gp", ".wv", ".ac3"),
 )
@@ -48,7 +57,7 @@ PLAUSIBLE_BYTES_PER_SECOND = 1000
 
 
 @dataclass(frozen=True)
-class Checked:
+class AudioCheck:
     """The result of checking a file or segment.
 
     Attributes:
@@ -59,7 +68,7 @@ class Checked:
 
     seconds: float
     notes: tuple[str, ...] = ()
-    decoded: Whole | None = field(default=None, compare=False, repr=False)
+    decoded: DecodedAudio | None = field(default=None, compare=False, repr=False)
 
 
 def read_audio(
@@ -90,14 +99,14 @@ def read_audio(
         DataError: the file is missing, not a regular file, not audio, unreadable, empty or truncated; its header claims
             more than the file can hold; the segment lies outside it; or samples are not finite.
     """
-    with opened(audio) as found:
+    with open_audio(audio) as found:
         decoded = _segment(audio, found, start, end)
     if notes is not None:
         notes.extend(decoded.notes)
     return resampled(audio, decoded, sampling_rate)
 
 
-def resampled(audio: Audio, decoded: Whole, sampling_rate: int) -> NDArray[np.float32]:
+def resampled(audio: Audio, decoded: DecodedAudio, sampling_rate: int) -> NDArray[np.float32]:
     """What was decoded, float32 [samples] at ``sampling_rate`` Hz.
 
     Raises:
@@ -111,7 +120,9 @@ def resampled(audio: Audio, decoded: Whole, sampling_rate: int) -> NDArray[np.fl
     return np.ascontiguousarray(mono, dtype=np.float32)
 
 
-def check_audio(audio: Audio, start: float = 0.0, end: float | None = None, *, longest: float | None = None) -> Checked:
+def check_audio(
+    audio: Audio, start: float = 0.0, end: float | None = None, *, longest: float | None = None
+) -> AudioCheck:
     """Check whether ``read_audio`` will fail, and how long the file or segment is.
 
     Args:
@@ -121,16 +132,16 @@ def check_audio(audio: Audio, start: float = 0.0, end: float | None = None, *, l
         DataError: see ``read_audio``.
     """
     if longest is not None and end is not None and end - start > longest:
-        return Checked(end - start)
-    with opened(audio) as found:
+        return AudioCheck(end - start)
+    with open_audio(audio) as found:
         _cache_duration(key_of(audio), found.seconds)
-        believed = isinstance(found, Whole) or found.size > PLAUSIBLE_BYTES_PER_SECOND * found.seconds
+        believed = isinstance(found, DecodedAudio) or found.size > PLAUSIBLE_BYTES_PER_SECOND * found.seconds
         if longest is not None and found.seconds - start > longest and end is None and believed:
-            return Checked(found.seconds - start)
+            return AudioCheck(found.seconds - start)
         decoded = _segment(audio, found, start, end)
     if not len(decoded.samples):
         raise DataError(f"{audio}: 0 samples between {start:g} and {end or 0:g} s; remove the segment")
-    return Checked(decoded.seconds, decoded.notes, decoded)
+    return AudioCheck(decoded.seconds, decoded.notes, decoded)
 
 
 def audio_duration(audio: Audio) -> float:
@@ -142,7 +153,7 @@ def audio_duration(audio: Audio) -> float:
     key = key_of(audio)
     if key is not None and key in _DURATIONS:
         return _DURATIONS[key]
-    with opened(audio) as found:
+    with open_audio(audio) as found:
         _cache_duration(key, found.seconds)
         return found.seconds
 
@@ -158,20 +169,20 @@ def _cache_duration(key: Key, seconds: float) -> None:
         _DURATIONS[key] = seconds
 
 
-def _segment(audio: Audio, found: Readable | Whole, start: float, end: float | None) -> Whole:
+def _segment(audio: Audio, found: Readable | DecodedAudio, start: float, end: float | None) -> DecodedAudio:
     """A segment: mono, at the file's own rate."""
     if not (math.isfinite(start) and start >= 0 and (end is None or (math.isfinite(end) and end > start))):
         raise DataError(f"{audio}: there is no segment from {start:g} to {end} s; correct start and end")
-    if isinstance(found, Whole):
+    if isinstance(found, DecodedAudio):
         first, last = _bounds(audio, len(found.samples), found.rate, start, end)
-        return Whole(found.samples[first:last], found.rate, found.notes)
+        return DecodedAudio(found.samples[first:last], found.rate, found.notes)
     file = found.file
     first, last = _bounds(audio, file.frames, file.samplerate, start, end)
     preroll = _seek_with_preroll(file, first)
     mono, notes = to_mono(audio, read_frames(audio, file, last - first + preroll)[preroll:])
     if len(mono) < last - first - TOLERANCE * file.samplerate:
         raise cut_short(audio, (first + len(mono)) / file.samplerate, found.seconds)
-    return Whole(mono, file.samplerate, (*found.notes, *notes))
+    return DecodedAudio(mono, file.samplerate, (*found.notes, *notes))
 
 
 def _bounds(audio: Audio, frames: int, rate: int, start: float, end: float | None) -> tuple[int, int]:

@@ -9,7 +9,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from tarq.data.audio import Checked, resampled
+from tarq.data.audio import AudioCheck, resampled
 from tarq.data.utterance import Utterance
 
 #: Bytes of decoded audio held at most between check and use: 4.3 hours at 16 kHz.
@@ -51,7 +51,7 @@ class CachedUtterance(Utterance):
     rate: int = field(default=16000, compare=False, repr=False)
     waveforms: dict[int, NDArray[np.float32]] = field(default_factory=dict, compare=False, repr=False)
 
-    checks: dict[float | None, Checked] = field(default_factory=dict, compare=False, repr=False)
+    checks: dict[float | None, AudioCheck] = field(default_factory=dict, compare=False, repr=False)
 
     @classmethod
     def of(cls, utterance: Utterance, budget: AudioBudget | None = None, rate: int = 16000) -> Self:
@@ -71,14 +71,14 @@ class CachedUtterance(Utterance):
             return self.waveforms[sampling_rate]
         return self._keep(sampling_rate, super().waveform(sampling_rate, notes))
 
-    def check(self, longest: float | None = None) -> Checked:
+    def check(self, longest: float | None = None) -> AudioCheck:
         if longest in self.checks:
             return self.checks[longest]
         checked = super().check(longest)
         used = longest is None or checked.seconds <= longest
         if checked.decoded is not None and used and self.rate not in self.waveforms:
             self._keep(self.rate, resampled(self.audio, checked.decoded, self.rate))
-        return self.checks.setdefault(longest, Checked(checked.seconds, checked.notes))
+        return self.checks.setdefault(longest, AudioCheck(checked.seconds, checked.notes))
 
     def seconds(self) -> float:
         if self.duration is None and self.end is None and self.checks:

@@ -74,7 +74,7 @@ class _Bytes(BytesIO):
 
 
 @dataclass(frozen=True)
-class Whole:
+class DecodedAudio:
     """A decoded file or segment: mono, float32 [samples], at its own rate in Hz."""
 
     samples: NDArray[np.float32]
@@ -101,7 +101,7 @@ class Readable:
 
 
 @contextmanager
-def opened(audio: Audio) -> Iterator[Readable | Whole]:
+def open_audio(audio: Audio) -> Iterator[Readable | DecodedAudio]:
     """The file, opened once: as a libsndfile file, or decoded if it cannot be read piece by piece.
 
     Raises:
@@ -131,18 +131,18 @@ def opened(audio: Audio) -> Iterator[Readable | Whole]:
 
 
 @contextmanager
-def _examined(audio: Audio, data: containers.Buffer, source: BytesIO | int) -> Iterator[Readable | Whole]:
+def _examined(audio: Audio, data: containers.Buffer, source: BytesIO | int) -> Iterator[Readable | DecodedAudio]:
     if (what := containers.not_audio(data)) is not None:
         raise DataError(f"{audio}: not readable as audio: {what}")
     found = mp3.layout(data) if mp3.is_mp3(data) else containers.layout(data)
     if found.damage:
         raise DataError(f"{audio}: {found.damage}; get it again, or convert what there is to WAV, FLAC or Ogg")
     if found.parts:
-        yield _whole_of_parts(audio, key_of(audio), found, data)
+        yield _decoded_parts(audio, key_of(audio), found, data)
         return
     file = _soundfile(source)
     if file is None:
-        # libsndfile refuses some files for being cut (CAF); another program would read what is left of them unsaid.
+        # libsndfile refuses some files for being cut (CAF); another program would silently read a part of them.
         if found.held and found.held < found.stated:
             raise DataError(
                 f"{audio}: {found.held} of the {found.stated} bytes of audio that its header states are there: it is "
@@ -153,7 +153,7 @@ def _examined(audio: Audio, data: containers.Buffer, source: BytesIO | int) -> I
                 f"{audio}: SPHERE audio compressed with shorten, which libsndfile does not read; convert it: "
                 "sph2pipe -f wav"
             )
-        yield _whole_foreign(audio, key_of(audio))
+        yield _decoded_externally(audio, key_of(audio))
         return
     with file:
         _check_header(audio, file, len(data), found)
@@ -209,7 +209,7 @@ def _is_shortened(data: containers.Buffer) -> bool:
     return head.startswith(b"NIST_1A") and b"shorten" in head
 
 
-def _whole_of_parts(audio: Audio, key: Key, found: containers.Layout, data: containers.Buffer) -> Whole:
+def _decoded_parts(audio: Audio, key: Key, found: containers.Layout, data: containers.Buffer) -> DecodedAudio:
     """Parts decoded one after the other; the last file's result is kept for its other segments."""
     if key is not None and _LAST.get(key) is not None:
         return _LAST[key]
@@ -229,15 +229,17 @@ def _whole_of_parts(audio: Audio, key: Key, found: containers.Layout, data: cont
             rate = rate or file.samplerate
             pieces.append(mono if file.samplerate == rate else soxr.resample(mono, file.samplerate, rate))
         notes += [note for note in more if note not in notes]
-    return _kept(key, Whole(np.concatenate(pieces), rate, tuple(notes)))
+    return _kept(key, DecodedAudio(np.concatenate(pieces), rate, tuple(notes)))
 
 
-def _whole_foreign(audio: Audio, key: Key) -> Whole:
+def _decoded_externally(audio: Audio, key: Key) -> DecodedAudio:
     """A file that libsndfile cannot read, decoded by another program."""
     if key is not None and _LAST.get(key) is not None:
         return _LAST[key]
     if not ffmpeg.available():
-        raise DataError(f"{audio}: not readable as audio (libsndfile does not know its format); {ffmpeg.mend()}")
+        raise DataError(
+            f"{audio}: not readable as audio (libsndfile does not know its format); {ffmpeg.install_hint()}"
+        )
     try:
         if isinstance(audio, Encoded):
             with tempfile.TemporaryDirectory(prefix="tarq-audio-") as folder:
@@ -246,7 +248,7 @@ def _whole_foreign(audio: Audio, key: Key) -> Whole:
                 decoded = ffmpeg.decode(path)
         else:
             decoded = ffmpeg.decode(Path(audio))
-    except ffmpeg.ForeignError as error:
+    except ffmpeg.DecoderError as error:
         raise DataError(
             f"{audio}: not readable as audio ({error}); get it again, or convert it to WAV, FLAC or Ogg"
         ) from error
@@ -256,14 +258,14 @@ def _whole_foreign(audio: Audio, key: Key) -> Whole:
         raise cut_short(audio, seconds, decoded.stated)
     mono, notes = to_mono(audio, decoded.samples)
     damage = (f"damaged, so some of it may be missing ({decoded.decoder}: {decoded.damage})",) if decoded.damage else ()
-    return _kept(key, Whole(mono, decoded.rate, (f"decoded by {decoded.decoder}", *damage, *notes)))
+    return _kept(key, DecodedAudio(mono, decoded.rate, (f"decoded by {decoded.decoder}", *damage, *notes)))
 
 
 #: The last file that was decoded as a whole: a talk's segments follow one another.
-_LAST: dict[Key, Whole] = {}
+_LAST: dict[Key, DecodedAudio] = {}
 
 
-def _kept(key: Key, whole: Whole) -> Whole:
+def _kept(key: Key, whole: DecodedAudio) -> DecodedAudio:
     if key is not None:
         _LAST.clear()
         _LAST[key] = whole

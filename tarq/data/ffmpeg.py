@@ -38,12 +38,12 @@ _DAMAGE = re.compile(
 _DURATION = re.compile(r"^\s*Duration: (\d+):(\d+):(\d+(?:\.\d+)?)", re.M)
 
 
-class ForeignError(Exception):
+class DecoderError(Exception):
     """A decoder refused a file; the message says why."""
 
 
 @dataclass(frozen=True)
-class Foreign:
+class DecoderOutput:
     """A decoder's output.
 
     Attributes:
@@ -61,7 +61,7 @@ class Foreign:
     damage: str = ""
 
 
-def mend() -> str:
+def install_hint() -> str:
     """What to do if no decoder is installed."""
     return "install ffmpeg (or `pip install torchcodec`), or convert it to WAV, FLAC or Ogg"
 
@@ -71,21 +71,21 @@ def available() -> bool:
     return shutil.which("ffmpeg") is not None or find_spec("torchcodec") is not None
 
 
-def decode(path: Path) -> Foreign:
+def decode(path: Path) -> DecoderOutput:
     """All of a file's first audio stream.
 
     Raises:
-        ForeignError: there is no decoder, or it refuses the file.
+        DecoderError: there is no decoder, or it refuses the file.
     """
     binary = shutil.which("ffmpeg")
     if binary is not None:
         return _by_ffmpeg(binary, path)
     if find_spec("torchcodec") is not None:
         return _by_torchcodec(path)
-    raise ForeignError("neither ffmpeg nor torchcodec is installed")
+    raise DecoderError("neither ffmpeg nor torchcodec is installed")
 
 
-def _by_ffmpeg(binary: str, path: Path) -> Foreign:
+def _by_ffmpeg(binary: str, path: Path) -> DecoderOutput:
     with tempfile.TemporaryDirectory(prefix="tarq-audio-") as folder:
         made = Path(folder) / "decoded.wav"
         command = [binary, "-nostdin", "-hide_banner", "-v", "info", "-protocol_whitelist", "file,pipe"]
@@ -94,34 +94,34 @@ def _by_ffmpeg(binary: str, path: Path) -> Foreign:
         try:
             done = subprocess.run(command, capture_output=True, timeout=TIMEOUT, check=False)
         except subprocess.TimeoutExpired as error:
-            raise ForeignError(f"ffmpeg was stopped after {TIMEOUT} s") from error
+            raise DecoderError(f"ffmpeg was stopped after {TIMEOUT} s") from error
         except OSError as error:
-            raise ForeignError(f"ffmpeg cannot be run ({error})") from error
+            raise DecoderError(f"ffmpeg cannot be run ({error})") from error
         stderr = done.stderr.decode("utf-8", "replace")
         if done.returncode:
             if "matches no streams" in stderr:
-                raise ForeignError("there is no audio stream in it")
+                raise DecoderError("there is no audio stream in it")
             reasons = [line.strip() for line in stderr.splitlines() if line.strip()]
-            raise ForeignError(
+            raise DecoderError(
                 f"ffmpeg: {reasons[-1].replace(f'file:{path.absolute()}: ', '') if reasons else 'failed'}"
             )
         try:
             samples, rate = soundfile.read(made, dtype="float32", always_2d=True)
         except soundfile.SoundFileError as error:
-            raise ForeignError("ffmpeg found no samples in it") from error
+            raise DecoderError("ffmpeg found no samples in it") from error
     match = _DURATION.search(stderr)
     # For a stream without a header (ADTS, MP3) ffmpeg only guesses.
     reliable = match is not None and "Estimating duration from bitrate" not in stderr
     hours, minutes, seconds = map(float, match.groups()) if match and reliable else (0.0, 0.0, 0.0)
     stated = hours * 3600 + minutes * 60 + seconds
     damage = _DAMAGE.search(stderr)
-    return Foreign(samples, rate, stated or None, "ffmpeg", damage[0].strip() if damage else "")
+    return DecoderOutput(samples, rate, stated or None, "ffmpeg", damage[0].strip() if damage else "")
 
 
-def _by_torchcodec(path: Path) -> Foreign:
+def _by_torchcodec(path: Path) -> DecoderOutput:
     data = path.read_bytes()
     if not _BEGINNINGS.match(data):
-        raise ForeignError("it begins like no audio format that torchcodec is given")
+        raise DecoderError("it begins like no audio format that torchcodec is given")
     try:
         from torchcodec.decoders import AudioDecoder
 
@@ -130,6 +130,6 @@ def _by_torchcodec(path: Path) -> Foreign:
         stated = decoder.metadata.duration_seconds_from_header
     # What it raises depends on the version and on the FFmpeg libraries it finds.
     except (RuntimeError, ValueError, ImportError, OSError) as error:
-        raise ForeignError(f"torchcodec: {' '.join(str(error).split())[:200]}") from error
+        raise DecoderError(f"torchcodec: {' '.join(str(error).split())[:200]}") from error
     samples = np.ascontiguousarray(decoded.data.numpy().T, dtype=np.float32)
-    return Foreign(samples, int(decoded.sample_rate), stated, "torchcodec")
+    return DecoderOutput(samples, int(decoded.sample_rate), stated, "torchcodec")

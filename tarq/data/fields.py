@@ -16,7 +16,7 @@ from functools import lru_cache
 from pathlib import Path, PurePath
 from typing import Any
 
-from tarq.data.corpora.layout import is_there
+from tarq.data.corpora.layout import audio_exists
 from tarq.data.intake import Intake
 from tarq.data.utterance import Utterance, stated_language
 from tarq.errors import DataError
@@ -54,7 +54,7 @@ _KEPT_OUT = ("audio", "text", "duration", "start", "end")
 NUMBERS = ("duration", "start", "end")
 
 
-def spelled(key: str) -> str:
+def normalized_key(key: str) -> str:
     """A key in the form used for comparison."""
     return re.sub(r"[\s-]+", "_", key.strip().casefold())
 
@@ -62,7 +62,7 @@ def spelled(key: str) -> str:
 @lru_cache(maxsize=1024)
 def fields_of(keys: tuple[str, ...]) -> dict[str, tuple[str, ...]]:
     """Field to the keys that are spellings of it, the preferred first."""
-    by_spelling = {spelled(key): key for key in reversed(keys)}
+    by_spelling = {normalized_key(key): key for key in reversed(keys)}
     found = {
         field: tuple(by_spelling[s] for s in spellings if s in by_spelling) for field, spellings in SPELLINGS.items()
     }
@@ -83,8 +83,8 @@ def _remarks(keys: tuple[str, ...]) -> tuple[str, ...]:
         if key in used:
             continue
         for field, stem in _STEMS.items():
-            alike = get_close_matches(spelled(key), SPELLINGS[field], 1, 0.8)
-            if field not in fields and (alike or re.search(stem, spelled(key).replace("_", " "))):
+            alike = get_close_matches(normalized_key(key), SPELLINGS[field], 1, 0.8)
+            if field not in fields and (alike or re.search(stem, normalized_key(key).replace("_", " "))):
                 remarks.append(
                     f"{key!r} looks like the {field} and is not read: known are {', '.join(SPELLINGS[field])}"
                 )
@@ -113,7 +113,7 @@ def utterance_of(
     for remark in _remarks(tuple(row)):
         intake.remark(f"{source}: {remark}")
     assert isinstance(utterance.audio, Path)
-    return utterance if is_there(utterance.audio, where, utterance.id, intake) else None
+    return utterance if audio_exists(utterance.audio, where, utterance.id, intake) else None
 
 
 def _utterance(row: Mapping[str, Any], folders: tuple[Path, ...], where: str) -> Utterance:
@@ -134,7 +134,7 @@ def _utterance(row: Mapping[str, Any], folders: tuple[Path, ...], where: str) ->
         raise DataError(f"{where}: {name} is an address, and nothing is fetched; download it, and name the file")
     duration, start, end = (seconds(row, keys.get(field, field), where) for field in NUMBERS)
     # NeMo's offset and duration are a segment of the file.
-    if "start" in keys and spelled(keys["start"]) == "offset" and start is not None and end is None and duration:
+    if "start" in keys and normalized_key(keys["start"]) == "offset" and start is not None and end is None and duration:
         end = start + duration
     if end is not None and end <= (start or 0.0):
         raise DataError(f"{where}: {keys['end']!r} is {end:g}, not after 'start'; give the segment in seconds")
@@ -184,7 +184,7 @@ def value(row: Mapping[str, Any], key: str, kind: type, where: str) -> Any:
     if isinstance(found, int) and not isinstance(found, bool):
         if kind is float:
             return float(found) if abs(found) < 1 << 64 else math.inf
-        if kind is str and spelled(key) in (*SPELLINGS["id"], *SPELLINGS["speaker"]):
+        if kind is str and normalized_key(key) in (*SPELLINGS["id"], *SPELLINGS["speaker"]):
             return str(found)
     wanted = {str: "a string", float: "a number", list: "a list of strings"}[kind]
     raise DataError(f"{where}: {key!r} is {json.dumps(found)[:80]}; give {wanted}")

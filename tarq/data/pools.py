@@ -117,7 +117,7 @@ def draw_pool(
         raise DataError("r-top draws from one corpus: give one, or r-cross for several")
     if kind == "r-cross" and len(corpora) < 2:
         raise DataError("r-cross draws from several corpora: give more, or r-top for one")
-    corpora = _apart(corpora)
+    corpora = _with_unique_ids(corpora)
     drawn = shuffled([utterance for utterances in corpora.values() for utterance in utterances], seed)
     ranked = drawn
     if kind != "uniform":
@@ -157,7 +157,7 @@ def given_pool(
     Raises:
         DataError: the file is not usable, some of its ids are in none of the corpora, or what ``first_usable`` raises.
     """
-    ids, corpora = read_ids(file), _apart(corpora)
+    ids, corpora = read_ids(file), _with_unique_ids(corpora)
     known = {utterance.id: utterance for utterances in corpora.values() for utterance in utterances}
     missing = [name for name in ids if name not in known]
     if missing:
@@ -222,7 +222,7 @@ def read_ids(path: Path) -> list[str]:
     return ids
 
 
-def _apart(corpora: Mapping[str, Sequence[Utterance]]) -> Mapping[str, Sequence[Utterance]]:
+def _with_unique_ids(corpora: Mapping[str, Sequence[Utterance]]) -> Mapping[str, Sequence[Utterance]]:
     """The corpora; if an id is in more than one, every id is prefixed with its corpus's label."""
     ids = Counter(utterance.id for utterances in corpora.values() for utterance in utterances)
     if len(corpora) == 1 or max(ids.values()) == 1:

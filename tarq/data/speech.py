@@ -40,7 +40,7 @@ def name_of(data: Data) -> str:
 
 
 def utterances_of(data: Data, intake: Intake) -> Sequence[Utterance]:
-    """The utterances of a corpus that is named, or those given, in whatever gives them one by one.
+    """The utterances of a named corpus, or those of any iterable.
 
     Raises:
         DataError: the corpus is not usable, or what is given holds something else than utterances.
@@ -56,7 +56,7 @@ def utterances_of(data: Data, intake: Intake) -> Sequence[Utterance]:
     return given
 
 
-def gathered(data: Data | Mapping[str, Data], max_bad: int) -> dict[str, Speech]:
+def speech_by_label(data: Data | Mapping[str, Data], max_bad: int) -> dict[str, Speech]:
     """Label to the speech of one or several corpora (one alone is ``speech``), loaded where they are named.
 
     Args:
@@ -78,7 +78,7 @@ def load_speech(
     where: Sequence[str] = (),
     *,
     max_bad: int = 0,
-    apart: bool = False,
+    per_corpus: bool = False,
     reporter: Reporter | None = None,
 ) -> dict[str, Speech]:
     """The utterances of corpora, by short unique names.
@@ -86,8 +86,8 @@ def load_speech(
     Args:
         sources: as ``tarq.data.corpora.registry.load_utterances`` takes them.
         where: ``KEY=VALUE`` conditions that utterances must meet.
-        max_bad: broken audio files that may be left out of all corpora together, or from each if ``apart``.
-        apart: count what is left out separately for each corpus.
+        max_bad: broken audio files that may be left out of all corpora together, or from each if ``per_corpus``.
+        per_corpus: count what is left out separately for each corpus.
         reporter: receives progress.
 
     Raises:
@@ -95,15 +95,15 @@ def load_speech(
     """
     shared = Intake(max_bad)
     speech = {}
-    for label, source in labelled(sources).items():
+    for label, source in short_labels(sources).items():
         if reporter is not None:
             reporter.phase(f"loading {source}")
-        intake = Intake(max_bad) if apart else shared
+        intake = Intake(max_bad) if per_corpus else shared
         speech[label] = Speech(select_utterances(load_utterances(source, intake), where), source, intake)
     return speech
 
 
-def labelled(sources: Sequence[str]) -> dict[str, str]:
+def short_labels(sources: Sequence[str]) -> dict[str, str]:
     """Short name to source: the last part of each path, with as many parts before it as make it unique."""
     unique = list(dict.fromkeys(sources))
     parts = {s: [p for p in s.removesuffix("manifest.jsonl").split("/") if p] or [s] for s in unique}

@@ -16,7 +16,7 @@ import langcodes
 import numpy as np
 from numpy.typing import NDArray
 
-from tarq.data.audio import Checked, Encoded, audio_duration, check_audio, read_audio
+from tarq.data.audio import AudioCheck, Encoded, audio_duration, check_audio, read_audio
 from tarq.errors import DataError
 from tarq.words.normalize import primary_language
 
@@ -66,7 +66,7 @@ class Utterance:
         """The audio: float32 [samples], mono, at ``sampling_rate`` Hz. Raises DataError (``read_audio``)."""
         return read_audio(self.audio, sampling_rate, self.start, self.end, notes=notes)
 
-    def check(self, longest: float | None = None) -> Checked:
+    def check(self, longest: float | None = None) -> AudioCheck:
         """Decode the audio, and compare its length with what the corpus states.
 
         Args:
@@ -77,7 +77,7 @@ class Utterance:
         """
         stated = self.duration
         if stated is not None and longest is not None and stated > longest:
-            return Checked(stated)
+            return AudioCheck(stated)
         checked = check_audio(self.audio, self.start, self.end, longest=longest)
         if stated is None or self.start or self.end is not None:
             return checked

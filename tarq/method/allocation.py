@@ -33,6 +33,11 @@ class Sensitivity:
     damage: Mapping[int, float]
 
 
+def mean_bits(sizes: Sequence[tuple[int, int]]) -> float:
+    """Mean bits per weight of layers, given (weights, bits) of each; scales and zero points are not counted."""
+    return sum(weights * bits for weights, bits in sizes) / sum(weights for weights, _ in sizes)
+
+
 @checked_arguments()
 def allocate_bits(
     table: Sequence[Sensitivity], target: float, others: Sequence[tuple[int, int]] = ()
@@ -54,8 +59,9 @@ def allocate_bits(
     every = [*others, *((row.weights, bits) for row, bits in zip(table, chosen, strict=True))]
     remaining = target * sum(weights for weights, _ in every) - sum(weights * bits for weights, bits in every)
     if remaining < 0:
-        least = sum(weights * bits for weights, bits in every) / sum(weights for weights, _ in every)
-        raise ConfigError(f"target_bits must be at least {least:.4g}, the mean of the narrowest widths, not {target:g}")
+        raise ConfigError(
+            f"target_bits must be at least {mean_bits(every):.4g}, the mean of the narrowest widths, not {target:g}"
+        )
     while True:
         steps = [
             ((row.damage[current] - row.damage[bits]) / (row.weights * (bits - current)), -i, bits)

@@ -82,7 +82,7 @@ class Arms:
 
     @property
     def bands(self) -> bool:
-        """Whether bands of the tail are kept apart until their traces are known."""
+        """Whether bands of the tail are accumulated separately until their traces are known."""
         return bool(getattr(self.metric, "bands", False))
 
     @property

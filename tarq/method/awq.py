@@ -1,4 +1,4 @@
-"""Scales of a layer's inputs, so that those with much to say are rounded finer: AWQ (arXiv 2306.00978).
+"""Scales of a layer's inputs, so that salient ones are rounded finer: AWQ (arXiv 2306.00978).
 
 ``W x = (W · diag(s)) (x / s)`` for any s > 0. Rounded in the first form a column's error counts ``1 / s_j``, at
 the cost of the group's scale, which its largest column sets. AWQ takes ``s = a^ρ`` with a the inputs' magnitudes, over

@@ -56,7 +56,7 @@ class BeamSweep(Sweep):
 
 @dataclass(frozen=True)
 class RefinedBeam(RefinedSweep, BeamSweep):
-    """What ``refined`` makes of the sweep's codes, made of the beam's."""
+    """The refinement of ``refined``, applied to the beam's codes."""
 
 
 def beam_search(v: Tensor, q: Quantized, factor: Factor, scheme: Scheme, width: int) -> Quantized:

@@ -1,4 +1,4 @@
-"""CoreQ's coefficient: how much of the drift of a layer's outputs follows what it reads (arXiv 2602.05902).
+"""CoreQ's coefficient: the share of the drift of a layer's outputs that is linear in its inputs (arXiv 2602.05902).
 
 A layer's outputs drift by ``W (xf − x)``. Of that, weights can only make up for what is linear in x. CoreQ goes along
 the least-squares direction ``D = W H_Δ (H + δI)⁻¹`` by that part's share,

@@ -1,4 +1,4 @@
-"""GPTAQ: the sweep that makes up for the drift of each input as it reaches it (arXiv 2504.02692, ICML 2025).
+"""GPTAQ: the sweep that compensates the drift of each input as it visits it (arXiv 2504.02692, ICML 2025).
 
 GPTQ keeps ``W x``, GPTAQ keeps ``W xf``. When column q is rounded, the columns behind it take up, beside the rounding
 error, the output ``w_q (xf − x)_q`` that the drift of this one input makes. In closed form and for all q at once
@@ -17,7 +17,7 @@ code what the authors' loop gives for the same scales.
 
 **Where it differs from the least-squares residual.** Were P not cut to its triangle and were the drift that of the
 original weight, P would be ``α H_Δ (H + δI)⁻¹`` and V the ``W + α D`` of ``residual=α``. The triangle leaves an
-input's own column and those before it out of what makes up for its drift; a drift that only scales the inputs, each
+input's own column and those before it out of the compensation of its drift; a drift that only scales the inputs, each
 for itself, is not corrected at all. So at equal α it is the weaker correction, and needs no second factorisation.
 
 **Where it differs from the authors' code.** A group's scale is taken from V, which has the corrections of the whole

@@ -8,10 +8,10 @@ the norm of the gradient g_t at its output against the root mean square over the
 
 It needs no tags on frames of audio: they inherit the tail through the gradient.
 
-**Effective sample size.** Weights within a … b leave at least ``4ab / (a + b)²`` of the positions, whatever they are:
-``(Σd)² / (n Σd²) ≥ 4r / (1 + r)²`` with ``r = b / a`` (Pólya and Szegő). So r follows from the least share ρ that is
-to be left, ``r = (2 − ρ + 2√(1 − ρ)) / ρ``: 5.8 for one half. Uncapped and averaged over a stage such weights left 6 %
-and did harm (method.md §9).
+**Effective sample size.** Of n positions with weights d it is ``(Σd)² / Σd²``. Weights within a … b keep at least
+``4r / (1 + r)²`` of n, with ``r = b / a`` (Pólya and Szegő). So r follows from the least share ρ that is to be kept,
+``r = (2 − ρ + 2√(1 − ρ)) / ρ``: 5.8 for one half. Uncapped weights averaged over a stage kept 6 %, and quantization
+became worse.
 
 **What it equals.** GuidedQuant (arXiv 2505.07004) with one group of outputs, at p = 1, without a cap and without the
 balance (:class:`Guided`): ``Σ_t ‖g_t‖² x_t x_tᵀ`` is its Fisher block averaged over the outputs. Where it differs:
@@ -52,18 +52,18 @@ class Gradient(Guided):
 
     Attributes:
         power: p.
-        left: ρ, the least share of the positions that the weights leave as an effective sample size.
+        min_ess: ρ, the least effective sample size under these weights, as a share of the positions.
     """
 
     power: float = 0.5
-    left: float = 0.5
+    min_ess: float = 0.5
 
     def __post_init__(self) -> None:
-        if not 0 < self.left <= 1:
-            raise ValueError(f"left must be a share above 0 and at most 1, not {self.left}")
+        if not 0 < self.min_ess <= 1:
+            raise ValueError(f"min_ess must be a share above 0 and at most 1, not {self.min_ess}")
 
     def of(self, squared: Tensor) -> Tensor:
-        ratio = (2 - self.left + 2 * math.sqrt(1 - self.left)) / self.left
+        ratio = (2 - self.min_ess + 2 * math.sqrt(1 - self.min_ess)) / self.min_ess
         return squared.pow(self.power).clamp(ratio**-0.5, ratio**0.5)
 
 

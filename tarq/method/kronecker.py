@@ -6,7 +6,7 @@ and ``G = Σ g gᵀ`` of the loss's gradients on the output's, a Kronecker produ
 
     tr(G E H Eᵀ) = Σ_i M_ii² ‖(t_i − v̂_i) L‖²,    t_i = v_i + Σ_{k<i} (M_ki / M_ii) (v_k − v̂_k)
 
-so each row is swept towards a target that makes up for the errors of the rows before it.
+so each row is swept towards a target that compensates the errors of the rows before it.
 
 **What it equals.** YAQA's rounding with scalar codes, whose three feedback terms are these two and their product; the
 sweep itself where G is diagonal.

@@ -1,7 +1,7 @@
 """Metrics: how calibration positions are weighted.
 
-A metric assigns each position to a side of the statistics (common or tail) with a weight, before anything is
-accumulated, and combines the two sides afterwards. A new one is a class here or elsewhere: pass it to
+A metric assigns each position to a subset (common or tail) with a weight, before anything is accumulated, and combines
+the moments of the two subsets afterwards. A new one is a class here or elsewhere: pass it to
 ``tarq.quantize``, or name it in :mod:`tarq.method.registry`.
 """
 
@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from tarq.method.moments import SIDES, Moments
+from tarq.method.moments import SUBSETS, Moments
 
 _EPSILON = 1e-12
 
@@ -65,7 +65,7 @@ class Metric(Protocol):
     bands: bool = False
 
     def assign(self, tail: Tensor, exists: Tensor, key: str) -> tuple[Tensor, Tensor | None]:
-        """Side and weight of each position of one utterance.
+        """Whether each position of one utterance is in the tail, and its weight.
 
         Args:
             tail: [T] bool, positions tagged as rare.
@@ -73,7 +73,7 @@ class Metric(Protocol):
             key: utterance and stage (``"decoder/utterance-id"``); seeds whatever is random.
 
         Returns:
-            [T] bool, True on the tail side, and [T] float weights, or None for ones.
+            [T] bool, True in the tail, and [T] float weights, or None for ones.
         """
         ...
 
@@ -86,7 +86,7 @@ class Metric(Protocol):
         ...
 
     def reassign(self, rows: LayerRows) -> tuple[Tensor, Tensor]:
-        """Side and weight of each row for one layer; called only where the metric asks for
+        """The same of each row for one layer; called only where the metric asks for
         activations, gradients or attention.
 
         Returns:
@@ -109,7 +109,7 @@ class Metric(Protocol):
 
 @dataclass(frozen=True)
 class Rebalanced:
-    """The combined moments of both sides.
+    """The combined moments of both subsets.
 
     Attributes:
         hessian: [n, n], the metric H = H_C + λ H_T; about the mean if centred.
@@ -133,7 +133,7 @@ def rebalance(
     dtype: torch.dtype = torch.float64,
     centred: bool = False,
 ) -> Rebalanced:
-    """Combine both sides of the pooled moments, in float64.
+    """Combine the pooled moments of both subsets, in float64.
 
     Args:
         folds: moments of one input over each fold of the calibration set.
@@ -147,13 +147,13 @@ def rebalance(
     """
     lam_cross = lam if lam_cross is None else lam_cross
 
-    def weigh(sums: list[dict[str, Tensor]], weight: float) -> Tensor:
+    def weighted_sum(sums: list[dict[str, Tensor]], weight: float) -> Tensor:
         total = torch.add(sums[0]["common"], sums[0]["tail"], alpha=weight)
         for each in sums[1:]:
             total.add_(each["common"]).add_(each["tail"], alpha=weight)
         return total
 
-    def about(total: Tensor, rows: Tensor | None, columns: Tensor | None, mass: Tensor) -> Tensor:
+    def centre(total: Tensor, rows: Tensor | None, columns: Tensor | None, mass: Tensor) -> Tensor:
         return total if rows is None or columns is None else total.addr_(rows, columns, alpha=-float(mass))
 
     firsts = [fold.mean for fold in folds if fold.mean is not None]
@@ -161,28 +161,28 @@ def rebalance(
     crosses = [fold.cross for fold in folds if fold.cross is not None]
     if centred and not firsts:
         raise ValueError("centred moments need the first ones")
-    mass = weigh([fold.mass for fold in folds], lam)
-    mean = weigh(firsts, lam) / mass if firsts else None
-    mean_full = weigh(fulls, lam) / mass if fulls else mean
-    hessian = weigh([fold.hessian for fold in folds], lam)
-    hessian = about(hessian, mean, mean, mass).to(dtype) if centred else hessian.to(dtype)
+    mass = weighted_sum([fold.mass for fold in folds], lam)
+    mean = weighted_sum(firsts, lam) / mass if firsts else None
+    mean_full = weighted_sum(fulls, lam) / mass if fulls else mean
+    hessian = weighted_sum([fold.hessian for fold in folds], lam)
+    hessian = centre(hessian, mean, mean, mass).to(dtype) if centred else hessian.to(dtype)
     cross = None
     if crosses:
-        cross = weigh(crosses, lam_cross)
+        cross = weighted_sum(crosses, lam_cross)
         if centred and mean is not None and mean_full is not None:
-            share = weigh([fold.mass for fold in folds], lam_cross)
-            drift = (weigh(fulls, lam_cross) - weigh(firsts, lam_cross)) / share
-            cross = about(cross, drift, weigh(firsts, lam_cross) / share, share)
+            share = weighted_sum([fold.mass for fold in folds], lam_cross)
+            drift = (weighted_sum(fulls, lam_cross) - weighted_sum(firsts, lam_cross)) / share
+            cross = centre(cross, drift, weighted_sum(firsts, lam_cross) / share, share)
         cross = cross.to(dtype)
     drifts = [fold.drift for fold in folds if fold.drift is not None]
-    square = weigh(drifts, lam) if drifts else None
+    square = weighted_sum(drifts, lam) if drifts else None
     if square is not None and centred and mean is not None and mean_full is not None:
-        square = about(square, mean_full - mean, mean_full - mean, mass)
+        square = centre(square, mean_full - mean, mean_full - mean, mass)
 
-    def given(total: Tensor | None) -> Tensor | None:
+    def converted(total: Tensor | None) -> Tensor | None:
         return None if total is None else total.to(dtype)
 
-    return Rebalanced(hessian, cross, given(mean), given(mean_full), given(square))
+    return Rebalanced(hessian, cross, converted(mean), converted(mean_full), converted(square))
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ class Plain(Metric):
 
 @dataclass(frozen=True)
 class RareBAL(Metric):
-    """Tail positions up-weighted until both sides have the same trace (arXiv 2605.27808, §3).
+    """Tail positions up-weighted until both subsets have the same trace (arXiv 2605.27808, §3).
 
     ``λ = c · tr(H_C) / (tr(H_T) + ε)`` and ``H_rB = H_C + λ H_T``, so ``tr(λ H_T) = c · tr(H_C)``. Shrinking
     H_T towards H_C by a factor ρ is the same metric at ``c' = c (1 − ρ) / (1 + ρ c)``, so it needs no option.
@@ -215,11 +215,11 @@ class RareBAL(Metric):
         return tail, None
 
     def balance(self, folds: Sequence[Moments]) -> tuple[float, str]:
-        count = {side: sum(fold.positions[side] for fold in folds) for side in SIDES}
-        for side, missing in count.items():
+        count = {subset: sum(fold.positions[subset] for fold in folds) for subset in SUBSETS}
+        for subset, missing in count.items():
             if missing == 0:
-                return 1.0, f"no {side} position: plain metric"
-        trace = {side: sum(float(fold.hessian[side].trace()) for fold in folds) for side in SIDES}
+                return 1.0, f"no {subset} position: plain metric"
+        trace = {subset: sum(float(fold.hessian[subset].trace()) for fold in folds) for subset in SUBSETS}
         lam = self.cost_ratio * trace["common"] / (trace["tail"] + _EPSILON)
         if self.max_lambda is not None and lam > self.max_lambda:
             return self.max_lambda, f"λ capped at {self.max_lambda:g} (was {lam:.1f})"

@@ -1,7 +1,7 @@
 """Refinement of the sweep's codes and scales under the same metric; it never raises the loss.
 
 Given codes, the scale of a group is a least-squares problem; given scales, each code has one best value while the
-others stand still. A few passes of both lower ``‖(v − v̂) L‖²`` further than one sweep can.
+others stay fixed. A few passes of both lower ``‖(v − v̂) L‖²`` further than one sweep can.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from tarq.method.moments import Moments
 
 
 class InputScaling(Protocol):
-    """Finds the scales of an input: what makes it is divided by them, the weights that read it are multiplied.
+    """Finds the scales of an input: what produces it is divided by them, weights that read it are multiplied.
 
     Attributes:
         metric: weights the positions of the moments, and sees the inputs where it asks for activations.

@@ -93,13 +93,13 @@ def _group_gain(w: Tensor, metric: Tensor, scheme: Scheme, scale_dtype: torch.dt
     gain = with_all.clone()
     for extreme in (w.argmin(1, keepdim=True), w.argmax(1, keepdim=True)):
         excluded = torch.zeros_like(w, dtype=torch.bool).scatter(1, extreme, True)
-        without = weighted_error(fitted_to(w, excluded)).masked_fill(excluded, 0)
+        without = weighted_error(without_outliers(w, excluded)).masked_fill(excluded, 0)
         gain.scatter_(1, extreme, (with_all.sum(1) - without.sum(1))[:, None])
     return gain
 
 
-def fitted_to(w: Tensor, outlier: Tensor) -> Tensor:
-    """[m, g] the weights of a group for its fit: those that are left out are replaced by the mean of the others."""
+def without_outliers(w: Tensor, outlier: Tensor) -> Tensor:
+    """[m, g] the weights of a group that its scale is fitted to: outliers are replaced by the mean of the others."""
     others = (~outlier).sum(1, keepdim=True).clamp_min(1)
     return torch.where(outlier, w.masked_fill(outlier, 0).sum(1, keepdim=True) / others, w)
 
@@ -121,7 +121,7 @@ def sweep_with_outliers(
     scales, zeros = (v.new_zeros(m, -(-n // size)) for _ in range(2))
     if factor.order is not None:
         for group, (w, excluded) in enumerate(zip(v.split(size, 1), outlier.split(size, 1), strict=True)):
-            scales[:, group], zeros[:, group] = group_scales(fitted_to(w, excluded), scheme, scale_dtype)
+            scales[:, group], zeros[:, group] = group_scales(without_outliers(w, excluded), scheme, scale_dtype)
     visit_order = range(n) if factor.order is None else factor.order.tolist()
     ordered_v, ordered_outlier = in_order(v, factor), in_order(outlier, factor)
     errors, codes, v_hat = (torch.zeros_like(ordered_v) for _ in range(3))
@@ -131,7 +131,7 @@ def sweep_with_outliers(
         within = upper[block, block]
         if factor.order is None:
             compensated = ordered_v[:, block] + solve_triangular(within, feedback, upper=True, left=False)
-            fit = group_scales(fitted_to(compensated, ordered_outlier[:, block]), scheme, scale_dtype)
+            fit = group_scales(without_outliers(compensated, ordered_outlier[:, block]), scheme, scale_dtype)
             scales[:, first // size], zeros[:, first // size] = fit
         for k, j in enumerate(range(block.start, block.stop)):
             s, z = scales[:, visit_order[j] // size], zeros[:, visit_order[j] // size]

@@ -57,38 +57,38 @@ def forced_path(
     emitted = scores[:, labels]
     best = np.full(len(labels), -np.inf, dtype=np.float64)
     best[:2] = emitted[0, :2]
-    came = np.zeros(emitted.shape, dtype=np.int8)  # number of states each step advances
+    backpointers = np.zeros(emitted.shape, dtype=np.int8)  # as the number of states advanced
     for t in range(1, len(emitted)):
         stay, step, skip = best, np.full_like(best, -np.inf), np.full_like(best, -np.inf)
         step[1:] = best[:-1]
         skip[2:] = np.where(skips[2:], best[:-2], -np.inf)
         options = np.stack([stay, step, skip])
-        came[t] = options.argmax(0)
+        backpointers[t] = options.argmax(0)
         best = options.max(0) + emitted[t]
-    place = len(labels) - (2 if best[-2] > best[-1] else 1)
-    places = np.empty(len(emitted), dtype=np.int64)
+    state = len(labels) - (2 if best[-2] > best[-1] else 1)
+    states = np.empty(len(emitted), dtype=np.int64)
     for t in range(len(emitted) - 1, -1, -1):
-        places[t] = place
-        place -= int(came[t, place])  # an int8 would overflow
-    return labels[places], places
+        states[t] = state
+        state -= int(backpointers[t, state])  # an int8 would overflow
+    return labels[states], states
 
 
-def within_rare(places: NDArray[np.int64], rare: Tensor) -> Tensor:
+def rare_frames(states: NDArray[np.int64], rare: Tensor) -> Tensor:
     """Which frames of a path (:func:`forced_path`) are within a rare word: on its tokens, or between two of them."""
-    left, right, outside = _beside(places, len(rare))
+    left, right, outside = _neighbours(states, len(rare))
     return rare[left] & rare[right] & ~outside
 
 
-def within_words(places: NDArray[np.int64], zipf: Tensor) -> Tensor:
+def frame_zipf(states: NDArray[np.int64], zipf: Tensor) -> Tensor:
     """Zipf scores of the frames of a path: its token's, the higher one between two tokens, NaN before and after all.
 
-    A frame is within a rare word (:func:`within_rare`) exactly where its score is below the threshold.
+    A frame is within a rare word (:func:`rare_frames`) exactly where its score is below the threshold.
     """
-    left, right, outside = _beside(places, len(zipf))
+    left, right, outside = _neighbours(states, len(zipf))
     return torch.maximum(zipf[left], zipf[right]).masked_fill(outside, math.nan)
 
 
-def _beside(places: NDArray[np.int64], count: int) -> tuple[NDArray[np.int64], NDArray[np.int64], Tensor]:
+def _neighbours(states: NDArray[np.int64], count: int) -> tuple[NDArray[np.int64], NDArray[np.int64], Tensor]:
     """The tokens on either side of each frame, twice the same on a token; which frames are before or after all."""
-    left, right = (np.clip(place // 2, 0, count - 1) for place in (places - 1, places))
-    return left, right, torch.from_numpy((places == 0) | (places == 2 * count))
+    left, right = (np.clip(state // 2, 0, count - 1) for state in (states - 1, states))
+    return left, right, torch.from_numpy((states == 0) | (states == 2 * count))

@@ -1,4 +1,4 @@
-"""What adapters are made of: token sequences, spans, padding, convolutions, a look at a model's parts."""
+"""Shared by adapters: token sequences, spans, padding, convolutions, checks of a model's parts."""
 
 from __future__ import annotations
 
@@ -54,10 +54,10 @@ def teacher_forced(examples: Sequence[Example], pad: int) -> tuple[Tensor, Tenso
 
 def byte_spans(text: str, lengths: Sequence[int]) -> list[tuple[int, int]]:
     """The character span of each token, from byte lengths; a character split between tokens belongs to all of them."""
-    owner = [i for i, character in enumerate(text) for _ in character.encode()]
+    character_of = [i for i, character in enumerate(text) for _ in character.encode()]
     spans, place = [], 0
     for length in lengths:
-        covered = owner[place : place + length]
+        covered = character_of[place : place + length]
         spans.append((covered[0], covered[-1] + 1) if covered else (0, 0))
         place += length
     return spans

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from tarq.errors import ModelError
-from tarq.models.alignment import forced_path, within_rare, within_words
+from tarq.models.alignment import forced_path, frame_zipf, rare_frames
 from tarq.models.base import Recognizer
 from tarq.models.common import pad_waveform, require
 from tarq.models.features import check_fits
@@ -180,10 +180,10 @@ class CTCRecognizer(Recognizer):
         zipf = torch.full((len(examples), rows), math.nan, dtype=torch.float64)
         for i, example in enumerate(examples):
             valid = scores[i, : example.frames].float().log_softmax(-1).cpu().numpy()
-            tokens, owners = forced_path(valid, example.prompted.ids, self.blank)
+            tokens, states = forced_path(valid, example.prompted.ids, self.blank)
             targets[i, : example.frames] = torch.from_numpy(tokens)
-            rare[i, : example.frames] = within_rare(owners, example.rare)
-            zipf[i, : example.frames] = within_words(owners, example.zipf)
+            rare[i, : example.frames] = rare_frames(states, example.rare)
+            zipf[i, : example.frames] = frame_zipf(states, example.zipf)
         frames = [e.frames for e in examples]
         positions = {"encoder": Positions.of_frames(frames, rows)}
         if self.model.config.model_type == "parakeet_ctc":

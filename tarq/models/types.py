@@ -119,7 +119,7 @@ class Batch:
         positions: name to :class:`Positions`: of each stage, and of whatever else Linears read.
         scored: [B, T] columns of ``input_ids`` that ``logits`` returns rows for, if it returns only some.
         target_zipf: [B, T] float64, Zipf score of the word that the target belongs to; NaN where it belongs to none.
-            None if damage is not to be told by frequency.
+            None if damage is not reported by word frequency.
     """
 
     ids: tuple[str, ...]

@@ -1,4 +1,4 @@
-"""What is known of a model's weights, whatever its family: sizes, which are packed or left, whether all are numbers."""
+"""A model's weights, whatever its family: sizes, which are packed or left, whether all are finite."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class ModelWeights(ABC):
             yield name
 
     def check_weights(self, label: str = "") -> None:
-        """See that all weights are numbers.
+        """Check that all weights are finite.
 
         Args:
             label: what the model is called where there are several.
@@ -58,7 +58,7 @@ class ModelWeights(ABC):
         """
         for name in self.not_finite():
             raise ModelError(
-                f"{label and f'{label}: '}{name} holds NaN or infinity, so nothing the model says means anything: "
+                f"{label and f'{label}: '}{name} holds NaN or infinity, so the model's output is meaningless: "
                 "convert or download the checkpoint again"
             )
 
@@ -72,7 +72,7 @@ class ModelWeights(ABC):
         return use_int8_activations(self.model)
 
     def slow_layers(self) -> list[str]:
-        """What a user should know of packed layers that are slower than they could be, a sentence for each reason."""
+        """Notes on packed layers that are slower than they could be, a sentence for each reason."""
         return slow_layers(self.model)
 
     def linear_bytes(self) -> int:

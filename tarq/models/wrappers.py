@@ -57,7 +57,7 @@ def _check_plain(model: nn.Module) -> None:
             )
         if isinstance(module, nn.Linear) and (module._forward_hooks or module._forward_pre_hooks):
             raise ModelError(f"{name} has forward hooks, which would be lost with the layer: remove them first")
-        # A packed layer computes x Wᵀ + b: whatever else a Linear does would be gone unsaid (LoRA of other
+        # A packed layer computes x Wᵀ + b: whatever else a Linear does would be lost silently (LoRA of other
         # libraries, scaled and noisy layers, wrapped forwards).
         if isinstance(module, nn.Linear) and (
             "forward" in vars(module) or type(module).forward is not nn.Linear.forward

@@ -13,7 +13,7 @@ from tarq.errors import TarqError
 from tarq.report import counted
 from tarq.reports.panel import Panel
 
-RATE = 16_000  # Hz, what recognizers hear
+RATE = 16_000  # Hz, what recognizers read
 #: At most so many clips in a page, and so many characters of them together.
 CLIPS, CHARACTERS = 60, 4_000_000
 #: MP3 plays in every browser; the others where this libsndfile cannot write it. About 3, 4 and 16 kB a second.
@@ -34,7 +34,7 @@ class Clips:
 
 
 def embed(panels: Iterable[tuple[Panel, Sequence[str]]], limit: int = CLIPS, characters: int = CHARACTERS) -> Clips:
-    """The audio of these utterances of each panel, as much as there is room for; one that is in several is there once.
+    """The audio of these utterances of each panel, within the size limit; shared ones are embedded once.
 
     Args:
         panels: each with the ids of the utterances that it shows, the most important first.

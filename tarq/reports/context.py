@@ -18,7 +18,7 @@ def in_reference(words: Sequence[str], position: int) -> list[Piece]:
 
 
 def in_hypothesis(text: str, reference: Sequence[str] | None, position: int) -> list[Piece]:
-    """A transcript around what stands for a word of the reference; nothing is marked where nothing does.
+    """A transcript around the words aligned with a reference word; nothing is marked where there are none.
 
     Args:
         text: as the model wrote it.

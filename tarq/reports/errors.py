@@ -45,15 +45,15 @@ def _frequency(panel: Panel) -> Html | None:
     drawn = []
     for figure, about in (
         ("delta_nll", "What the true token loses"),
-        ("kl", "How far the opinion moves from full precision’s"),
+        ("kl", "How far the predictions move from full precision’s"),
     ):
         lines = {
             arm: [one.value if (one := known.get((arm, band, figure))) else None for band in bands] for arm in arms
         }
-        told = f"{about}, in nats a target, by the Zipf frequency of its word, the rarest on the left."
+        caption = f"{about}, in nats a target, by the Zipf frequency of its word, the rarest on the left."
         short = [band.removeprefix("Zipf ") for band in bands]
         title = f"{FIGURES[figure][0]} by word frequency"
-        drawn.append(_figure(panel, short, lines, title, told, "nats", partial(text.full, figure), factor=1))
+        drawn.append(_figure(panel, short, lines, title, caption, "nats", partial(text.full, figure), factor=1))
 
     def cell(arm: str, band: str) -> Html:
         found = (known.get((arm, band, figure)) for figure in ("delta_nll", "kl"))
@@ -131,8 +131,8 @@ def _speakers(panel: Panel) -> Html | None:
 
     def cell(arm: str, name: str) -> Html:
         rare, common = (known.get((arm, name, f)) for f in (figure, "delta_nll_common"))
-        told = f"common {text.full('delta_nll_common', common.value)}" if common else ""
-        return number(text.full(figure, rare.value) if rare else text.NOTHING, small(told) if told else None)
+        second = f"common {text.full('delta_nll_common', common.value)}" if common else ""
+        return number(text.full(figure, rare.value) if rare else text.NOTHING, small(second) if second else None)
 
     numbers = _by_group(panel, "ΔNLL by speaker", arms, targets, cell, "rare targets")
     return joined([drawn, details("Numbers", numbers)])
@@ -145,7 +145,7 @@ def _figure(
     title: str,
     about: str,
     unit: str,
-    told: Callable[[Any], str],
+    shown: Callable[[Any], str],
     factor: float = 100,
 ) -> Html | None:
     """The base and the best of the other arms as columns."""
@@ -157,7 +157,7 @@ def _figure(
     series = [Series(panel.arms[arm], lines[arm]) for arm in chosen]
     caption = f"{about} Lines that leave the figure are cut; the numbers have all."
     said = (
-        f"{one.label}: " + ", ".join(f"{name} {told(k)}" for name, k in zip(names, one.known, strict=True) if k)
+        f"{one.label}: " + ", ".join(f"{name} {shown(k)}" for name, k in zip(names, one.known, strict=True) if k)
         for one in series
     )
     drawn = columns(names, series, f"{panel.title}. {caption} {'; '.join(said)}", unit, factor)

@@ -8,36 +8,36 @@ from typing import Any
 from tarq.data.utterance import Utterance
 from tarq.errors import DataError
 from tarq.report import counted
-from tarq.reports.panel import FIGURES, ChangedWord, Damage, Group, Heard, Panel
-from tarq.reports.results import ERRORS, every
+from tarq.reports.panel import FIGURES, ChangedWord, Damage, Group, Hypothesis, Panel
+from tarq.reports.results import ERRORS, list_or_empty
 from tarq.scoring.bootstrap import Difference, Interval
 from tarq.scoring.figures import BANDED
 
 INTERVALS = (
     "Intervals are 95 %, from a paired bootstrap over utterances; bold differences are clear of 0. A model is one draw "
-    "of calibration speech: intervals do not speak for other draws."
+    "of calibration speech: intervals do not cover other draws."
 )
 
 
 #: Label of a set, or the empty text for any, to utterance id to utterance.
-Voices = Mapping[str, Mapping[str, Utterance]]
+SpeechBySet = Mapping[str, Mapping[str, Utterance]]
 
 
-def panels(evaluation: dict[str, Any], voices: Voices, base: str | None = None) -> list[Panel]:
+def panels(evaluation: dict[str, Any], speech: SpeechBySet, base: str | None = None) -> list[Panel]:
     """Everything there is to show of each set.
 
     Args:
         evaluation: checked, of :meth:`tarq.scoring.run.Evaluation.to_dict`.
-        voices: the audio, where it is at hand.
+        speech: set to id to utterance, of those whose audio is to be shown.
         base: the model others are compared with; one called GPTQ, or else the first one that is not full precision.
 
     Raises:
         DataError: there is no such model.
     """
-    return [_panel(evaluation, label, voices, base) for label in evaluation["sets"]]
+    return [_panel(evaluation, label, speech, base) for label in evaluation["sets"]]
 
 
-def _panel(evaluation: dict[str, Any], label: str, voices: Voices, base: str | None) -> Panel:
+def _panel(evaluation: dict[str, Any], label: str, speech: SpeechBySet, base: str | None) -> Panel:
     scores = evaluation["sets"][label]
     full = evaluation.get("reference")
     models = list(scores["models"])
@@ -63,7 +63,7 @@ def _panel(evaluation: dict[str, Any], label: str, voices: Voices, base: str | N
             for figure, known in scores["models"][name]["figures"].items()
             if figure in FIGURES and (interval := _interval(known)) is not None
         },
-        notes=[str(note) for note in every(scores.get("notes"))],
+        notes=[str(note) for note in list_or_empty(scores.get("notes"))],
     )
     panel.differences = {
         (name, figure): difference
@@ -82,7 +82,7 @@ def _panel(evaluation: dict[str, Any], label: str, voices: Voices, base: str | N
     panel.groups.sort(key=lambda group: kinds[group.kind])
     panel.frequency = _frequency(scores, base)
     panel.changed = _changed(scores, models)
-    panel.clips = dict(_clips(label, voices))
+    panel.clips = dict(_clips(label, speech))
     quantized = evaluation.get("quantized") or {}
     panel.layers = {name: quantized[name]["layers"] for name in models if (quantized.get(name) or {}).get("layers")}
     if not panel.bands:
@@ -125,8 +125,8 @@ def _frequency(scores: Mapping[str, Any], base: str | None) -> list[Damage]:
         for part, figure in (("delta_nll", delta_nll.name), ("kl", kl.name)):
             for name, model in scores["models"].items():
                 if figure in model["figures"] and (value := _interval(model["figures"][figure])) is not None:
-                    apart = _paired(scores, name, base, figure) if base is not None and name != base else None
-                    found.append(Damage(name, band, part, int(targets.get(band, 0)), value, apart))
+                    paired = _paired(scores, name, base, figure) if base is not None and name != base else None
+                    found.append(Damage(name, band, part, int(targets.get(band, 0)), value, paired))
     return found
 
 
@@ -146,36 +146,36 @@ def _groups(name: str, found: Mapping[str, Any] | None) -> list[Group]:
 def _changed(scores: Mapping[str, Any], models: list[str]) -> list[ChangedWord]:
     """Rare words by place, with the models that changed them."""
     references = scores.get("references") or {}
-    found: dict[tuple[str, str, int, str], tuple[str, list[Heard]]] = {}
+    found: dict[tuple[str, str, int, str], tuple[str, list[Hypothesis]]] = {}
     for name in models:
         for kind in ("lost", "regained"):
-            for word in every(scores["models"][name].get(kind)):
+            for word in list_or_empty(scores["models"][name].get(kind)):
                 if isinstance(word, str):
                     continue
                 key = (kind, word["id"], word.get("position") or 0, word["word"])
-                _, heard = found.setdefault(key, (word["full_precision"], []))
-                heard.append(Heard(name, 1, 1, word["quantized"]))
+                _, hypotheses = found.setdefault(key, (word["full_precision"], []))
+                hypotheses.append(Hypothesis(name, 1, 1, word["quantized"]))
     changed = [
-        ChangedWord(kind, i, position, word, _words(references.get(i)), full, tuple(heard))
-        for (kind, i, position, word), (full, heard) in found.items()
+        ChangedWord(kind, i, position, word, _words(references.get(i)), full, tuple(hypotheses))
+        for (kind, i, position, word), (full, hypotheses) in found.items()
     ]
-    return sorted(changed, key=lambda word: -len(word.heard))
+    return sorted(changed, key=lambda word: -len(word.hypotheses))
 
 
 def _words(text: Any) -> tuple[str, ...] | None:
     return tuple(text.split()) if isinstance(text, str) else None
 
 
-def _clips(label: str, voices: Voices) -> Mapping[str, Utterance]:
+def _clips(label: str, speech: SpeechBySet) -> Mapping[str, Utterance]:
     """The utterances of a set, or of the set that it is a language's part of: ``calls (de)`` of ``calls``."""
-    return voices.get(label) or voices.get(label.rpartition(" (")[0]) or voices.get("", {})
+    return speech.get(label) or speech.get(label.rpartition(" (")[0]) or speech.get("", {})
 
 
 def origin(evaluation: dict[str, Any], files: list[str]) -> dict[str, Any]:
     """What is needed to redo it."""
     quantized = evaluation.get("quantized") or {}
     versions = evaluation.get("versions") or {}
-    told = {
+    run = {
         "Results": ", ".join(files),
         "Command": evaluation.get("command") or "",
         "Versions": ", ".join(f"{name} {version}" for name, version in versions.items()),
@@ -185,6 +185,6 @@ def origin(evaluation: dict[str, Any], files: list[str]) -> dict[str, Any]:
         "Resamples": str(evaluation.get("resamples") or ""),
     }
     return {
-        "told": {label: text for label, text in told.items() if text},
+        "run": {label: text for label, text in run.items() if text},
         "configurations": {name: known["config"] for name, known in quantized.items() if known.get("config")},
     }

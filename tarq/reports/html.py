@@ -1,4 +1,4 @@
-"""A report as one HTML page that asks for nothing from elsewhere."""
+"""A report as one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ def _section(name: str, title: str, content: Html) -> Html:
 
 def _origin(report: Report) -> Section:
     """Everything needed to do it again."""
-    told = report.origin.get("told", {})
-    parts = [element("dl", ((element("dt", label), element("dd", value)) for label, value in told.items()))]
+    run = report.origin.get("run", {})
+    parts = [element("dl", ((element("dt", label), element("dd", value)) for label, value in run.items()))]
     configurations = {arm: config for arm, config in report.origin.get("configurations", {}).items() if config}
     if configurations:
         listed = (
@@ -57,7 +57,7 @@ def _origin(report: Report) -> Section:
         parts.append(details("Configuration of each method", element("dl", listed)))
     if study := report.origin.get("study"):
         parts.append(details("What the study was made of", element("code", json.dumps(study, ensure_ascii=False))))
-    for title, lines in (("Notes", report.told("notes")), ("Not shown", report.told("absent", "origin"))):
+    for title, lines in (("Notes", report.lines("notes")), ("Not shown", report.lines("absent", "origin"))):
         if lines:
             parts += [element("h3", title), element("ul", (element("li", line) for line in lines))]
     parts.append(element("p", f"Made by tarq {__version__}.", class_="note"))

@@ -14,7 +14,7 @@ from tarq.errors import DataError, OutputError
 from tarq.files import check_file, expanded, write_whole
 from tarq.reports import evaluated, html, markdown, study, words
 from tarq.reports.clips import Clips, embed
-from tarq.reports.evaluated import Voices
+from tarq.reports.evaluated import SpeechBySet
 from tarq.reports.panel import Panel, Report
 from tarq.reports.results import check_evaluation, failing, read
 from tarq.reports.statistics import merged
@@ -42,12 +42,12 @@ def write_report(
     base: str | None = None,
     title: str | None = None,
 ) -> Written:
-    """Make ``report.html``, one page that asks for nothing from elsewhere, and ``report.md`` of results files.
+    """Make ``report.html``, one self-contained page, and ``report.md`` of results files.
 
     Args:
         results: of one study, in one or several files, and of ``tarq evaluate --json``.
         out: folder; it is made if need be.
-        audio: whether utterances in which words changed can be heard in the page.
+        audio: whether utterances in which words changed can be played in the page.
         data: speech that was scored, for transcripts and audio that the results do not hold.
         base: the arm or model that others are compared with; ``gptq`` where there is one.
         title: of the page.
@@ -74,10 +74,10 @@ def write_report(
     summary = markdown.summary(report)
     write_whole(out / PAGE, page)
     write_whole(out / SUMMARY, summary)
-    return Written(out / PAGE, out / SUMMARY, report.told("absent") + clips.absent)
+    return Written(out / PAGE, out / SUMMARY, report.lines("absent") + clips.absent)
 
 
-def evaluation_page(evaluation: Mapping[str, Any], voices: Voices, title: str | None = None) -> str:
+def evaluation_page(evaluation: Mapping[str, Any], speech: SpeechBySet, title: str | None = None) -> str:
     """The page of what ``tarq evaluate`` found, as its ``--json`` writes it.
 
     Raises:
@@ -85,7 +85,7 @@ def evaluation_page(evaluation: Mapping[str, Any], voices: Voices, title: str | 
     """
     whole = dict(evaluation)
     check_evaluation(whole, failing("the evaluation"))
-    found = evaluated.panels(whole, voices)
+    found = evaluated.panels(whole, speech)
     return _page(Report(title or COMPARED, found, evaluated.INTERVALS, evaluated.origin(whole, [])), audio=True)[0]
 
 
@@ -98,7 +98,7 @@ def _report(
     kinds = {kind for _, kind, _ in found}
     if len(kinds) > 1:
         raise DataError(
-            "a study's results and those of tarq evaluate do not go on one page: their intervals speak for different "
+            "a study's results and those of tarq evaluate do not go on one page: their intervals cover different "
             "things; make a report of each"
         )
     names = [Path(file).name for file, _, _ in found]

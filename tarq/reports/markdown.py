@@ -24,10 +24,10 @@ def summary(report: Report) -> str:
     ]
     parts += ["\n\n".join(_panel(panel)) for panel in report.panels]
     parts.append(f"{report.intervals} {text.MEANINGS}".replace("<", "\\<"))
-    told = [f"- {label}: {escaped(value)}" for label, value in report.origin.get("told", {}).items()]
-    absent = [f"- {escaped(line)}" for line in report.told("absent")]
-    notes = [f"- {escaped(line)}" for line in report.told("notes")]
-    parts += ["## To do it again", "\n".join(told)] if told else []
+    run = [f"- {label}: {escaped(value)}" for label, value in report.origin.get("run", {}).items()]
+    absent = [f"- {escaped(line)}" for line in report.lines("absent")]
+    notes = [f"- {escaped(line)}" for line in report.lines("notes")]
+    parts += ["## To do it again", "\n".join(run)] if run else []
     parts += ["Notes:", "\n".join(notes)] if notes else []
     parts += ["Not shown:", "\n".join(absent)] if absent else []
     return "\n\n".join(parts) + "\n"
@@ -40,7 +40,7 @@ def escaped(given: str) -> str:
 
 def _panel(panel: Panel) -> list[str]:
     parts = [f"## {escaped(panel.title)}", escaped(panel.about), _values(panel)]
-    if panel.further:
+    if panel.figures_only:
         return parts
     if panel.differences:
         parts += [f"Paired differences from {escaped(panel.arms[panel.base or ''])}:", _differences(panel)]
@@ -58,7 +58,7 @@ def _panel(panel: Panel) -> list[str]:
         parts += ["### Word error rate by place in the utterance, %", _rates(panel, panel.places)]
     if panel.speakers:
         parts += ["### ΔNLL of rare words by speaker", _speakers(panel)]
-    if worst := [(arm, told) for arm, layers in panel.layers.items() if (told := text.worst_layers(layers))]:
+    if worst := [(arm, sentence) for arm, layers in panel.layers.items() if (sentence := text.worst_layers(layers))]:
         parts += ["### Layers", "\n".join(f"- {escaped(panel.arms.get(arm, arm))}: {escaped(t)}" for arm, t in worst)]
     if panel.changed:
         shown = shown_words(panel)[:WORDS]
@@ -97,7 +97,7 @@ def _pairs(panel: Panel) -> str:
         for figure in figures:
             cell = _difference(figure, pair.differences.get(figure))
             if figure in pair.adjusted:
-                cell += f"; {escaped(text.firmness(pair, figure))}"
+                cell += f"; {escaped(text.significance(pair, figure))}"
             cells.append(cell)
         rows.append([escaped(panel.pair_title(pair)), *cells])
     return _table(rows)
@@ -139,25 +139,25 @@ def _frequency(panel: Panel) -> str:
         for figure in ("delta_nll", "kl"):
             found = [known.get((arm, band, figure)) for band in targets]
             cells = [text.full(figure, one.value) if one else text.NOTHING for one in found]
-            apart = [f"; {_difference(figure, one.difference)}" if one and one.difference else "" for one in found]
+            changes = [f"; {_difference(figure, one.difference)}" if one and one.difference else "" for one in found]
             if any(found):
-                rows.append([escaped(title), FIGURES[figure][0], *map("".join, zip(cells, apart, strict=True))])
+                rows.append([escaped(title), FIGURES[figure][0], *map("".join, zip(cells, changes, strict=True))])
     return _table(rows)
 
 
 def _speakers(panel: Panel) -> str:
-    spoken = [one for one in panel.speakers if one.figure == "delta_nll_rare"]
-    targets = {one.group: one.targets for one in spoken}
+    damage = [one for one in panel.speakers if one.figure == "delta_nll_rare"]
+    targets = {one.group: one.targets for one in damage}
     rows = [["", *(f"{escaped(name)} ({n} targets)" for name, n in targets.items())]]
-    for arm in dict.fromkeys(one.arm for one in spoken):
-        known = {one.group: text.full(one.figure, one.value) for one in spoken if one.arm == arm}
+    for arm in dict.fromkeys(one.arm for one in damage):
+        known = {one.group: text.full(one.figure, one.value) for one in damage if one.arm == arm}
         rows.append([escaped(panel.arms.get(arm, arm)), *(known.get(name, text.NOTHING) for name in targets)])
     return _table(rows)
 
 
 def _word(panel: Panel, word: ChangedWord) -> str:
     arms = ", ".join(
-        panel.arms.get(h.arm, h.arm) + (f" {h.times}/{h.draws}" if h.draws > 1 else "") for h in word.heard
+        panel.arms.get(h.arm, h.arm) + (f" {h.times}/{h.draws}" if h.draws > 1 else "") for h in word.hypotheses
     )
     said = " ".join(piece for piece, _ in in_reference(word.reference, word.position)) if word.reference else word.full
     return f"- **{escaped(word.word)}** {word.kind} ({escaped(arms)}): {escaped(said)} ({escaped(word.id)})"

@@ -69,7 +69,7 @@ def small(text: str) -> Html:
 
 
 def details(title: str, content: Any, opened: bool = False) -> Html:
-    """What unfolds."""
+    """An element that is unfolded by a click."""
     return element("details", element("summary", title), content, open=opened)
 
 

@@ -25,7 +25,7 @@ FIGURES: dict[str, tuple[str, int, int, str]] = {
     for name in _ORDER
     for unit in [next((u for u in ("%", "s") if _TITLES[name].endswith(f" {u}")), "nats")]
 }
-#: Damage to targets of whatever kind a table says.
+#: Damage to the targets that a table's title names.
 FIGURES |= {"delta_nll": ("ΔNLL", 1, 3, "nats"), "kl": ("KL", 1, 3, "nats")}
 #: Those of the paper's table; the others stand with the words.
 MAIN = tuple(FIGURES)[:6]
@@ -102,8 +102,14 @@ class Swing:
 
 
 @dataclass(frozen=True)
-class Heard:
-    """What an arm made of an utterance in which it lost or regained a word, in so many of its draws."""
+class Hypothesis:
+    """An arm's transcript of an utterance in which it lost or regained a word.
+
+    Attributes:
+        times: draws in which it did so.
+        draws: that were transcribed.
+        text: the transcript, of the first of those draws.
+    """
 
     arm: str
     times: int
@@ -120,7 +126,7 @@ class ChangedWord:
         position: of the word among the reference's words.
         reference: normalised words; None where only the word is known.
         full: full precision's transcript.
-        heard: by the arms that changed it.
+        hypotheses: of the arms that changed it.
     """
 
     kind: str
@@ -129,7 +135,7 @@ class ChangedWord:
     word: str
     reference: tuple[str, ...] | None
     full: str
-    heard: tuple[Heard, ...]
+    hypotheses: tuple[Hypothesis, ...]
 
 
 @dataclass
@@ -149,7 +155,7 @@ class Panel:
             rare and to common words by speaker.
         layers: arm to its layers: name, lam, alpha, loss, bits.
         clips: utterance id to the audio of it.
-        further: of a condition that is shown by its figures only, behind the others.
+        figures_only: of a condition of which only the figures are shown, behind the others.
         absent: what is not shown, and why, to the section that it is said in.
         notes: what else is to be known.
     """
@@ -174,7 +180,7 @@ class Panel:
     clips: dict[str, Utterance] = field(default_factory=dict)
     absent: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
-    further: bool = False
+    figures_only: bool = False
 
     @property
     def figures(self) -> list[str]:
@@ -197,7 +203,7 @@ class Report:
     Attributes:
         title: of the page.
         panels: one a model or set.
-        intervals: what the intervals speak for, in one sentence.
+        intervals: what the intervals cover, in one sentence.
         origin: everything needed to redo it: heading to lines.
     """
 
@@ -208,10 +214,10 @@ class Report:
 
     @property
     def main(self) -> list[Panel]:
-        """Those that are told of in full."""
-        return [panel for panel in self.panels if not panel.further]
+        """Those that are shown in full."""
+        return [panel for panel in self.panels if not panel.figures_only]
 
-    def told(self, of: Literal["absent", "notes"], section: str | None = None) -> list[str]:
+    def lines(self, of: Literal["absent", "notes"], section: str | None = None) -> list[str]:
         """Lines of the panels, each once; those that are not of all say of which they are.
 
         Args:

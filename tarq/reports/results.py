@@ -1,4 +1,4 @@
-"""Results files: read, told apart, and checked before anything is made of them."""
+"""Results files: read, their kind recognised, and checked before a report is made of them."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def read(path: str | Path) -> tuple[Kind, dict[str, Any]]:
 
 
 def failing(file: str) -> Fail:
-    """Makes errors that name the file and the way to a value."""
+    """Makes errors that name the file and the path of a value."""
     return lambda key, wrong: DataError(f"{file}: {key or 'the whole'} {wrong}; measure again, or give another file")
 
 
@@ -96,8 +96,8 @@ def _model(length: int) -> Record:
 
 
 def _cell(length: int) -> Record:
-    told = {"versions": OBJECT, "config": OBJECT, "seconds": Table(NUMBER), "notes": Each(ANYTHING)}
-    return _measured(length, {}, {"layers": Each(_LAYER), "calibration_seconds": NUMBER, **told})
+    run = {"versions": OBJECT, "config": OBJECT, "seconds": Table(NUMBER), "notes": Each(ANYTHING)}
+    return _measured(length, {}, {"layers": Each(_LAYER), "calibration_seconds": NUMBER, **run})
 
 
 def _check_study(study: dict[str, Any], fail: Fail) -> None:
@@ -129,7 +129,7 @@ def _check_study(study: dict[str, Any], fail: Fail) -> None:
 
 
 def _check_complete(cell: dict[str, Any], where: str, model: dict[str, Any], fail: Fail) -> None:
-    """See that what a cell measured has all its counts, and what they are divided by in its model."""
+    """Check that what a cell measured has all its counts, and what they are divided by in its model."""
     for figure in ("kl", "delta_nll"):
         for kind in cell.get(figure) or {}:
             if kind not in (model.get("positions") or {}):
@@ -185,7 +185,7 @@ _EVALUATION = Record(
 
 
 def check_evaluation(evaluation: dict[str, Any], fail: Fail) -> None:
-    """See that an evaluation's dictionary is one.
+    """Check that an evaluation's dictionary is one.
 
     Raises:
         DataError: it is not; names file and key.
@@ -198,6 +198,6 @@ def check_evaluation(evaluation: dict[str, Any], fail: Fail) -> None:
             raise fail(join(join("sets", label), "models"), "is empty: nothing was scored")
 
 
-def every(value: Any) -> list[Any]:
-    """A list; of another value an empty one."""
+def list_or_empty(value: Any) -> list[Any]:
+    """The value if it is a list, else an empty list."""
     return value if isinstance(value, list) else []

@@ -1,4 +1,4 @@
-"""What a value read from JSON should be, said once as data; :meth:`Schema.check` names the first that is not."""
+"""What a value read from JSON should be, as data; :meth:`Schema.check` names the first that is wrong."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Schema:
     """A kind of value."""
 
     def check(self, value: Any, key: str, fail: Fail) -> None:
-        """See that a value is of this kind.
+        """Check that a value is of this kind.
 
         Args:
             value: as ``json`` reads it.
@@ -112,7 +112,7 @@ class Either(Schema):
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a number that can be reckoned with: no bool, NaN or infinity, and not beyond all figures."""
+    """Whether a value is a finite number of a plausible size; a bool is none."""
     return isinstance(value, int | float) and not isinstance(value, bool) and -LARGEST <= value <= LARGEST
 
 

@@ -29,15 +29,15 @@ def sections(report: Report) -> Iterator[Section]:
         ("errors", "Where errors are", where, None),
         ("layers", "Layers", _layers, None),
     ):
-        content, lines = each(report, make, wide=name == "ablation"), missing(report.told("absent", name))
+        content, lines = each(report, make, wide=name == "ablation"), missing(report.lines("absent", name))
         if content or lines:
             yield name, title, joined([content, after if content else None, lines])
-    if further := [by_arm(panel, panel.figures) for panel in report.panels if panel.further]:
+    if further := [by_arm(panel, panel.figures) for panel in report.panels if panel.figures_only]:
         yield "further", "Other settings", joined(further)
 
 
 def each(report: Report, make: Callable[[Panel], Html | None], wide: bool = False) -> Html | None:
-    """What is made of each panel, under its title where there are several; side by side if there is room."""
+    """The content for each panel, under its title where there are several; side by side if there is room."""
     made = [(panel, content) for panel in report.main if (content := make(panel)) is not None]
     several = len(report.main) > 1
     parts = [element("div", element("h3", panel.title) if several else None, content) for panel, content in made]
@@ -58,7 +58,7 @@ def _headline(report: Report) -> Section:
     content = [
         element("div", (element("p", sentence) for sentence in text.lead(main)), class_="lead"),
         element("div", figures, class_="figures") if figures else None,
-        missing(report.told("absent", "headline")),
+        missing(report.lines("absent", "headline")),
         *(by_arm(panel, panel.figures) for panel in main),
         element("p", report.intervals, " ", text.MEANINGS, class_="note"),
     ]
@@ -120,7 +120,7 @@ def _pairs(panel: Panel) -> Html | None:
                 cells = []
                 for figure in figures:
                     known = pair.differences.get(figure)
-                    found = text.firmness(pair, figure) if known else ""
+                    found = text.significance(pair, figure) if known else ""
                     shown = difference(text.full(figure, known), known) if known else text.NOTHING
                     cells.append(number(shown, small(found) if found else None))
                 rows.append(element("tr", element("th", panel.pair_title(pair), scope="row"), cells))

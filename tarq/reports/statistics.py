@@ -1,4 +1,4 @@
-"""What the cells of a study come to: values, paired differences, how firm they are, and what their variance comes from.
+"""Statistics of a study's cells: values, paired differences, their significance, and where their variance comes from.
 
 A cell is an arm on a draw of calibration speech, under a condition (model, calibration pool, samples, bits). Arms are
 compared within a draw, on the same utterances, and averaged over draws. Intervals are those of a two-way bootstrap over
@@ -143,7 +143,7 @@ class Comparison:
 class Study:
     """Cells of one condition, resampled: every arm over its own draws, every pair over the draws that both have.
 
-    An arm that draws no calibration speech has a single cell, which stands in every draw.
+    An arm that draws no calibration speech has a single cell, which counts in every draw.
 
     Args:
         results: of the whole study.
@@ -224,14 +224,14 @@ class Study:
         if a is None or b is None:
             return None
         first, second = (self._tables[arm, figure, draws] for arm in (ours, base))
-        apart = np.asarray(first.numerator) - np.asarray(second.numerator)
+        difference = np.asarray(first.numerator) - np.asarray(second.numerator)
         whole = np.asarray(first.denominator)
         gap = Resampled(a.value - b.value, a.values - b.values)
         with np.errstate(divide="ignore", invalid="ignore"):
             shares = 1 - a.values / b.values
             shares[np.isinf(shares)] = np.nan  # the base did no damage in that resample
             share = Resampled(1 - float(np.divide(a.value, b.value)), shares)
-            by_draw = tuple(map(float, apart.sum(axis=1) / whole.sum()))
+            by_draw = tuple(map(float, difference.sum(axis=1) / whole.sum()))
         p = p_value(a, b)
         return Comparison(
             condition=self.condition,
@@ -247,7 +247,7 @@ class Study:
             adjusted=p,
             standard_error=float(np.nanstd(gap.values)),
             recovered=share.interval(),
-            components=components(apart, whole),
+            components=components(difference, whole),
         )
 
     def comparisons(self) -> list[Comparison]:
@@ -292,7 +292,7 @@ def _denominators(full: Mapping[str, Any], figure: str) -> list[int]:
 def _tables(
     results: Mapping[str, Any], condition: Condition, figures: Sequence[str]
 ) -> tuple[dict[tuple[str, str], dict[int, list[float]]], set[str]]:
-    """(Arm, figure) to draw to sums by utterance; and the arms whose one cell stands in every draw."""
+    """(Arm, figure) to draw to sums by utterance; and the arms whose one cell counts in every draw."""
     rows: dict[tuple[str, str], dict[int, list[float]]] = {}
     constant = {FULL}
     found = {FULL: {0: results["models"][condition.model]}}

@@ -13,7 +13,7 @@ from tarq.data.utterance import Utterance
 from tarq.errors import DataError
 from tarq.reports import statistics
 from tarq.reports.panel import FIGURES, MAIN, Damage, Pair, Panel, Swing
-from tarq.reports.results import every
+from tarq.reports.results import list_or_empty
 from tarq.reports.statistics import Cell, Comparison, Condition, Study
 from tarq.reports.transcripts import Decoded, describe_words
 
@@ -22,15 +22,15 @@ INTERVALS = (
     "a draw and an utterance. Bold differences are clear of 0."
 )
 DAMAGE = "delta_nll_rare"
-#: Utterances that a speaker's interval takes.
-SPOKEN = 5
+#: Utterances of a speaker that an interval needs.
+MIN_UTTERANCES = 5
 
 
 def panels(
     results: dict[str, Any], folder: Path, speech: Mapping[str, Utterance], base: str | None = None
 ) -> list[Panel]:
     """A panel a condition (model, width, calibration pool and its size); of each model the condition with most cells
-    comes first and is told of in full, the others by their figures.
+    comes first and is shown in full, of the others the figures alone.
 
     Args:
         results: checked.
@@ -46,7 +46,7 @@ def panels(
         cell = Cell.parse(key)
         cells.setdefault(cell.condition, {})[cell] = found
     made = [_Condition(results, condition, cells[condition], folder, speech, base) for condition in cells]
-    told = statistics.adjusted_in_families([c for one in made for c in one.study.comparisons()])
+    adjusted = statistics.adjusted_in_families([c for one in made for c in one.study.comparisons()])
     main: dict[str, _Condition] = {}
     for one in made:
         best = main.get(one.condition.model)
@@ -55,14 +55,14 @@ def panels(
     # A model on a further set is called after it: "base (lj)".
     first = [c for name, c in main.items() if not any(name.startswith(f"{other} (") for other in main)]
     rest = [one for one in made if one not in first]
-    own = {one.condition: [c for c in told if c.condition == one.condition] for one in made}
+    own = {one.condition: [c for c in adjusted if c.condition == one.condition] for one in made}
     return [one.panel(own[one.condition], made) for one in first] + [
-        one.further(own[one.condition]) for one in rest if not any(_pools_apart(one, other) for other in first)
+        one.figures_only(own[one.condition]) for one in rest if not any(_pools_apart(one, other) for other in first)
     ]
 
 
 class _Condition:
-    """One condition's panel in the making."""
+    """Builds the panel of one condition."""
 
     def __init__(
         self,
@@ -89,7 +89,7 @@ class _Condition:
         self.folder = folder
         self.absent: dict[str, str] = {}
 
-    def further(self, comparisons: Sequence[Comparison]) -> Panel:
+    def figures_only(self, comparisons: Sequence[Comparison]) -> Panel:
         """Figures only."""
         titles = {arm: (self.results.get("arms") or {}).get(arm, {}).get("title") or arm for arm in self.arms}
         has_full = statistics.FULL in self.study.arms or bool(self.model.get("hypotheses"))
@@ -108,13 +108,13 @@ class _Condition:
             },
             differences={known: c.difference for known, c in against.items() if known[1] in FIGURES},
             recovered=self._recovered(against),
-            further=True,
+            figures_only=True,
         )
 
     def panel(self, comparisons: Sequence[Comparison], others: Sequence[_Condition]) -> Panel:
         """Everything there is to show."""
-        panel = self.further(comparisons)
-        panel.title, panel.further = self.condition.model, False
+        panel = self.figures_only(comparisons)
+        panel.title, panel.figures_only = self.condition.model, False
         panel.pairs = _pairs(comparisons)
         panel.swings = self._swings(others)
         panel.layers = self._layers()
@@ -129,10 +129,10 @@ class _Condition:
         if not panel.layers:
             self.absent["λ, α and loss by layer: the results hold no layers."] = "layers"
         if not panel.speakers:
-            line = f"Damage by speaker: the results name no two speakers of {SPOKEN} utterances each."
+            line = f"Damage by speaker: the results name no two speakers of {MIN_UTTERANCES} utterances each."
             self.absent[line] = "errors"
         panel.absent |= self.absent
-        times = Counter(str(note) for found in self.cells.values() for note in every(found.get("notes")))
+        times = Counter(str(note) for found in self.cells.values() for note in list_or_empty(found.get("notes")))
         panel.notes += [f"{note} ({count} of {len(self.cells)} cells)" for note, count in times.items()]
         return panel
 
@@ -167,17 +167,17 @@ class _Condition:
     def _words(self, panel: Panel) -> None:
         """Errors by kind and by frequency, and the words that changed."""
         counted: dict[str, list[Any]] = {}
-        heard: dict[str, list[Any]] = {}
+        hypotheses: dict[str, list[Any]] = {}
         for cell, found in sorted(self.cells.items(), key=lambda known: known[0].draw):
             if found.get("words"):
                 counted.setdefault(cell.arm, []).append(found["words"])
             if found.get("hypotheses"):
-                heard.setdefault(cell.arm, []).append(found["hypotheses"])
+                hypotheses.setdefault(cell.arm, []).append(found["hypotheses"])
         decoded = Decoded(
             ids=self.model["ids"],
             references=self._references(),
             full=self.model.get("hypotheses"),
-            arms=heard,
+            arms=hypotheses,
             words=self.model.get("words") or {},
             counted=counted,
             config=self._config(),
@@ -197,9 +197,9 @@ class _Condition:
             for figure, source in sources.items():
                 for arm in study.arms:
                     if (value := study.value(arm, figure)) is not None:
-                        apart = study.compare(arm, self.base, figure)
-                        less = apart.difference if apart and arm != self.base else None
-                        found.append(Damage(arm, band, source.part, targets, value.interval(), less))
+                        paired = study.compare(arm, self.base, figure)
+                        change = paired.difference if paired and arm != self.base else None
+                        found.append(Damage(arm, band, source.part, targets, value.interval(), change))
         lacking = sum(not {*statistics.BANDS} & {*(cell.get("kl") or {})} for cell in self.cells.values())
         if lacking:
             share = "" if lacking == len(self.cells) else f" in {lacking} of {len(self.cells)} cells"
@@ -209,18 +209,18 @@ class _Condition:
 
     def _speakers(self) -> list[Damage]:
         """Damage to the rare words of each speaker, and to the common ones: those who said most rare ones first."""
-        named = list(map(str, every(self.model.get("speakers"))))
-        enough = [name for name, count in Counter(named).items() if count >= SPOKEN]
+        named = list(map(str, list_or_empty(self.model.get("speakers"))))
+        enough = [name for name, count in Counter(named).items() if count >= MIN_UTTERANCES]
         if len(named) != len(self.model["ids"]) or len(enough) < 2:
             return []
         groups = {name: np.array([other == name for other in named]) for name in enough}
-        spoken = [
+        damage = [
             Damage(arm, name, figure, int(np.asarray(self.model["positions"][kind])[groups[name]].sum()), k.interval())
             for kind, figure in (("rare", DAMAGE), ("common", "delta_nll_common"))
             if figure in self.study.figures
             for (arm, name), k in self.study.within(figure, groups).items()
         ]
-        return sorted(spoken, key=lambda one: -one.targets)
+        return sorted(damage, key=lambda one: -one.targets)
 
     def _references(self) -> list[str] | None:
         """Reference texts in the order of the ids; None unless all are known."""
@@ -237,7 +237,7 @@ class _Condition:
             i: Utterance(i, self.folder / path) for i, path in paths.items() if isinstance(path, str) and path
         } | known
 
-    # --- what else is told ---
+    # --- settings, layers, size ---
 
     def _config(self) -> Mapping[str, Any]:
         return next((found["config"] for found in self.cells.values() if found.get("config")), {})
@@ -297,7 +297,7 @@ def origin(study: dict[str, Any], files: Sequence[str]) -> dict[str, Any]:
     devices = sorted({str(cell["device"]) for cell in cells if cell.get("device")})
     seconds = [sum(cell["seconds"].values()) for cell in cells if isinstance(cell.get("seconds"), dict)]
     settings = study.get("settings") or {}
-    told = {
+    run = {
         "Results": ", ".join(files),
         "Settings": _pairs_text({k: v for k, v in settings.items() if not isinstance(v, dict) and k != "title"}),
         "Versions": "; ".join(versions),
@@ -306,7 +306,7 @@ def origin(study: dict[str, Any], files: Sequence[str]) -> dict[str, Any]:
         "Command": str(study.get("command") or settings.get("command") or ""),
     }
     return {
-        "told": {label: text for label, text in told.items() if text},
+        "run": {label: text for label, text in run.items() if text},
         "configurations": arms,
         "study": {k: v for k, v in settings.items() if isinstance(v, dict)},
     }

@@ -27,12 +27,12 @@ def by_arm(panel: Panel, figures: Sequence[str], about: str | None = None) -> Ht
 
 
 def _cell(panel: Panel, arm: str, figure: str) -> Html:
-    known, apart = panel.values.get((arm, figure)), panel.differences.get((arm, figure))
+    known, change = panel.values.get((arm, figure)), panel.differences.get((arm, figure))
     if known is None:
         return number(text.NOTHING)
     value = element("span", text.number(figure, known.value), class_="figure-value")
     first = joined([value, " ", small(text.interval(figure, known))])
-    return number(first, difference(text.full(figure, apart), apart) if apart else None)
+    return number(first, difference(text.full(figure, change), change) if change else None)
 
 
 def difference(shown: str, known: Difference) -> Html:

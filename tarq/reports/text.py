@@ -9,12 +9,12 @@ from typing import Any
 from tarq.reports.panel import FIGURES, Group, Pair, Panel
 from tarq.scoring.bootstrap import Difference, Interval
 
-#: What stands in place of a figure that is not there.
+#: Shown in place of a missing figure.
 NOTHING = "–"
 MEANINGS = (
-    "ΔNLL: how much likelihood the true token loses; KL: how far the model's opinion moved from full precision's; both "
-    "teacher-forced, in nats a target, on targets of rare words and on all others. Rare: less than one in a million "
-    "words (Zipf < 3), unless the settings say otherwise. WER and rare WER are in percent."
+    "ΔNLL: how much likelihood the true token loses; KL: how far the model's predictions moved from full precision's; "
+    "both teacher-forced, in nats a target, on targets of rare words and on all others. Rare: less than one in a "
+    "million words (Zipf < 3), unless the settings say otherwise. WER and rare WER are in percent."
 )
 
 RATES = (
@@ -70,7 +70,7 @@ def size(figure: str, value: float) -> str:
     return number(figure, value).lstrip("+")
 
 
-def firmness(pair: Pair, figure: str) -> str:
+def significance(pair: Pair, figure: str) -> str:
     """How firm a difference is: p by Holm, what would be detected, what draws differ by."""
     spread = pair.over_draws.get(figure)
     known = size(figure, spread) if spread is not None else NOTHING
@@ -144,7 +144,7 @@ def lead(panels: Sequence[Panel]) -> list[str]:
             )
         else:
             sentence = f"{panel.title}: {panel.arms[arm]} costs rare words ΔNLL {damage} nats a target"
-            if apart := panel.differences.get((arm, "delta_nll_rare")):
-                sentence += f", {full('delta_nll_rare', apart)} against {panel.arms[panel.base or '']}"
+            if change := panel.differences.get((arm, "delta_nll_rare")):
+                sentence += f", {full('delta_nll_rare', change)} against {panel.arms[panel.base or '']}"
             sentences.append(f"{sentence}.")
     return sentences

@@ -10,11 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tarq.errors import TarqError
-from tarq.reports.panel import ChangedWord, Group, Heard, Panel
+from tarq.reports.panel import ChangedWord, Group, Hypothesis, Panel
 from tarq.reports.results import ERRORS
 from tarq.reports.statistics import FULL
 from tarq.scoring.bootstrap import Ratio, resample_two_way
-from tarq.scoring.breakdown import by_band, by_kind, spoken_names
+from tarq.scoring.breakdown import by_band, by_kind, reference_names
 from tarq.scoring.words import HIT, Counts, WordScores, score_words
 from tarq.words.rarity import is_rare
 from tarq.words.settings import Words
@@ -32,7 +32,7 @@ Table = Mapping[str, NDArray[np.float64]]
 
 @dataclass(frozen=True)
 class Decoded:
-    """What one model's arms wrote.
+    """The transcripts of one model's arms.
 
     Attributes:
         ids: of U utterances.
@@ -62,19 +62,22 @@ def describe_words(panel: Panel, decoded: Decoded) -> dict[str, str]:
     absent: dict[str, str] = {}
     if decoded.references is None or decoded.full is None or not decoded.arms:
         lacking = "transcripts" if decoded.full is None or not decoded.arms else "reference texts"
-        told = f"the results hold no {lacking}"
-        told += " (--data gives them)." if lacking == "reference texts" else " (a grid's decode asks for them)."
+        reason = f"the results hold no {lacking}"
+        reason += " (--data gives them)." if lacking == "reference texts" else " (a grid's decode asks for them)."
         absent |= {
-            f"Word errors by word frequency: {told}": "frequency",
-            f"Errors by place in the utterance: {told}": "errors",
-            f"Rare words lost and regained: {told}": "words",
+            f"Word errors by word frequency: {reason}": "frequency",
+            f"Errors by place in the utterance: {reason}": "errors",
+            f"Rare words lost and regained: {reason}": "words",
         }
     else:
         try:
             scores, names = _scored(decoded)
         except TarqError as error:
-            told = f"words cannot be counted here ({error})."
-            return {f"Word errors by word frequency: {told}": "frequency", f"Words lost and regained: {told}": "words"}
+            reason = f"words cannot be counted here ({error})."
+            return {
+                f"Word errors by word frequency: {reason}": "frequency",
+                f"Words lost and regained: {reason}": "words",
+            }
         stored = set(kinds.get(FULL, {}))
         for arm, runs in scores.items():
             bands[arm] = _stacked([by_band(run) for run in runs])
@@ -98,9 +101,8 @@ def describe_words(panel: Panel, decoded: Decoded) -> dict[str, str]:
 
 def by_place(scores: WordScores) -> dict[str, Counts]:
     """Counts over the fifths of each utterance's words; parts without words are left out."""
-    lengths = np.bincount(scores.owner, minlength=len(scores.ids))
-    first = np.concatenate([[0], np.cumsum(lengths)[:-1]])
-    place = (np.arange(len(scores.owner)) - first[scores.owner]) * len(PLACES) // lengths[scores.owner]
+    lengths = np.bincount(scores.utterance_of, minlength=len(scores.ids))
+    place = scores.positions * len(PLACES) // lengths[scores.utterance_of]
     return {name: scores.counts(place == i) for i, name in enumerate(PLACES) if (place == i).any()}
 
 
@@ -136,7 +138,7 @@ def _scored(decoded: Decoded) -> tuple[dict[str, list[WordScores]], list[frozens
             ids=decoded.ids,
         )  # fmt: skip
 
-    names = spoken_names(references, normalizer, words.language, decoded.names)
+    names = reference_names(references, normalizer, words.language, decoded.names)
     assert decoded.full is not None
     return {FULL: [score(decoded.full)]} | {
         arm: [score(texts) for texts in runs] for arm, runs in decoded.arms.items()
@@ -150,7 +152,7 @@ def _stacked(runs: Sequence[Mapping[str, Counts]]) -> dict[str, list[Counts]]:
 def _groups(found: Mapping[str, Mapping[str, list[Counts]]], panel: Panel, kinds: Sequence[str]) -> list[Group]:
     """Rates of every arm on every kind of word, with intervals, and changes against full precision where it is known.
 
-    Arms of unequally many draws are not resampled in step: full precision stands in as many as each has.
+    Arms of unequally many draws are not resampled in step: full precision is repeated for as many as each has.
     """
     full = found.get(FULL, {})
     groups = []
@@ -179,25 +181,24 @@ def _changed(scores: Mapping[str, list[WordScores]]) -> list[ChangedWord]:
     """Rare words that arms lost and regained, those changed most often first."""
     (full,) = scores[FULL]
     words = [word for reference in full.references for word in reference]
-    first = np.searchsorted(full.owner, np.arange(len(full.ids)))
+    positions = full.positions
     rare = np.array([is_rare(word, full.thresholds[0], full.language) for word in words], dtype=bool)
     before = full.outcome == HIT
     hits = {arm: np.stack([run.outcome == HIT for run in runs]) for arm, runs in scores.items() if arm != FULL}
     found: list[tuple[float, ChangedWord]] = []
     for row in np.flatnonzero(rare):
         changed = {arm: np.flatnonzero(now[:, row] != before[row]) for arm, now in hits.items()}
-        u = int(full.owner[row])
-        heard = tuple(
-            Heard(arm, len(draws), len(hits[arm]), scores[arm][draws[0]].texts[u])
+        u = int(full.utterance_of[row])
+        hypotheses = tuple(
+            Hypothesis(arm, len(draws), len(hits[arm]), scores[arm][draws[0]].texts[u])
             for arm, draws in changed.items()
             if len(draws)
         )
-        if heard:
-            share = sum(h.times / h.draws for h in heard)
+        if hypotheses:
+            share = sum(h.times / h.draws for h in hypotheses)
             kind = "lost" if before[row] else "regained"
-            position = int(row - first[u])
             word = ChangedWord(
-                kind, full.ids[u], position, words[row], full.references[u], full.texts[u], heard
+                kind, full.ids[u], int(positions[row]), words[row], full.references[u], full.texts[u], hypotheses
             )  # fmt: skip
             found.append((share, word))
     return [word for _, word in sorted(found, key=lambda known: -known[0])]

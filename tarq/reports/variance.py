@@ -17,7 +17,7 @@ class Components:
     """Variance of a mean over draws and utterances, split (two-way random effects without replication).
 
     A draw's value of an utterance is the mean plus what the draw does to all utterances, what the utterance does in all
-    draws, and a rest: how the codes of this draw fall for this utterance. None where one draw cannot tell.
+    draws, and a rest: how the codes of this draw fall for this utterance. None of a single draw.
 
     Attributes:
         draw, utterance, rest: variances of the three, in the figure's unit squared.
@@ -47,7 +47,7 @@ class Components:
 
     def draws_needed(self, difference: float) -> float:
         """Draws with which a true difference is found with a chance of 80 %, on as many utterances: at least 1; inf
-        where no number of draws does on so few utterances; nan where one draw cannot tell."""
+        where no number of draws does on so few utterances; nan of a single draw."""
         if self.draw is None or self.rest is None:
             return math.nan
         left = (difference / POWER) ** 2 - self.utterance / self.utterances

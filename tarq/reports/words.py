@@ -27,7 +27,7 @@ def changed_words(report: Report, clips: Clips) -> Section | None:
     sources = list(dict.fromkeys(clips.found.values()))
     places = {source: i for i, source in enumerate(sources)}
     content = each(report, lambda panel: _list(panel, clips, places) if panel.changed else None, wide=True)
-    lines = missing(report.told("absent", "words") + (clips.absent if content else []))
+    lines = missing(report.lines("absent", "words") + (clips.absent if content else []))
     if content is None and not lines:
         return None
     shown = [_controls(report), content] if content else []
@@ -35,12 +35,12 @@ def changed_words(report: Report, clips: Clips) -> Section | None:
 
 
 def _controls(report: Report) -> Html:
-    """What narrows the lists down; the page's script shows it."""
+    """The filters of the lists, which the page's script shows."""
     arms = {
-        heard.arm: panel.arms.get(heard.arm, heard.arm)
+        hypothesis.arm: panel.arms.get(hypothesis.arm, hypothesis.arm)
         for panel in report.panels
         for word in shown_words(panel)
-        for heard in word.heard
+        for hypothesis in word.hypotheses
     }
     methods = [element("option", "all", value=""), *(element("option", t, value=arm) for arm, t in arms.items())]
     kinds = [element("option", "all", value=""), *(element("option", kind) for kind in ("lost", "regained"))]
@@ -57,7 +57,7 @@ def _controls(report: Report) -> Html:
 def _list(panel: Panel, clips: Clips, places: dict[str, int]) -> Html:
     shown = shown_words(panel)
     lost = sum(word.kind == "lost" for word in panel.changed)
-    draws = max(heard.draws for word in panel.changed for heard in word.heard)
+    draws = max(hypothesis.draws for word in panel.changed for hypothesis in word.hypotheses)
     summary = f"{lost} rare words were lost by some method, {len(panel.changed) - lost} regained"
     summary += f", in {draws} draws. " if draws > 1 else ". "
     summary += f"The {len(shown)} that changed most often are shown." if len(shown) < len(panel.changed) else ""
@@ -73,10 +73,10 @@ def _word(panel: Panel, word: ChangedWord, clip: int | None) -> Html:
     lines = [("said", in_reference(word.reference, word.position))] if word.reference else []
     lines.append((full, in_hypothesis(word.full, word.reference, word.position)))
     alike: dict[str, tuple[list[Piece], list[str]]] = {}
-    for heard in word.heard:
-        pieces = in_hypothesis(heard.text, word.reference, word.position)
-        name = panel.arms.get(heard.arm, heard.arm)
-        name += f" ({heard.times} of {heard.draws})" if heard.draws > 1 else ""
+    for hypothesis in word.hypotheses:
+        pieces = in_hypothesis(hypothesis.text, word.reference, word.position)
+        name = panel.arms.get(hypothesis.arm, hypothesis.arm)
+        name += f" ({hypothesis.times} of {hypothesis.draws})" if hypothesis.draws > 1 else ""
         alike.setdefault(repr(pieces), (pieces, []))[1].append(name)
     lines += [(" · ".join(names), pieces) for pieces, names in alike.values()]
     head = [
@@ -91,7 +91,7 @@ def _word(panel: Panel, word: ChangedWord, clip: int | None) -> Html:
         "li",
         element("div", ((part, " ") for part in head), class_="word-head"),
         element("dl", ((element("dt", name), element("dd", _pieces(pieces))) for name, pieces in lines)),
-        data_arms=json.dumps([heard.arm for heard in word.heard]),
+        data_arms=json.dumps([hypothesis.arm for hypothesis in word.hypotheses]),
         data_kind=word.kind,
     )
 

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 
 from tarq.scoring.bootstrap import RESAMPLES, Ratio, resample
 from tarq.scoring.words import Counts, WordScores
-from tarq.words.bands import divided
+from tarq.words.bands import band_masks
 from tarq.words.normalize import Normalizer, primary_language
 from tarq.words.rarity import is_rare, zipf
 
-#: Languages whose capitals do not tell names from other words.
+#: Languages that capitalise other words than names, too.
 CAPITALISED = ("de", "lb")
 _SENTENCE_END = re.compile(r"[.!?…:;\"“”«»]$")
 
@@ -27,7 +27,7 @@ def by_kind(scores: WordScores, names: Sequence[frozenset[str]] | None = None) -
     Insertions are charged as in rare-WER: to the reference word that follows them.
 
     Args:
-        names: of each utterance (:func:`spoken_names`); None where nothing marks them.
+        names: of each utterance (:func:`reference_names`); None where nothing marks them.
     """
     words = [word for reference in scores.references for word in reference]
     rare = _mask(is_rare(word, scores.thresholds[0], scores.language) for word in words)
@@ -42,10 +42,10 @@ def by_kind(scores: WordScores, names: Sequence[frozenset[str]] | None = None) -
 def by_band(scores: WordScores) -> dict[str, Counts]:
     """Counts over bands of word frequency, rarest first; bands without words are left out."""
     zipfs = np.array([zipf(word, scores.language) for reference in scores.references for word in reference])
-    return {band: scores.counts(chosen) for band, chosen in divided(zipfs).items() if chosen.any()}
+    return {band: scores.counts(chosen) for band, chosen in band_masks(zipfs).items() if chosen.any()}
 
 
-def spoken_names(
+def reference_names(
     texts: Sequence[str], normalizer: Normalizer, language: str, entities: Sequence[Sequence[str]] = ()
 ) -> list[frozenset[str]] | None:
     """The words of names in each utterance: marked by its corpus, else written with a capital within a sentence.
@@ -55,7 +55,7 @@ def spoken_names(
         entities: of each utterance, where the corpus marks them.
 
     Returns:
-        normalised words; None where names cannot be told: nothing is marked, and transcripts are in one case or the
+        normalised words; None where names are not known: nothing is marked, and transcripts are in one case or the
         language capitalises other words too.
     """
     if any(entities):

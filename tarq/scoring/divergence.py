@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tarq.words.bands import divided
+from tarq.words.bands import band_masks
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def kinds_of_targets(targets: Tensor, rare: Tensor, zipf: Tensor | None = None) 
     """
     scored = targets != -100
     kinds = {"rare": scored & rare, "common": scored & ~rare}
-    bands = {} if zipf is None else divided(zipf)
+    bands = {} if zipf is None else band_masks(zipf)
     return kinds | {band: scored & chosen for band, chosen in bands.items()}
 
 

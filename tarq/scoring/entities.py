@@ -29,7 +29,7 @@ class EntityScores:
         missed: those of them that do not occur verbatim in the hypothesis. NE-FNR is Σ missed / Σ mentions.
         words: words of the mentions.
         errors: edits between them and what the hypothesis has in their place. NE-WER is Σ errors / Σ words.
-        unspoken: (utterance, entity) of the entities that their own reference does not contain, after
+        not_in_reference: (utterance, entity) of the entities that their own reference does not contain, after
             normalisation; they are in no count.
     """
 
@@ -37,7 +37,7 @@ class EntityScores:
     missed: NDArray[np.int64]
     words: NDArray[np.int64]
     errors: NDArray[np.int64]
-    unspoken: tuple[tuple[int, str], ...]
+    not_in_reference: tuple[tuple[int, str], ...]
 
 
 def score_entities(
@@ -59,14 +59,14 @@ def score_entities(
         entities: of each utterance.
     """
     rows: list[tuple[int, int, int, int]] = []
-    unspoken: list[tuple[int, str]] = []
+    not_in_reference: list[tuple[int, str]] = []
     for number, (reference, hypothesis, marked) in enumerate(zip(references, hypotheses, entities, strict=True)):
         reference_words, hypothesis_words = (tuple(normalizer.words(text)) for text in (reference, hypothesis))
         wanted: list[Words] = []
         for entity in marked:
             words = tuple(normalizer.words(entity))
             if not _places(reference_words, words):
-                unspoken.append((number, entity))
+                not_in_reference.append((number, entity))
             elif words not in wanted:
                 wanted.append(words)
         mentions = [(place, words) for words in wanted for place in _places(reference_words, words)]
@@ -77,7 +77,7 @@ def score_entities(
         errors = Levenshtein.distance(found, expected)
         rows.append((len(mentions), len(mentions) - hits, len(expected), errors))
     mentions_in, missed, words_in, errors_in = np.array(rows, dtype=np.int64).reshape(-1, 4).T
-    return EntityScores(mentions_in, missed, words_in, errors_in, tuple(unspoken))
+    return EntityScores(mentions_in, missed, words_in, errors_in, tuple(not_in_reference))
 
 
 def _places(words: Words, entity: Words) -> list[int]:

@@ -14,7 +14,7 @@ from tarq.files import to_json
 from tarq.models.base import Recognizer
 from tarq.report import Reporter
 from tarq.scoring.bootstrap import RESAMPLES, Difference, Interval, resample
-from tarq.scoring.breakdown import break_down, spoken_names
+from tarq.scoring.breakdown import break_down, reference_names
 from tarq.scoring.entities import EntityScores, score_entities
 from tarq.scoring.figures import Measured, ratios
 from tarq.scoring.outputs import SetOutputs, run_models
@@ -200,10 +200,10 @@ def _scores(
     rare = [count for _, count in counts]
     entities = next((m.entities for m in measured.values() if m.entities is not None), None)
     words = {name: m.words for name, m in measured.items() if m.words is not None}
-    names = spoken_names(texts, normalizer, scored.language, [u.entities for u in utterances])
+    names = reference_names(texts, normalizer, scored.language, [u.entities for u in utterances])
     breakdown = break_down(words, reference, names, resamples, seed) if words else {}
     scores = next(iter(words.values()), None)
-    unreliable = _few_rare_words(rare) + _unspoken(utterances, entities)
+    unreliable = _few_rare_words(rare) + _entities_left_out(utterances, entities)
     forced = next((m.divergence for m in measured.values() if m.divergence is not None), {})
     return SetScores(
         utterances=len(texts),
@@ -304,11 +304,11 @@ def _few_rare_words(rare: Sequence[int]) -> list[str]:
     return []
 
 
-def _unspoken(utterances: Sequence[Utterance], entities: EntityScores | None) -> list[str]:
-    if entities is None or not entities.unspoken:
+def _entities_left_out(utterances: Sequence[Utterance], entities: EntityScores | None) -> list[str]:
+    if entities is None or not entities.not_in_reference:
         return []
-    first, entity = entities.unspoken[0]
+    first, entity = entities.not_in_reference[0]
     return [
-        f"{len(entities.unspoken)} entities are not in their transcript, such as {entity!r} in "
+        f"{len(entities.not_in_reference)} entities are not in their transcript, such as {entity!r} in "
         f"{utterances[first].id}: not scored"
     ]

@@ -49,7 +49,7 @@ def read_sets(
 
     Args:
         data: label to a corpus's name or to utterances.
-        models: label to recognizer; one that was calibrated on a set is told.
+        models: label to recognizer; a note names one that was calibrated on audio of a set.
         language: of utterances that state none.
         pool: its seed and ``max_bad`` apply.
         intakes: label to what has been left out while utterances were loaded; it goes on counting.
@@ -93,7 +93,7 @@ def by_language(utterances: Sequence[Utterance], default: str) -> dict[str, list
 
 
 def check_set(label: str, utterances: Sequence[Utterance]) -> None:
-    """See that a set can be scored.
+    """Check that a set can be scored.
 
     Raises:
         DataError: it is empty, an utterance has no transcript, or two have one id.

@@ -68,7 +68,7 @@ class WordScores:
         references, hypotheses: the normalised words of each utterance.
         texts: the hypotheses as they were given.
         alignments: jiwer's chunks of each utterance.
-        owner: int64 [reference words], the utterance each reference word is in.
+        utterance_of: int64 [reference words], index of the utterance that each reference word is in.
         outcome: int64 [reference words], HIT, SUBSTITUTED or DELETED.
         inserted: int64 [reference words], insertions charged to the word.
         plain: counts over all words.
@@ -83,7 +83,7 @@ class WordScores:
     hypotheses: tuple[Words, ...]
     texts: tuple[str, ...]
     alignments: list[list[jiwer.AlignmentChunk]]
-    owner: NDArray[np.int64]
+    utterance_of: NDArray[np.int64]
     outcome: NDArray[np.int64]
     inserted: NDArray[np.int64]
     plain: Counts
@@ -92,7 +92,12 @@ class WordScores:
 
     def counts(self, chosen: NDArray[np.bool_]) -> Counts:
         """Errors on the chosen reference words, bool [reference words], with the insertions charged to them."""
-        return _counts(chosen, self.owner, self.outcome, self.inserted, len(self.ids))
+        return _counts(chosen, self.utterance_of, self.outcome, self.inserted, len(self.ids))
+
+    @property
+    def positions(self) -> NDArray[np.int64]:
+        """int64 [reference words], the place of each word in its utterance, from 0."""
+        return np.arange(len(self.utterance_of)) - np.searchsorted(self.utterance_of, self.utterance_of)
 
     @property
     def wer(self) -> float:
@@ -156,14 +161,14 @@ def score_words(
     scored = [
         _outcomes(len(words), chunks) for words, chunks in zip(aligned.references, aligned.alignments, strict=True)
     ]
-    owner = np.repeat(np.arange(len(names)), [len(words) for words in aligned.references])
+    utterance_of = np.repeat(np.arange(len(names)), [len(words) for words in aligned.references])
     outcome = np.concatenate([outcome for outcome, _ in scored])
     inserted = np.concatenate([inserted for _, inserted in scored])
 
     def counts(chosen: NDArray[np.bool_]) -> Counts:
-        return _counts(chosen, owner, outcome, inserted, len(names))
+        return _counts(chosen, utterance_of, outcome, inserted, len(names))
 
-    every = counts(np.ones(len(owner), dtype=bool))
+    every = counts(np.ones(len(utterance_of), dtype=bool))
     plain = Counts(every.substitutions, every.deletions, _insertions(aligned.alignments), every.words)
     tails = {
         float(threshold): np.array(
@@ -180,7 +185,7 @@ def score_words(
         hypotheses=tuple(map(tuple, aligned.hypotheses)),
         texts=tuple(hypotheses),
         alignments=aligned.alignments,
-        owner=owner,
+        utterance_of=utterance_of,
         outcome=outcome,
         inserted=inserted,
         plain=plain,
@@ -191,7 +196,7 @@ def score_words(
 
 def _counts(
     chosen: NDArray[np.bool_],
-    owner: NDArray[np.int64],
+    utterance_of: NDArray[np.int64],
     outcome: NDArray[np.int64],
     inserted: NDArray[np.int64],
     utterances: int,
@@ -200,7 +205,7 @@ def _counts(
 
     def per_utterance(values: NDArray) -> NDArray[np.int64]:
         weights = values[chosen].astype(np.float64)  # whole numbers far below 2**53: exact
-        return np.bincount(owner[chosen], weights, minlength=utterances).astype(np.int64)
+        return np.bincount(utterance_of[chosen], weights, minlength=utterances).astype(np.int64)
 
     return Counts(
         substitutions=per_utterance(outcome == SUBSTITUTED),
@@ -368,13 +373,13 @@ def changed_words(
             "score both on the same set in the same order"
         )
     limit = full_precision.thresholds[0] if threshold is None else threshold
-    first = np.searchsorted(full_precision.owner, np.arange(len(full_precision.ids)))
+    positions = full_precision.positions
     lost: list[ChangedWord] = []
     won: list[ChangedWord] = []
     before, after = full_precision.outcome == HIT, quantized.outcome == HIT
     for row in np.flatnonzero(before != after):
-        u = int(full_precision.owner[row])
-        position = int(row - first[u])
+        u = int(full_precision.utterance_of[row])
+        position = int(positions[row])
         word = full_precision.references[u][position]
         if is_rare(word, limit, full_precision.language):
             hypotheses = (" ".join(scores.hypotheses[u]) for scores in (full_precision, quantized))

@@ -14,7 +14,7 @@ from tarq.data.audio import Audio, Encoded, read_audio
 from tarq.errors import DataError
 from tarq.models.base import Recognizer
 from tarq.report import Reporter
-from tarq.surroundings import plain_torch
+from tarq.torch_defaults import torch_defaults
 
 #: The last part of a window, in seconds, in which the quietest place to cut is searched.
 SEARCH = 5.0
@@ -49,7 +49,7 @@ def windows(waveform: NDArray[np.float32], size: int, sampling_rate: int) -> lis
     return [*pieces, waveform]
 
 
-@plain_torch()
+@torch_defaults()
 def transcribe_waveforms(
     recognizer: Recognizer,
     waveforms: Sequence[NDArray[np.float32]],

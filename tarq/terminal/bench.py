@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
@@ -146,7 +148,9 @@ def bench(
         config = TarqConfig.preset(
             method or "refined", samples=samples or (2 if quick else 8), batch_size=batch_size or 4
         )
-        _time_walk(model or "whisper-tiny", blocks, calibration or [], config, where, threads or [], clock, json_file)
+        _time_walk(
+            _Walk(model or "whisper-tiny", config, where, blocks, calibration or (), threads or (), clock), json_file
+        )
         return
     if plot is not None and find_spec("matplotlib") is None:
         raise typer.BadParameter("needs matplotlib: pip install matplotlib", param_hint="--plot")
@@ -173,16 +177,30 @@ def bench(
     benchmarks.show(console, records, known)
 
 
-def _time_walk(
-    model: str,
-    blocks: int | None,
-    calibration: list[str],
-    config: TarqConfig,
-    where: dict[str, Any],
-    threads: list[int],
-    clock: str,
-    json_file: Path | None,
-) -> None:
+@dataclass(frozen=True)
+class _Walk:
+    """A quantization to be timed.
+
+    Attributes:
+        model: folder, hub id or named size.
+        config: of the run.
+        where: device and dtype, as :func:`tarq.bench.walk.load` takes them.
+        blocks: of a named size; all if None.
+        calibration: corpora; the packaged pool if there is none.
+        threads: numbers of CPU threads, each timed; torch's own if there is none.
+        clock: ``wall`` or ``processor``.
+    """
+
+    model: str
+    config: TarqConfig
+    where: Mapping[str, Any]
+    blocks: int | None
+    calibration: Sequence[str]
+    threads: Sequence[int]
+    clock: str
+
+
+def _time_walk(timed: _Walk, json_file: Path | None) -> None:
     with TerminalReporter(progress_console) as reporter:
         reporter.phase("starting")
         import torch
@@ -191,13 +209,14 @@ def _time_walk(
         from tarq.bench import measure, walk
         from tarq.data.speech import load_speech
 
-        speech: Any = load_speech(calibration, reporter=reporter) or testbed.calibration_pool()
+        speech: Any = load_speech(timed.calibration, reporter=reporter) or testbed.calibration_pool()
         records = []
-        for count in threads or [torch.get_num_threads()]:
-            reporter.phase(f"loading {model}")
-            recognizer = walk.load(model, **where, blocks=blocks)
+        for count in timed.threads or [torch.get_num_threads()]:
+            reporter.phase(f"loading {timed.model}")
+            recognizer = walk.load(timed.model, **timed.where, blocks=timed.blocks)
             with measure.threads(count):
-                records.append(walk.run(recognizer, speech, config, Path(model).name, reporter, clock))
+                name = Path(timed.model).name
+                records.append(walk.run(recognizer, speech, timed.config, name, reporter, timed.clock))
         if json_file:
             write_json(json_file, records)
     walk.show(console, records)

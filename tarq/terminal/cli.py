@@ -12,7 +12,7 @@ from typer.core import TyperGroup
 
 from tarq.errors import TarqError
 from tarq.terminal import bench, demo, doctor, evaluate, inspect, pool, quantize, report, transcribe
-from tarq.terminal.commands import Command, plainly
+from tarq.terminal.commands import Command, without_types
 from tarq.terminal.console import console, lost_output, never_fail, say_error
 from tarq.version import __version__
 
@@ -27,7 +27,7 @@ class ErrorReportingGroup(TyperGroup):
     """Reports every error in one line, with its exit code; a traceback only on request."""
 
     def get_params(self, ctx: Any) -> list[Any]:
-        return plainly(super().get_params(ctx))
+        return without_types(super().get_params(ctx))
 
     def invoke(self, ctx: Any) -> Any:
         try:

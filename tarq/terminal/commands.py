@@ -8,7 +8,7 @@ from typing import Any
 import typer
 from typer.core import TyperCommand
 
-#: Placeholders in the help of what stands for a file, a folder or a hub id. An empty one would mean the current folder.
+#: Placeholders in the help for a file, a folder or a hub id. An empty one would mean the current folder.
 PLACES = ("FILE", "DIR", "MODEL", "OUT", "CHECKPOINT", "RESULTS", "SPEECH", "AUDIO")
 
 
@@ -24,7 +24,7 @@ class Command(TyperCommand):
         return super().parse_args(ctx, args)
 
     def get_params(self, ctx: Any) -> list[Any]:
-        return plainly(super().get_params(ctx))
+        return without_types(super().get_params(ctx))
 
 
 def _empty(given: Any) -> bool:
@@ -34,7 +34,7 @@ def _empty(given: Any) -> bool:
     return isinstance(given, Sequence) and any(_empty(one) for one in given)
 
 
-def plainly(parameters: list[Any]) -> list[Any]:
+def without_types(parameters: list[Any]) -> list[Any]:
     """Parameters that show no type where their name says it: flags, and arguments, of which some are several."""
     for parameter in parameters:
         if parameter.param_type_name == "argument":

@@ -190,9 +190,9 @@ def demo(
         place = where_to_run(device, dtype)
         config.frequencies()
         reporter.phase("loading speech")
-        spoken = testbed.test_set() if data is None else load_utterances(data)
+        test_set = testbed.test_set() if data is None else load_utterances(data)
         scored = sample_utterances(
-            select_utterances(spoken, where or []),
+            select_utterances(test_set, where or []),
             score or size.scored,
             config.seed,
             max_duration=30,

@@ -89,7 +89,7 @@ def checks() -> Iterator[Check]:
         yield _package(name, module, "missing", f"tarq needs it: pip install {name}")
     for name, (module, mend) in OPTIONAL.items():
         yield _package(name, module, "absent", mend)
-    yield from _foreign_audio()
+    yield from _other_audio_formats()
     yield _compiler()
     try:
         torch = importlib.import_module("torch")
@@ -117,7 +117,7 @@ def _package(name: str, module: str, otherwise: str, mend: str) -> Check:
         return Check(name, otherwise, f"installed, but cannot be imported: {reason}")
 
 
-def _foreign_audio() -> list[Check]:
+def _other_audio_formats() -> list[Check]:
     """What reads the formats that libsndfile does not: either will do, so one that is not there is not lacking."""
     mend = "m4a, mp4 and webm audio need it or ffmpeg: pip install torchcodec"
     found = [_package("torchcodec", "torchcodec", "absent", mend), _ffmpeg()]

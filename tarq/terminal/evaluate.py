@@ -94,15 +94,15 @@ def evaluate(
         reporter.phase("starting")
         from tarq import api, distributed
         from tarq.checkpoint.source import check_named, expand_home
-        from tarq.data.speech import labelled, load_speech
+        from tarq.data.speech import load_speech, short_labels
         from tarq.terminal.scores import show_evaluation
 
         with distributed.process_group() as first:
             console.quiet = reporter.console.quiet = not first
             config.frequencies()
             place = where_to_run(device, dtype)
-            sets = load_speech(data, where or [], max_bad=config.max_bad, apart=True, reporter=reporter)
-            sources = labelled([*models, *([reference] if reference else [])])
+            sets = load_speech(data, where or [], max_bad=config.max_bad, per_corpus=True, reporter=reporter)
+            sources = short_labels([*models, *([reference] if reference else [])])
             for source in sources.values():  # all of them, before the first is loaded
                 check_named(expand_home(source))
             recognizers = {}
@@ -134,8 +134,8 @@ def evaluate(
                     from tarq.reports.make import evaluation_page
 
                     reporter.phase("making the page")
-                    voices = {label: {u.id: u for u in speech} for label, speech in sets.items()}
-                    write_whole(html_file, evaluation_page(found, voices))
+                    speech_by_set = {label: {u.id: u for u in speech} for label, speech in sets.items()}
+                    write_whole(html_file, evaluation_page(found, speech_by_set))
     if first:
         show_evaluation(console, result, {label: r.linear_bytes() for label, r in recognizers.items()})
 

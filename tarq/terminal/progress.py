@@ -122,7 +122,7 @@ class TerminalReporter(Reporter):
 
 
 def remaining(done: float, total: float | None, seconds: float) -> float | None:
-    """Estimated seconds for the rest at the pace so far; None if unknown, or less than can be told."""
+    """Estimated seconds for the rest at the pace so far; None if unknown, or too short to estimate."""
     left = seconds / done * (total - done) if total and done else 0.0
     return left if round(left) > 0 else None
 

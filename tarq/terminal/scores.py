@@ -112,13 +112,13 @@ def show_words(console: Console, scores: SetScores, examples: int) -> None:
             console.print(f"    quant {escape(word.quantized)}", highlight=False)
 
 
-def show_demo(console: Console, scores: SetScores, sizes: Mapping[str, int], spoken: Mapping[str, str]) -> None:
+def show_demo(console: Console, scores: SetScores, sizes: Mapping[str, int], references: Mapping[str, str]) -> None:
     """One table with one row per model, then three transcripts side by side.
 
     Args:
         scores: of the demo's test set.
         sizes: bytes of each model's Linear weights.
-        spoken: utterance id to reference transcript.
+        references: utterance id to its text.
     """
     title = f"{_amounts(scores)} of them rare"
     words, rare = _named("wer", "rare_wer"), _named("delta_nll_rare", "kl_rare")
@@ -143,7 +143,7 @@ def show_demo(console: Console, scores: SetScores, sizes: Mapping[str, int], spo
     show_differences(console, "paired differences, nats per rare position", shown, rare)
     for word in _examples(scores):
         console.print(f"\n[bold]{escape(word.word)}[/]  [dim]{escape(word.id)}[/]", highlight=False)
-        console.print(f"  {'said':14} {escape(spoken[word.id])}", highlight=False)
+        console.print(f"  {'said':14} {escape(references[word.id])}", highlight=False)
         for name, model in scores.models.items():
             console.print(f"  {escape(name):14} {escape(model.hypotheses[word.id])}", highlight=False)
     for text in grouped(scores.notes):

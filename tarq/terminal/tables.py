@@ -110,7 +110,7 @@ def show_report(console: Console, report: Report, layers: bool) -> None:
     _show_widths(console, report.layers)
     if report.calibration:
         _show_calibration(console, report.calibration)
-    for names, reason in _alike(report.left_out.items()):
+    for names, reason in _by_reason(report.left_out.items()):
         shown = ", ".join(names) if len(names) < 4 else f"{len(names)} layers such as {names[0]}"
         console.print(f"left in full precision: {escape(shown)} ({escape(reason)})")
     for text, count in Counter(t for r in report.layers for t in _notes(r)).items():
@@ -139,7 +139,7 @@ def _show_calibration(console: Console, c: Mapping[str, Any]) -> None:
         console.print(f"{text}; word frequencies {frequencies_text(c['word_frequencies'])}", markup=False)
 
 
-def _alike(reasons: Iterable[tuple[str, str]]) -> list[tuple[list[str], str]]:
+def _by_reason(reasons: Iterable[tuple[str, str]]) -> list[tuple[list[str], str]]:
     """Names grouped by reason."""
     alike: dict[str, list[str]] = {}
     for name, reason in reasons:
@@ -197,14 +197,13 @@ def show_plan(console: Console, plan: Plan) -> None:
 
 def _show_widths(console: Console, layers: Sequence[LayerReport] | Sequence[PlannedLayer]) -> None:
     """Where bits differ: how many layers have how many, and their mean over the weights."""
-    weights: dict[int, list[int]] = {}
-    for layer in layers:
-        if layer.bits:
-            weights.setdefault(layer.bits, []).append(math.prod(layer.shape))
-    if len(weights) > 1:
-        counts = ", ".join(f"{counted(len(sizes), 'layer')} of {bits} bits" for bits, sizes in sorted(weights.items()))
-        mean = sum(bits * sum(sizes) for bits, sizes in weights.items()) / sum(map(sum, weights.values()))
-        console.print(f"{counts}: {mean:.2f} bits per weight, without scales", highlight=False)
+    from tarq.method.allocation import mean_bits  # imports torch
+
+    sizes = [(math.prod(layer.shape), layer.bits) for layer in layers if layer.bits]
+    widths = Counter(bits for _, bits in sizes)
+    if len(widths) > 1:
+        counts = ", ".join(f"{counted(count, 'layer')} of {bits} bits" for bits, count in sorted(widths.items()))
+        console.print(f"{counts}: {mean_bits(sizes):.2f} bits per weight, without scales", highlight=False)
 
 
 def _minutes(seconds: float) -> str:

@@ -86,9 +86,9 @@ def _files(given: list[str]) -> Iterator[tuple[str, Audio]]:
     Raises:
         DataError: a folder holds no audio.
     """
-    from tarq.data.audio import FOREIGN_SUFFIXES, SUFFIXES, Encoded
+    from tarq.data.audio import EXTERNAL_SUFFIXES, SUFFIXES, Encoded
 
-    suffixes = (*SUFFIXES, *FOREIGN_SUFFIXES)
+    suffixes = (*SUFFIXES, *EXTERNAL_SUFFIXES)
     for name in given:
         path = expanded(name)
         if name == "-":

@@ -123,7 +123,7 @@ def make_plan(recognizer: Recognizer, config: TarqConfig, device: Device = "cpu"
 
 
 def too_few(arms: Arms, utterances: int) -> str:
-    """Why so few calibration utterances do not do; empty if they do, or if there are none, which is told elsewhere."""
+    """Why the residual needs more calibration utterances; empty if it does not, or if there are none at all."""
     folds = arms.residual.folds
     if not 0 < utterances < folds:
         return ""

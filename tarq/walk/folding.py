@@ -93,7 +93,7 @@ def fold_input_scales(
         for layer in layers:
             notes[layer.name] = "nothing in front of it can take scales of its input"
         gathered = distributed.all_gather([scaling.statistics(first)], device)
-        if first in scale_folds and distributed.rank() == 0 and folds[0].seen:
+        if first in scale_folds and distributed.rank() == 0 and folds[0].any_nonzero:
             scheme = config.scheme(planned.group_size, planned.bits)
             statistics = [each for each in gathered if each is not None]  # a process may have no batches
             found = scaling.scales(weights, folds[0], scheme, statistics)

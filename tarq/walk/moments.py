@@ -132,8 +132,9 @@ class GroupMoments:
             )
         if any(empty):
             raise CalibrationError(
-                f"{_label(layers)}: the residual {type(self.arms.residual).__name__} needs at least {folds} "
-                "calibration utterances; add some, or take residual='least-squares'"
+                f"{_label(layers)}: no position has weight in {sum(empty)} of the {folds} folds of utterances that the "
+                f"residual {type(self.arms.residual).__name__} compares; add usable calibration speech, or take "
+                "residual='least-squares'"
             )
 
 

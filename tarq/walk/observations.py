@@ -1,4 +1,4 @@
-"""What metrics and solvers ask to know of the full-precision model, observed before anything in it changes."""
+"""What metrics and solvers need of the full-precision model, observed before anything in it changes."""
 
 from __future__ import annotations
 

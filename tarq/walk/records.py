@@ -1,4 +1,4 @@
-"""What the report says of each Linear, and progress, as the walk comes to it."""
+"""The report's record of each Linear, and progress, in the order of the walk."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import asdict
 from torch import nn
 
 from tarq.method.algorithm import Solution
-from tarq.method.moments import SIDES, Moments
+from tarq.method.moments import SUBSETS, Moments
 from tarq.method.residuals import Layer
 from tarq.report import LayerReport, Reporter
 from tarq.walk.observations import Observations
@@ -48,7 +48,7 @@ class LayerRecords:
             solutions: by name; a layer without one is not recorded here.
             folds: moments of their input; empty where no audio was read.
         """
-        positions = {side: sum(fold.positions[side] for fold in folds) for side in SIDES}
+        positions = {subset: sum(fold.positions[subset] for fold in folds) for subset in SUBSETS}
         mixed = self._mixed_bits(layers)
         for layer in layers:
             if layer.name not in solutions:

@@ -1,4 +1,4 @@
-"""The rows of a batch's hidden states: the side, weight and fold of each."""
+"""The rows of a batch's hidden states: tail, weight and fold of each."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Rows:
     """The rows of one batch's hidden states, batch dimension and all flattened.
 
     Attributes:
-        tail: [R] bool, True on the tail side.
+        tail: [R] bool, True in the tail.
         weight: [R] float.
         utterance: [R] int, which utterance of the batch each belongs to.
         fold: [R] int, which fold of the calibration set.
@@ -35,7 +35,7 @@ class RowCache:
     """Rows of each batch and kind of positions, computed once and shared by all layers that read such rows.
 
     Args:
-        metric: assigns side and weight.
+        metric: assigns tail and weight.
         padding_weight: of rows beyond the end of the audio.
         folds: how many folds the calibration set is split into: utterances are assigned round-robin.
         device: of the rows.
@@ -67,9 +67,9 @@ def assign(metric: Metric, positions: Positions, ids: Sequence[str], stage: str,
     tails, weights = [], []
     for utterance, tail, exists, padding in zip(ids, positions.tail, positions.exists, positions.padding, strict=True):
         valid = exists & ~padding
-        side, weight = metric.assign(tail & valid, valid, f"{stage}/{utterance}")
+        in_tail, weight = metric.assign(tail & valid, valid, f"{stage}/{utterance}")
         weight = torch.ones(len(tail)) if weight is None else weight
-        tails.append(side)
+        tails.append(in_tail)
         weights.append(weight * (valid + padding_weight * (exists & padding)))
     utterance_of = torch.arange(len(ids)).repeat_interleave(positions.exists.shape[1])
     tail, none = torch.cat(tails), torch.zeros_like(utterance_of)

@@ -23,7 +23,7 @@ from tarq.config import TarqConfig
 from tarq.errors import ConfigError
 from tarq.lattice import WIDTHS
 from tarq.method.algorithm import Solution, tail_aware_quantize
-from tarq.method.allocation import Sensitivity, allocate_bits
+from tarq.method.allocation import Sensitivity, allocate_bits, mean_bits
 from tarq.method.arms import Arms
 from tarq.method.gradient import GradientBalanced
 from tarq.method.metrics import Plain
@@ -83,7 +83,7 @@ def measure(
         free = [layer for layer in layers if not has_place(walk.plan[layer.name], config)]
         (moments,) = folds
         outputs = walk.observations.gradients.take_moments([layer.name for layer in free], [0] * len(free))
-        if outputs and moments.seen:
+        if outputs and moments.any_nonzero:
             hessian, mass = (sums["common"] + sums["tail"] for sums in (moments.hessian, moments.mass))
             damage = {}
             for bits in widths:
@@ -130,6 +130,6 @@ def settle_bits(recognizer: Recognizer, table: Sequence[Sensitivity], config: Ta
     chosen = allocate_bits(table, config.target_bits, others)
     settled = replace(config, target_bits=None, bits_for=config.bits_for | chosen)
     sizes = [(math.prod(layer.shape), chosen.get(name, layer.bits)) for name, layer in packed.items()]
-    mean = sum(weights * bits for weights, bits in sizes) / sum(weights for weights, _ in sizes)
     wider = sum(bits > config.bits for bits in chosen.values())
+    mean = mean_bits(sizes)
     return settled, f"target_bits {config.target_bits:g}: {wider} layers are wider, {mean:.3f} bits per weight"

@@ -65,7 +65,7 @@ class GroupSolver:
             outputs = self.observations.gradients.take_moments([layer.name for layer in layers], ranks)
         solved: dict[str, Solution] = {}
         with solver_errors("|".join(layer.name for layer in own)):
-            if any(fold.seen for fold in folds):
+            if any(fold.any_nonzero for fold in folds):
                 for scheme in dict.fromkeys(self._scheme(layer.name) for layer in own):
                     same_scheme = [layer for layer in own if self._scheme(layer.name) == scheme]
                     solved |= tail_aware_quantize(same_scheme, folds, self.arms, scheme, self._scale_dtype, outputs)
@@ -86,7 +86,7 @@ class GroupSolver:
         with solver_errors(layer.name):
             check_scales(solution.quantized.scales, scheme)
         bias: Tensor | None = layer.bias
-        if bias is not None and solution.bias is not None:  # as stored: what follows makes up for its rounding
+        if bias is not None and solution.bias is not None:  # as stored: later layers compensate its rounding
             bias = solution.bias.to(self.recognizer.stored_dtype).to(bias.dtype)
         return packed_layer(solution.quantized, scheme, bias)
 

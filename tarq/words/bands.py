@@ -12,27 +12,19 @@ BANDS = (0, 1, 2, 3, 4, 5, 6)
 NO_WORD = "no word"
 
 
-def band_name(low: int) -> str:
-    """``Zipf 2–3``, and ``Zipf 6+`` of the last one."""
-    return f"Zipf {low}+" if low == BANDS[-1] else f"Zipf {low}–{low + 1}"
+#: Names of the bands, the rarest words first, and then of what is of no word.
+NAMES = (*(f"Zipf {low}–{high}" for low, high in pairwise(BANDS)), f"Zipf {BANDS[-1]}+", NO_WORD)
 
 
-#: Names of all parts that scores are divided into, the rarest words first.
-NAMES = (*map(band_name, BANDS), NO_WORD)
-
-
-def divided(scores: Any) -> dict[str, Any]:
-    """Which Zipf scores are in each band, and which are NaN; each score is in one part.
+def band_masks(scores: Any) -> dict[str, Any]:
+    """Which Zipf scores are in each band, and which are NaN; each score is in one of them.
 
     Args:
         scores: floating-point array or tensor of any shape.
 
     Returns:
-        name of the band, or :data:`NO_WORD`, to bool of that shape; rarest first.
+        each of :data:`NAMES`, in that order, to bool of that shape.
     """
     edges = (-math.inf, *BANDS[1:], math.inf)
-    parts = {
-        band_name(low): (scores >= bottom) & (scores < top)
-        for low, (bottom, top) in zip(BANDS, pairwise(edges), strict=True)
-    }
-    return parts | {NO_WORD: scores != scores}
+    masks = [(scores >= low) & (scores < high) for low, high in pairwise(edges)]
+    return dict(zip(NAMES, [*masks, scores != scores], strict=True))

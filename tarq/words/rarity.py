@@ -83,22 +83,22 @@ def word_spans(text: str, normalizer: Normalizer, language: Frequencies = "en") 
     """
     pieces = [match.span() for match in _PIECE.finditer(text)]
     alone: list[str] = []  # the pieces' normalised words …
-    owner: list[int] = []  # … and which piece each came from
+    piece_of: list[int] = []  # … and the index of the piece that each is from
     for index, (start, end) in enumerate(pieces):
         words = _normalized_alone(normalizer, text[start:end])
         alone += words
-        owner += [index] * len(words)
+        piece_of += [index] * len(words)
     whole = normalizer.words(text)
 
     scores = [math.nan] * len(pieces)
     for kind, i1, i2, j1, j2 in SequenceMatcher(None, alone, whole, autojunk=False).get_opcodes():
         counted = [_score(word, language) for word in whole[j1:j2]]
         if kind == "equal":
-            found = list(zip(owner[i1:i2], counted, strict=True))
+            found = list(zip(piece_of[i1:i2], counted, strict=True))
         else:
             # A word that no single piece gives ("insert") belongs to the pieces around it.
             first, last = (i1 - 1, i1 + 1) if kind == "insert" else (i1, i2)
-            found = [(index, _rarest(counted)) for index in owner[max(first, 0) : last]]
+            found = [(index, _rarest(counted)) for index in piece_of[max(first, 0) : last]]
         for index, score in found:
             scores[index] = _rarest([scores[index], score])
 

@@ -158,14 +158,14 @@ def test_what_a_killed_process_left_is_removed_by_the_next(tmp_path):
 
 
 def test_a_checkpoint_lost_between_two_renames_is_named_and_put_back(tmp_path):
-    from tarq.checkpoint.source import located
+    from tarq.checkpoint.source import locate
     from tarq.errors import ModelError
 
     out = checkpoint(tmp_path / "out")
     assert killed(out, "between") == -signal.SIGKILL
     assert not out.exists()
     with pytest.raises(ModelError, match=r"killed.*\.partial/old: rename that to"):
-        located(out)
+        locate(out)
     with pytest.raises(ZeroDivisionError), replacing(out):
         raise ZeroDivisionError
     assert (out / "model.safetensors").read_text() == "old"

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(
 
 SCHEMAS = {
     "gram": "(Tensor x, Tensor? y, Tensor? weight) -> Tensor",
-    "gram_sides": "(Tensor x, Tensor? y, Tensor? weight, Tensor tail) -> (Tensor, Tensor)",
+    "gram_split": "(Tensor x, Tensor? y, Tensor? weight, Tensor tail) -> (Tensor, Tensor)",
     "group_quantize": (
         "(Tensor weight, Tensor upper, Tensor? order, int bits, int group_size, bool symmetric, str scale_rule, "
         "ScalarType scale_dtype) -> (Tensor, Tensor, Tensor, Tensor)"
@@ -66,7 +66,7 @@ def test_operators_have_shapes_on_a_device_that_is_not_there(layers, ordered):
         )
         shapes = [(t.shape, t.dtype, t.device.type) for t in (codes, scales, zeros, loss)]
         x = torch.empty(7, 300, dtype=torch.bfloat16, device="cuda")
-        sides = gram.gram_sides(x, torch.empty(7, dtype=torch.bool, device="cuda"))
+        split = gram.gram_split(x, torch.empty(7, dtype=torch.bool, device="cuda"))
         packed, scale = torch.empty(3, 40, 16, dtype=torch.int32, device="cuda"), torch.empty(3, 40, device="cuda")
         y = w4_linear.w4_linear(x, packed, scale, None, None, 300, 128)
     assert shapes == [
@@ -75,5 +75,5 @@ def test_operators_have_shapes_on_a_device_that_is_not_there(layers, ordered):
         ((*layers, 40, 3), torch.uint8, "cuda"),
         ((*layers, 40), torch.float64, "cuda"),
     ]
-    assert [s.shape for s in sides] == [(300, 300)] * 2
+    assert [s.shape for s in split] == [(300, 300)] * 2
     assert (y.shape, y.dtype) == ((7, 40), torch.bfloat16)

@@ -12,8 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tarq.kernels import dispatch
-from tarq.kernels.gram import gram, gram_sides
-from tarq.kernels.gram.reference import gram_reference, gram_sides_reference
+from tarq.kernels.gram import gram, gram_split
+from tarq.kernels.gram.reference import gram_reference, gram_split_reference
 from torch import Tensor
 
 from tarq.bench.measure import threads
@@ -75,7 +75,7 @@ def test_more_positions_than_are_packed_at_once(isa: str, weighted: bool, dtype:
     results = []
     for count in (1, 2):
         with threads(count):
-            results.append([gram(x, None, weight), gram(x, y, weight), *gram_sides(x, tail, y, weight)])
+            results.append([gram(x, None, weight), gram(x, y, weight), *gram_split(x, tail, y, weight)])
     assert all(map(torch.equal, *results))
     assert_accurate(results[0][0], x, None, weight)
     assert_accurate(results[0][1], x, y, weight)
@@ -85,17 +85,17 @@ def test_more_positions_than_are_packed_at_once(isa: str, weighted: bool, dtype:
 @native
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("share", [0.0, 0.07, 1.0])
-def test_sides_against_float64(isa: str, share: float, dtype: torch.dtype):
+def test_split_against_float64(isa: str, share: float, dtype: torch.dtype):
     torch.manual_seed(1)
     rows, n = 300, 129
     x, y, tail = torch.randn(rows, n).to(dtype), torch.randn(rows, 40).to(dtype), torch.rand(rows) < share
     mostly_ones = torch.where(torch.arange(rows) < 20, 0.5, 1.0)  # ones alone are left out of the products
     for weight in (None, torch.ones(rows), mostly_ones, torch.rand(rows) * (torch.rand(rows) < 0.5)):
         for other in (None, y):
-            sides = gram_sides(x, tail, other, weight, backend="native")
-            for side, chosen in zip(sides, (~tail, tail), strict=True):
+            split = gram_split(x, tail, other, weight, backend="native")
+            for subset, chosen in zip(split, (~tail, tail), strict=True):
                 rest = (x[chosen], None if other is None else other[chosen], None if weight is None else weight[chosen])
-                assert_accurate(side, *rest)
+                assert_accurate(subset, *rest)
 
 
 @native
@@ -104,9 +104,9 @@ def test_rows_of_weight_zero_may_hold_anything(isa: str):
     spoiled = x.clone()
     spoiled[1], spoiled[4] = torch.nan, torch.inf
     for clean, result, reference in zip(
-        gram_sides(x, tail, weight=weight),
-        gram_sides(spoiled, tail, weight=weight),
-        gram_sides(spoiled, tail, weight=weight, backend="reference"),
+        gram_split(x, tail, weight=weight),
+        gram_split(spoiled, tail, weight=weight),
+        gram_split(spoiled, tail, weight=weight, backend="reference"),
         strict=True,
     ):
         assert torch.equal(clean, result)
@@ -122,11 +122,11 @@ def test_what_is_not_finite_reaches_the_diagonal(isa: str, bad: float, dtype: to
     x = x.to(dtype)
     for weight in (None, torch.rand(70) + 0.5):
         for other in (None, torch.randn(70, 21).to(dtype)):
-            sides = gram_sides(x, tail, other, weight, backend="native")
-            expected = gram_sides(x, tail, other, weight, backend="reference")
-            for side, reference, column in zip(sides, expected, (2, 17), strict=True):
-                assert torch.equal(side.isfinite(), reference.isfinite())
-                assert not side[:, column].isfinite().any()
+            split = gram_split(x, tail, other, weight, backend="native")
+            expected = gram_split(x, tail, other, weight, backend="reference")
+            for subset, reference, column in zip(split, expected, (2, 17), strict=True):
+                assert torch.equal(subset.isfinite(), reference.isfinite())
+                assert not subset[:, column].isfinite().any()
 
 
 @native
@@ -148,8 +148,8 @@ def test_a_float32_operand_beside_16_bit_rows(isa: str, dtype: torch.dtype):
     for weight in (None, torch.rand(600)):
         result = gram(x, y, weight, backend="native")
         assert_accurate(result, x, y, weight)
-        copies = gram_sides(x.float(), tail, y, weight, backend="native")
-        assert all(map(torch.equal, gram_sides(x, tail, y, weight, backend="native"), copies))
+        copies = gram_split(x.float(), tail, y, weight, backend="native")
+        assert all(map(torch.equal, gram_split(x, tail, y, weight, backend="native"), copies))
 
 
 def activations(kind: str, rows: int, n: int) -> Tensor:
@@ -263,7 +263,7 @@ def test_any_shape(count_threads: int, rows: int, n: int, k: int, dtype: torch.d
 def test_float64_stays_float64():
     x, tail = torch.randn(20, 7, dtype=torch.float64), torch.rand(20) < 0.3
     torch.testing.assert_close(gram(x), x.T @ x)
-    common, rare = gram_sides(x, tail)
+    common, rare = gram_split(x, tail)
     assert common.dtype == torch.float64
     torch.testing.assert_close(common + rare, x.T @ x)
 
@@ -272,7 +272,7 @@ def test_operators_are_well_formed():
     x, weight, tail = torch.randn(7, 5), torch.rand(7), torch.rand(7) < 0.5
     torch.library.opcheck(torch.ops.tarq.gram.default, (x, None, weight))
     torch.library.opcheck(torch.ops.tarq.gram.default, (x, torch.randn(7, 3), None))
-    torch.library.opcheck(torch.ops.tarq.gram_sides.default, (x, torch.randn(7, 3), weight, tail))
+    torch.library.opcheck(torch.ops.tarq.gram_split.default, (x, torch.randn(7, 3), weight, tail))
 
 
 def test_wrong_shapes_are_named():
@@ -284,10 +284,10 @@ def test_wrong_shapes_are_named():
     with pytest.raises(ValueError, match="one weight per row"):
         gram(x, weight=torch.ones(4))
     with pytest.raises(ValueError, match=r"tail must be bool \[3\]"):
-        gram_sides(x, torch.ones(3))
+        gram_split(x, torch.ones(3))
 
 
 def test_references_split_what_is_whole():
     x, y, weight, tail = torch.randn(30, 4), torch.randn(30, 3), torch.rand(30), torch.rand(30) < 0.4
-    common, rare = gram_sides_reference(x, y, weight, tail)
+    common, rare = gram_split_reference(x, y, weight, tail)
     torch.testing.assert_close(common + rare, gram_reference(x, y, weight))

@@ -12,7 +12,7 @@ from tarq.kernels.gram.triton import plan as plans
 from torch import Tensor
 
 launch = pytest.importorskip("tarq.kernels.gram.triton.launch", reason="Triton is not installed", exc_type=ImportError)
-gram_triton, gram_sides_triton = launch.gram_triton, launch.gram_sides_triton
+gram_triton, gram_split_triton = launch.gram_triton, launch.gram_split_triton
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -63,13 +63,13 @@ def force(monkeypatch: pytest.MonkeyPatch, block: int, splits: int) -> None:
 
 @pytest.mark.parametrize("kind", [None, "levels", "real"])
 def test_every_form_of_the_kernels_once(kind):
-    """One product and two, whole and by sides, unweighted, by levels and row by row, into a running sum."""
+    """One product and two, whole and split, unweighted, by levels and row by row, into a running sum."""
     x, y = normal(70, 40, dtype=torch.float16), normal(70, 24, dtype=torch.float16, seed=1)
     weight, tail = None if kind is None else weights(kind, 70), torch.arange(70, device=DEVICE) % 5 == 0
     running = torch.ones(40, 40, device=DEVICE)
     assert_accurate(gram_triton(x, None, weight, out=running) - 1, x, None, weight, slack=2e-6)
-    for side, mask in zip(gram_sides_triton(x, y, tail, weight), (~tail, tail), strict=True):
-        assert_accurate(side, x[mask], y[mask], None if weight is None else weight[mask])
+    for subset, mask in zip(gram_split_triton(x, y, tail, weight), (~tail, tail), strict=True):
+        assert_accurate(subset, x[mask], y[mask], None if weight is None else weight[mask])
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -115,7 +115,7 @@ def test_no_rows_give_zeros(dtype):
     x, y = normal(0, 20, dtype=dtype), normal(0, 30, dtype=dtype)
     empty = torch.zeros(0, device=DEVICE)
     assert torch.equal(gram_triton(x, y, empty), torch.zeros(30, 20, device=DEVICE))
-    assert torch.equal(gram_sides_triton(x, None, empty.bool()), torch.zeros(2, 20, 20, device=DEVICE))
+    assert torch.equal(gram_split_triton(x, None, empty.bool()), torch.zeros(2, 20, 20, device=DEVICE))
     running = torch.ones(20, 20, device=DEVICE)
     assert torch.equal(gram_triton(x, out=running), torch.ones(20, 20, device=DEVICE))
     assert gram_triton(normal(5, 0, dtype=dtype), normal(5, 3, dtype=dtype)).shape == (3, 0)
@@ -143,7 +143,7 @@ def test_views(view, dtype):
     tail = torch.arange(len(x), device=DEVICE) % 5 == 0
     assert_accurate(gram_triton(x), x)
     assert_accurate(gram_triton(x, y), x, y)
-    assert_accurate(gram_sides_triton(x, None, tail)[1], x[tail])
+    assert_accurate(gram_split_triton(x, None, tail)[1], x[tail])
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -168,7 +168,7 @@ def test_neighbouring_memory_is_not_read():
     inner.copy_(normal(60, 80))
     assert_accurate(gram_triton(inner), inner)
     tail = torch.arange(60, device=DEVICE) < 7
-    common, rare = gram_sides_triton(inner, None, tail)
+    common, rare = gram_split_triton(inner, None, tail)
     assert_accurate(common, inner[~tail])
     assert_accurate(rare, inner[tail])
 
@@ -191,7 +191,7 @@ def test_no_load_leaves_the_inputs(rows, monkeypatch):
 
     monkeypatch.setattr(interpreter_builder, "create_masked_load", watched)
     gram_triton(*inputs)
-    gram_sides_triton(inputs[0], None, torch.arange(rows) < 9)
+    gram_split_triton(inputs[0], None, torch.arange(rows) < 9)
     addresses = np.concatenate([block.ravel() for block in loads])
     assert len(addresses) >= rows * (2 * 136 + 72)
     assert np.any([(first <= addresses) & (addresses < end) for first, end in spans], axis=0).all()
@@ -208,17 +208,17 @@ def test_values_near_the_limit_of_float16():
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("share", ["some", "none", "all", "one"])
 @pytest.mark.slow
-def test_sides(share, dtype, pair):
+def test_split(share, dtype, pair):
     rows = 200
     x, y = normal(rows, 72, dtype=dtype), normal(rows, 40, dtype=dtype, seed=1) if pair else None
     draw = torch.rand(rows, generator=torch.Generator().manual_seed(2)).to(DEVICE)
     tail = {"some": draw < 0.07, "none": draw < 0, "all": draw < 2, "one": draw == draw.min()}[share]
-    result = gram_sides_triton(x, y, tail)
+    result = gram_split_triton(x, y, tail)
     assert result.shape == (2, 40 if pair else 72, 72)
-    for side, mask in zip(result, (~tail, tail), strict=True):
-        assert_accurate(side, x[mask], None if y is None else y[mask])
+    for subset, mask in zip(result, (~tail, tail), strict=True):
+        assert_accurate(subset, x[mask], None if y is None else y[mask])
         if not mask.any():
-            assert not side.any()
+            assert not subset.any()
 
 
 def weights(kind: str, rows: int) -> Tensor:
@@ -244,8 +244,8 @@ def test_weights(kind, dtype, pair):
     result = gram_triton(x, y, weight)
     assert_accurate(result, x, y, weight)
     assert pair or torch.equal(result, result.T)
-    for side, mask in zip(gram_sides_triton(x, y, tail, weight), (~tail, tail), strict=True):
-        assert_accurate(side, x[mask], None if y is None else y[mask], weight[mask])
+    for subset, mask in zip(gram_split_triton(x, y, tail, weight), (~tail, tail), strict=True):
+        assert_accurate(subset, x[mask], None if y is None else y[mask], weight[mask])
 
 
 @pytest.mark.parametrize("kind", ["levels", "real"])
@@ -254,8 +254,8 @@ def test_rows_of_weight_zero_are_on_neither_side(kind):
     x, weight = normal(90, 16, dtype=torch.float16), weights(kind, 90)
     x[weight == 0] = math.nan
     tail, kept = torch.arange(90, device=DEVICE) % 2 == 0, weight != 0
-    for side, mask in zip(gram_sides_triton(x, None, tail, weight), (~tail & kept, tail & kept), strict=True):
-        assert_accurate(side, x[mask], None, weight[mask])
+    for subset, mask in zip(gram_split_triton(x, None, tail, weight), (~tail & kept, tail & kept), strict=True):
+        assert_accurate(subset, x[mask], None, weight[mask])
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
@@ -280,8 +280,8 @@ def test_running_sum(n, splits, monkeypatch):
         (lambda out: gram_triton(x, out=out), (n, n)),
         (lambda out: gram_triton(x, y, weight, out=out), (16, n)),
         (lambda out: gram_triton(x, y, weights("real", 600), out=out), (16, n)),
-        (lambda out: gram_sides_triton(x, None, tail, out=out), (2, n, n)),
-        (lambda out: gram_sides_triton(x, y, tail, weight, out=out), (2, 16, n)),
+        (lambda out: gram_split_triton(x, None, tail, out=out), (2, n, n)),
+        (lambda out: gram_split_triton(x, y, tail, weight, out=out), (2, 16, n)),
     ):
         # An odd offset: the running sums of several layers may lie in one buffer.
         running = normal(1 + math.prod(shape), seed=4)[1:].view(shape)
@@ -303,7 +303,7 @@ def test_float64_runs_as_the_reference():
     tail = torch.arange(50, device=DEVICE) < 9
     exact = x.T @ (x * weight[:, None])
     torch.testing.assert_close(gram_triton(x, None, weight), exact)
-    torch.testing.assert_close(gram_sides_triton(x, None, tail, weight).sum(0), exact)
+    torch.testing.assert_close(gram_split_triton(x, None, tail, weight).sum(0), exact)
 
 
 @settings(max_examples=25, deadline=None)
@@ -324,8 +324,8 @@ def test_any_shape(rows, n, k, dtype, kind, share, seed):
         assert_accurate(gram_triton(x, y, weight), x, y, weight)
         return
     tail = (torch.rand(rows, generator=torch.Generator().manual_seed(seed)) < share).to(DEVICE)
-    for side, mask in zip(gram_sides_triton(x, y, tail, weight), (~tail, tail), strict=True):
-        assert_accurate(side, *(None if t is None else t[mask] for t in (x, y, weight)))
+    for subset, mask in zip(gram_split_triton(x, y, tail, weight), (~tail, tail), strict=True):
+        assert_accurate(subset, *(None if t is None else t[mask] for t in (x, y, weight)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.float32], ids=str)
@@ -343,7 +343,7 @@ def test_every_launch_is_one_that_was_compiled(kind, pair, dtype, monkeypatch, r
     record_launches(launch, ("gram_kernel", "finish_kernel"), note)
     for out in (None, torch.zeros(2, 40 if pair else 192, 192, device=DEVICE)):
         gram_triton(x, y, weight, out=None if out is None else out[0])
-        gram_sides_triton(x, y, tail, weight, out=out)
+        gram_split_triton(x, y, tail, weight, out=out)
     monkeypatch.undo()
 
     compiled = []
@@ -423,16 +423,16 @@ def test_errors_are_within_what_the_sums_allow(rows, n, dtype):
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", [None, "levels", "real"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-def test_sides_at_full_size(dtype, kind):
+def test_split_at_full_size(dtype, kind):
     rows, n, k = 24_000, 1280, 5120
     x, y = activations(rows, n, dtype), activations(rows, k, dtype).roll(1, 0)
     tail = torch.arange(rows, device=DEVICE) % 14 == 0
     weight = None if kind is None else weights(kind, rows)
-    for side, mask in zip(gram_sides_triton(x, y, tail, weight), (~tail, tail), strict=True):
+    for subset, mask in zip(gram_split_triton(x, y, tail, weight), (~tail, tail), strict=True):
         left = y[mask].double() * (1 if weight is None else weight[mask].double()[:, None])
         exact, norm = left.T @ x[mask].double(), left.norm(dim=0)[:, None] * x[mask].double().norm(dim=0)
         upcast = errors(left.float().T @ x[mask].float(), exact, norm)
-        ours = errors(side, exact, norm)
+        ours = errors(subset, exact, norm)
         print(f"\nsides {dtype} {kind}: largest {ours[0]:.1e} / {upcast[0]:.1e}, mean {ours[1]:.1e} / {upcast[1]:.1e}")
         # One split is the worst case; weighted rows are float32 operands, one level after another four sums.
         operands = torch.float32 if kind == "real" else dtype
@@ -441,12 +441,12 @@ def test_sides_at_full_size(dtype, kind):
 
 
 @pytest.mark.gpu
-def test_sides_do_not_synchronise():
+def test_split_does_not_synchronise():
     x, tail = activations(4_000, 512, torch.bfloat16), torch.arange(4_000, device=DEVICE) % 14 == 0
-    gram_sides_triton(x, None, tail)  # compiles
+    gram_split_triton(x, None, tail)  # compiles
     torch.cuda.set_sync_debug_mode("error")
     try:
-        gram_sides_triton(x, None, tail)
+        gram_split_triton(x, None, tail)
     finally:
         torch.cuda.set_sync_debug_mode("default")
 
@@ -457,4 +457,4 @@ def test_more_than_2_to_the_31_elements():
     x[-300:] = activations(300, 2048, torch.bfloat16)
     assert_accurate(gram_triton(x), x[-300:])
     tail = torch.arange(len(x), device=DEVICE) >= len(x) - 200
-    assert_accurate(gram_sides_triton(x, None, tail)[1], x[-200:])
+    assert_accurate(gram_split_triton(x, None, tail)[1], x[-200:])

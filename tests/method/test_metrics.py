@@ -33,7 +33,7 @@ def test_rarebal_balances_the_traces(c):
 
 
 @pytest.mark.parametrize(("common", "tail", "which"), [(9, 0, "no tail"), (0, 9, "no common")])
-def test_an_empty_side_means_the_plain_metric(common, tail, which):
+def test_an_empty_subset_means_the_plain_metric(common, tail, which):
     moments = moments_of(common, tail)
     lam, note = RareBAL().balance([moments])
     assert lam == 1.0
@@ -87,12 +87,12 @@ def test_controls_draw_as_many_positions_as_the_tail_has():
     exists = torch.arange(100) < 80
     random, common = RandomControl(), CommonControl()
     for control in (random, common):
-        side, weight = control.assign(tail, exists, "decoder/a")
+        in_tail, weight = control.assign(tail, exists, "decoder/a")
         assert weight is None
-        assert int(side.sum()) == int((tail & exists).sum())
-        assert not (side & ~exists).any()
-        assert torch.equal(side, control.assign(tail, exists, "decoder/a")[0])
-        assert not torch.equal(side, control.assign(tail, exists, "decoder/b")[0])
+        assert int(in_tail.sum()) == int((tail & exists).sum())
+        assert not (in_tail & ~exists).any()
+        assert torch.equal(in_tail, control.assign(tail, exists, "decoder/a")[0])
+        assert not torch.equal(in_tail, control.assign(tail, exists, "decoder/b")[0])
     assert not (common.assign(tail, exists, "decoder/a")[0] & tail).any()
     other_seed = RandomControl(seed=1)
     assert not torch.equal(other_seed.assign(tail, exists, "x")[0], random.assign(tail, exists, "x")[0])
@@ -101,8 +101,8 @@ def test_controls_draw_as_many_positions_as_the_tail_has():
 def test_any_weight_per_position():
     metric = PositionWeights({"decoder/a": torch.tensor([0.0, 2.0, 1.5])})
     tail, exists = torch.ones(3, dtype=torch.bool), torch.ones(3, dtype=torch.bool)
-    side, weight = metric.assign(tail, exists, "decoder/a")
-    assert not side.any()
+    in_tail, weight = metric.assign(tail, exists, "decoder/a")
+    assert not in_tail.any()
     assert weight.tolist() == [0.0, 2.0, 1.5]
     assert metric.assign(tail, exists, "encoder/a")[1] is None
     with pytest.raises(ValueError, match="decoder/a"):

@@ -1,4 +1,4 @@
-"""Moments: both sides side by side, in float64 sums, against the formula."""
+"""Moments: both sides subset by subset, in float64 sums, against the formula."""
 
 import pytest
 import torch
@@ -17,10 +17,10 @@ def test_moments_equal_the_formula():
     for rows in (slice(0, 20), slice(20, 50)):
         moments.update(x[rows], xf[rows], tail[rows], weight[rows])
     x, xf, weight = x.double(), xf.double(), weight.double()
-    for side, mask in (("tail", tail), ("common", ~tail)):
+    for subset, mask in (("tail", tail), ("common", ~tail)):
         d = torch.diag(weight * mask)
-        torch.testing.assert_close(moments.hessian[side], x.T @ d @ x, rtol=1e-5, atol=1e-6)
-        torch.testing.assert_close(moments.cross[side], (xf - x).T @ d @ x, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(moments.hessian[subset], x.T @ d @ x, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(moments.cross[subset], (xf - x).T @ d @ x, rtol=1e-5, atol=1e-6)
     assert moments.positions == {
         "common": int((~tail & (weight > 0)).sum()),
         "tail": int((tail & (weight > 0)).sum()),
@@ -37,12 +37,12 @@ def test_moments_of_16_bit_inputs_keep_the_drift_in_float32(dtype):
     tail = torch.rand(60, generator=generator) < 0.3
     moments = Moments(12, paired=True, first=True, drift=True)
     moments.update(x, xf, tail, torch.ones(60))
-    for side, rows in (("tail", tail), ("common", ~tail)):
+    for subset, rows in (("tail", tail), ("common", ~tail)):
         own, drift = x[rows].double(), (xf[rows].double() - x[rows].double())
-        torch.testing.assert_close(moments.hessian[side], own.T @ own, rtol=1e-6, atol=1e-6)
-        torch.testing.assert_close(moments.cross[side], drift.T @ own, rtol=1e-5, atol=2e-6)
-        torch.testing.assert_close(moments.drift[side], drift.T @ drift, rtol=1e-5, atol=1e-6)
-        torch.testing.assert_close(moments.mean[side], own.sum(0), rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(moments.hessian[subset], own.T @ own, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(moments.cross[subset], drift.T @ own, rtol=1e-5, atol=2e-6)
+        torch.testing.assert_close(moments.drift[subset], drift.T @ drift, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(moments.mean[subset], own.sum(0), rtol=1e-6, atol=1e-6)
 
 
 def test_unpaired_moments_hold_no_cross_moment():

@@ -54,22 +54,22 @@ def test_attention_that_does_not_differ_leaves_weights_as_they_are():
         torch.testing.assert_close(metric.reassign(rows(weight, torch.zeros(3), attention=given))[1], weight)
 
 
-@pytest.mark.parametrize("left", [0.2, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.9, 1.0])
 @pytest.mark.parametrize("seed", range(3))
-def test_whatever_the_gradients_the_stated_share_of_positions_is_left(left, seed):
+def test_whatever_the_gradients_the_stated_share_of_positions_is_kept(share, seed):
     generator = torch.Generator().manual_seed(seed)
     heavy = torch.randn(500, generator=generator).mul(4).exp()  # of norms that span many orders
-    metric = GradientBalanced(left=left)
+    metric = GradientBalanced(min_ess=share)
     weight = torch.ones(500)
     _, d = metric.reassign(rows(weight, weight, gradients=heavy, gradient_scale=float(heavy.mean())))
-    share = float(d.double().sum() ** 2 / d.double().square().sum() / 500)
-    assert share >= left - 1e-6
+    kept = float(d.double().sum() ** 2 / d.double().square().sum() / 500)
+    assert kept >= share - 1e-6
     # The bound is met by weights of two values whose shares make it an equality.
     low, high = float(d.min()), float(d.max())
     worst = torch.tensor([low] * round(500 * high / (low + high)) + [high] * round(500 * low / (low + high)))
     bound = float(worst.sum() ** 2 / worst.square().sum() / len(worst))
-    assert bound >= left - 1e-2
-    if left < 1:
+    assert bound >= share - 1e-2
+    if share < 1:
         assert high / low > 1.1
 
 
@@ -101,7 +101,7 @@ def test_the_control_of_the_gradient_metric_leaves_out_the_balance_alone():
     assert torch.equal(Guided().target_weight(rare, 0.07), torch.ones(4, 25))
 
 
-@pytest.mark.parametrize("left", [0.0, 1.5, -1])
-def test_a_share_that_cannot_be_left_is_refused(left):
-    with pytest.raises(ValueError, match="left"):
-        GradientBalanced(left=left)
+@pytest.mark.parametrize("share", [0.0, 1.5, -1])
+def test_a_share_that_cannot_be_kept_is_refused(share):
+    with pytest.raises(ValueError, match="min_ess"):
+        GradientBalanced(min_ess=share)

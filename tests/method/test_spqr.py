@@ -7,7 +7,7 @@ from tarq.kernels.scheme import Scheme
 
 from tarq.method.metrics import LayerRows
 from tarq.method.solvers import Sweep
-from tarq.method.spqr import GatedRareBAL, SpQR, fitted_to, outlier_gain, sweep_with_outliers
+from tarq.method.spqr import GatedRareBAL, SpQR, outlier_gain, sweep_with_outliers, without_outliers
 
 F64 = torch.float64
 
@@ -79,11 +79,14 @@ def test_it_is_the_authors_loop_for_the_same_outliers(drifted, symmetric, order,
     w = v[:, visited].clone()
     u = torch.linalg.cholesky(torch.linalg.inv(problem.damped()[visited][:, visited]), upper=True)
     scales = [
-        group_scales(fitted_to(v[:, g : g + 16], outlier[:, g : g + 16]), scheme, scale_dtype) for g in (0, 16, 32)
+        group_scales(without_outliers(v[:, g : g + 16], outlier[:, g : g + 16]), scheme, scale_dtype)
+        for g in (0, 16, 32)
     ]
     for j, column in enumerate(visited):
         if order == "none" and j % 16 == 0:
-            scales[j // 16] = group_scales(fitted_to(w[:, j : j + 16], outlier[:, j : j + 16]), scheme, scale_dtype)
+            scales[j // 16] = group_scales(
+                without_outliers(w[:, j : j + 16], outlier[:, j : j + 16]), scheme, scale_dtype
+            )
         s, z = scales[column // 16]
         rounded = torch.where(outlier[:, column], w[:, j].to(half).to(F64), (encode(w[:, j], s, z, scheme) - z) * s)
         error = (w[:, j] - rounded) / u[j, j]

@@ -123,9 +123,9 @@ def same_statistics() -> Callable[[Path, Path], None]:
         for label, parts in ours.items():
             for one, four in zip(parts, expected[label], strict=True):
                 assert one.positions == four.positions, label
-                for side in ("common", "tail"):
-                    difference = (one.hessian[side] - four.hessian[side]).norm()
-                    assert difference <= 1e-5 * four.hessian[side].norm() + 1e-12, label
+                for subset in ("common", "tail"):
+                    difference = (one.hessian[subset] - four.hessian[subset]).norm()
+                    assert difference <= 1e-5 * four.hessian[subset].norm() + 1e-12, label
 
     return check
 

@@ -17,7 +17,7 @@ from transformers import (
 import tarq
 from tarq.data.corpora.registry import load_utterances
 from tarq.errors import CheckpointError, ModelError
-from tarq.models.alignment import forced_path, within_rare
+from tarq.models.alignment import forced_path, rare_frames
 from tarq.report import Reporter
 from tarq.speech.calibration import calibration_set, make_examples
 from tarq.speech.styles import transcript_styles
@@ -77,20 +77,20 @@ def test_path_is_the_likeliest_of_all_that_spell_the_tokens():
             for path in itertools.product(range(3), repeat=6)
             if [k for k, _ in itertools.groupby(path) if k != 0] == ids
         }
-        tokens, places = forced_path(scores, ids, blank=0)
+        tokens, states = forced_path(scores, ids, blank=0)
         assert tuple(tokens) == max(spell, key=spell.get)
         labels = np.array([0, *(x for i in ids for x in (i, 0))])
-        assert (labels[places] == tokens).all()
-        assert (np.diff(places) >= 0).all()
+        assert (labels[states] == tokens).all()
+        assert (np.diff(states) >= 0).all()
 
 
 def test_frames_within_a_rare_word_are_rare():
     """Tokens a, b, c of which b and c are one rare word: their frames and the blank between them."""
-    places = np.array([0, 1, 2, 3, 4, 5, 6])  # blank a blank b blank c blank
-    assert within_rare(places, torch.tensor([False, True, True])).tolist() == [
+    states = np.array([0, 1, 2, 3, 4, 5, 6])  # blank a blank b blank c blank
+    assert rare_frames(states, torch.tensor([False, True, True])).tolist() == [
         False, False, False, True, True, True, False,
     ]  # fmt: skip
-    assert within_rare(places, torch.tensor([True, False, True])).tolist() == [
+    assert rare_frames(states, torch.tensor([True, False, True])).tolist() == [
         False, True, False, False, False, True, False,
     ]  # fmt: skip
 

@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from tarq.errors import DataError
 from tarq.reports.make import evaluation_page, write_report
-from tarq.scoring.breakdown import break_down, by_band, by_kind, spoken_names
+from tarq.scoring.breakdown import break_down, by_band, by_kind, reference_names
 from tarq.scoring.words import score_words
 from tarq.terminal.cli import app
 from tarq.words.bands import NAMES
@@ -132,7 +132,7 @@ def test_counts_by_kind_and_band_add_up():
     said = ["flight 4471 to Ouagadougou leaves", "doctor Okonkwo waits"]
     heard = ["flight 4470 to waga dugu leaves", "doctor Okonkwo waits"]
     scores = score_words(said, heard, normalizer=ENGLISH)
-    names = spoken_names(said, ENGLISH, "en")
+    names = reference_names(said, ENGLISH, "en")
     assert names == [frozenset({"ouagadougou"}), frozenset({"okonkwo"})]
     kinds = by_kind(scores, names)
     assert kinds["names"].words.tolist() == [1, 1]
@@ -150,10 +150,10 @@ def test_counts_by_kind_and_band_add_up():
 
 def test_names_are_told_by_the_corpus_or_by_capitals_within_a_sentence():
     texts = ["Then I met Anna. She left", "IN CAPITALS ALL OF IT", "i'm in lower case"]
-    assert spoken_names(texts, ENGLISH, "en") == [frozenset({"anna"}), frozenset(), frozenset()]
-    assert spoken_names(texts[1:], ENGLISH, "en") is None
-    assert spoken_names(texts, ENGLISH, "de") is spoken_names(texts, ENGLISH, "de_AT") is None
-    marked = spoken_names(texts, ENGLISH, "de", [["Anna"], [], []])
+    assert reference_names(texts, ENGLISH, "en") == [frozenset({"anna"}), frozenset(), frozenset()]
+    assert reference_names(texts[1:], ENGLISH, "en") is None
+    assert reference_names(texts, ENGLISH, "de") is reference_names(texts, ENGLISH, "de_AT") is None
+    marked = reference_names(texts, ENGLISH, "de", [["Anna"], [], []])
     assert marked is not None
     assert marked[0] == {"anna"}
     assert np.sum([len(words) for words in marked]) == 1

@@ -1,4 +1,4 @@
-"""tarq report: figures that can be reckoned by hand, a page that asks for nothing, escaping, errors, audio."""
+"""tarq report: figures that can be calculated by hand, a self-contained page, escaping, errors, audio."""
 
 from __future__ import annotations
 
@@ -199,7 +199,7 @@ def test_the_first_figure_fits_a_screen(study, write, tmp_path):
 
 
 def test_where_errors_are_by_place_and_speaker(study, write, tmp_path, monkeypatch):
-    monkeypatch.setattr(studies, "SPOKEN", 2)
+    monkeypatch.setattr(studies, "MIN_UTTERANCES", 2)
     (panel,) = studies.panels(study, tmp_path, {})
     places = {(g.arm, g.kind): g for g in panel.places}
     # Of seven and of six words the fourth: it lies in the third fifth.
@@ -237,7 +237,7 @@ def test_words_lost_say_how_often_and_by_whom(study, write, tmp_path):
     (panel,) = studies.panels(study, tmp_path, {})
     found = {word.word: word for word in panel.changed}
     assert set(found) == {"amoxicillin", "ouagadougou"}
-    assert [(h.arm, h.times, h.draws) for h in found["amoxicillin"].heard] == [("gptq", 2, 2), ("ours", 1, 2)]
+    assert [(h.arm, h.times, h.draws) for h in found["amoxicillin"].hypotheses] == [("gptq", 2, 2), ("ours", 1, 2)]
     page, source, _ = report(tmp_path, write(study))
     assert "GPTQ (2 of 2) · Ours (1 of 2)" in page.text
     assert "<mark>amoxicillin</mark>" in source
@@ -358,7 +358,7 @@ def test_swing_over_pools_and_further_conditions(study, write, tmp_path):
     main, further = studies.panels(study, tmp_path, {})
     (swing,) = [s for s in main.swings if s.figure == "delta_nll_rare"]
     assert (swing.arm, swing.swing.value) == ("ours", pytest.approx(0.4 - 0.15))
-    assert further.further
+    assert further.figures_only
     assert "W3" in further.title
     page, _, _ = report(tmp_path, write(study))
     assert "Swing over calibration pools" in page.text

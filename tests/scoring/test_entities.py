@@ -58,7 +58,7 @@ def test_entities_go_through_the_normaliser():
     text = "It cost £3,500 in nineteen eighty four, Mr. O'Brien's colour"
     scores = scored(text, text.lower(), "£3,500", "Mr. O'Brien", "Wales", normalizer=english)
     assert counts(scores)[:2] == (2, 0)
-    assert scores.unspoken == ((0, "Wales"),)
+    assert scores.not_in_reference == ((0, "Wales"),)
 
 
 def test_an_entity_within_another_counts_on_its_own():

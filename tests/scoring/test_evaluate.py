@@ -205,7 +205,7 @@ def test_models_of_other_vocabularies_are_refused(model_folder, manifest):
 def test_every_figure_is_told_once(evaluation):
     names = [figure.name for figure in FIGURES]
     assert len(set(names)) == len({figure.title for figure in FIGURES}) == len(names)
-    # The true token stands beside full precision's opinion wherever that stands.
+    # ΔNLL stands beside KL wherever KL stands.
     for kind in ("rare", "common"):
         kl, nll = (next(f for f in FIGURES if f.name == f"{name}_{kind}") for name in ("kl", "delta_nll"))
         assert (kl.shown, kl.compared) == (nll.shown, nll.compared) == (True, True)

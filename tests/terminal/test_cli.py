@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 import tarq
 from tarq.config import TarqConfig
-from tarq.data.speech import labelled
+from tarq.data.speech import short_labels
 from tarq.terminal.cli import app
 from tarq.terminal.tables import grouped
 
@@ -282,10 +282,10 @@ def test_what_is_said_of_many_utterances_is_said_once():
 
 
 def test_labels_tell_sources_apart():
-    assert labelled(["a/x/manifest.jsonl", "b/y/manifest.jsonl"]) == {
+    assert short_labels(["a/x/manifest.jsonl", "b/y/manifest.jsonl"]) == {
         "x": "a/x/manifest.jsonl",
         "y": "b/y/manifest.jsonl",
     }
-    assert list(labelled(["a/out", "b/out", "a/out"])) == ["a/out", "b/out"]
-    assert list(labelled(["openai/whisper-tiny"])) == ["whisper-tiny"]
-    assert list(labelled(["out", "a/out"])) == ["out", "a/out"]
+    assert list(short_labels(["a/out", "b/out", "a/out"])) == ["a/out", "b/out"]
+    assert list(short_labels(["openai/whisper-tiny"])) == ["whisper-tiny"]
+    assert list(short_labels(["out", "a/out"])) == ["out", "a/out"]

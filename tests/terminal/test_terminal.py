@@ -333,13 +333,13 @@ def test_two_results_are_not_written_to_one_file(tmp_path, words, names):
 
 
 @pytest.mark.parametrize("there", [(), ("ffmpeg",), ("torchcodec",), ("ffmpeg", "torchcodec")])
-def test_doctor_wants_one_reader_of_foreign_audio(monkeypatch, there):
+def test_doctor_wants_one_reader_of_other_audio_formats(monkeypatch, there):
     def package(name, *_):
         return doctor.Check(name, "ok" if name in there else "absent", "of either kind")
 
     monkeypatch.setattr(doctor, "_package", package)
     monkeypatch.setattr(doctor, "_ffmpeg", lambda: package("ffmpeg"))
-    found = {check.name: check for check in doctor._foreign_audio()}
+    found = {check.name: check for check in doctor._other_audio_formats()}
     assert found.keys() == {"ffmpeg", "torchcodec"}
     assert {check.ok for check in found.values()} == {bool(there)}
     for name in found.keys() - set(there):

@@ -51,7 +51,7 @@ def records(*plan):
 
 
 def moments(common, tail):
-    """With so many positions on each side."""
+    """With so many positions in each subset."""
     made = Moments(16, paired=False)
     rows = common + tail
     made.update(torch.ones(rows, 16), None, torch.arange(rows) >= common, torch.ones(rows))

@@ -1,4 +1,4 @@
-"""Rows of a batch: side, weight, utterance and fold of each, by hand."""
+"""Rows of a batch: tail, weight, utterance and fold of each, by hand."""
 
 from dataclasses import replace
 

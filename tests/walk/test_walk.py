@@ -143,9 +143,9 @@ def test_batching_and_padding_do_not_change_the_statistics(model_folder, manifes
         assert len(parts) == 2
         for one, eight in zip(parts, expected[label], strict=True):
             assert one.positions == eight.positions
-            for side in ("common", "tail"):
-                difference = (one.hessian[side] - eight.hessian[side]).norm()
-                assert difference <= 1e-5 * eight.hessian[side].norm()
+            for subset in ("common", "tail"):
+                difference = (one.hessian[subset] - eight.hessian[subset]).norm()
+                assert difference <= 1e-5 * eight.hessian[subset].norm()
 
 
 def test_padding_frames_count_with_their_weight(recognizer, batches, manifest):
@@ -175,6 +175,14 @@ def test_cross_fitting_needs_two_utterances(model_folder, manifest):
     recognizer = tarq.load_recognizer(model_folder)
     with pytest.raises(CalibrationError, match="at least 2 calibration utterances"):
         tarq.quantize(recognizer, manifest, dataclasses.replace(CONFIG, samples=1))
+
+
+def test_a_fold_without_weight_is_refused_by_layer(recognizer, manifest):
+    """Utterances that were there, and turn out to be too few for the folds once they are read."""
+    one = dataclasses.replace(CONFIG, samples=1)
+    batches = calibration_set(recognizer, load_utterances(manifest), one, Reporter())[0]
+    with pytest.raises(CalibrationError, match=r"q_proj.*: no position has weight in 1 of the 2 folds.*CrossFitted"):
+        quantize_model(recognizer, batches, one, Reporter())
 
 
 def test_ignored_layers_stay_and_are_recorded(recognizer, batches):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 
 from tarq.errors import DataError
-from tarq.words.bands import NAMES, divided
+from tarq.words.bands import NAMES, band_masks
 from tarq.words.frequencies import described, frequencies, load_frequencies
 from tarq.words.normalize import Normalizer, get_normalizer
 from tarq.words.rarity import is_rare, position_tags, rare_counts, token_scores, word_spans, zipf
@@ -183,7 +183,7 @@ def test_words_have_the_scores_that_the_evaluation_counts():
 
 def test_bands_hold_each_score_once():
     scores = np.array([0.0, 0.99, 1.0, 2.999, 3.0, 5.99, 6.0, 7.7, np.nan, -0.5])
-    found = divided(scores)
+    found = band_masks(scores)
     assert tuple(found) == NAMES
     assert (*(f"Zipf {low}–{low + 1}" for low in range(6)), "Zipf 6+", "no word") == NAMES
     assert sum(chosen.astype(int) for chosen in found.values()).tolist() == [1] * 10

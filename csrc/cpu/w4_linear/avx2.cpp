@@ -85,7 +85,7 @@ struct Avx2 : Avx2Words {
     }
   };
   using Deferred = DeferredZeros<Avx2>;
-  static bool outweighed(const W4Product& product) { return outweighed_rows<Avx2>(product); }
+  static bool has_outlier(const W4Product& product) { return has_outlier_row<Avx2>(product); }
 
   static Vector load(const float* from) { return _mm256_loadu_ps(from); }
   static Sum zero() { return _mm256_setzero_ps(); }

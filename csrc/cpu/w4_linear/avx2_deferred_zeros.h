@@ -56,9 +56,9 @@ struct DeferredZeros {
   static int64_t padded(const W4Layer& layer) { return round_up(TileGroups::row_stride<S>(layer), S::width); }
 };
 
-/// Whether the largest input of some row is a sixteenth of its sum of magnitudes, or not a number.
+/// Whether the largest input of some row is a sixteenth or more of its sum of magnitudes, or is not a number.
 template <class S>
-bool outweighed_rows(const W4Product& product) {
+bool has_outlier_row(const W4Product& product) {
   const __m256 sign = _mm256_set1_ps(-0.0f);
   for (int64_t m = 0; m < product.rows; ++m) {
     const float* x = static_cast<const float*>(product.x) + m * product.stride;

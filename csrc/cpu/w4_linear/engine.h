@@ -2,14 +2,15 @@
 // word a lane; for it S has
 //
 // - Words: `lanes` int32 words; Window: which lanes of a row's last words are there; window, load_words
-// - Element: type of activations and codes; Vector: `width` of them; load; held(v): v, kept in a register
+// - Element: type of activations and codes; Vector: `width` of them; load; kept_in_register(v): v,
+//   not to be loaded again
 // - steps: vectors a block decodes to
 // - unit(j): the factor in codes of step j; activations are packed divided by it
 // - steps_in_memory, steps_in_registers: constants that decoding needs, to be passed on
 // - Centred<parts>: once it has `read` a block's zero points, a function of (words, those, j) that gives step
 //   j's codes less their zero points
 // - defers_zeros: Codes is the same without zero points; Deferred takes their share of the products from the
-//   sums, where no input of a row outweighs the others (`outweighed`)
+//   sums, which loses accuracy where a row has an outlier (`has_outlier`)
 // - fused_by_word: Centred serves where each word has a zero point of its own
 // - Sum: partial sums of one output; zero, add, product, dot, multiply_add, spread<parts> of scales
 // - Four: kTile finished outputs; reduce, load_four, write_four; finish(sums, bias)

@@ -82,7 +82,7 @@ inline void fused_piece(const W4Layer& layer, const W4Product& product, const Ti
         typename S::Vector codes[count];
         for (int r = 0; r < count; ++r) codes[r] = decode[r](words[r], steps, j);
         for (int m = 0; m < rows; ++m) {
-          const auto input = S::held(S::load(x[m] + b * kBlock<S> + j * S::width));
+          const auto input = S::kept_in_register(S::load(x[m] + b * kBlock<S> + j * S::width));
           for (int r = 0; r < count; ++r) part[m][r] = S::dot(part[m][r], codes[r], input);
         }
       }
@@ -190,7 +190,7 @@ void fused_tiles(const W4Layer& layer, const W4Product& product, int64_t begin, 
 template <class S, int parts>
 void fused_parts(const W4Layer& layer, const W4Product& product, int64_t begin, int64_t end, void* scratch) {
   if constexpr (S::defers_zeros)
-    if (!S::outweighed(product)) return fused_tiles<S, parts, false>(layer, product, begin, end, scratch);
+    if (!S::has_outlier(product)) return fused_tiles<S, parts, false>(layer, product, begin, end, scratch);
   fused_tiles<S, parts, true>(layer, product, begin, end, scratch);
 }
 

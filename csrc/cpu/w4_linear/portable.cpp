@@ -38,7 +38,7 @@ struct Portable {
     void read(const float* zeros) { zero = *zeros; }
     Vector operator()(Words words, Steps, int j) const { return float(words >> 4 * j & 15) - zero; }
   };
-  static Vector held(Vector v) { return v; }
+  static Vector kept_in_register(Vector v) { return v; }
   static Vector load(const float* from) { return *from; }
   static Sum zero() { return 0.0f; }
   static Sum add(Sum a, Sum b) { return a + b; }

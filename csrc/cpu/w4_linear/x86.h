@@ -81,7 +81,7 @@ struct X86 {
     convert_to_float(from, type, first, count, to);
   }
   template <class Vector>
-  static Vector held(Vector v) {
+  static Vector kept_in_register(Vector v) {
     return in_register(v);
   }
 };

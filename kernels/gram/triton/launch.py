@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from ... import triton_runtime as runtime
-from ..reference import gram_reference, gram_sides_reference
+from ..reference import gram_reference, gram_split_reference
 from .kernels import finish_kernel, gram_kernel
 from .plan import DTYPES, choose, options, tiles
 
@@ -56,15 +56,15 @@ def gram_triton(
     if x.dtype not in DTYPES:
         result = gram_reference(x, y, weight)
         return result if out is None else out.add_(result)
-    side = None if weight is None else torch.zeros_like(weight, dtype=torch.int8)
-    result = _gram(x, y, weight, side, 1, None if out is None else out[None])[0]
+    group = None if weight is None else torch.zeros_like(weight, dtype=torch.int8)
+    result = _gram(x, y, weight, group, 1, None if out is None else out[None])[0]
     return result if out is None else out
 
 
-def gram_sides_triton(
+def gram_split_triton(
     x: Tensor, y: Tensor | None, tail: Tensor, weight: Tensor | None = None, *, out: Tensor | None = None
 ) -> Tensor:
-    """:func:`gram_triton` of the rows outside the tail and of those in it, each row read by one side only.
+    """:func:`gram_triton` of the rows outside the tail and of those in it, each row read once.
 
     Args:
         x, y, weight: see :func:`gram_triton`; without weight nothing synchronises.
@@ -78,7 +78,7 @@ def gram_sides_triton(
         ValueError: ``out`` is not as described.
     """
     if x.dtype not in DTYPES:
-        result = torch.stack(gram_sides_reference(x, y, weight, tail))
+        result = torch.stack(gram_split_reference(x, y, weight, tail))
         return result if out is None else out.add_(result)
     return _gram(x, y, weight, tail.to(torch.int8), 2, out)
 

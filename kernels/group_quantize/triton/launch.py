@@ -69,7 +69,7 @@ def group_refine_triton(
             last - first,
             float(scheme.max_code),
             limits.tiny,
-            limits.max / reference.reach(scheme),
+            limits.max / reference.max_level(scheme),
             **constants(min(size, WIDEST), refit),
         )
 
@@ -90,7 +90,7 @@ def group_refine_triton(
                 for first in range(begin, end, WIDEST):
                     last = min(first + WIDEST, end)
                     launch(g, first, last, error @ hessian[:, first:last], False)
-    return reference.settled(codes, scales, loss, level + zero[:, group], scale, change, target.dtype)
+    return reference.keep_improved(codes, scales, loss, level + zero[:, group], scale, change, target.dtype)
 
 
 @contextmanager

@@ -110,7 +110,7 @@ def choose(m: int, n: int, k: int, capability: tuple[int, int], sm_count: int, g
 
 
 def pick(regime: dict[str, Any], planned_sms: int, m: int, n: int, k: int, sm_count: int, groups: int = 1) -> Plan:
-    """The plan of a regime's nearest layer, rows counted by SM, so that both chips are as full.
+    """The plan of a regime's nearest layer, rows counted by SM, so that both chips are equally full.
 
     K is split until there are about as many programs for each SM as the layer of the table has.
     """

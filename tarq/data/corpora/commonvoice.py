@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tarq.data.corpora.layout import choose_part, header, is_there, known, number, read_table
+from tarq.data.corpora.layout import audio_exists, choose_part, header, number, read_table, stated_value
 from tarq.data.hub import HubColumns
 from tarq.data.intake import Intake
 from tarq.data.utterance import Utterance
@@ -67,14 +67,14 @@ def load_commonvoice(source: Path, part: str | None, intake: Intake) -> list[Utt
         clip = row["path"]
         name = clip.removesuffix(".mp3")
         audio = path.parent / "clips" / (clip if "." in clip else f"{clip}.mp3")  # the first releases leave .mp3 out
-        if is_there(audio, where, name, intake):
+        if audio_exists(audio, where, name, intake):
             utterances.append(
                 Utterance(
                     id=name,
                     audio=audio,
                     text=transcript(row["sentence"]),
                     duration=durations.get(clip),
-                    speaker=known(row["client_id"]),
+                    speaker=stated_value(row["client_id"]),
                     extra={key: value for key, value in row.items() if key not in COLUMNS}
                     | ({"language": row["locale"]} if row.get("locale") else {}),
                 )

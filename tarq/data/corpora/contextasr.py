@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePath
 from typing import Any
 
-from tarq.data.corpora.layout import choose_part, is_there
+from tarq.data.corpora.layout import audio_exists, choose_part
 from tarq.data.fields import seconds, strings, value
 from tarq.data.hub import HubColumns, undecoded
 from tarq.data.intake import Intake
@@ -61,7 +61,7 @@ def load_contextasr(source: Path, part: str | None, intake: Intake) -> list[Utte
         except DataError as error:
             intake.broken(where, error)
             continue
-        if is_there(path.parent / row["audio"], where, utterance.id, intake):
+        if audio_exists(path.parent / row["audio"], where, utterance.id, intake):
             utterances.append(utterance)
     return utterances
 

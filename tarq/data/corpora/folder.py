@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
-from tarq.data.audio import FOREIGN_SUFFIXES, SUFFIXES
+from tarq.data.audio import EXTERNAL_SUFFIXES, SUFFIXES
 from tarq.data.corpora.layout import choose_part, read_text
 from tarq.data.intake import Intake
 from tarq.data.utterance import Utterance
@@ -20,7 +20,7 @@ _OTHER = (".txt", ".lab", ".md", ".json", ".jsonl", ".csv", ".tsv", ".html", ".p
 
 
 def _is_audio(path: Path) -> bool:
-    return path.suffix.lower() in (*SUFFIXES, *FOREIGN_SUFFIXES) and path.is_file()
+    return path.suffix.lower() in (*SUFFIXES, *EXTERNAL_SUFFIXES) and path.is_file()
 
 
 def is_folder(source: Path) -> bool:

@@ -16,7 +16,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from tarq.data.corpora.layout import choose_part, is_there, known, read_text
+from tarq.data.corpora.layout import audio_exists, choose_part, read_text, stated_value
 from tarq.data.hub import HubColumns
 from tarq.data.intake import Intake
 from tarq.data.utterance import Utterance
@@ -89,7 +89,7 @@ def _utterances(path: Path, segments: list[tuple[dict[str, Any], dict[str, Any]]
             continue
         file, name = path.parent / audio["path"], audio["aid"]
         if name not in there:
-            there[name] = is_there(file, str(path), name, intake)
+            there[name] = audio_exists(file, str(path), name, intake)
         if not there[name]:
             continue
         try:
@@ -98,7 +98,7 @@ def _utterances(path: Path, segments: list[tuple[dict[str, Any], dict[str, Any]]
                     id=segment["sid"],
                     audio=file,
                     text=text,
-                    speaker=known(segment.get("speaker"), "N/A"),
+                    speaker=stated_value(segment.get("speaker"), "N/A"),
                     extra={key: audio[key] for key in ("aid", "source", "category", "title") if key in audio},
                     start=float(segment["begin_time"]),
                     end=float(segment["end_time"]),

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tarq.data.corpora.layout import choose_part, first_file, is_there, number, read_text
+from tarq.data.corpora.layout import audio_exists, choose_part, first_file, number, read_text
 from tarq.data.intake import Intake
 from tarq.data.utterance import Utterance
 from tarq.errors import DataError
@@ -75,7 +75,7 @@ def _recordings(folder: Path, intake: Intake) -> dict[str, Path]:
             error = f"{where}: {path[:60]!r} is in an archive of Kaldi's; extract it (wav-copy)"
         else:
             audio = first_file([place / path for place in (folder, *folder.absolute().parents[:4])])
-            if is_there(audio, where, name, intake):
+            if audio_exists(audio, where, name, intake):
                 recordings[name] = audio
             continue
         intake.broken(name, DataError(error))

@@ -90,7 +90,7 @@ def read_table(
         yield where, dict(zip(names, values, strict=True))
 
 
-def is_there(audio: Path, where: str, name: str, intake: Intake) -> bool:
+def audio_exists(audio: Path, where: str, name: str, intake: Intake) -> bool:
     """Whether an audio file exists; one that does not is left out as broken.
 
     Args:
@@ -130,6 +130,6 @@ def number(text: str, what: str, where: str) -> float:
     return found
 
 
-def known(value: str | None, *unknown: str) -> str | None:
+def stated_value(value: str | None, *unknown: str) -> str | None:
     """A corpus's value; None if it is empty or one of the corpus's words for unknown."""
     return None if value in (None, "", *unknown) else value

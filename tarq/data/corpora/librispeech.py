@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tarq.data.corpora.layout import choose_part, first_file, is_there, read_text
+from tarq.data.corpora.layout import audio_exists, choose_part, first_file, read_text
 from tarq.data.hub import HubColumns
 from tarq.data.intake import Intake
 from tarq.data.utterance import Utterance
@@ -42,6 +42,6 @@ def load_librispeech(source: Path, part: str | None, intake: Intake) -> list[Utt
             audio = first_file(
                 [path.parent / f"{name}{suffix}" for suffix in (".flac", ".wav", ".ogg", ".opus", ".mp3")]
             )
-            if name and is_there(audio, f"{path}:{number}", name, intake):
+            if name and audio_exists(audio, f"{path}:{number}", name, intake):
                 utterances.append(Utterance(id=name, audio=audio, text=text.strip(), speaker=name.split("-")[0]))
     return utterances

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tarq.data.corpora.layout import choose_part, first_file, is_there, read_text
+from tarq.data.corpora.layout import audio_exists, choose_part, first_file, read_text
 from tarq.data.intake import Intake
 from tarq.data.utterance import Utterance
 
@@ -36,7 +36,7 @@ def load_libritts(source: Path, part: str | None, intake: Intake) -> list[Uttera
     for path in sorted(source.glob(f"*/*/*{ENDING}")):
         name = path.name.removesuffix(ENDING)
         audio = first_file([path.parent / f"{name}{suffix}" for suffix in (".wav", ".flac", ".ogg", ".opus", ".mp3")])
-        if is_there(audio, str(path), name, intake):
+        if audio_exists(audio, str(path), name, intake):
             text = " ".join(read_text(path).split())
             utterances.append(Utterance(id=name, audio=audio, text=text, speaker=name.split("_")[0]))
     return utterances

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from tarq.data.audio import SUFFIXES
-from tarq.data.corpora.layout import choose_part, first_file, header, is_there, read_text
+from tarq.data.corpora.layout import audio_exists, choose_part, first_file, header, read_text
 from tarq.data.intake import Intake
 from tarq.data.utterance import Utterance
 from tarq.errors import DataError
@@ -56,6 +56,6 @@ def load_ljspeech(source: Path, part: str | None, intake: Intake) -> list[Uttera
             continue
         audio = _audio(path.parent, name)
         identity = str(Path(name).with_suffix("")) if Path(name).suffix.lower() in SUFFIXES else name
-        if is_there(audio, where, identity, intake):
+        if audio_exists(audio, where, identity, intake):
             utterances.append(Utterance(id=identity, audio=audio, text=texts[-1] or texts[0]))
     return utterances

@@ -103,7 +103,7 @@ def load_utterances(source: str | Path | Any, intake: Intake | None = None) -> l
         if corpus.matches is is_folder:
             _check_nothing_below(path)
         utterances = corpus.load(path, part, intake)
-    utterances = _unlike(str(source), utterances, intake)
+    utterances = _without_repeats(str(source), utterances, intake)
     if not utterances:
         raise DataError(f"{source}: the corpus is empty; it needs at least one utterance")
     with_text = sum(utterance.text is not None for utterance in utterances)
@@ -112,7 +112,7 @@ def load_utterances(source: str | Path | Any, intake: Intake | None = None) -> l
     return utterances
 
 
-def _unlike(source: str, utterances: list[Utterance], intake: Intake) -> list[Utterance]:
+def _without_repeats(source: str, utterances: list[Utterance], intake: Intake) -> list[Utterance]:
     """The utterances without those that repeat an earlier id; scores and samples are keyed by id."""
     counts = Counter(utterance.id for utterance in utterances)
     if len(counts) == len(utterances):

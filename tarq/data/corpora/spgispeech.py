@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tarq.data.corpora.layout import choose_part, first_file, header, is_there, read_table
+from tarq.data.corpora.layout import audio_exists, choose_part, first_file, header, read_table
 from tarq.data.hub import HubColumns
 from tarq.data.intake import Intake
 from tarq.data.utterance import Utterance
@@ -45,7 +45,7 @@ def load_spgispeech(source: Path, part: str | None, intake: Intake) -> list[Utte
         name = row["wav_filename"]
         audio = first_file([path.parent / path.stem / name, path.parent / "spgispeech" / path.stem / name])
         utterance = name.removesuffix(".wav")
-        if is_there(audio, where, utterance, intake):
+        if audio_exists(audio, where, utterance, intake):
             call = {"call": name.split("/")[0]}
             utterances.append(Utterance(id=utterance, audio=audio, text=row["transcript"].strip(), extra=call))
     return utterances

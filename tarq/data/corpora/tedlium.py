@@ -17,7 +17,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from tarq.data.corpora.layout import choose_part, first_file, is_there, number, read_text
+from tarq.data.corpora.layout import audio_exists, choose_part, first_file, number, read_text
 from tarq.data.hub import HubColumns
 from tarq.data.intake import Intake
 from tarq.data.utterance import Utterance
@@ -105,7 +105,7 @@ def _talk(split: Path, path: Path, intake: Intake) -> list[Utterance]:
                     for suffix in (".sph", ".wav", ".flac")
                 ]
             )
-            there[talk] = audio if is_there(audio, where, talk, intake) else None
+            there[talk] = audio if audio_exists(audio, where, talk, intake) else None
         audio_file = there[talk]
         if audio_file is not None:
             utterances.append(

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tarq.data.corpora.layout import choose_part, first_file, header, is_there, known, read_table
+from tarq.data.corpora.layout import audio_exists, choose_part, first_file, header, read_table, stated_value
 from tarq.data.hub import HubColumns
 from tarq.data.intake import Intake
 from tarq.data.utterance import Utterance
@@ -74,9 +74,9 @@ def load_voxpopuli(source: Path, part: str | None, intake: Intake) -> list[Utter
             intake.left_out[_LEFT_OUT] += 1
             continue
         audio = first_file([path.parent / name[:4] / f"{name}.ogg", *(folder / f"{name}.wav" for folder in archives)])
-        if is_there(audio, where, name, intake):
+        if audio_exists(audio, where, name, intake):
             extra = {key: value for key, value in row.items() if key not in ("id", "normalized_text", "speaker_id")}
             extra |= stated
-            speaker = known(row["speaker_id"], "None")
+            speaker = stated_value(row["speaker_id"], "None")
             utterances.append(Utterance(id=name, audio=audio, text=text, speaker=speaker, extra=extra))
     return utterances

@@ -1,4 +1,4 @@
-"""What a caller may have set in torch around a call, and what tarq computes under all the same."""
+"""torch's defaults (dtype, device, autocast), whatever the caller has set them to."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import torch
 
 
 @contextmanager
-def plain_torch() -> Iterator[None]:
-    """Without autocast, new tensors float32 and on the CPU unless said otherwise; the caller's settings come back.
+def torch_defaults() -> Iterator[None]:
+    """While open, no autocast, and new tensors are float32 on the CPU; afterwards the caller's settings are restored.
 
-    Feature extractors and calibration make tensors by torch's defaults: float64, bfloat16 or the meta device there give
-    an error in the middle of the work, or other codes unsaid.
+    Feature extractors and calibration create tensors with torch's defaults. With float64, bfloat16 or the meta device
+    as defaults they would fail halfway, or silently give other codes.
     """
     dtype = torch.get_default_dtype()
     with ExitStack() as stack:
