@@ -26,12 +26,14 @@ class Arms:
         residual: the target of the codes.
         solver: how codes are chosen.
         input_scales: how inputs are scaled in full precision, before all else; None for as they are.
+        rotates_heads: whether heads of attentions are rotated, before all else.
     """
 
     metric: Metric
     residual: Residual
     solver: Solver
     input_scales: InputScaling | None = None
+    rotates_heads: bool = False
 
     @classmethod
     def of(
@@ -52,12 +54,13 @@ class Arms:
             make_residual(options["residual"], **settings) if residual is None else residual,
             make_solver(options["solver"], **settings) if solver is None else solver,
             make_input_scales(options.get("input_scales", "none"), **settings),
+            options.get("rotation", "none") == "heads",
         )
 
     @property
     def reads_audio(self) -> bool:
         """Whether calibration speech is needed at all."""
-        return self.solves_by_audio or self.input_scales is not None
+        return self.solves_by_audio or self.input_scales is not None or self.rotates_heads
 
     @property
     def solves_by_audio(self) -> bool:

@@ -20,7 +20,8 @@ from tarq.method.rsq import AttentionConcentration
 from tarq.report import Reporter
 from tarq.speech.calibration import calibration_set, make_example, make_examples
 from tarq.walk.folding import fold_input_scales
-from tarq.walk.plan import linears_of
+from tarq.walk.plan import linears_of, plan
+from tarq.walk.rotation import rotate_heads
 from tarq.walk.run import gather_moments
 from tarq.words.rarity import token_scores, zipf
 from tarq.words.settings import Words
@@ -342,3 +343,19 @@ def test_scales_of_inputs_leave_what_a_family_computes_as_it_is(family, examples
     with torch.no_grad():
         for batch, logits in zip(batches, expected, strict=True):
             torch.testing.assert_close(scaled.logits(batch), logits, rtol=1e-3, atol=1e-3 * float(logits.abs().max()))
+
+
+def test_rotated_heads_leave_what_a_family_computes_as_it_is(family, examples, tmp_path):
+    """Values can be rotated in every family; queries and keys where nothing stands between them and their product."""
+    rotated = tarq.load_recognizer(family.make(tmp_path / "model"))
+    batches = batches_of(rotated, examples)
+    with torch.no_grad():
+        expected = [rotated.logits(batch) for batch in batches]
+    layers = [layer.name for layer in plan(rotated, CONFIG) if layer.group_size]
+    notes = rotate_heads(rotated, batches[0], layers, Reporter(), rotated.device)
+    values = {name for name in layers if name.endswith("v_proj")}
+    assert values
+    assert values <= set(notes)
+    with torch.no_grad():
+        for batch, logits in zip(batches, expected, strict=True):
+            torch.testing.assert_close(rotated.logits(batch), logits, rtol=1e-3, atol=1e-3 * float(logits.abs().max()))
