@@ -1,4 +1,4 @@
-"""Rotated heads: what can be rotated is found out, the model stays the same, and rounding gains by it."""
+"""Other weights of the same function: what can take them is found out, the model stays the same, rounding gains."""
 
 import pytest
 import torch
@@ -7,12 +7,12 @@ from torch.nn import functional as F
 
 import tarq
 from tarq.data.corpora.registry import load_utterances
-from tarq.method.rotation import rotate_inputs, rotate_outputs, rotation_of
+from tarq.method.reparametrize import order_of, rotate_inputs, rotate_outputs, rotation_of
 from tarq.report import Reporter
 from tarq.speech.calibration import calibration_set
-from tarq.walk.rotation import rotate_heads
+from tarq.walk.reparametrize import reparametrize
 
-CONFIG = tarq.TarqConfig(group_size=32, scale_dtype="float32", batch_size=3, samples=6, rotation="heads")
+CONFIG = tarq.TarqConfig(group_size=32, scale_dtype="float32", batch_size=3, samples=6)
 CPU = torch.device("cpu")
 
 
@@ -29,8 +29,12 @@ def recognizer(model_folder):
     return tarq.load_recognizer(model_folder)
 
 
+def layers_of(model):
+    return {n for n, m in model.named_modules() if isinstance(m, nn.Linear) and ".layers." in n}
+
+
 def attention_layers(model):
-    return {n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n.rpartition(".")[0].endswith("_attn")}
+    return {n for n in layers_of(model) if n.rpartition(".")[0].endswith("_attn")}
 
 
 @pytest.mark.parametrize("size", [2, 5, 36, 64])
@@ -60,7 +64,7 @@ def test_whisper_computes_the_same_with_all_its_heads_rotated(model_folder, mani
     batches = calibration_set(recognizer, load_utterances(manifest), CONFIG, Reporter())[0]
     layers = attention_layers(recognizer.model)
     reporter = Notes()
-    notes = rotate_heads(recognizer, batches[0], layers, reporter, CPU)
+    notes = reparametrize(recognizer, batches[0], ["heads"], layers, reporter, CPU)
     assert set(notes) == layers
     assert not reporter.notes
     for name in layers:
@@ -77,11 +81,65 @@ def test_a_rotation_needs_all_its_layers_to_be_quantized(manifest, recognizer):
     key, output = "model.decoder.layers.1.self_attn.k_proj", "model.encoder.layers.0.self_attn.out_proj"
     before = {name: parameter.clone() for name, parameter in recognizer.model.named_parameters()}
     layers = attention_layers(recognizer.model) - {key, output}
-    notes = rotate_heads(recognizer, batches[0], layers, Reporter(), CPU)
+    notes = reparametrize(recognizer, batches[0], ["heads"], layers, Reporter(), CPU)
     partners = {key.replace("k_proj", "q_proj"), output.replace("out_proj", "v_proj")}
     assert set(notes) == layers - partners
     for name in (key, output, *partners):
         assert torch.equal(recognizer.model.get_submodule(name).weight, before[f"{name}.weight"])
+
+
+def test_hidden_units_stand_in_the_order_of_their_columns(model_folder, manifest, recognizer):
+    plain = tarq.load_recognizer(model_folder)
+    batches = calibration_set(recognizer, load_utterances(manifest), CONFIG, Reporter())[0]
+    layers = layers_of(recognizer.model)
+    notes = reparametrize(recognizer, batches[0], ["heads", "hidden"], layers, Reporter(), CPU)
+    assert set(notes) == layers
+    for i, layer in enumerate(recognizer.encoder.layers):
+        before = plain.encoder.layers[i]
+        sizes = layer.fc2.weight.norm(dim=0)
+        assert bool((sizes[:-1] >= sizes[1:] - 1e-6).all())
+        order = order_of(before.fc2.weight)
+        assert not torch.equal(order, torch.arange(len(order)))
+        assert torch.equal(layer.fc1.weight, before.fc1.weight[order])
+        assert torch.equal(layer.fc1.bias, before.fc1.bias[order])
+        assert torch.equal(layer.fc2.weight, before.fc2.weight[:, order])
+        assert torch.equal(layer.fc2.bias, before.fc2.bias)
+    with torch.no_grad():
+        for batch in batches:
+            torch.testing.assert_close(recognizer.logits(batch), plain.logits(batch), rtol=1e-4, atol=1e-3)
+
+
+class FeedForward(nn.Module):
+    """A gate and what it gates; hidden units may be mixed before they are read."""
+
+    def __init__(self, mixed, width=12, hidden=20):
+        super().__init__()
+        torch.manual_seed(0)
+        self.gate, self.up = (nn.Linear(width, hidden) for _ in range(2))
+        self.down = nn.Linear(hidden, width, bias=False)
+        self.mixed = mixed
+
+    def forward(self, x):
+        hidden = F.silu(self.gate(x)) * self.up(x)
+        return x + self.down(hidden.cumsum(-1) if self.mixed else hidden)
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+def test_gates_are_sorted_with_what_they_gate(mixed):
+    block = FeedForward(mixed)
+    hidden = torch.randn(2, 6, 12, generator=torch.Generator().manual_seed(1))
+    before = {name: parameter.detach().clone() for name, parameter in block.named_parameters()}
+    order = order_of(before["down.weight"])
+    notes = reparametrize(
+        OneBlock(block), hidden, ["hidden"], {f"only.{n}" for n in ("gate", "up", "down")}, Reporter(), CPU
+    )
+    assert set(notes) == (set() if mixed else {"only.gate", "only.up", "only.down"})
+    if not mixed:
+        for name in ("gate.weight", "gate.bias", "up.weight", "up.bias"):
+            assert torch.equal(block.get_parameter(name), before[name][order])
+        assert torch.equal(block.down.weight, before["down.weight"][:, order])
+    else:
+        assert all(torch.equal(p, before[name]) for name, p in block.named_parameters())
 
 
 class Attention(nn.Module):
@@ -158,35 +216,41 @@ def test_a_block_says_itself_what_can_be_rotated(options, rotated):
         plain = block(hidden)
     reporter = Notes()
     layers = {f"only.attention.{name}" for name in ("q", "k", "v", "out")}
-    notes = rotate_heads(OneBlock(block), hidden, layers, reporter, CPU)
+    notes = reparametrize(OneBlock(block), hidden, ["heads"], layers, reporter, CPU)
     assert set(notes) == {f"only.attention.{name}" for name in rotated}
     with torch.no_grad():
         torch.testing.assert_close(block(hidden), plain, rtol=1e-4, atol=1e-4)
     left = sorted(layers - set(notes))
     assert reporter.notes == (
-        [f"heads are not rotated in {', '.join(left)}: the model would not compute the same"] if left else []
+        [f"weights as they were in {', '.join(left)}: with others the model computes something else"] if left else []
     )
 
 
-def test_channels_that_stand_out_are_rounded_better(recognizer, manifest):
-    """The output projections read a few channels much more than the others."""
+@pytest.mark.parametrize(
+    ("kind", "reader", "note"),
+    [("heads", "out_proj", "its heads are rotated"), ("hidden", "fc2", "its hidden units are sorted")],
+)
+def test_channels_that_stand_out_are_rounded_better(recognizer, manifest, kind, reader, note):
+    """Output projections, or second layers, read a few channels much more than the others."""
 
     def spiky():
         made = tarq.load_recognizer(recognizer.model.config._name_or_path)
-        for name in attention_layers(made.model):
-            if name.endswith("out_proj"):
+        for name in layers_of(made.model):
+            if name.endswith(reader):
                 made.model.get_submodule(name).weight.data[:, ::16] *= 20
         return made
 
     full = spiky()
     batch = calibration_set(full, load_utterances(manifest), CONFIG, Reporter())[0][0]
     errors = {}
-    for rotation in ("none", "heads"):
+    for choice in ("none", kind, "both"):
         quantized = spiky()
-        config = tarq.TarqConfig.preset("gptq", group_size=32, samples=6, batch_size=3, bits=3, rotation=rotation)
+        config = tarq.TarqConfig.preset("gptq", group_size=32, samples=6, batch_size=3, bits=3, reparametrize=choice)
         report = tarq.quantize(quantized, manifest, config)
-        said = {layer.name for layer in report.layers if "its heads are rotated" in layer.notes}
-        assert said == (attention_layers(full.model) if rotation == "heads" else set())
+        said = {layer.name for layer in report.layers if note in layer.notes}
+        attention = attention_layers(full.model)
+        changed = attention if kind == "heads" else layers_of(full.model) - attention
+        assert said == (set() if choice == "none" else changed)
         with torch.no_grad():
-            errors[rotation] = float((quantized.logits(batch) - full.logits(batch)).square().mean())
-    assert errors["heads"] < 0.7 * errors["none"], errors
+            errors[choice] = float((quantized.logits(batch) - full.logits(batch)).square().mean())
+    assert errors[kind] < 0.7 * errors["none"], errors
