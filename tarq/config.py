@@ -29,6 +29,7 @@ Timestamps = Literal["without", "with", "alternate"]
 FrameTags = Literal["auto", "none", "aligned"]
 Transcripts = Literal["reference", "self"]
 ActOrder = Literal["none", "static"]
+Reparametrize = Literal["none", "heads", "hidden", "both"]
 PoolKind = Literal["uniform", "r-top", "r-mix", "r-cross"]
 
 Part = TypeVar("Part", bound=Checked)
@@ -56,6 +57,8 @@ class Method(Checked):
             metric regularised towards the original weights), ``spqr`` (1 % of the weights keep 16 bits: not to be
             saved), ``clipped`` (to nearest, groups clipped by the error of the output) or ``rtn`` (to nearest).
         input_scales: ``awq`` or ``smoothquant`` first scales inputs, where something in front can take the scales.
+        reparametrize: first other weights of the same function: ``heads`` of attentions rotated, ``hidden`` units of
+            feed-forward networks sorted, or ``both`` (:mod:`tarq.method.reparametrize`).
         damp: δ = damp · mean(diag H) is added to the metric's diagonal.
         act_order: ``none``, or ``static``: scales are fixed first, then columns are swept by falling diag(H).
         tail_positions: a position is tagged by its ``input`` token, its ``target`` token, or ``either``.
@@ -104,6 +107,12 @@ class Method(Checked):
         "First scale inputs, so that salient ones are rounded finer: none, awq or smoothquant.",
         "choice",
         choices=("none", *INPUT_SCALES),
+    )
+    reparametrize: Reparametrize = option(
+        "none",
+        METHOD,
+        "First other weights of the same function that round better: heads rotated, hidden units sorted, both or none.",
+        Reparametrize,
     )
     damp: float = option(0.01, METHOD, "Damping, as a share of the metric's mean diagonal.", "float", low=0, high=100)
     act_order: ActOrder = option(

@@ -16,6 +16,9 @@ from tarq.method.residuals import Residual
 from tarq.method.scaling import InputScaling
 from tarq.method.solvers import Solver
 
+#: Choice of ``reparametrize`` to what it changes.
+REPARAMETRIZED = {"none": (), "heads": ("heads",), "hidden": ("hidden",), "both": ("heads", "hidden")}
+
 
 @dataclass(frozen=True)
 class Arms:
@@ -26,12 +29,14 @@ class Arms:
         residual: the target of the codes.
         solver: how codes are chosen.
         input_scales: how inputs are scaled in full precision, before all else; None for as they are.
+        reparametrized: what is given other weights of the same function, before all else: ``heads``, ``hidden`` units.
     """
 
     metric: Metric
     residual: Residual
     solver: Solver
     input_scales: InputScaling | None = None
+    reparametrized: tuple[str, ...] = ()
 
     @classmethod
     def of(
@@ -52,12 +57,13 @@ class Arms:
             make_residual(options["residual"], **settings) if residual is None else residual,
             make_solver(options["solver"], **settings) if solver is None else solver,
             make_input_scales(options.get("input_scales", "none"), **settings),
+            REPARAMETRIZED[options.get("reparametrize", "none")],
         )
 
     @property
     def reads_audio(self) -> bool:
         """Whether calibration speech is needed at all."""
-        return self.solves_by_audio or self.input_scales is not None
+        return self.solves_by_audio or self.input_scales is not None or bool(self.reparametrized)
 
     @property
     def solves_by_audio(self) -> bool:

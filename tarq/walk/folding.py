@@ -7,12 +7,11 @@ too, a GELU in between, and grouped heads.
 
 from __future__ import annotations
 
-import copy
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -27,12 +26,10 @@ from tarq.method.solvers import Sweep
 from tarq.models.base import Recognizer
 from tarq.models.types import Batch
 from tarq.report import Reporter
-from tarq.walk.inputs import BlockInputs, InputCapture, capture_inputs, groups_of, linear_of, offloaded
+from tarq.walk.equivalence import blocks_on, equivalent
+from tarq.walk.inputs import BlockInputs, capture_inputs, groups_of, linear_of
 from tarq.walk.plan import PlannedLayer
 from tarq.walk.walk import Walk
-
-#: Largest change with scales on both sides, relative to that with scales on one: float32's rounding, and no GELU.
-_TOLERANCE = 1e-3
 
 
 @dataclass(frozen=True)
@@ -117,16 +114,9 @@ def fold_input_scales(
 def find_scale_folds(recognizer: Recognizer, batch: Batch, device: torch.device) -> dict[str, ScaleFold]:
     """Planned or not, each Linear of the blocks whose input can be scaled, with where the scales go."""
     found: dict[str, ScaleFold] = {}
-    previous = None
-    for stage in recognizer.stages():
-        inputs = InputCapture(stage, device)(batch, previous)
-        for index, (name, block) in enumerate(stage.blocks):
-            with offloaded(block, device):
-                arguments = inputs.block(index).on(device)
-                for names, fold in scale_folds_of(block, arguments):
-                    found |= {f"{name}.{n}": fold for n in names}
-                inputs.hidden = arguments.run(block).to(inputs.hidden.device)
-        previous = stage.finish(inputs.hidden)
+    for name, block, arguments in blocks_on(recognizer, batch, device):
+        for names, fold in scale_folds_of(block, arguments):
+            found |= {f"{name}.{n}": fold for n in names}
     return found
 
 
@@ -150,33 +140,9 @@ def scale_folds_of(block: nn.Module, arguments: BlockInputs) -> Iterator[tuple[S
         preceding += readers
         for producer in () if group.place else candidates:  # none for an argument: other blocks read it too
             fold = ScaleFold(producer, readers)
-            if _equivalent(block, arguments, fold):
+            width = readers[0].in_features
+            s = torch.rand(width, generator=torch.Generator().manual_seed(width)).mul(2).sub(1).exp2()  # within ½ … 2
+            s = s.to(arguments.hidden.device)
+            if equivalent(block, arguments, fold, partial(ScaleFold.apply, s=s), partial(ScaleFold.scale_readers, s=s)):
                 yield group.names, fold
                 break
-
-
-def _equivalent(block: nn.Module, arguments: BlockInputs, fold: ScaleFold) -> bool:
-    """Whether the block computes the same with scales on both sides, measured by what they do on one side."""
-    width = fold.readers[0].in_features
-    s = torch.rand(width, generator=torch.Generator().manual_seed(width)).mul(2).sub(1).exp2()  # within ½ … 2
-    arguments = BlockInputs(arguments.hidden.float(), *(_float32(each) for each in (arguments.args, arguments.kwargs)))
-
-    def computed(change: Callable[[ScaleFold, Tensor], None] | None) -> Tensor:
-        # One copy of all, so that modules in the copy of the fold are those of the copied block.
-        copied, copied_fold = copy.deepcopy((block, fold))
-        if change is not None:
-            change(copied_fold, s.to(arguments.hidden.device))
-        return arguments.run(copied.float())
-
-    plain = computed(None)
-    both, one = (float((computed(change) - plain).abs().max()) for change in (ScaleFold.apply, ScaleFold.scale_readers))
-    return one > 0 and both <= _TOLERANCE * one
-
-
-def _float32(value: Any) -> Any:
-    """Floating tensors in float32, also within tuples, lists and dictionaries."""
-    if isinstance(value, Tensor):
-        return value.float() if value.is_floating_point() else value
-    if isinstance(value, dict):
-        return {key: _float32(item) for key, item in value.items()}
-    return type(value)(_float32(item) for item in value) if type(value) in (tuple, list) else value

@@ -16,6 +16,7 @@ from tarq.models.types import Batch
 from tarq.report import LayerReport, Reporter
 from tarq.walk.folding import fold_input_scales
 from tarq.walk.plan import PlannedLayer
+from tarq.walk.reparametrize import reparametrize
 from tarq.walk.walk import Walk
 
 
@@ -50,6 +51,10 @@ def quantize_model(
         walk.records.notes = fold_input_scales(
             recognizer, batches, config, reporter, walk.device, walk.arms.input_scales
         )
+    if kinds := walk.arms.reparametrized:
+        changed = reparametrize(recognizer, batches[0], kinds, walk.plan, reporter, walk.device)
+        for name, note in changed.items():
+            walk.records.notes[name] = "; ".join(filter(None, (walk.records.notes.get(name), note)))
     for _ in walk.blocks():
         pass
     return walk.records.layers

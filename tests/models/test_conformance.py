@@ -20,7 +20,8 @@ from tarq.method.rsq import AttentionConcentration
 from tarq.report import Reporter
 from tarq.speech.calibration import calibration_set, make_example, make_examples
 from tarq.walk.folding import fold_input_scales
-from tarq.walk.plan import linears_of
+from tarq.walk.plan import linears_of, plan
+from tarq.walk.reparametrize import reparametrize
 from tarq.walk.run import gather_moments
 from tarq.words.rarity import token_scores, zipf
 from tarq.words.settings import Words
@@ -342,3 +343,20 @@ def test_scales_of_inputs_leave_what_a_family_computes_as_it_is(family, examples
     with torch.no_grad():
         for batch, logits in zip(batches, expected, strict=True):
             torch.testing.assert_close(scaled.logits(batch), logits, rtol=1e-3, atol=1e-3 * float(logits.abs().max()))
+
+
+def test_other_weights_of_a_family_compute_the_same(family, examples, tmp_path):
+    """Values can be rotated and hidden units sorted in every family; queries and keys where nothing is between them."""
+    changed = tarq.load_recognizer(family.make(tmp_path / "model"))
+    batches = batches_of(changed, examples)
+    with torch.no_grad():
+        expected = [changed.logits(batch) for batch in batches]
+    layers = [layer.name for layer in plan(changed, CONFIG) if layer.group_size]
+    notes = reparametrize(changed, batches[0], ["heads", "hidden"], layers, Reporter(), changed.device)
+    values = {name for name in layers if name.endswith("v_proj")}
+    assert values
+    assert values <= set(notes)
+    assert "its hidden units are sorted" in notes.values()
+    with torch.no_grad():
+        for batch, logits in zip(batches, expected, strict=True):
+            torch.testing.assert_close(changed.logits(batch), logits, rtol=1e-3, atol=1e-3 * float(logits.abs().max()))

@@ -110,7 +110,7 @@ def test_every_field_can_be_set(monkeypatch, tmp_path):
     values = {
         "bits": 3, "group_size": 64, "scale_rule": "mse", "scale_dtype": "float32", "metric": "random",
         "cost_ratio": 0.5, "max_lambda": 9.0, "residual": 0.5, "solver": "rtn", "damp": 0.1, "act_order": "static",
-        "input_scales": "awq", "tail_bands": 2,
+        "input_scales": "awq", "reparametrize": "both", "tail_bands": 2,
         "tail_positions": "either", "frame_tags": "aligned", "padding_weight": 0.3, "tail_threshold": 4.0,
         "language": "de", "word_frequencies": "w.txt", "normalizer": "none", "ids": "ids.txt", "samples": 7,
         "transcripts": "self", "timestamps": "with", "max_bad": 2, "target_bits": 4.25, "seed": 5,
