@@ -43,7 +43,14 @@ FIELDS = {
 
 
 @pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
+def brief(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls without the rests and bursts that make their times true."""
+    monkeypatch.setattr(measure, "SHORT", 0.0)
+    monkeypatch.setattr(measure, "REST", 0.0)
+
+
+@pytest.fixture
+def small(brief: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Problems that take no time."""
     monkeypatch.setattr(gram, "QUICK_SHAPES", ((40, 24),))
     monkeypatch.setattr(group_quantize, "QUICK_SHAPES", ((16, 256),))
@@ -265,7 +272,7 @@ def test_one_thread_can_be_timed_by_the_processors_clock(monkeypatch):
     assert measure.medians({"a": lambda _: None}, 1, 0.0, cpu)["a"] < 1
 
 
-def test_shapes_of_ones_own(tmp_path):
+def test_shapes_of_ones_own(brief, tmp_path):
     """Other sizes than the usual ones, so that every table in benchmarks/README.md has its command."""
     file = tmp_path / "bench.json"
     words = ["bench", "gram", "group_quantize", "w4_linear", "--shape", "48x128", "--shape", "32×256", "--quick"]
