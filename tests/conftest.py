@@ -309,7 +309,7 @@ def make_model(
     model = WhisperForConditionalGeneration(config).to(dtype)
     generation = model.generation_config
     generation._from_model_config = False  # or loading would rebuild it from config.json
-    generation.no_timestamps_token_id, generation.is_multilingual, generation.max_length = 2, False, 48
+    generation.no_timestamps_token_id, generation.is_multilingual, generation.max_length = 2, False, 24
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     WhisperFeatureExtractor(feature_size=80, chunk_length=2).save_pretrained(folder)

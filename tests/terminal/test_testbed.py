@@ -33,13 +33,13 @@ needs_recipe = pytest.mark.skipif(not RECIPE.is_dir(), reason="the recipe is not
 needs_synthesizer = pytest.mark.skipif(shutil.which("espeak-ng") is None, reason="no espeak-ng on the PATH")
 
 
-@pytest.fixture
-def recipe(monkeypatch: pytest.MonkeyPatch):
+@pytest.fixture(scope="module")
+def recipe():
     """Imports a module of the recipe, whose modules import each other by their bare names."""
-    monkeypatch.syspath_prepend(str(RECIPE))
-    names = ("text", "speech", "corpus", "train", "build")
-    yield importlib.import_module
-    for name in names:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(RECIPE))
+        yield importlib.import_module
+    for name in ("text", "speech", "corpus", "train", "build"):
         sys.modules.pop(name, None)
 
 
