@@ -8,7 +8,7 @@ export HF_HUB_DISABLE_PROGRESS_BARS := 1
 
 CXX_SOURCES := $(wildcard $(foreach depth,* */*,csrc/$(depth)/*.cpp csrc/$(depth)/*.h csrc/$(depth)/*.cu))
 
-.PHONY: install demo study-quick test test-all sanitize cuda-build triton-build gpu-check lint format bench testbed testbed-check clean help
+.PHONY: install demo study-quick test test-all test-assets sanitize cuda-build triton-build gpu-check lint format bench testbed testbed-check clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -47,8 +47,12 @@ PYTEST := $(BIN)/python -P -m pytest -n 2 --dist loadfile
 test: install  ## run the tests that are enough to trust a change (under five minutes on two cores)
 	$(PYTEST) -m "not slow"
 
-test-all: install  ## run every test: also interpreter sweeps, compilations, torchrun, memory, contracts
-	$(PYTEST) --durations=25
+# How long it takes does not depend on what lies beside the clone.
+test-all: install  ## run every test but test-assets: also interpreter sweeps, compilations, torchrun, memory, contracts
+	$(PYTEST) -m "not (assets and slow)" --durations=25
+
+test-assets: install  ## run the tests on real models and speech, where they lie beside the clone (TARQ_MODELS)
+	$(PYTEST) -m assets --durations=25
 
 # A copy of the package beside the installed one: its extension is built with the sanitizers, which must be loaded first.
 KERNEL_TESTS := $(addprefix tests/kernels/,test_gram.py test_group_quantize.py test_group_refine.py test_w4_linear.py test_w4_linear_int8.py)

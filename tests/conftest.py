@@ -6,7 +6,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -93,48 +94,123 @@ def record_launches(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     return record
 
 
+#: Follows a program that defines ``answer``.
+ANSWER_ALL = """
+import json, sys
+
+for line in sys.stdin:
+    print("answer", json.dumps(answer(**json.loads(line))), flush=True)
+"""
+
+
+@pytest.fixture(scope="session")
+def answering(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., AbstractContextManager[Callable]]:
+    """A Python process for many jobs, since it takes longer to import transformers than to do most of them.
+
+    ``program`` defines ``answer(**job)``. A job and its answer are what JSON can hold; the process ends with the first
+    job that fails, and its error is the test's.
+    """
+
+    @contextmanager
+    def start(program: str, **environment: str) -> Iterator[Callable[..., Any]]:
+        command = [sys.executable, "-P", "-c", f"{program}\n{ANSWER_ALL}"]
+        with (
+            (tmp_path_factory.mktemp("answering") / "errors.txt").open("w+") as errors,
+            subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True,
+                env=os.environ | environment,
+            ) as process,
+        ):  # fmt: skip
+
+            def ask(**job: object) -> Any:
+                assert process.poll() is None, "it ended with an earlier job"
+                print(json.dumps(job), file=process.stdin, flush=True)
+                answer = next((line for line in process.stdout if line.startswith("answer ")), None)
+                assert answer, errors.seek(0) or errors.read()[-3000:]
+                return json.loads(answer.removeprefix("answer "))
+
+            yield ask
+
+    return start
+
+
 @pytest.fixture
 def in_two() -> Callable[..., subprocess.CompletedProcess]:
-    """Run a program, or ``-m`` and a module, in two processes; a hang is a failure."""
+    """Run a program, or ``-m`` and a module, in two processes, each on one thread as torchrun has it; a hang fails."""
 
     def run(*command: object, code: int = 0) -> subprocess.CompletedProcess:
         launch = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-        return one_thread([*launch, *command], code)
+        own = os.environ | {"OMP_NUM_THREADS": "1"}
+        done = subprocess.run(
+            [*launch, *map(str, command)], capture_output=True, text=True, env=own, timeout=240, check=False
+        )
+        assert done.returncode == code, done.stdout + done.stderr
+        return done
 
     return run
 
 
-def one_thread(command: Sequence[object], code: int = 0) -> subprocess.CompletedProcess:
-    """Run a command, each process of it on one thread, as torchrun has it; a hang is a failure."""
-    own = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, env=own, timeout=240, check=False)
-    assert done.returncode == code, done.stdout + done.stderr
-    return done
+@pytest.fixture(scope="session")
+def alone() -> Callable[..., None]:
+    """A command in this process, on one thread as torchrun has it: sums of float32 products depend on how threads split
+    them."""
+    from typer.testing import CliRunner
+
+    from tarq.bench.measure import threads
+    from tarq.terminal.cli import app
+
+    def run(*arguments: object) -> None:
+        with threads(1):
+            result = CliRunner().invoke(app, [str(a) for a in arguments], catch_exceptions=False)
+        assert result.exit_code == 0, result.output
+
+    return run
+
+
+#: Runs commands one after the other in the same processes.
+COMMANDS = """
+import json, sys
+from tarq import distributed
+from tarq.terminal.cli import app
+
+with distributed.process_group():
+    for command in json.loads(sys.argv[1]):
+        assert not app(command, standalone_mode=False), command
+"""
 
 
 @pytest.fixture
-def quantizes_as_one(in_two: Callable, tmp_path: Path) -> Callable[..., None]:
-    """``tarq quantize`` in two processes: the checkpoint of one, written once."""
+def quantizes_as_one(alone: Callable, in_two: Callable, tmp_path: Path) -> Callable[..., None]:
+    """``tarq quantize`` in two processes: the checkpoint of one, written once. Each job is a line of options."""
     from safetensors.torch import load_file
 
     from tarq.report import FILE_NAME
 
-    def check(model: Path, manifest: Path, *options: object) -> None:
-        job = ("--calibration", manifest, "--group-size", 32, *options)
-        folders = [tmp_path / "one", tmp_path / "two"]
-        one_thread([sys.executable, "-P", "-m", "tarq", "quantize", model, folders[0], *job])
-        done = in_two("-m", "tarq", "quantize", model, folders[1], *job)
-        one, two = (load_file(folder / "model.safetensors") for folder in folders)
-        assert one.keys() == two.keys()
-        assert all(torch.equal(one[name], two[name]) for name in one)
-        reports = [json.loads((folder / FILE_NAME).read_text()) for folder in folders]
-        assert [r["processes"] for r in reports] == [1, 2]
-        assert reports[0]["calibration"] == reports[1]["calibration"]
-        for a, b in zip(reports[0]["layers"], reports[1]["layers"], strict=True):
-            assert (a["name"], a["positions"], a["tail_positions"]) == (b["name"], b["positions"], b["tail_positions"])
-            assert a["alpha"] == pytest.approx(b["alpha"], rel=1e-6)
-        assert done.stdout.count("layers quantized") == 1
-        assert "in 2 processes" in done.stdout
+    def check(model: Path, manifest: Path, *jobs: str) -> None:
+        program = tmp_path / "commands.py"
+        program.write_text(COMMANDS)
+        folders = {job: [tmp_path / f"{i} in {count}" for count in ("one", "two")] for i, job in enumerate(jobs)}
+
+        def command(job: str, folder: Path) -> list[str]:
+            fixed = ["quantize", model, folder, "--calibration", manifest, "--group-size", 32]
+            return [*map(str, fixed), *job.split()]
+
+        for job, (folder, _) in folders.items():
+            alone(*command(job, folder))
+        done = in_two(program, json.dumps([command(job, folder) for job, (_, folder) in folders.items()]))
+        assert done.stdout.count("layers quantized") == len(jobs)
+        assert done.stdout.count("in 2 processes") == len(jobs)
+        for job, pair in folders.items():
+            one, two = (load_file(folder / "model.safetensors") for folder in pair)
+            assert one.keys() == two.keys(), job
+            assert all(torch.equal(one[name], two[name]) for name in one), job
+            reports = [json.loads((folder / FILE_NAME).read_text()) for folder in pair]
+            assert [r["processes"] for r in reports] == [1, 2]
+            assert reports[0]["calibration"] == reports[1]["calibration"], job
+            for a, b in zip(reports[0]["layers"], reports[1]["layers"], strict=True):
+                tags = [(layer["name"], layer["positions"], layer["tail_positions"]) for layer in (a, b)]
+                assert tags[0] == tags[1], job
+                assert a["alpha"] == pytest.approx(b["alpha"], rel=1e-6), job
 
     return check
 
@@ -233,7 +309,7 @@ def make_model(
     model = WhisperForConditionalGeneration(config).to(dtype)
     generation = model.generation_config
     generation._from_model_config = False  # or loading would rebuild it from config.json
-    generation.no_timestamps_token_id, generation.is_multilingual, generation.max_length = 2, False, 48
+    generation.no_timestamps_token_id, generation.is_multilingual, generation.max_length = 2, False, 24
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     WhisperFeatureExtractor(feature_size=80, chunk_length=2).save_pretrained(folder)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import runpy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,11 +14,26 @@ from tarq.kernels import dispatch
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
-@pytest.fixture(params=torch.ops.tarq.cpu_isas() if dispatch.EXTENSION_ERROR is None else [])
+ISAS = torch.ops.tarq.cpu_isas() if dispatch.EXTENSION_ERROR is None else []
+
+
+@pytest.fixture(params=ISAS)
 def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Every instruction set of the extension that this CPU has, in turn forced on its kernels."""
     monkeypatch.setenv("TARQ_CPU_ISA", request.param)
     return request.param
+
+
+@pytest.fixture
+def isas(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Iterator[str]]:
+    """All of them, one after the other, for tests whose expected values take longer than the kernels."""
+
+    def each() -> Iterator[str]:
+        for name in ISAS:
+            monkeypatch.setenv("TARQ_CPU_ISA", name)
+            yield name
+
+    return each
 
 
 @pytest.fixture(scope="session")

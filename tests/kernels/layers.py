@@ -27,21 +27,30 @@ def make_layer(
     return pack(codes, 4).to(device), scales.to(device), zeros
 
 
-def assert_product(
-    y: Tensor, x: Tensor, layer: Layer, bias: Tensor | None, columns: int, group: int, tolerance: float
-) -> None:
-    """``y`` against ``x · Wᵀ + bias`` in float64.
+#: A product in float64, and the sum of its terms' magnitudes, Σ|x||w| + |b|.
+Exact = tuple[Tensor, Tensor]
 
-    Args:
-        tolerance: what an error may be of Σ|x||w| + |b|.
-    """
+
+def exact_product(x: Tensor, layer: Layer, bias: Tensor | None, columns: int, group: int) -> Exact:
+    """``x · Wᵀ + bias``."""
     packed, scales, zeros = layer
     weight = dequantize(packed, scales.double(), zeros, columns, group)
     offset = torch.zeros(weight.shape[0], dtype=torch.float64, device=x.device) if bias is None else bias.double()
-    exact = x.double() @ weight.T + offset
-    magnitude = x.double().abs() @ weight.abs().T + offset.abs()
-    assert y.shape == exact.shape
+    return x.double() @ weight.T + offset, x.double().abs() @ weight.abs().T + offset.abs()
+
+
+def assert_close_to(y: Tensor, exact: Exact, tolerance: float) -> None:
+    """``y`` against a product; ``tolerance`` is what an error may be of its terms' magnitudes."""
+    product, magnitude = exact
+    assert y.shape == product.shape
     assert y.is_contiguous()
     if y.numel():
-        error = ((y.double() - exact).abs() / magnitude.clamp_min(torch.finfo(y.dtype).smallest_normal)).max().item()
+        error = ((y.double() - product).abs() / magnitude.clamp_min(torch.finfo(y.dtype).smallest_normal)).max().item()
         assert error < tolerance, error
+
+
+def assert_product(
+    y: Tensor, x: Tensor, layer: Layer, bias: Tensor | None, columns: int, group: int, tolerance: float
+) -> None:
+    """``y`` against ``x · Wᵀ + bias`` in float64."""
+    assert_close_to(y, exact_product(x, layer, bias, columns, group), tolerance)

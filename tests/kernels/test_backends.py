@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-import subprocess
-import sys
+import runpy
 import warnings
 from pathlib import Path
 
@@ -42,11 +41,13 @@ def own():
     unregister("bytes")
 
 
-def test_the_example_is_short_and_runs():
+def test_the_example_is_short_and_runs(capsys):
     assert len(EXAMPLE.read_text().splitlines()) < 40
-    done = subprocess.run([sys.executable, "-P", str(EXAMPLE)], capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("bytes: 64 outputs, off by ")
-    assert "weight_packed" in done.stdout
+    runpy.run_path(str(EXAMPLE), run_name="__main__")
+    unregister("bytes")
+    printed = capsys.readouterr().out
+    assert printed.startswith("bytes: 64 outputs, off by ")
+    assert "weight_packed" in printed
 
 
 def test_layers_run_on_a_backend_of_ones_own(own, monkeypatch: pytest.MonkeyPatch):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-import subprocess
+import runpy
 import sys
 import time
 from importlib.util import find_spec
@@ -43,7 +43,14 @@ FIELDS = {
 
 
 @pytest.fixture
-def small(monkeypatch: pytest.MonkeyPatch) -> None:
+def brief(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Calls without the rests and bursts that make their times true."""
+    monkeypatch.setattr(measure, "SHORT", 0.0)
+    monkeypatch.setattr(measure, "REST", 0.0)
+
+
+@pytest.fixture
+def small(brief: None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Problems that take no time."""
     monkeypatch.setattr(gram, "QUICK_SHAPES", ((40, 24),))
     monkeypatch.setattr(group_quantize, "QUICK_SHAPES", ((16, 256),))
@@ -181,7 +188,7 @@ def test_bars_of_a_cpu(benchmark_script):
     assert [v.reached for v in verdicts] == [True, False, False, False, True, False, True, True]
 
 
-def test_bars_of_a_gpu(tmp_path, benchmark_script):
+def test_bars_of_a_gpu(tmp_path, benchmark_script, monkeypatch, capsys):
     records = [
         record("w4_linear", [1, 4096, 4096], "float16", "float16 linear", 1 / 2.4),
         record("w4_linear", [8, 1280, 5120], "float16", "float16 linear", 1 / 1.6),
@@ -201,8 +208,9 @@ def test_bars_of_a_gpu(tmp_path, benchmark_script):
     assert reached == [True, False, True, False, True, True, True, False]
     file = tmp_path / "records.json"
     file.write_text(json.dumps(records))
-    command = [sys.executable, "-P", str(BENCHMARKS / "bars.py"), str(file)]
-    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    monkeypatch.setattr(sys, "argv", ["bars.py", str(file)])
+    runpy.run_path(str(BENCHMARKS / "bars.py"), run_name="__main__")
+    printed = capsys.readouterr().out.splitlines()
     assert printed[1] == "NOT reached  w4_linear 8×1280×5120, speed-up over float16: 1.60 of 1.66"
 
 
@@ -265,7 +273,7 @@ def test_one_thread_can_be_timed_by_the_processors_clock(monkeypatch):
     assert measure.medians({"a": lambda _: None}, 1, 0.0, cpu)["a"] < 1
 
 
-def test_shapes_of_ones_own(tmp_path):
+def test_shapes_of_ones_own(brief, tmp_path):
     """Other sizes than the usual ones, so that every table in benchmarks/README.md has its command."""
     file = tmp_path / "bench.json"
     words = ["bench", "gram", "group_quantize", "w4_linear", "--shape", "48x128", "--shape", "32×256", "--quick"]

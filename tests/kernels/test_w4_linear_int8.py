@@ -13,32 +13,40 @@ from torch import Tensor
 
 from tarq.bench.measure import threads
 
-from .layers import Layer, assert_product, make_layer
+from . import layers
+from .layers import Layer, assert_close_to, make_layer
 
 native = pytest.mark.skipif(dispatch.EXTENSION_ERROR is not None, reason="the compiled extension is not built")
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 6e-4, torch.bfloat16: 5e-3}  # of Σ|x||w| + |b|; the result's rounding
 
 
-def assert_accurate(y: Tensor, x: Tensor, layer: Layer, bias: Tensor | None, columns: int, group: int) -> None:
-    """Against the product of the rounded activations."""
+def exact_product(x: Tensor, layer: Layer, bias: Tensor | None, columns: int, group: int) -> layers.Exact:
+    """The product of the rounded activations."""
     codes, scale = round_activations(x, group)
     rounded = codes.double() * scale.double().repeat_interleave(group, dim=1)[:, :columns]
+    return layers.exact_product(rounded, layer, bias, columns, group)
+
+
+def assert_accurate(y: Tensor, x: Tensor, layer: Layer, bias: Tensor | None, columns: int, group: int) -> None:
     assert y.dtype == x.dtype
-    assert_product(y, rounded, layer, bias, columns, group, TOLERANCE[x.dtype])
+    assert_close_to(y, exact_product(x, layer, bias, columns, group), TOLERANCE[x.dtype])
 
 
 @native
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("columns", [8, 24, 104, 127, 128, 129, 288, 328, 384])
-def test_kernels_against_float64(isa: str, columns: int, symmetric: bool):
+def test_kernels_against_float64(isas, columns: int, symmetric: bool):
     torch.manual_seed(columns)
     for rows in (1, 3, 17):
         for group in (32, 64, 128, 256):
             layer = make_layer(rows, columns, group, symmetric=symmetric)
             for count, dtype in ((0, torch.float32), (1, torch.float32), (3, torch.bfloat16), (9, torch.float16)):
                 x, bias = torch.randn(count, columns).to(dtype), torch.randn(rows) if count % 3 else None
-                y = w4_linear_int8(x, PackedWeight(*layer, bias, columns, group), backend="native")
-                assert_accurate(y, x, layer, bias, columns, group)
+                exact = exact_product(x, layer, bias, columns, group)
+                for _ in isas():
+                    y = w4_linear_int8(x, PackedWeight(*layer, bias, columns, group), backend="native")
+                    assert y.dtype == dtype
+                    assert_close_to(y, exact, TOLERANCE[dtype])
 
 
 @native
@@ -63,15 +71,17 @@ def test_any_shape(count_threads: int, rows: int, columns: int, count: int, grou
 @native
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize(("count", "rows", "columns"), [(22, 700, 2048), (33, 100, 520), (300, 50, 392)])
-def test_many_rows(isa: str, count: int, rows: int, columns: int, symmetric: bool):
+def test_many_rows(isas, count: int, rows: int, columns: int, symmetric: bool):
     """Whole tiles of 16 rows and what is left of one, more blocks of rows than one, layers that end inside a block."""
     for group in (128, 256, columns):  # of whole blocks, of two, one for all
         layer, x = make_layer(rows, columns, group, symmetric=symmetric), torch.randn(count, columns)
         bias = None if symmetric else torch.randn(rows)
-        with threads(2):
-            y = w4_linear_int8(x[None], PackedWeight(*layer, bias, columns, group), backend="native")
-        assert y.shape == (1, count, rows)
-        assert_accurate(y[0], x, layer, bias, columns, group)
+        exact = exact_product(x, layer, bias, columns, group)
+        for _ in isas():
+            with threads(2):
+                y = w4_linear_int8(x[None], PackedWeight(*layer, bias, columns, group), backend="native")
+            assert y.shape == (1, count, rows)
+            assert_close_to(y[0], exact, TOLERANCE[torch.float32])
 
 
 @native

@@ -64,7 +64,7 @@ def test_batches_do_not_change_the_statistics(folder, manifest, same_statistics)
 
 @pytest.mark.slow
 def test_two_processes_quantize_as_one(folders, manifest, quantizes_as_one):
-    quantizes_as_one(folders["parakeet"], manifest, "--batch-size", 2)
+    quantizes_as_one(folders["parakeet"], manifest, "--batch-size 2")
 
 
 def test_path_is_the_likeliest_of_all_that_spell_the_tokens():

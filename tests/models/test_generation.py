@@ -121,20 +121,25 @@ def loaded(family, tmp_path_factory):
     return tarq.load_recognizer(family.make(tmp_path_factory.mktemp("model") / family.name))
 
 
-@pytest.fixture
-def recognizer(loaded):
-    """With a generation configuration that a test may change: transcripts of several different tokens, no timestamps.
+@pytest.fixture(scope="module")
+def configured(loaded):
+    """A generation configuration for transcripts of several different tokens, no timestamps; what is transcribed so.
 
     After a timestamp Whisper's own ``generate`` goes on with another window.
     """
-    before = loaded.model.generation_config
-    loaded.model.generation_config = generation = copy.deepcopy(before)
+    loaded.model.generation_config = generation = copy.deepcopy(loaded.model.generation_config)
     text = {i for token, i in loaded.vocabulary.items() if token.startswith("<|")} - {generation.eos_token_id}
     generation.suppress_tokens = sorted(text)
     generation.min_new_tokens, generation.max_new_tokens, generation.max_length = 5, 9, None
     generation.repetition_penalty = 1.5
-    yield loaded
-    loaded.model.generation_config = before
+    return generation, transcript(loaded)
+
+
+@pytest.fixture
+def recognizer(loaded, configured):
+    """With a copy of that configuration, which a test may change."""
+    loaded.model.generation_config = copy.deepcopy(configured[0])
+    return loaded
 
 
 def transcript(recognizer, wave=WAVE):
@@ -192,11 +197,10 @@ def test_what_decides_a_transcript_is_honoured(family, recognizer, field):
 
 
 @pytest.mark.parametrize("field", SET_ASIDE)
-def test_other_searches_and_what_is_returned_change_no_transcript(recognizer, field):
-    expected = transcript(recognizer)
+def test_other_searches_and_what_is_returned_change_no_transcript(recognizer, configured, field):
     setattr(recognizer.model.generation_config, field, SET_ASIDE[field])
     notes = recognizer.check()
-    assert transcript(recognizer) == expected
+    assert transcript(recognizer) == configured[1]
     assert (f"{field}={SET_ASIDE[field]}" in " ".join(notes)) == (field in ("num_beams", "do_sample"))
 
 

@@ -6,8 +6,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
-import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jiwer
@@ -25,52 +24,43 @@ from .families import FAMILIES, LANGUAGES, START, TASKS, TIMES, byte_level_token
 
 TASK = "automatic-speech-recognition"
 
-#: Reads a job from standard input, writes transcripts as its last line.
+#: What a user's own program does.
 PROGRAM = """
-import json, sys
+import sys
 import soundfile, torch, transformers
 
-job = json.loads(sys.stdin.read())
-folder, audio = job["folder"], job["audio"]
-waves = [soundfile.read(a, dtype="float32")[0] for a in audio]
-said = {}
-if job["generate"]:
-    model = transformers.AutoModelForSpeechSeq2Seq.from_pretrained(folder).eval()
-    extractor = transformers.AutoFeatureExtractor.from_pretrained(folder)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-    said["generate"] = []
-    for wave in waves:
-        features = extractor(wave, sampling_rate=16000, return_tensors="pt")["input_features"]
-        said["generate"] += tokenizer.batch_decode(model.generate(features.to(model.dtype)), skip_special_tokens=True)
-if job["pipeline"]:
-    pipe = transformers.pipeline("automatic-speech-recognition", model=folder)
-    said["pipeline, samples"] = [pipe(wave)["text"] for wave in waves]
-    said["pipeline, file"] = [pipe(a)["text"] for a in audio[:1]] if job["files"] else []
-if job["inputs"]:  # of a processor, made before
-    model = getattr(transformers, job["auto"]).from_pretrained(folder).eval()
-    inputs = torch.load(job["inputs"])
-    with torch.no_grad():
-        ids = model.generate(**inputs) if job["auto"] != "AutoModelForCTC" else model(**inputs).logits.argmax(-1)
-    said["ids"] = ids.tolist()
-assert not any(name.split(".")[0] == "tarq" for name in sys.modules)
-print(json.dumps(said))
+def answer(folder, audio=(), generate=False, pipeline=False, files=False, inputs=None, auto=None):
+    waves = [soundfile.read(a, dtype="float32")[0] for a in audio]
+    said = {}
+    if generate:
+        model = transformers.AutoModelForSpeechSeq2Seq.from_pretrained(folder).eval()
+        extractor = transformers.AutoFeatureExtractor.from_pretrained(folder)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+        said["generate"] = []
+        for wave in waves:
+            features = extractor(wave, sampling_rate=16000, return_tensors="pt")["input_features"]
+            ids = model.generate(features.to(model.dtype))
+            said["generate"] += tokenizer.batch_decode(ids, skip_special_tokens=True)
+    if pipeline:
+        pipe = transformers.pipeline("automatic-speech-recognition", model=folder)
+        said["pipeline, samples"] = [pipe(wave)["text"] for wave in waves]
+        said["pipeline, file"] = [pipe(a)["text"] for a in audio[:1]] if files else []
+    if inputs:  # of a processor, made before
+        model = getattr(transformers, auto).from_pretrained(folder).eval()
+        given = torch.load(inputs)
+        with torch.no_grad():
+            ids = model.generate(**given) if auto != "AutoModelForCTC" else model(**given).logits.argmax(-1)
+        said["ids"] = ids.tolist()
+    assert not any(name.split(".")[0] == "tarq" for name in sys.modules)
+    return said
 """
 
 
-def plain(folder: Path, audio: list[Path] = (), **job: object) -> dict[str, list]:
+@pytest.fixture(scope="module")
+def plain(answering) -> Iterator[Callable[..., dict[str, list]]]:
     """What a process without tarq makes of a folder, by the way it was asked."""
-    fields = {"generate": False, "pipeline": False, "files": FFMPEG, "inputs": None, "auto": None}
-    fields |= {"folder": str(folder), "audio": list(map(str, audio))} | job
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", PROGRAM],
-        input=json.dumps(fields),
-        capture_output=True,
-        text=True,
-        env=os.environ | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    with answering(PROGRAM, HF_HUB_OFFLINE="1", OMP_NUM_THREADS="1") as ask:
+        yield lambda folder, audio, **job: ask(folder=str(folder), audio=list(map(str, audio)), files=FFMPEG, **job)
 
 
 def words(texts: list[str]) -> list[str]:
@@ -129,7 +119,7 @@ def multilingual(tmp_path) -> Path:
 
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("size", [32, 256])  # 256 does not divide all widths, so that groups differ
-def test_whisper(multilingual, manifest, tmp_path, size, symmetric):
+def test_whisper(plain, multilingual, manifest, tmp_path, size, symmetric):
     recognizer = tarq.load_recognizer(multilingual)
     report = tarq.quantize(recognizer, None, precise(size, symmetric))
     assert (len({layer.group_size for layer in report.layers}) > 1) == (size == 256)
@@ -180,7 +170,7 @@ AUTO |= {"wav2vec2": "AutoModelForCTC", "hubert": "AutoModelForCTC", "parakeet":
 # Whisper has a test of its own, above.
 @pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES[1:], ids=lambda family: family.name)
-def test_every_family(family, manifest, tmp_path):
+def test_every_family(plain, family, manifest, tmp_path):
     family.make(tmp_path / "model")
     recognizer = tarq.load_recognizer(tmp_path / "model")
     tarq.save(recognizer, tmp_path / "out", tarq.quantize(recognizer, None, precise(32)))
@@ -207,7 +197,7 @@ def test_every_family(family, manifest, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("name", ["whisper-tiny.en", "whisper-base"])
-def test_official_whisper(name, symmetric, assets, tmp_path):
+def test_official_whisper(plain, name, symmetric, assets, tmp_path):
     folder = Path(os.environ.get("TARQ_MODELS", "")) / name
     if not os.environ.get("TARQ_MODELS") or not folder.is_dir():
         pytest.skip(f"no {name}: set TARQ_MODELS to the folder that holds it")

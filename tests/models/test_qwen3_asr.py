@@ -49,7 +49,7 @@ def test_audio_rows_are_tagged_by_what_the_text_listens_to(folder, manifest, aud
 
 @pytest.mark.slow
 def test_two_processes_quantize_as_one(folder, manifest, quantizes_as_one):
-    quantizes_as_one(folder, manifest, "--batch-size", 2, "--frame-tags", "aligned")
+    quantizes_as_one(folder, manifest, "--batch-size 2 --frame-tags aligned")
 
 
 def test_prompt_is_the_processors(recognizer, manifest):

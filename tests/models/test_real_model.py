@@ -10,7 +10,7 @@ from tarq.scoring.words import score_words
 from tarq.words.normalize import get_normalizer
 from tarq.words.rarity import rare_counts
 
-pytestmark = pytest.mark.assets
+pytestmark = [pytest.mark.assets, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

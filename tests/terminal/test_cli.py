@@ -230,23 +230,14 @@ def test_doctor(tmp_path):
     assert {"gram on the CPU", "group_quantize on the CPU", "w4_linear on the CPU"} <= set(checks)
 
 
-def script(*arguments: object) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-P", "-m", "tarq", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-
-
 def test_errors_are_one_line(model_folder, manifest, tmp_path):
     for arguments, message in (
         (("quantize", model_folder, tmp_path, "--calibration", manifest), "--overwrite"),
         (("quantize", model_folder, tmp_path / "o", "--calibration", tmp_path / "none.jsonl"), "none.jsonl"),
         (("inspect", tmp_path), "tarq_report.json"),
     ):
-        result = script(*arguments)
-        assert result.returncode == 1
+        result = runner.invoke(app, [str(a) for a in arguments])
+        assert result.exit_code == 1
         assert message in result.stderr.replace("\n", "")
         assert "Traceback" not in result.stderr
     assert not (tmp_path / "o").exists()
@@ -257,10 +248,13 @@ def test_wrong_options_are_refused_before_the_work(model_folder, tmp_path, optio
     assert "Invalid value" in run("transcribe", model_folder, tmp_path / "none.wav", *options, code=2)
 
 
-def test_markup_in_a_path_is_printed_as_it_is(model_folder, tmp_path):
-    result = script("transcribe", model_folder, tmp_path / "a [live] b[/x].wav")
+def test_an_error_of_a_process_of_its_own(tmp_path):
+    """On its standard error, without a traceback; markup in a path is printed as it is."""
+    command = [sys.executable, "-P", "-m", "tarq", "inspect", tmp_path / "a [live] b[/x]"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 1
-    assert "a [live] b[/x].wav" in result.stderr
+    assert "a [live] b[/x]" in result.stderr.replace("\n", "")
+    assert "Traceback" not in result.stderr
 
 
 def test_a_method_that_needs_speech_says_so(model_folder, tmp_path):

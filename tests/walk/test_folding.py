@@ -17,7 +17,7 @@ from tarq.walk.folding import find_scale_folds, fold_input_scales, scale_folds_o
 from tarq.walk.inputs import BlockInputs, capture_inputs
 
 CONFIG = tarq.TarqConfig.preset(
-    "tarq", group_size=32, scale_dtype="float32", batch_size=3, samples=6, input_scales="awq"
+    "tarq", group_size=32, scale_dtype="float32", batch_size=3, samples=6, input_scales="awq", scale_rule="absmax"
 )
 CPU = torch.device("cpu")
 #: Behind a GELU, or read by several blocks.
@@ -88,7 +88,7 @@ def test_what_could_not_be_scaled_is_in_the_report(model_folder, manifest):
         def note(self, text):
             told.append(text)
 
-    config = tarq.TarqConfig.preset("awq", group_size=32, samples=4)
+    config = tarq.TarqConfig.preset("awq", group_size=32, samples=4, scale_rule="absmax")
     report = tarq.quantize(uneven(tarq.load_recognizer(model_folder)), manifest, config, reporter=Hears())
     notes = {layer.name: " ".join(layer.notes) for layer in report.layers}
     assert {name for name, note in notes.items() if "nothing in front" in note} == {
@@ -217,7 +217,9 @@ def test_smoothing_takes_the_maxima_of_the_rows_that_count(model_folder, recogni
 def test_scaled_norms_are_saved_and_loaded(model_folder, manifest, tmp_path, batches):
     recognizer = uneven(tarq.load_recognizer(model_folder))
     before = recognizer.decoder.layers[0].final_layer_norm.weight.detach().clone()
-    report = tarq.quantize(recognizer, manifest, tarq.TarqConfig.preset("awq", group_size=32, samples=4))
+    report = tarq.quantize(
+        recognizer, manifest, tarq.TarqConfig.preset("awq", group_size=32, samples=4, scale_rule="absmax")
+    )
     tarq.save(recognizer, tmp_path / "out", report)
     again = tarq.load_recognizer(tmp_path / "out")
     norm = again.decoder.layers[0].final_layer_norm.weight
