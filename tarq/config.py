@@ -109,7 +109,7 @@ class Method(Checked):
         choices=("none", *INPUT_SCALES),
     )
     reparametrize: Reparametrize = option(
-        "none",
+        "both",
         METHOD,
         "First other weights of the same function that round better: heads rotated, hidden units sorted, both or none.",
         Reparametrize,

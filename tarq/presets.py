@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-#: The lattice that GPTQ and its kin are published with: the zero point is the middle code.
-SYMMETRIC: dict[str, Any] = {"symmetric": True, "scale_rule": "absmax"}
+#: What GPTQ and its kin are published with: the zero point is the middle code, and weights are rounded as they are.
+SYMMETRIC: dict[str, Any] = {"symmetric": True, "scale_rule": "absmax", "reparametrize": "none"}
 
 #: The fields that each named method sets; fields a preset omits keep their defaults. All methods share one code path.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -16,6 +16,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "solver": "refined",
         "symmetric": False,
         "scale_rule": "mse",
+        "reparametrize": "both",
     },
     "tarq": {"metric": "rarebal", "residual": "cross-fitted", "solver": "sweep", **SYMMETRIC},
     "gptq": {"metric": "plain", "residual": "none", "solver": "sweep", **SYMMETRIC},
@@ -32,7 +33,14 @@ PRESETS: dict[str, dict[str, Any]] = {
     "guided": {"metric": "guided", "residual": "none", "solver": "sweep", **SYMMETRIC},
     "yaqa": {"metric": "plain", "residual": "none", "solver": "kronecker", **SYMMETRIC},
     # SpQR's lattice spans its groups. No checkpoint can hold its outliers: it is for measuring.
-    "spqr": {"metric": "plain", "residual": "none", "solver": "spqr", "symmetric": False, "scale_rule": "minmax"},
+    "spqr": {
+        "metric": "plain",
+        "residual": "none",
+        "solver": "spqr",
+        "symmetric": False,
+        "scale_rule": "minmax",
+        "reparametrize": "none",
+    },
     "awq": {"metric": "plain", "residual": "none", "solver": "clipped", "input_scales": "awq", **SYMMETRIC},
     "clipped": {"metric": "plain", "residual": "none", "solver": "clipped", **SYMMETRIC},
     # The paper's grafts: what else can be done to a weight, with TARQ.
@@ -67,6 +75,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "residual": "paper",
         "symmetric": True,
         "scale_rule": "minmax",
+        "reparametrize": "none",
         "solver": "sweep",
         "damp": 0.01,
         "act_order": "none",

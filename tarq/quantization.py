@@ -32,6 +32,7 @@ from tarq.torch_defaults import torch_defaults
 from tarq.walk.estimate import Plan, make_plan, too_few
 from tarq.walk.plan import check_fits, check_weights
 from tarq.walk.plan import plan as plan_layers
+from tarq.walk.reparametrize import reparametrize
 from tarq.walk.run import quantize_model
 from tarq.walk.sensitivity import measure, settle_bits
 
@@ -113,7 +114,8 @@ def quantize(
         notes.append("computed in float32: a checkpoint stores no float64")
     config = config.with_scale_dtype(recognizer.stored_dtype)
     # Raise what shapes and weights forbid before any audio is read.
-    check_fits(plan_layers(recognizer, config))
+    planned = plan_layers(recognizer, config)
+    check_fits(planned)
     check_weights(recognizer, config)
     batches: list[Batch] = []
     summary: dict[str, Any] = {}
@@ -129,18 +131,24 @@ def quantize(
     for kind, given in (("metric", metric), ("residual", residual), ("solver", solver)):
         if given is not None:
             notes.append(f"{kind} given by the caller in place of the configuration's: {type(given).__name__}")
+    if arms.reparametrized and not batches:
+        notes.append("weights are rounded as they are: no calibration speech is read, which reparametrize is tested on")
     for note in notes:
         reporter.note(note)
     outside = recognizer.left_out()
     before = recognizer.linear_bytes()
     began = time.monotonic()
+    changed: dict[str, str] = {}
+    if arms.reparametrized and batches:
+        layers_to_quantize = [layer.name for layer in planned if layer.group_size is not None]
+        changed = reparametrize(recognizer, batches[0], arms.reparametrized, layers_to_quantize, reporter, device)
     settled = config
     if config.target_bits is not None:
         table = measure(recognizer, batches, config, reporter, device) if sensitivities is None else sensitivities
         settled, note = settle_bits(recognizer, table, config)
         notes.append(note)
         reporter.note(note)
-    layers = quantize_model(recognizer, batches, settled, reporter, arms, device)
+    layers = quantize_model(recognizer, batches, settled, reporter, arms, device, changed)
     for note in (slow := recognizer.slow_layers()):
         reporter.note(note)
     recognizer.model.config.quantization_config = quantization_config(recognizer.model)

@@ -63,7 +63,7 @@ class Arms:
     @property
     def reads_audio(self) -> bool:
         """Whether calibration speech is needed at all."""
-        return self.solves_by_audio or self.input_scales is not None or bool(self.reparametrized)
+        return self.solves_by_audio or self.input_scales is not None
 
     @property
     def solves_by_audio(self) -> bool:

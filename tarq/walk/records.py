@@ -31,7 +31,7 @@ class LayerRecords:
     def __init__(self, plan: Mapping[str, PlannedLayer], observations: Observations, reporter: Reporter) -> None:
         self.plan, self.observations, self.reporter = plan, observations, reporter
         self.layers: list[LayerReport] = []
-        self.notes: dict[str, str] = {}
+        self.notes: dict[str, list[str]] = {}
 
     def start(self) -> None:
         """The walk begins."""
@@ -55,7 +55,7 @@ class LayerRecords:
                 continue
             planned, solution = self.plan[layer.name], solutions[layer.name]
             notes = [planned.note, *solution.notes, self.observations.attention.note(layer.name)]
-            notes += [_small_scales(solution), self.notes.get(layer.name, ""), mixed]
+            notes += [_small_scales(solution), *self.notes.get(layer.name, ()), mixed]
             record = LayerReport(
                 name=layer.name,
                 stage=stage,

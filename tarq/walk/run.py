@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -16,7 +16,6 @@ from tarq.models.types import Batch
 from tarq.report import LayerReport, Reporter
 from tarq.walk.folding import fold_input_scales
 from tarq.walk.plan import PlannedLayer
-from tarq.walk.reparametrize import reparametrize
 from tarq.walk.walk import Walk
 
 
@@ -27,6 +26,7 @@ def quantize_model(
     reporter: Reporter,
     arms: Arms | None = None,
     device: torch.device | None = None,
+    notes: Mapping[str, str] | None = None,
 ) -> list[LayerReport]:
     """Quantize every Linear of the model's blocks in place and swap it for a :class:`QuantLinear`.
 
@@ -37,6 +37,7 @@ def quantize_model(
         reporter: receives each finished layer.
         arms: used instead of those the configuration names.
         device: where blocks are moved to, one at a time, to be quantized; the model's by default.
+        notes: name of a Linear to what its record is to say of it.
 
     Returns:
         One record per Linear, in order of quantization; skipped layers are included with the reason.
@@ -47,14 +48,11 @@ def quantize_model(
         ModelError: a name to ignore matches no layer, or the model does something that the walk cannot follow.
     """
     walk = Walk(recognizer, batches, config, reporter, arms, device)
+    walk.records.notes = {name: [note] for name, note in (notes or {}).items()}
     if walk.arms.input_scales is not None:
-        walk.records.notes = fold_input_scales(
-            recognizer, batches, config, reporter, walk.device, walk.arms.input_scales
-        )
-    if kinds := walk.arms.reparametrized:
-        changed = reparametrize(recognizer, batches[0], kinds, walk.plan, reporter, walk.device)
-        for name, note in changed.items():
-            walk.records.notes[name] = "; ".join(filter(None, (walk.records.notes.get(name), note)))
+        scaled = fold_input_scales(recognizer, batches, config, reporter, walk.device, walk.arms.input_scales)
+        for name, note in scaled.items():
+            walk.records.notes.setdefault(name, []).append(note)
     for _ in walk.blocks():
         pass
     return walk.records.layers
