@@ -142,7 +142,7 @@ def in_two() -> Callable[..., subprocess.CompletedProcess]:
         launch = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
         own = os.environ | {"OMP_NUM_THREADS": "1"}
         done = subprocess.run(
-            [*launch, *map(str, command)], capture_output=True, text=True, env=own, timeout=240, check=False
+            [*launch, *map(str, command)], capture_output=True, text=True, env=own, timeout=500, check=False
         )
         assert done.returncode == code, done.stdout + done.stderr
         return done

@@ -122,8 +122,9 @@ def loaded(family, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def configured(loaded):
-    """A generation configuration for transcripts of several different tokens, no timestamps; what is transcribed so.
+def configured(family, loaded):
+    """A generation configuration for transcripts of several different tokens, no timestamps; what is transcribed so,
+    and its tokens.
 
     After a timestamp Whisper's own ``generate`` goes on with another window.
     """
@@ -132,7 +133,7 @@ def configured(loaded):
     generation.suppress_tokens = sorted(text)
     generation.min_new_tokens, generation.max_new_tokens, generation.max_length = 5, 9, None
     generation.repetition_penalty = 1.5
-    return generation, transcript(loaded)
+    return generation, transcript(loaded), own_tokens(family, loaded)
 
 
 @pytest.fixture
@@ -167,15 +168,17 @@ def test_every_field_has_its_place():
 
 
 @pytest.mark.parametrize("field", ACTIVE)
-def test_what_decides_a_transcript_is_honoured(family, recognizer, field):
+def test_what_decides_a_transcript_is_honoured(family, recognizer, configured, field):
     generation = recognizer.model.generation_config
-    own = own_tokens(family, recognizer)
+    _, without, own = configured
     assert len(own) > 7
     if field == "min_new_tokens":  # of a model that would end before
         generation.eos_token_id = next(i for i in own[5:] if i not in own[:5])
     if field == "no_repeat_ngram_size":
         generation.repetition_penalty = 1.0
-    without, value = transcript(recognizer), ACTIVE[field]
+    if field in ("min_new_tokens", "no_repeat_ngram_size"):
+        without = transcript(recognizer)
+    value = ACTIVE[field]
     value = value(own, recognizer.tokenizer.decode) if callable(value) else value
     if field == "suppress_tokens":
         value = value + generation.suppress_tokens

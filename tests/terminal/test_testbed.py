@@ -143,7 +143,7 @@ def test_damaged_package_is_a_clear_error(damage, tmp_path, monkeypatch):
 
 @pytest.mark.slow
 def test_demo_on_a_few_utterances(tmp_path):
-    result = CliRunner().invoke(app, ["demo", "--samples", "16", "--score", "8", "--json", str(tmp_path / "demo.json")])
+    result = CliRunner().invoke(app, ["demo", "--samples", "4", "--score", "8", "--json", str(tmp_path / "demo.json")])
     assert result.exit_code == 0, result.output
     scores = json.loads((tmp_path / "demo.json").read_text())
     (only,) = scores["sets"].values()
