@@ -132,7 +132,7 @@ def quantize(
         if given is not None:
             notes.append(f"{kind} given by the caller in place of the configuration's: {type(given).__name__}")
     if arms.reparametrized and not batches:
-        notes.append("weights are rounded as they are: no calibration speech is read, which reparametrize is tested on")
+        notes.append("not reparametrized: it is tested on calibration speech, and none is read")
     for note in notes:
         reporter.note(note)
     outside = recognizer.left_out()

@@ -11,12 +11,14 @@ import re
 from abc import abstractmethod
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain, combinations, islice
 from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from tarq import distributed
 from tarq.method.reparametrize import order_of, rotate_inputs, rotate_outputs, rotation_of
 from tarq.models.base import Recognizer
 from tarq.models.types import Batch
@@ -124,9 +126,7 @@ def reparametrize(
     Returns:
         Name of each changed Linear to a note for the report.
     """
-    reporter.phase(
-        "rotating heads and sorting hidden units" if len(kinds) > 1 else "other weights of the same function"
-    )
+    reporter.phase("reparametrizing")
     notes: dict[str, str] = {}
     left: set[str] = set()
     seen: list[list[Change]] = []
@@ -134,23 +134,29 @@ def reparametrize(
     for name, block, arguments in blocks_on(recognizer, batch, device):
         named = {n.removeprefix(f"{name}.") for n in layers if n.startswith(f"{name}.")}
         before, seen = seen, list(_candidates(block, arguments, kinds, named))
-        # Blocks are mostly alike: what the one before could take is tried at once.
-        if seen != before or (found and not _same(block, arguments, found)):
-            found = list(
-                chain.from_iterable(
-                    islice((change for change in either if _same(block, arguments, [change])), 1) for either in seen
-                )
-            )
+        known = found if seen == before else None
+        found = distributed.broadcast(partial(_chosen, block, arguments, seen, known))
         for change in found:
             change.apply(block)
             notes |= {f"{name}.{n}": change.note for n in change.names}
         every = {n for change in chain.from_iterable(seen) for n in change.names}
         left |= {re.sub(r"\.\d+\.", ".*.", f"{name}.{n}") for n in every if f"{name}.{n}" not in notes}
     if left:
-        reporter.note(
-            f"weights as they were in {', '.join(sorted(left))}: with others the model computes something else"
-        )
+        reporter.note(f"not reparametrized, or the model would compute something else: {', '.join(sorted(left))}")
     return notes
+
+
+def _chosen(
+    block: nn.Module, arguments: BlockInputs, candidates: Sequence[Sequence[Change]], known: list[Change] | None
+) -> list[Change]:
+    """The first change of each list that leaves what the block computes as it is.
+
+    Blocks are mostly alike: ``known``, what one with the same candidates before it could take, is tried at once.
+    """
+    if known is not None and (not known or _same(block, arguments, known)):
+        return known
+    fitting = (islice((change for change in one if _same(block, arguments, [change])), 1) for one in candidates)
+    return list(chain.from_iterable(fitting))
 
 
 def _candidates(

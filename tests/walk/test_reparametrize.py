@@ -222,7 +222,7 @@ def test_a_block_says_itself_what_can_be_rotated(options, rotated):
         torch.testing.assert_close(block(hidden), plain, rtol=1e-4, atol=1e-4)
     left = sorted(layers - set(notes))
     assert reporter.notes == (
-        [f"weights as they were in {', '.join(left)}: with others the model computes something else"] if left else []
+        [f"not reparametrized, or the model would compute something else: {', '.join(left)}"] if left else []
     )
 
 
