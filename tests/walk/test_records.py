@@ -76,7 +76,7 @@ def test_a_record_holds_the_plan_the_figures_and_the_positions_of_all_folds():
 
 def test_notes_stand_in_the_order_in_which_things_happened():
     made, _ = records(planned("block.q", "group size 8", bits=4), planned("block.k", bits=8))
-    made.notes = {"block.q": "scaled"}
+    made.notes = {"block.q": ["scaled"]}
     made.observations.attention.unobserved.add("block.q")
     tiny = solution(1e-9, notes=["damping raised"])
     assert tiny.quantized.coarse_groups == 8
