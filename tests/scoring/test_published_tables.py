@@ -48,8 +48,8 @@ SHOWN = {
     "GPTQ": "gptq",
     "GPTQ with zero points": "gptq, asym",
     "--method tarq": "tarq",
-    "--symmetric": "bias, refined",
-    "default": "refined, asym",
+    "--symmetric --reparametrize none": "bias, refined",
+    "--reparametrize none": "refined, asym",
 }
 
 

@@ -353,14 +353,14 @@ def test_the_variance_table_counts_draws(study, tmp_path, capsys):
     assert all(row[7].strip(" |") == "∞" or int(row[7].strip(" |")) > 1 for row in rows)
 
 
-def test_the_headline_page_shows_what_its_command_prints(capsys):
-    files = [f"benchmarks/results/headline-whisper-{model}.json" for model in ("tiny.en", "base")]
-    main(["tables", *(str(ROOT / file) for file in files)])
-    printed = capsys.readouterr().out
-    page = (ROOT / "benchmarks" / "studies" / "headline.md").read_text()
-    tables = [part for part in printed.split("\n\n") if not part.startswith("| family")]
-    assert len(tables) == 6
-    assert all(table.strip() in page for table in tables)
+@pytest.mark.parametrize(("page", "results"), [("studies/headline", "headline"), ("study/RESULTS", "reparametrize")])
+def test_a_page_shows_what_its_command_prints(capsys, page, results):
+    files = [ROOT / "benchmarks" / "results" / f"{results}-whisper-{model}.json" for model in ("tiny.en", "base")]
+    main(["tables", *map(str, files)])
+    printed = [part for part in capsys.readouterr().out.split("\n\n") if not part.startswith("| family")]
+    assert len(printed) == 6  # three a model
+    text = (ROOT / "benchmarks" / f"{page}.md").read_text()
+    assert all(table.strip() in text for table in printed)
 
 
 def test_options_are_handed_on_to_workers():
