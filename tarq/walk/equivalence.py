@@ -39,16 +39,18 @@ def equivalent(
     arguments: BlockInputs,
     change: Change,
     whole: Callable[[Change], object],
-    half: Callable[[Change], object],
+    *halves: Callable[[Change], object],
 ) -> bool:
     """Whether a block computes the same after a change, measured by what half of the change does; it is not changed.
+
+    Changes made together have a half each: one that does nothing on this batch would pass unseen among others.
 
     Args:
         block: the block.
         arguments: of the block.
         change: holds modules of the block.
         whole: makes the change.
-        half: makes the part of it that the other part is to undo.
+        halves: make the part that another part is to undo, of one change each.
     """
     arguments = BlockInputs(arguments.hidden.float(), *(_float32(each) for each in (arguments.args, arguments.kwargs)))
 
@@ -61,8 +63,8 @@ def equivalent(
         return arguments.run(copied)
 
     plain = computed(None)
-    both, one = (float((computed(apply) - plain).abs().max()) for apply in (whole, half))
-    return one > 0 and both <= _TOLERANCE * one
+    both, *ones = (float((computed(apply) - plain).abs().max()) for apply in (whole, *halves))
+    return all(one > 0 and both <= _TOLERANCE * one for one in ones)
 
 
 def _float32(value: Any) -> Any:

@@ -134,29 +134,39 @@ def reparametrize(
     for name, block, arguments in blocks_on(recognizer, batch, device):
         named = {n.removeprefix(f"{name}.") for n in layers if n.startswith(f"{name}.")}
         before, seen = seen, list(_candidates(block, arguments, kinds, named))
-        known = found if seen == before else None
+        known = found if seen == before else []
         found = distributed.broadcast(partial(_chosen, block, arguments, seen, known))
         for change in found:
             change.apply(block)
             notes |= {f"{name}.{n}": change.note for n in change.names}
-        every = {n for change in chain.from_iterable(seen) for n in change.names}
-        left |= {re.sub(r"\.\d+\.", ".*.", f"{name}.{n}") for n in every if f"{name}.{n}" not in notes}
-    if left:
-        reporter.note(f"not reparametrized, or the model would compute something else: {', '.join(sorted(left))}")
+        left |= {f"{name}.{n}" for change in chain.from_iterable(seen) for n in change.names}
+    if left := left - notes.keys():
+        reporter.note(f"not reparametrized, or the model might compute something else: {_listed(left, notes)}")
     return notes
 
 
+def _listed(left: Collection[str], changed: Collection[str]) -> str:
+    """Names of layers, those of all blocks alike as one."""
+
+    def place(name: str) -> str:
+        return re.sub(r"\.\d+(?=\.)", ".*", name)
+
+    elsewhere = {place(name) for name in changed}
+    return ", ".join(sorted({name if place(name) in elsewhere else place(name) for name in left}))
+
+
 def _chosen(
-    block: nn.Module, arguments: BlockInputs, candidates: Sequence[Sequence[Change]], known: list[Change] | None
+    block: nn.Module, arguments: BlockInputs, candidates: Sequence[Sequence[Change]], known: list[Change]
 ) -> list[Change]:
     """The first change of each list that leaves what the block computes as it is.
 
-    Blocks are mostly alike: ``known``, what one with the same candidates before it could take, is tried at once.
+    Blocks are mostly alike: ``known``, what one with the same candidates before it could take, is tried at once. Lists
+    it took nothing of are tried again: its rotary positions, say, this block may not have.
     """
-    if known is not None and (not known or _same(block, arguments, known)):
-        return known
-    fitting = (islice((change for change in one if _same(block, arguments, [change])), 1) for one in candidates)
-    return list(chain.from_iterable(fitting))
+    taken = known if known and _same(block, arguments, known) else []
+    others = (one for one in candidates if not set(one) & set(taken))
+    fitting = (islice((change for change in one if _same(block, arguments, [change])), 1) for one in others)
+    return taken + list(chain.from_iterable(fitting))
 
 
 def _candidates(
@@ -198,14 +208,10 @@ def _head_changes(block: nn.Module, size: int, attention: Sequence[str]) -> Iter
 
 
 def _same(block: nn.Module, arguments: BlockInputs, changes: Sequence[Change]) -> bool:
-    """Whether the block computes the same with all these changes, and not with the half of each."""
+    """Whether the block computes the same with all these changes, and not with the half of any."""
 
     def whole(copied: nn.Module) -> None:
         for change in changes:
             change.apply(copied)
 
-    def half(copied: nn.Module) -> None:
-        for change in changes:
-            change.apply_half(copied)
-
-    return equivalent(block, arguments, block, whole, half)
+    return equivalent(block, arguments, block, whole, *(change.apply_half for change in changes))
