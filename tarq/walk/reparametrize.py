@@ -81,7 +81,7 @@ class RotatedHeads(Change):
     """Heads of ``size`` channels, rotated."""
 
     size: int
-    note = "its heads are rotated"
+    note = "heads are rotated"
 
     def outputs(self, tensor: Tensor, reader: Tensor | None) -> Tensor:
         return rotate_outputs(tensor, rotation_of(self.size).to(tensor.device))
@@ -92,13 +92,14 @@ class RotatedHeads(Change):
 
 @dataclass(frozen=True)
 class SortedUnits(Change):
-    """Hidden units in the order of their columns."""
+    """Hidden units in the order of their columns; a maker may make several sets of them, as a gate and its values."""
 
-    note = "its hidden units are sorted"
+    note = "hidden units are sorted"
 
     def outputs(self, tensor: Tensor, reader: Tensor | None) -> Tensor:
         assert reader is not None
-        return tensor[order_of(reader.data)]
+        order = order_of(reader.data)
+        return tensor.unflatten(0, (-1, len(order)))[:, order].flatten(0, 1)
 
     def inputs(self, weight: Tensor) -> Tensor:
         return weight[:, order_of(weight)].contiguous()
@@ -181,10 +182,14 @@ def _candidates(
         for path, size in attentions.items():
             yield from _head_changes(block, size, [n for n in called if inside.get(n) == path])
     if "hidden" in kinds:
-        outside = [[n for n in group if n not in inside] for group in groups]
+        outside = [found for group in groups if (found := [n for n in group if n not in inside])]
         for i, makers in enumerate(outside):
-            widths = {linear_of(block, n).out_features for n in makers}
-            readers = [n for n in chain.from_iterable(outside[i + 1 :]) if {linear_of(block, n).in_features} == widths]
+            widths = [linear_of(block, n).out_features for n in makers]
+            readers = [
+                n
+                for n in chain.from_iterable(outside[i + 1 :])
+                if all(width % linear_of(block, n).in_features == 0 for width in widths)
+            ]
             yield [SortedUnits(tuple(makers), reader) for reader in readers]
 
 

@@ -142,6 +142,35 @@ def test_gates_are_sorted_with_what_they_gate(mixed):
         assert all(torch.equal(p, before[name]) for name, p in block.named_parameters())
 
 
+class Halves(nn.Module):
+    """One Linear makes a gate and what it gates, one behind the other or in turn."""
+
+    def __init__(self, in_turn, width=12, hidden=20):
+        super().__init__()
+        torch.manual_seed(0)
+        self.up, self.down = nn.Linear(width, 2 * hidden), nn.Linear(hidden, width)
+        self.in_turn = in_turn
+
+    def forward(self, x):
+        made = self.up(x)
+        values, gate = (made[..., ::2], made[..., 1::2]) if self.in_turn else made.chunk(2, -1)
+        return x + self.down(F.silu(gate) * values)
+
+
+@pytest.mark.parametrize("in_turn", [False, True])
+def test_halves_of_one_layer_are_sorted_alike(in_turn):
+    block = Halves(in_turn)
+    hidden = torch.randn(2, 6, 12, generator=torch.Generator().manual_seed(1))
+    before = {name: parameter.detach().clone() for name, parameter in block.named_parameters()}
+    order = order_of(before["down.weight"])
+    notes = reparametrize(OneBlock(block), hidden, ["hidden"], {"only.up", "only.down"}, Reporter(), CPU)
+    assert set(notes) == (set() if in_turn else {"only.up", "only.down"})
+    rows, columns = (torch.arange(40), torch.arange(20)) if in_turn else (torch.cat([order, order + 20]), order)
+    assert torch.equal(block.up.weight, before["up.weight"][rows])
+    assert torch.equal(block.up.bias, before["up.bias"][rows])
+    assert torch.equal(block.down.weight, before["down.weight"][:, columns])
+
+
 class Attention(nn.Module):
     """Attention in which something may stand between the projections and their product; two heads may share keys."""
 
@@ -286,7 +315,7 @@ def test_a_block_says_itself_what_can_be_rotated(options, rotated):
 
 @pytest.mark.parametrize(
     ("kind", "reader", "note"),
-    [("heads", "out_proj", "its heads are rotated"), ("hidden", "fc2", "its hidden units are sorted")],
+    [("heads", "out_proj", "heads are rotated"), ("hidden", "fc2", "hidden units are sorted")],
 )
 def test_channels_that_stand_out_are_rounded_better(recognizer, manifest, kind, reader, note):
     """Output projections, or second layers, read a few channels much more than the others."""
