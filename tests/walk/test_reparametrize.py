@@ -341,3 +341,12 @@ def test_channels_that_stand_out_are_rounded_better(recognizer, manifest, kind, 
         with torch.no_grad():
             errors[choice] = float((quantized.logits(batch) - full.logits(batch)).square().mean())
     assert errors[kind] < 0.7 * errors["none"], errors
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_rounding_to_nearest_is_reparametrized_where_speech_is_given(recognizer, manifest, given):
+    config = tarq.TarqConfig.preset("rtn", group_size=32, samples=3, reparametrize="both")
+    report = tarq.quantize(recognizer, manifest if given else None, config)
+    notes = [] if given else ["not reparametrized: it is tested on calibration speech, and none is given"]
+    assert report.notes == notes
+    assert all(bool(layer.notes) == given for layer in report.layers)
