@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+import re
+from collections.abc import Callable, Collection, Iterator
 from typing import Any, TypeVar
 
 import torch
@@ -65,6 +66,16 @@ def equivalent(
     plain = computed(None)
     both, *ones = (float((computed(apply) - plain).abs().max()) for apply in (whole, *halves))
     return all(one > 0 and both <= _TOLERANCE * one for one in ones)
+
+
+def listed(left: Collection[str], changed: Collection[str]) -> str:
+    """Names of layers that were left, for a note: a single one for all blocks where no block's was changed."""
+
+    def place(name: str) -> str:
+        return re.sub(r"\.\d+(?=\.)", ".*", name)
+
+    elsewhere = {place(name) for name in changed}
+    return ", ".join(sorted({name if place(name) in elsewhere else place(name) for name in left}))
 
 
 def _float32(value: Any) -> Any:

@@ -7,7 +7,6 @@ attention, and hidden units that are mixed before they are read.
 
 from __future__ import annotations
 
-import re
 from abc import abstractmethod
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from tarq.method.reparametrize import order_of, rotate_inputs, rotate_outputs, r
 from tarq.models.base import Recognizer
 from tarq.models.types import Batch
 from tarq.report import Reporter
-from tarq.walk.equivalence import blocks_on, equivalent
+from tarq.walk.equivalence import blocks_on, equivalent, listed
 from tarq.walk.inputs import BlockInputs, groups_of, linear_of
 
 #: Names that attentions give the size of their heads.
@@ -142,18 +141,8 @@ def reparametrize(
             notes |= {f"{name}.{n}": change.note for n in change.names}
         left |= {f"{name}.{n}" for change in chain.from_iterable(seen) for n in change.names}
     if left := left - notes.keys():
-        reporter.note(f"not reparametrized, or the model might compute something else: {_listed(left, notes)}")
+        reporter.note(f"not reparametrized, or the model might compute something else: {listed(left, notes)}")
     return notes
-
-
-def _listed(left: Collection[str], changed: Collection[str]) -> str:
-    """Names of layers, those of all blocks alike as one."""
-
-    def place(name: str) -> str:
-        return re.sub(r"\.\d+(?=\.)", ".*", name)
-
-    elsewhere = {place(name) for name in changed}
-    return ", ".join(sorted({name if place(name) in elsewhere else place(name) for name in left}))
 
 
 def _chosen(
