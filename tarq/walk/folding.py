@@ -141,6 +141,6 @@ def scale_folds_of(block: nn.Module, arguments: BlockInputs) -> Iterator[tuple[S
             width = readers[0].in_features
             s = torch.rand(width, generator=torch.Generator().manual_seed(width)).mul(2).sub(1).exp2()  # within ½ … 2
             s = s.to(arguments.hidden.device)
-            if equivalent(block, arguments, fold, partial(ScaleFold.apply, s=s), partial(ScaleFold.scale_readers, s=s)):
+            if equivalent(block, arguments, partial(fold.apply, s), partial(fold.scale_readers, s)):
                 yield group.names, fold
                 break

@@ -204,8 +204,8 @@ def _head_changes(block: nn.Module, size: int, attention: Sequence[str]) -> Iter
 def _same(block: nn.Module, arguments: BlockInputs, changes: Sequence[Change]) -> bool:
     """Whether the block computes the same with all these changes, and not with the half of any."""
 
-    def whole(copied: nn.Module) -> None:
+    def whole() -> None:
         for change in changes:
-            change.apply(copied)
+            change.apply(block)
 
-    return equivalent(block, arguments, block, whole, *(change.apply_half for change in changes))
+    return equivalent(block, arguments, whole, *(partial(change.apply_half, block) for change in changes))
