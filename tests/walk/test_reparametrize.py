@@ -350,3 +350,15 @@ def test_rounding_to_nearest_is_reparametrized_where_speech_is_given(recognizer,
     notes = [] if given else ["not reparametrized: it is tested on calibration speech, and none is given"]
     assert report.notes == notes
     assert all(bool(layer.notes) == given for layer in report.layers)
+
+
+def test_rotated_biases_are_those_that_are_stored(recognizer, manifest):
+    for module in recognizer.model.modules():
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            module.bias.data = torch.linspace(-1, 1, len(module.bias)).half().to(module.bias)
+    config = tarq.TarqConfig.preset("gptq", group_size=32, samples=3, reparametrize="both")
+    tarq.quantize(recognizer, manifest, config)
+    assert recognizer.stored_dtype == torch.float16
+    for name, bias in recognizer.model.named_buffers():
+        if name.endswith("proj.bias"):
+            assert torch.equal(bias, bias.half().to(bias)), name
