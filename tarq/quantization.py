@@ -119,7 +119,7 @@ def quantize(
     check_weights(recognizer, config)
     batches: list[Batch] = []
     summary: dict[str, Any] = {}
-    if calibration is not None and (arms.reads_audio or measured):
+    if calibration is not None and (arms.reads_audio or measured or arms.reparametrized):
         with torch.no_grad():
             speech = speech_by_label(calibration, config.max_bad)
             check_enough(speech, config, arms)
@@ -132,7 +132,7 @@ def quantize(
         if given is not None:
             notes.append(f"{kind} given by the caller in place of the configuration's: {type(given).__name__}")
     if arms.reparametrized and not batches:
-        notes.append("not reparametrized: it is tested on calibration speech, and none is read")
+        notes.append("not reparametrized: it is tested on calibration speech, and none is given")
     for note in notes:
         reporter.note(note)
     outside = recognizer.left_out()

@@ -24,7 +24,8 @@ class Solver(Protocol):
     Attributes:
         dtype: of its targets and statistics.
         paired: ask for H_Δ beside H, whatever the residual: the full-precision network is then walked too.
-        reads_audio: False for a solver that needs the weights alone; no audio is read then, unless for a residual.
+        reads_audio: False for a solver that needs the weights alone; no audio is read then, unless for a residual or
+            to test what can be reparametrized.
         output_moments: ask for ``Σ g gᵀ`` of each layer, g the loss's gradient at its output in the full-precision
             model: one backward pass over the calibration set.
         storable: False for a solver whose layers are more than codes and scales: no checkpoint can hold them.

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+import re
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +16,6 @@ from tarq.walk.inputs import BlockInputs, InputCapture, offloaded
 
 #: Largest change by the whole of a change, relative to that by half of it: float32's rounding.
 _TOLERANCE = 1e-3
-
-Change = TypeVar("Change")
 
 
 def blocks_on(
@@ -35,34 +34,55 @@ def blocks_on(
 
 
 def equivalent(
-    block: nn.Module,
-    arguments: BlockInputs,
-    change: Change,
-    whole: Callable[[Change], object],
-    half: Callable[[Change], object],
+    block: nn.Module, arguments: BlockInputs, whole: Callable[[], object], *halves: Callable[[], object]
 ) -> bool:
     """Whether a block computes the same after a change, measured by what half of the change does; it is not changed.
+
+    Changes made together have a half each: one that does nothing on this batch would pass unseen among others.
 
     Args:
         block: the block.
         arguments: of the block.
-        change: holds modules of the block.
-        whole: makes the change.
-        half: makes the part of it that the other part is to undo.
+        whole: makes the change, of the block's parameters.
+        halves: make the part that another part is to undo, of one change each.
     """
     arguments = BlockInputs(arguments.hidden.float(), *(_float32(each) for each in (arguments.args, arguments.kwargs)))
 
-    def computed(apply: Callable[[Change], object] | None) -> Tensor:
-        # One copy of all, so that modules in the copy of the change are those of the copied block.
-        copied, copied_change = copy.deepcopy((block, change))
-        copied.float()
-        if apply is not None:
-            apply(copied_change)
-        return arguments.run(copied)
+    def computed(apply: Callable[[], object] | None) -> Tensor:
+        with _in_float32(block):
+            if apply is not None:
+                apply()
+            return arguments.run(block)
 
     plain = computed(None)
-    both, one = (float((computed(apply) - plain).abs().max()) for apply in (whole, half))
-    return one > 0 and both <= _TOLERANCE * one
+    both, *ones = (float((computed(apply) - plain).abs().max()) for apply in (whole, *halves))
+    return all(one > 0 and both <= _TOLERANCE * one for one in ones)
+
+
+@contextmanager
+def _in_float32(block: nn.Module) -> Iterator[None]:
+    """While open, a block has a float32 copy of its weights; afterwards its own again.
+
+    The block itself is not copied: it may hold what cannot be, or a ``forward`` of its own, bound to it.
+    """
+    own = [(tensor, tensor.data) for tensor in (*block.parameters(), *block.buffers())]
+    try:
+        for tensor, data in own:
+            tensor.data = data.to(torch.float32 if data.is_floating_point() else data.dtype, copy=True)
+        yield
+    finally:
+        for tensor, data in own:
+            tensor.data = data
+
+
+def listed(left: Collection[str], changed: Collection[str]) -> str:
+    """Names of layers that were left, for a note: a single one for all blocks where no block's was changed."""
+
+    def place(name: str) -> str:
+        return re.sub(r"\.\d+(?=\.)", ".*", name)
+
+    elsewhere = {place(name) for name in changed}
+    return ", ".join(sorted({name if place(name) in elsewhere else place(name) for name in left}))
 
 
 def _float32(value: Any) -> Any:

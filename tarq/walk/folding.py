@@ -7,7 +7,6 @@ too, a GELU in between, and grouped heads.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -26,7 +25,7 @@ from tarq.method.solvers import Sweep
 from tarq.models.base import Recognizer
 from tarq.models.types import Batch
 from tarq.report import Reporter
-from tarq.walk.equivalence import blocks_on, equivalent
+from tarq.walk.equivalence import blocks_on, equivalent, listed
 from tarq.walk.inputs import BlockInputs, capture_inputs, groups_of, linear_of
 from tarq.walk.plan import PlannedLayer
 from tarq.walk.walk import Walk
@@ -104,9 +103,8 @@ def fold_input_scales(
     for first, fold in {id(fold): (name, fold) for name, fold in scale_folds.items() if name in scales}.values():
         fold.apply(scales[first][0])
     notes |= {name: note for name, (_, note) in scales.items()}
-    unscaled = sorted({re.sub(r"\.\d+\.", ".*.", name) for name, note in notes.items() if note.startswith("nothing")})
-    if unscaled:
-        reporter.note(f"input scales: nothing in front can take those of {', '.join(unscaled)}")
+    if unscaled := notes.keys() - scales.keys():
+        reporter.note(f"input scales: nothing in front can take those of {listed(unscaled, scales)}")
     return notes
 
 
@@ -143,6 +141,6 @@ def scale_folds_of(block: nn.Module, arguments: BlockInputs) -> Iterator[tuple[S
             width = readers[0].in_features
             s = torch.rand(width, generator=torch.Generator().manual_seed(width)).mul(2).sub(1).exp2()  # within ½ … 2
             s = s.to(arguments.hidden.device)
-            if equivalent(block, arguments, fold, partial(ScaleFold.apply, s=s), partial(ScaleFold.scale_readers, s=s)):
+            if equivalent(block, arguments, partial(fold.apply, s), partial(fold.scale_readers, s)):
                 yield group.names, fold
                 break

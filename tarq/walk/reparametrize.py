@@ -7,7 +7,6 @@ attention, and hidden units that are mixed before they are read.
 
 from __future__ import annotations
 
-import re
 from abc import abstractmethod
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -23,7 +22,7 @@ from tarq.method.reparametrize import order_of, rotate_inputs, rotate_outputs, r
 from tarq.models.base import Recognizer
 from tarq.models.types import Batch
 from tarq.report import Reporter
-from tarq.walk.equivalence import blocks_on, equivalent
+from tarq.walk.equivalence import blocks_on, equivalent, listed
 from tarq.walk.inputs import BlockInputs, groups_of, linear_of
 
 #: Names that attentions give the size of their heads.
@@ -81,7 +80,7 @@ class RotatedHeads(Change):
     """Heads of ``size`` channels, rotated."""
 
     size: int
-    note = "its heads are rotated"
+    note = "heads are rotated"
 
     def outputs(self, tensor: Tensor, reader: Tensor | None) -> Tensor:
         return rotate_outputs(tensor, rotation_of(self.size).to(tensor.device))
@@ -92,13 +91,14 @@ class RotatedHeads(Change):
 
 @dataclass(frozen=True)
 class SortedUnits(Change):
-    """Hidden units in the order of their columns."""
+    """Hidden units in the order of their columns; a maker may make several sets of them, as a gate and its values."""
 
-    note = "its hidden units are sorted"
+    note = "hidden units are sorted"
 
     def outputs(self, tensor: Tensor, reader: Tensor | None) -> Tensor:
         assert reader is not None
-        return tensor[order_of(reader.data)]
+        order = order_of(reader.data)
+        return tensor.unflatten(0, (-1, len(order)))[:, order].flatten(0, 1)
 
     def inputs(self, weight: Tensor) -> Tensor:
         return weight[:, order_of(weight)].contiguous()
@@ -134,29 +134,29 @@ def reparametrize(
     for name, block, arguments in blocks_on(recognizer, batch, device):
         named = {n.removeprefix(f"{name}.") for n in layers if n.startswith(f"{name}.")}
         before, seen = seen, list(_candidates(block, arguments, kinds, named))
-        known = found if seen == before else None
+        known = found if seen == before else []
         found = distributed.broadcast(partial(_chosen, block, arguments, seen, known))
         for change in found:
             change.apply(block)
             notes |= {f"{name}.{n}": change.note for n in change.names}
-        every = {n for change in chain.from_iterable(seen) for n in change.names}
-        left |= {re.sub(r"\.\d+\.", ".*.", f"{name}.{n}") for n in every if f"{name}.{n}" not in notes}
-    if left:
-        reporter.note(f"not reparametrized, or the model would compute something else: {', '.join(sorted(left))}")
+        left |= {f"{name}.{n}" for change in chain.from_iterable(seen) for n in change.names}
+    if left := left - notes.keys():
+        reporter.note(f"not reparametrized, or the model might compute something else: {listed(left, notes)}")
     return notes
 
 
 def _chosen(
-    block: nn.Module, arguments: BlockInputs, candidates: Sequence[Sequence[Change]], known: list[Change] | None
+    block: nn.Module, arguments: BlockInputs, candidates: Sequence[Sequence[Change]], known: list[Change]
 ) -> list[Change]:
     """The first change of each list that leaves what the block computes as it is.
 
-    Blocks are mostly alike: ``known``, what one with the same candidates before it could take, is tried at once.
+    Blocks are mostly alike: ``known``, what one with the same candidates before it could take, is tried at once. Lists
+    it took nothing of are tried again: its rotary positions, say, this block may not have.
     """
-    if known is not None and (not known or _same(block, arguments, known)):
-        return known
-    fitting = (islice((change for change in one if _same(block, arguments, [change])), 1) for one in candidates)
-    return list(chain.from_iterable(fitting))
+    taken = known if known and _same(block, arguments, known) else []
+    others = (one for one in candidates if not set(one) & set(taken))
+    fitting = (islice((change for change in one if _same(block, arguments, [change])), 1) for one in others)
+    return taken + list(chain.from_iterable(fitting))
 
 
 def _candidates(
@@ -171,10 +171,14 @@ def _candidates(
         for path, size in attentions.items():
             yield from _head_changes(block, size, [n for n in called if inside.get(n) == path])
     if "hidden" in kinds:
-        outside = [[n for n in group if n not in inside] for group in groups]
+        outside = [found for group in groups if (found := [n for n in group if n not in inside])]
         for i, makers in enumerate(outside):
-            widths = {linear_of(block, n).out_features for n in makers}
-            readers = [n for n in chain.from_iterable(outside[i + 1 :]) if {linear_of(block, n).in_features} == widths]
+            widths = [linear_of(block, n).out_features for n in makers]
+            readers = [
+                n
+                for n in chain.from_iterable(outside[i + 1 :])
+                if all(width % linear_of(block, n).in_features == 0 for width in widths)
+            ]
             yield [SortedUnits(tuple(makers), reader) for reader in readers]
 
 
@@ -198,14 +202,10 @@ def _head_changes(block: nn.Module, size: int, attention: Sequence[str]) -> Iter
 
 
 def _same(block: nn.Module, arguments: BlockInputs, changes: Sequence[Change]) -> bool:
-    """Whether the block computes the same with all these changes, and not with the half of each."""
+    """Whether the block computes the same with all these changes, and not with the half of any."""
 
-    def whole(copied: nn.Module) -> None:
+    def whole() -> None:
         for change in changes:
-            change.apply(copied)
+            change.apply(block)
 
-    def half(copied: nn.Module) -> None:
-        for change in changes:
-            change.apply_half(copied)
-
-    return equivalent(block, arguments, block, whole, half)
+    return equivalent(block, arguments, whole, *(partial(change.apply_half, block) for change in changes))

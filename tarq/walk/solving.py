@@ -86,8 +86,9 @@ class GroupSolver:
         with solver_errors(layer.name):
             check_scales(solution.quantized.scales, scheme)
         bias: Tensor | None = layer.bias
-        if bias is not None and solution.bias is not None:  # as stored: later layers compensate its rounding
-            bias = solution.bias.to(self.recognizer.stored_dtype).to(bias.dtype)
+        if bias is not None:  # as stored: later layers compensate its rounding
+            made = bias if solution.bias is None else solution.bias
+            bias = made.detach().to(self.recognizer.stored_dtype).to(bias.dtype)
         return packed_layer(solution.quantized, scheme, bias)
 
     def _rounded(self, layer: Layer) -> Solution:

@@ -354,7 +354,7 @@ def test_other_weights_of_a_family_compute_the_same(family, examples, tmp_path):
     values = {name for name in layers if name.endswith("v_proj")}
     assert values
     assert values <= set(notes)
-    assert "its hidden units are sorted" in notes.values()
+    assert "hidden units are sorted" in notes.values()
     with torch.no_grad():
         for batch, logits in zip(batches, expected, strict=True):
             torch.testing.assert_close(changed.logits(batch), logits, rtol=1e-3, atol=1e-3 * float(logits.abs().max()))

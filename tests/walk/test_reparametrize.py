@@ -142,6 +142,35 @@ def test_gates_are_sorted_with_what_they_gate(mixed):
         assert all(torch.equal(p, before[name]) for name, p in block.named_parameters())
 
 
+class Halves(nn.Module):
+    """One Linear makes a gate and what it gates, one behind the other or in turn."""
+
+    def __init__(self, in_turn, width=12, hidden=20):
+        super().__init__()
+        torch.manual_seed(0)
+        self.up, self.down = nn.Linear(width, 2 * hidden), nn.Linear(hidden, width)
+        self.in_turn = in_turn
+
+    def forward(self, x):
+        made = self.up(x)
+        values, gate = (made[..., ::2], made[..., 1::2]) if self.in_turn else made.chunk(2, -1)
+        return x + self.down(F.silu(gate) * values)
+
+
+@pytest.mark.parametrize("in_turn", [False, True])
+def test_halves_of_one_layer_are_sorted_alike(in_turn):
+    block = Halves(in_turn)
+    hidden = torch.randn(2, 6, 12, generator=torch.Generator().manual_seed(1))
+    before = {name: parameter.detach().clone() for name, parameter in block.named_parameters()}
+    order = order_of(before["down.weight"])
+    notes = reparametrize(OneBlock(block), hidden, ["hidden"], {"only.up", "only.down"}, Reporter(), CPU)
+    assert set(notes) == (set() if in_turn else {"only.up", "only.down"})
+    rows, columns = (torch.arange(40), torch.arange(20)) if in_turn else (torch.cat([order, order + 20]), order)
+    assert torch.equal(block.up.weight, before["up.weight"][rows])
+    assert torch.equal(block.up.bias, before["up.bias"][rows])
+    assert torch.equal(block.down.weight, before["down.weight"][:, columns])
+
+
 class Attention(nn.Module):
     """Attention in which something may stand between the projections and their product; two heads may share keys."""
 
@@ -197,6 +226,64 @@ class OneBlock:
         return [Stage("only", [("only", self.block)], start=lambda batch, _: self.block(batch), finish=lambda x: x)]
 
 
+class Stack(OneBlock):
+    """Blocks one after the other."""
+
+    def stages(self):
+        from tarq.models.types import Stage
+
+        blocks = [(f"only.{i}", block) for i, block in enumerate(self.block)]
+        return [Stage("only", blocks, start=lambda batch, _: self.block(batch), finish=lambda x: x)]
+
+
+def hears_nothing(block):
+    """Its values read one channel of the input."""
+    with torch.no_grad():
+        block.attention.v.weight[:, 1:] = 0
+    return block
+
+
+@pytest.mark.parametrize(
+    ("blocks", "left", "said"),
+    [
+        # what one block could not take, the next one may
+        ([{"between": "rotary"}, {}], {"0.attention.q", "0.attention.k"}, "only.0.attention.k, only.0.attention.q"),
+        ([{"silent": True}, {}], {"0.attention.q", "0.attention.k"}, "only.0.attention.k, only.0.attention.q"),
+        # what one block took, the next one may not, although nothing is seen of it on this batch
+        (
+            [{}, {"between": "rotary", "silent": True}],
+            {"1.attention.q", "1.attention.k"},
+            "only.1.attention.k, only.1.attention.q",
+        ),
+        (
+            [{"between": "rotary"}] * 2,
+            {f"{i}.attention.{n}" for i in range(2) for n in "qk"},
+            "only.*.attention.k, only.*.attention.q",
+        ),
+    ],
+)
+def test_blocks_are_tested_each_for_itself(blocks, left, said):
+    """Values that read only a channel which is 0 in the batch tell nothing of queries and keys."""
+    silent = [options.get("silent", False) for options in blocks]
+    made = [Block(**{k: v for k, v in options.items() if k != "silent"}) for options in blocks]
+    stack = nn.Sequential(*(hears_nothing(b) if quiet else b for b, quiet in zip(made, silent, strict=True)))
+    hidden = torch.randn(2, 6, 32, generator=torch.Generator().manual_seed(1))
+    if True in silent:
+        hidden[..., 0] = 0
+        with torch.no_grad():  # and stays so up to the second block
+            stack[0].attention.out.weight[0], stack[0].attention.out.bias[0] = 0, 0
+    other = torch.randn(2, 6, 32, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        plain = stack(other)
+    layers = {f"only.{n}" for n, m in stack.named_modules() if isinstance(m, nn.Linear)}
+    reporter = Notes()
+    notes = reparametrize(Stack(stack), hidden, ["heads"], layers, reporter, CPU)
+    assert layers - set(notes) == {f"only.{name}" for name in left}
+    assert reporter.notes == [f"not reparametrized, or the model might compute something else: {said}"]
+    with torch.no_grad():
+        torch.testing.assert_close(stack(other), plain, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("options", "rotated"),
     [
@@ -222,13 +309,13 @@ def test_a_block_says_itself_what_can_be_rotated(options, rotated):
         torch.testing.assert_close(block(hidden), plain, rtol=1e-4, atol=1e-4)
     left = sorted(layers - set(notes))
     assert reporter.notes == (
-        [f"not reparametrized, or the model would compute something else: {', '.join(left)}"] if left else []
+        [f"not reparametrized, or the model might compute something else: {', '.join(left)}"] if left else []
     )
 
 
 @pytest.mark.parametrize(
     ("kind", "reader", "note"),
-    [("heads", "out_proj", "its heads are rotated"), ("hidden", "fc2", "its hidden units are sorted")],
+    [("heads", "out_proj", "heads are rotated"), ("hidden", "fc2", "hidden units are sorted")],
 )
 def test_channels_that_stand_out_are_rounded_better(recognizer, manifest, kind, reader, note):
     """Output projections, or second layers, read a few channels much more than the others."""
@@ -254,3 +341,24 @@ def test_channels_that_stand_out_are_rounded_better(recognizer, manifest, kind, 
         with torch.no_grad():
             errors[choice] = float((quantized.logits(batch) - full.logits(batch)).square().mean())
     assert errors[kind] < 0.7 * errors["none"], errors
+
+
+@pytest.mark.parametrize("given", [True, False])
+def test_rounding_to_nearest_is_reparametrized_where_speech_is_given(recognizer, manifest, given):
+    config = tarq.TarqConfig.preset("rtn", group_size=32, samples=3, reparametrize="both")
+    report = tarq.quantize(recognizer, manifest if given else None, config)
+    notes = [] if given else ["not reparametrized: it is tested on calibration speech, and none is given"]
+    assert report.notes == notes
+    assert all(bool(layer.notes) == given for layer in report.layers)
+
+
+def test_rotated_biases_are_those_that_are_stored(recognizer, manifest):
+    for module in recognizer.model.modules():
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            module.bias.data = torch.linspace(-1, 1, len(module.bias)).half().to(module.bias)
+    config = tarq.TarqConfig.preset("gptq", group_size=32, samples=3, reparametrize="both")
+    tarq.quantize(recognizer, manifest, config)
+    assert recognizer.stored_dtype == torch.float16
+    for name, bias in recognizer.model.named_buffers():
+        if name.endswith("proj.bias"):
+            assert torch.equal(bias, bias.half().to(bias)), name
