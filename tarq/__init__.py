@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         DataError,
         ModelError,
         OutputError,
+        ResumeError,
         TarqError,
     )
     from tarq.linear import QuantLinear
@@ -52,6 +53,7 @@ _HOME = {
         "DataError",
         "ModelError",
         "OutputError",
+        "ResumeError",
         "TarqError",
     ),
     "linear": ("QuantLinear",),
@@ -70,6 +72,7 @@ __all__ = [
     "OutputError",
     "QuantLinear",
     "Report",
+    "ResumeError",
     "Sensitivity",
     "TarqConfig",
     "TarqError",

@@ -14,6 +14,7 @@ from tarq.arguments import Device, checked_arguments
 from tarq.checkpoint.folder import check_place, check_writable
 from tarq.checkpoint.save import save as save_checkpoint
 from tarq.checkpoint.source import expand_home
+from tarq.checkpoint.unfinished import discard
 from tarq.config import Pool, TarqConfig, given_config
 from tarq.data.audio import Audio, Encoded
 from tarq.data.intake import Intake
@@ -56,6 +57,7 @@ def save(
     feature_extractor: Any = None,
     processor: Any = None,
     overwrite: bool = False,
+    resume: str | Path | None = None,
 ) -> None:
     """Write a compressed-tensors ``pack-quantized`` checkpoint, with the report beside it.
 
@@ -69,6 +71,7 @@ def save(
         feature_extractor: likewise.
         processor: likewise; see :func:`as_recognizer`.
         overwrite: replace an existing checkpoint; a folder that holds anything else is left alone.
+        resume: the folder that :func:`quantize` kept finished blocks in; it is removed once the checkpoint is written.
 
     Raises:
         CheckpointError: the folder may not be written, the model holds numbers that are not finite, or writing
@@ -88,6 +91,8 @@ def save(
                 report=report,
                 overwrite=overwrite,
             )
+            if resume is not None:
+                discard(expanded(resume))
 
 
 @checked_arguments("model", "audio", "batch_size")

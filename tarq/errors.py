@@ -30,3 +30,7 @@ class CalibrationError(TarqError):
 
 class OutputError(TarqError):
     """A result file that cannot be written."""
+
+
+class ResumeError(TarqError):
+    """A run that cannot go on where an earlier one stopped."""

@@ -21,17 +21,18 @@ def expanded(path: str | Path) -> Path:
         return Path(path)
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a text file (UTF-8) whole or not at all; an existing file stays until the new one is complete.
+def write_whole(path: Path, content: str | bytes) -> None:
+    """Write a file (text as UTF-8) whole or not at all; an existing one stays until the new one is complete.
 
-    The text goes to a temporary file beside ``path``, is synced to disk and then renamed. Links are followed. A path
+    The content goes to a temporary file beside ``path``, is synced to disk and then renamed. Links are followed. A path
     that is not a regular file (``/dev/stdout``, a pipe) cannot be replaced and is written to directly.
 
     Raises:
         OutputError: the path cannot be written; names it and the fix.
     """
     path = expanded(path)
-    data = text.encode(errors="surrogateescape")  # file names may contain bytes that are not UTF-8
+    # File names may contain bytes that are not UTF-8.
+    data = content if isinstance(content, bytes) else content.encode(errors="surrogateescape")
     try:
         if path.exists() and not path.is_file() and not path.is_dir():
             path.write_bytes(data)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence, Sized
+from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from transformers import PreTrainedModel
 from tarq import distributed
 from tarq.arguments import Device, checked_arguments
 from tarq.checkpoint.compressed_tensors import quantization_config
+from tarq.checkpoint.unfinished import Part, UnfinishedRun
 from tarq.config import TarqConfig, given_config
 from tarq.data.pools import read_ids
 from tarq.data.speech import Data, Speech, speech_by_label
@@ -30,6 +32,7 @@ from tarq.report import Report, Reporter, peak_memory, versions
 from tarq.speech.calibration import calibration_set, with_transcripts
 from tarq.torch_defaults import torch_defaults
 from tarq.walk.estimate import Plan, make_plan, too_few
+from tarq.walk.identity import identity
 from tarq.walk.plan import check_fits, check_weights
 from tarq.walk.plan import plan as plan_layers
 from tarq.walk.reparametrize import reparametrize
@@ -53,6 +56,7 @@ def quantize(
     solver: Solver | None = None,
     sensitivities: Sequence[Sensitivity] | None = None,
     offload: Device | None = None,
+    resume: str | Path | None = None,
     reporter: Reporter | None = None,
 ) -> Report:
     """Quantize the Linear layers of a speech model's blocks, in place.
@@ -75,6 +79,8 @@ def quantize(
             (:class:`tarq.method.allocation.Sensitivity`); measured on the calibration speech by default.
         offload: device that blocks are moved to, one at a time, to be quantized, while the model and its hidden states
             stay where the model is; None to quantize there.
+        resume: a folder that keeps each block once it is finished. If the run is stopped, the same call goes on from
+            there, with the same result to the bit. It stays until the checkpoint is written: give it to :func:`save`.
         reporter: receives progress.
 
     Returns:
@@ -82,7 +88,8 @@ def quantize(
 
     Raises:
         TarqError: a ModelError, DataError or CalibrationError; the model is then only partly quantized and
-            should be loaded again.
+            should be loaded again. A ResumeError: what is in ``resume`` is of another run, or damaged. An OutputError:
+            it cannot be written.
     """
     config = given_config(config)
     reporter = reporter or Reporter()
@@ -91,6 +98,8 @@ def quantize(
             f"{model} is a name, and quantizing changes a model in place: give tarq.load_recognizer({model!r})"
         )
     arms = Arms.of(config.to_dict(), metric, residual, solver)
+    if resume is not None:
+        _check_resumable(arms, metric=metric, residual=residual, solver=solver)
     measured = config.target_bits is not None and sensitivities is None
     if sensitivities is not None and config.target_bits is None:
         raise ConfigError("sensitivities are for target_bits: set it")
@@ -137,18 +146,26 @@ def quantize(
         reporter.note(note)
     outside = recognizer.left_out()
     before = recognizer.linear_bytes()
-    began = time.monotonic()
-    changed: dict[str, str] = {}
-    if arms.reparametrized and batches:
-        layers_to_quantize = [layer.name for layer in planned if layer.group_size is not None]
-        changed = reparametrize(recognizer, batches[0], arms.reparametrized, layers_to_quantize, reporter, device)
-    settled = config
-    if config.target_bits is not None:
-        table = measure(recognizer, batches, config, reporter, device) if sensitivities is None else sensitivities
-        settled, note = settle_bits(recognizer, table, config)
-        notes.append(note)
-        reporter.note(note)
-    layers = quantize_model(recognizer, batches, settled, reporter, arms, device, changed)
+    run = UnfinishedRun(reporter)
+    with ExitStack() as stack:
+        if resume is not None:
+            reporter.phase("comparing with what is finished")
+            made = identity(recognizer, batches, config, device, sensitivities)
+            blocks = sum(len(stage.blocks) for stage in recognizer.stages())
+            stack.enter_context(run.kept_in(expanded(resume), made, blocks))
+        changed: dict[str, str] = {}
+        if arms.reparametrized and batches:
+            layers_to_quantize = [layer.name for layer in planned if layer.group_size is not None]
+            changed = reparametrize(recognizer, batches[0], arms.reparametrized, layers_to_quantize, reporter, device)
+        settled = config
+        if config.target_bits is not None:
+            table = sensitivities
+            if table is None:
+                table = _measured(run, recognizer, batches, config, reporter, device)
+            settled, note = settle_bits(recognizer, table, config)
+            notes.append(note)
+            reporter.note(note)
+        layers = quantize_model(recognizer, batches, settled, reporter, arms, device, changed, run)
     for note in (slow := recognizer.slow_layers()):
         reporter.note(note)
     recognizer.model.config.quantization_config = quantization_config(recognizer.model)
@@ -161,11 +178,48 @@ def quantize(
         layers=layers,
         left_out=outside,
         sizes={"linear_bytes_before": before, "linear_bytes_after": recognizer.linear_bytes()},
-        seconds=round(time.monotonic() - began, 2),
+        seconds=round(run.seconds(), 2),
         memory={name: max(peak[name] for peak in peaks) for name in peaks[0]},
         processes=distributed.world_size(),
         notes=notes + slow,
     )
+
+
+def _check_resumable(arms: Arms, **given: object) -> None:
+    """Check that it can be seen whether a later run is the same, and that files can hold what the solver makes.
+
+    Raises:
+        ConfigError: it cannot, or they cannot.
+    """
+    for kind in (kind for kind, arm in given.items() if arm is not None):
+        raise ConfigError(
+            f"resume: the {kind} is given as an object, of which a later run cannot see whether it is the same: name "
+            "one in the configuration, or leave resume out"
+        )
+    if not arms.storable:
+        raise ConfigError(
+            f"resume: the solver {type(arms.solver).__name__} makes more than codes and scales, which no file holds: "
+            "leave resume out"
+        )
+
+
+def _measured(
+    run: UnfinishedRun,
+    recognizer: Recognizer,
+    batches: Sequence[Batch],
+    config: TarqConfig,
+    reporter: Reporter,
+    device: torch.device,
+) -> list[Sensitivity]:
+    """What each width of each layer does, measured now or by an earlier run."""
+
+    def part() -> Part:
+        return Part({}, {"rows": [asdict(row) for row in measure(recognizer, batches, config, reporter, device)]})
+
+    return [
+        Sensitivity(tuple(row["names"]), row["weights"], {int(bits): d for bits, d in row["damage"].items()})
+        for row in run.once("sensitivities", part).record["rows"]
+    ]
 
 
 @checked_arguments("model", "config", "calibration")

@@ -7,7 +7,7 @@ too, a GELU in between, and grouped heads.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from tarq import distributed
+from tarq.checkpoint.unfinished import Part, UnfinishedRun
 from tarq.config import TarqConfig
 from tarq.method.arms import Arms
 from tarq.method.moments import Moments
@@ -65,6 +66,7 @@ def fold_input_scales(
     reporter: Reporter,
     device: torch.device,
     scaling: InputScaling,
+    run: UnfinishedRun | None = None,
 ) -> dict[str, str]:
     """Scale the inputs of a full-precision model's Linears; what it computes stays the same.
 
@@ -75,12 +77,33 @@ def fold_input_scales(
         reporter: receives progress.
         device: where blocks go one at a time.
         scaling: finds the scales.
+        run: keeps the scales, or has those that an earlier run has found.
 
     Returns:
         Name of each Linear to what was done, for the report.
     """
     reporter.phase("input scales")
     scale_folds = find_scale_folds(recognizer, batches[0], device)
+    found = (run or UnfinishedRun()).once(
+        "input-scales", lambda: _search_scales(recognizer, batches, config, device, scaling, scale_folds)
+    )
+    scales, notes = found.tensors, dict(found.record["notes"])
+    for first, fold in {id(fold): (name, fold) for name, fold in scale_folds.items() if name in scales}.values():
+        fold.apply(scales[first])
+    if unscaled := notes.keys() - scales.keys():
+        reporter.note(f"input scales: nothing in front can take those of {listed(unscaled, scales)}")
+    return notes
+
+
+def _search_scales(
+    recognizer: Recognizer,
+    batches: Sequence[Batch],
+    config: TarqConfig,
+    device: torch.device,
+    scaling: InputScaling,
+    scale_folds: Mapping[str, ScaleFold],
+) -> Part:
+    """The scales of each Linear's input, and a note on each Linear, in one walk over the full-precision model."""
     scales: dict[str, tuple[Tensor, str]] = {}
     notes: dict[str, str] = {}
 
@@ -100,12 +123,8 @@ def fold_input_scales(
     for _ in Walk(recognizer, batches, config, Reporter(), arms, device, search).blocks():
         pass
     scales = distributed.broadcast(lambda: scales)
-    for first, fold in {id(fold): (name, fold) for name, fold in scale_folds.items() if name in scales}.values():
-        fold.apply(scales[first][0])
     notes |= {name: note for name, (_, note) in scales.items()}
-    if unscaled := notes.keys() - scales.keys():
-        reporter.note(f"input scales: nothing in front can take those of {listed(unscaled, scales)}")
-    return notes
+    return Part({name: s for name, (s, _) in scales.items()}, {"notes": notes})
 
 
 @torch.no_grad()

@@ -34,8 +34,8 @@ class LayerRecords:
         self.notes: dict[str, list[str]] = {}
 
     def start(self) -> None:
-        """The walk begins."""
-        self.reporter.start(len(self.plan))
+        """The walk begins, or goes on after blocks that are finished."""
+        self.reporter.start(len(self.plan) - sum(not record.skipped for record in self.layers))
 
     def quantized(
         self, stage: str, layers: Sequence[Layer], solutions: Mapping[str, Solution], folds: Sequence[Moments] = ()

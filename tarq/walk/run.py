@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
+from tarq.checkpoint.unfinished import UnfinishedRun
 from tarq.config import TarqConfig
 from tarq.method.algorithm import Solution
 from tarq.method.arms import Arms
@@ -27,6 +28,7 @@ def quantize_model(
     arms: Arms | None = None,
     device: torch.device | None = None,
     notes: Mapping[str, str] | None = None,
+    run: UnfinishedRun | None = None,
 ) -> list[LayerReport]:
     """Quantize every Linear of the model's blocks in place and swap it for a :class:`QuantLinear`.
 
@@ -38,6 +40,7 @@ def quantize_model(
         arms: used instead of those the configuration names.
         device: where blocks are moved to, one at a time, to be quantized; the model's by default.
         notes: name of a Linear to what its record is to say of it.
+        run: keeps what is finished, and has what an earlier run has finished.
 
     Returns:
         One record per Linear, in order of quantization; skipped layers are included with the reason.
@@ -47,10 +50,10 @@ def quantize_model(
             factorised; names the layer.
         ModelError: a name to ignore matches no layer, or the model does something that the walk cannot follow.
     """
-    walk = Walk(recognizer, batches, config, reporter, arms, device)
+    walk = Walk(recognizer, batches, config, reporter, arms, device, run=run)
     walk.records.notes = {name: [note] for name, note in (notes or {}).items()}
     if walk.arms.input_scales is not None:
-        scaled = fold_input_scales(recognizer, batches, config, reporter, walk.device, walk.arms.input_scales)
+        scaled = fold_input_scales(recognizer, batches, config, reporter, walk.device, walk.arms.input_scales, run)
         for name, note in scaled.items():
             walk.records.notes.setdefault(name, []).append(note)
     for _ in walk.blocks():

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tarq import distributed
 from tarq.config import TarqConfig
@@ -90,6 +90,15 @@ class GroupSolver:
             made = bias if solution.bias is None else solution.bias
             bias = made.detach().to(self.recognizer.stored_dtype).to(bias.dtype)
         return packed_layer(solution.quantized, scheme, bias)
+
+    def stored(self, name: str, linear: nn.Linear, tensors: Mapping[str, Tensor]) -> QuantLinear:
+        """The layer that replaced a Linear in an earlier run, from its state dict; gradients for it are dropped."""
+        self.observations.gradients.moments.pop(name, None)
+        layer = QuantLinear(
+            linear.in_features, linear.out_features, self._scheme(name), "bias" in tensors, self._scale_dtype, "meta"
+        )
+        layer.load_state_dict({key: tensor.to(self.device) for key, tensor in tensors.items()}, assign=True)
+        return layer
 
     def _rounded(self, layer: Layer) -> Solution:
         """Round to nearest a layer whose input is zero on all calibration speech."""

@@ -9,7 +9,7 @@ all else stays where it is.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from tarq import distributed
+from tarq.checkpoint.unfinished import UnfinishedRun
 from tarq.config import TarqConfig
 from tarq.method.arms import Arms
 from tarq.method.residuals import Layer
@@ -24,6 +25,7 @@ from tarq.models.base import Recognizer
 from tarq.models.types import Batch, Stage
 from tarq.report import Reporter
 from tarq.walk.activations import BlockActivations, MemoryBudget
+from tarq.walk.finished import FinishedBlocks
 from tarq.walk.inputs import groups_in_stage, linear_of, offloaded
 from tarq.walk.moments import GroupMoments
 from tarq.walk.observations import Observations
@@ -53,6 +55,7 @@ class Walk:
 
     Args:
         solve: used instead of Algorithm 1.
+        run: keeps finished blocks, and has those of an earlier run that goes on.
 
     Attributes:
         arms: metric, residual and solver.
@@ -71,6 +74,7 @@ class Walk:
         arms: Arms | None = None,
         device: torch.device | None = None,
         solve: Solve | None = None,
+        run: UnfinishedRun | None = None,
     ) -> None:
         self.recognizer, self.batches, self.config, self.reporter = recognizer, batches, config, reporter
         self.arms = arms or Arms.of(config.to_dict())
@@ -85,16 +89,18 @@ class Walk:
         self.solver = GroupSolver(recognizer, config, self.plan, self.arms, self.observations, self.device)
         self.solve = solve or self.solver.solve
         self.records = LayerRecords(self.plan, self.observations, reporter)
+        self.finished = FinishedBlocks(run or UnfinishedRun(), self.solver, self.records)
 
     @torch.no_grad()
     def blocks(self) -> Iterator[WalkedBlock]:
         """Quantize block after block; without audio nothing is yielded."""
-        self.records.start()
+        self.finished.start()
         stages = self.recognizer.stages()
         if not self.arms.solves_by_audio:
             for stage in stages:
                 for name, block in stage.blocks:
-                    self._quantize_without_audio(stage, name, block)
+                    with offloaded(block, self.device):
+                        self._quantize_without_audio(stage, name, block)
             return
         share = [(index, batch) for index, _, batch in self.share]
         self.observations.observe(
@@ -112,7 +118,12 @@ class Walk:
         self.moments.start_stage()
         for index, (name, block) in enumerate(stage.blocks):
             with offloaded(block, self.device):
-                self._quantize_block(stage, index, pairs)
+                layers = self.finished.take(name, block)
+                if layers is None:
+                    self._quantize_block(stage, index, pairs)
+                    self.finished.keep(name, block)
+                else:
+                    self._go_through(block, index, pairs, layers)
             yield WalkedBlock(stage.name, name, pairs)
         return stage_outputs(stage, pairs)
 
@@ -142,16 +153,30 @@ class Walk:
         self.records.skipped(stage.name, name, block)
         activations.advance()
 
+    def _go_through(
+        self, block: nn.Module, index: int, pairs: Sequence[PathPair], layers: Mapping[str, nn.Module]
+    ) -> None:
+        """Take both paths through a block that an earlier run has finished."""
+        activations = BlockActivations(block, index, pairs, [], MemoryBudget(0), self.device)
+        for name, layer in layers.items():
+            activations.replace(name, layer)
+        activations.advance()
+
     def _quantize_without_audio(self, stage: Stage, block_name: str, block: nn.Module) -> None:
         """Quantize a block's weights as they are."""
-        with offloaded(block, self.device):
-            for name, linear in linears_of(block_name, block):
-                if name in self.plan:
-                    layer = self._layer(name, linear)
-                    solution = self.solver.solve_without_audio(layer)
-                    block.set_submodule(name.removeprefix(f"{block_name}."), self.solver.packed(layer, solution))
-                    self.records.quantized(stage.name, [layer], {name: solution})
+        layers = self.finished.take(block_name, block)
+        if layers is not None:
+            for name, packed in layers.items():
+                block.set_submodule(name, packed)
+            return
+        for name, linear in linears_of(block_name, block):
+            if name in self.plan:
+                layer = self._layer(name, linear)
+                solution = self.solver.solve_without_audio(layer)
+                block.set_submodule(name.removeprefix(f"{block_name}."), self.solver.packed(layer, solution))
+                self.records.quantized(stage.name, [layer], {name: solution})
         self.records.skipped(stage.name, block_name, block)
+        self.finished.keep(block_name, block)
 
     def _layer(self, name: str, linear: nn.Linear) -> Layer:
         return Layer(name, linear.weight, linear.bias, name.endswith(self.recognizer.shift_free))
