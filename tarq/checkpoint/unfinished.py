@@ -208,20 +208,23 @@ def progress(folder: Path) -> Progress | None:
     return Progress(sum(map(_is_block, parts)), total, bool(parts))
 
 
-def check_nothing_unfinished(folder: Path, mend: str) -> None:
-    """Check that no earlier run has left anything.
+def check_unfinished(folder: Path, again: str | None) -> None:
+    """Check, before any work is done, that no other process works in a folder, and that nothing in it would be lost.
 
     Args:
-        folder: where it would be.
-        mend: how to go on from there.
+        folder: of an unfinished run, if there is one.
+        again: how to go on from there; None if that is what is done.
 
     Raises:
-        ResumeError: one has; the message names the folder, and how to go on or to start over.
+        ResumeError: one does, or an earlier run has left something; names the folder, and how to go on or start over.
     """
     done = progress(folder)
-    if done is not None and done.any:
+    if done is not None:
+        with _locked(folder):
+            pass
+    if again is not None and done is not None and done.any:
         raise ResumeError(
-            f"{folder} holds {done} of a run that was stopped: {mend} goes on from there; to start over, delete it"
+            f"{folder} holds {done} of a run that was stopped: {again} goes on from there; to start over, delete it"
         )
 
 

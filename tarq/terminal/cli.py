@@ -13,13 +13,14 @@ from typer.core import TyperGroup
 from tarq.errors import TarqError
 from tarq.terminal import bench, demo, doctor, evaluate, inspect, pool, quantize, report, transcribe
 from tarq.terminal.commands import Command, without_types
-from tarq.terminal.console import console, lost_output, never_fail, say_error
+from tarq.terminal.console import console, lost_output, never_fail, say_error, say_note
+from tarq.terminal.stopping import Terminated
 from tarq.version import __version__
 
 HELP = "Tail-aware 4-bit quantization for speech recognizers."
 EPILOG = (
     "Exit codes: 0 success; 1 an error, reported in one line (tarq --debug COMMAND, or TARQ_DEBUG=1, adds the "
-    "traceback); 2 an invalid option; 130 stopped with Ctrl-C."
+    "traceback); 2 an invalid option; 130 stopped with Ctrl-C, 143 by SIGTERM (tarq quantize --resume then goes on)."
 )
 
 
@@ -33,8 +34,10 @@ class ErrorReportingGroup(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as error:
-            say_error("stopped", "by Ctrl-C; files are written whole or not at all, so none is incomplete")
-            raise typer.Exit(130) from error
+            by, code = ("SIGTERM", 143) if isinstance(error, Terminated) else ("Ctrl-C", 130)
+            say_error("stopped", f"by {by}; files are written whole or not at all, so none is incomplete")
+            say_notes(error)
+            raise typer.Exit(code) from error
         except Exception as error:
             if type(error).__module__.startswith(("click", "typer")):  # usage errors and exits, reported by typer
                 raise
@@ -56,6 +59,13 @@ def report_error(error: Exception) -> None:
     elif not isinstance(error, TarqError):
         text += " (unexpected; tarq --debug COMMAND shows where)"
     say_error(type(error).__name__, text)
+    say_notes(error)
+
+
+def say_notes(error: BaseException) -> None:
+    """Report what was noted at an error: how to go on."""
+    for note in getattr(error, "__notes__", ()):
+        say_note(note)
 
 
 class App(typer.Typer):

@@ -10,12 +10,15 @@ from typer.core import TyperCommand
 
 #: Placeholders in the help for a file, a folder or a hub id. An empty one would mean the current folder.
 PLACES = ("FILE", "DIR", "MODEL", "OUT", "CHECKPOINT", "RESULTS", "SPEECH", "AUDIO")
+#: Key of a context's ``meta``: the command's arguments as they were given.
+GIVEN = f"{__name__}.given"
 
 
 class Command(TyperCommand):
     """A command whose arguments are checked before any of them is read."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        ctx.meta[GIVEN] = list(args)
         if args and not ctx.resilient_parsing:
             given, *_ = self.make_parser(ctx).parse_args(args=list(args))
             for parameter in self.get_params(ctx):

@@ -115,6 +115,11 @@ def say_error(kind: str, text: str) -> None:
     Console(stderr=True, emoji=False).print(line, highlight=False, soft_wrap=True)
 
 
+def say_note(text: str) -> None:
+    """Print one line on standard error, beside an error."""
+    Console(stderr=True, emoji=False).print(f"[yellow]note[/] {escape(text)}", highlight=False, soft_wrap=True)
+
+
 def command(*words: object) -> str:
     """A command line that can be pasted into a shell; ``None`` is left out, upper case marks a word to fill in."""
     return " ".join(shlex.quote(str(word)) for word in words if word is not None)

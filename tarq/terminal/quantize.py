@@ -15,8 +15,9 @@ from tarq.files import write_json
 from tarq.option import CALIBRATION, METHOD, RESOURCES, options
 from tarq.presets import PRESETS
 from tarq.terminal.console import command, console, progress_console, say
-from tarq.terminal.options import SPEECH, Device, Dtype, JsonFile, Overwrite, configured, where_to_run
+from tarq.terminal.options import OUTPUT, SPEECH, Device, Dtype, JsonFile, Overwrite, configured, where_to_run
 from tarq.terminal.progress import TerminalReporter
+from tarq.terminal.stopping import given_again, how_to_go_on, stopped_by_sigterm, unfinished_beside
 
 Preset = StrEnum("Preset", {name.replace("-", "_"): name for name in PRESETS})  # type: ignore[misc]
 
@@ -30,6 +31,7 @@ def quantize(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="Full-precision model: a folder or a hub id.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to write the checkpoint to.")],
     *,
+    context: typer.Context,
     calibration: Annotated[
         list[str] | None,
         typer.Option(metavar="SPEECH", rich_help_panel=CALIBRATION, help=f"Transcribed speech: {SPEECH} (repeatable)."),
@@ -64,6 +66,14 @@ def quantize(
         ),
     ] = False,
     overwrite: Overwrite = False,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume",
+            rich_help_panel=OUTPUT,
+            help="Go on where an earlier run to OUT was stopped: with the blocks it has left in OUT.unfinished.",
+        ),
+    ] = False,
     json_file: JsonFile = None,
 ) -> None:
     """Quantize a model and write a compressed-tensors checkpoint."""
@@ -71,9 +81,11 @@ def quantize(
     if dry_run:
         _dry_run(model, config, device, dtype, json_file, calibration or [])
         return
-    with TerminalReporter(progress_console) as reporter:
+    again = given_again(context, "--resume")
+    with stopped_by_sigterm(), TerminalReporter(progress_console) as reporter:
         reporter.phase("starting")
         from tarq import api, distributed
+        from tarq.checkpoint.unfinished import check_unfinished
         from tarq.data.speech import load_speech
         from tarq.terminal.tables import show_report
 
@@ -86,6 +98,9 @@ def quantize(
                     "tarq.quantize runs it, to be measured"
                 )
             api.check_output(out, model, overwrite=overwrite)
+            unfinished = unfinished_beside(out)
+            if first:
+                check_unfinished(unfinished, None if resume else again)
             where = where_to_run(device, dtype)
             speech: Any = load_speech(calibration or [], max_bad=config.max_bad, reporter=reporter)
             if config.needs_statistics:
@@ -95,9 +110,12 @@ def quantize(
             reporter.phase(f"loading {model}")
             recognizer = api.load_recognizer(model, **where, language=config.language, offload=offload)
             offload_device = where["device"] if offload else None
-            report = api.quantize(recognizer, speech or None, config, offload=offload_device, reporter=reporter)
-            reporter.phase(f"writing {out}")
-            api.save(recognizer, out, report, overwrite=overwrite)
+            with how_to_go_on(unfinished, again):
+                report = api.quantize(
+                    recognizer, speech or None, config, offload=offload_device, resume=unfinished, reporter=reporter
+                )
+                reporter.phase(f"writing {out}")
+                api.save(recognizer, out, report, overwrite=overwrite, resume=unfinished)
             if first and json_file:
                 write_json(json_file, asdict(report))
     if first:

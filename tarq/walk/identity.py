@@ -9,13 +9,13 @@ import platform
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, fields
 from functools import cache
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-import tarq.kernels
 from tarq import distributed
 from tarq.config import TarqConfig
 from tarq.kernels.dispatch import VARIABLE
@@ -81,11 +81,11 @@ def digest_of(tensors: Iterable[tuple[str, Tensor]]) -> str:
 def own_files() -> str:
     """SHA-256 of the package's code, compiled parts included: a version alone does not say what a checkout holds."""
     found = hashlib.sha256()
-    for package in (tarq, tarq.kernels):
-        folder = Path(package.__path__[0])
-        for file in sorted(f for f in folder.rglob("*") if f.suffix in _SOURCES and "testbed" not in f.parts):
-            found.update(f"{package.__name__} {file.relative_to(folder)}\n".encode())
-            found.update(hashlib.sha256(file.read_bytes()).digest())
+    for package in ("tarq", "tarq.kernels"):
+        folder = Path(str(files(package)))
+        names = {str(file.relative_to(folder)): file for file in folder.rglob("*") if file.suffix in _SOURCES}
+        for name in sorted(name for name in names if not name.startswith(("testbed", "kernels"))):
+            found.update(f"{package} {name}\n".encode() + hashlib.sha256(names[name].read_bytes()).digest())
     return found.hexdigest()
 
 

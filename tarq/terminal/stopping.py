@@ -1,0 +1,65 @@
+"""A command that is stopped, and how it goes on."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+import typer
+
+from tarq.errors import ResumeError
+from tarq.files import expanded
+from tarq.terminal.commands import GIVEN
+from tarq.terminal.console import command
+
+
+class Terminated(KeyboardInterrupt):
+    """Raised by SIGTERM, by which schedulers and systems ask a process to end."""
+
+
+@contextmanager
+def stopped_by_sigterm() -> Iterator[None]:
+    """While open, SIGTERM raises :class:`Terminated`, unless something else handles it."""
+    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    if ours:
+        signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def given_again(context: typer.Context, option: str) -> str:
+    """The command line of a command with a further option, to be pasted into a shell."""
+    given = [argument for argument in context.meta[GIVEN] if argument != option]
+    return command("tarq", context.info_name, *given, option)
+
+
+def unfinished_beside(out: Path) -> Path:
+    """The folder beside a checkpoint that keeps its blocks until it is written."""
+    place = expanded(out)
+    place = place.resolve() if place.is_symlink() else place
+    return place.with_name(f"{place.name}.unfinished")
+
+
+@contextmanager
+def how_to_go_on(folder: Path, command_line: str) -> Iterator[None]:
+    """While open, an exception gets a note with the command that goes on, if the folder holds anything."""
+    from tarq.checkpoint.unfinished import progress
+
+    try:
+        yield
+    except BaseException as error:
+        done = progress(folder)
+        if done is not None and done.any and not isinstance(error, ResumeError):
+            error.add_note(f"go on with: {command_line}")
+        raise
