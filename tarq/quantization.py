@@ -149,14 +149,16 @@ def quantize(
     run = UnfinishedRun(reporter)
     with ExitStack() as stack:
         if resume is not None:
-            reporter.phase("comparing with what is finished")
+            reporter.phase("hashing the inputs")
             made = identity(recognizer, batches, config, device, sensitivities)
             blocks = sum(len(stage.blocks) for stage in recognizer.stages())
             stack.enter_context(run.kept_in(expanded(resume), made, blocks))
         changed: dict[str, str] = {}
         if arms.reparametrized and batches:
             layers_to_quantize = [layer.name for layer in planned if layer.group_size is not None]
-            changed = reparametrize(recognizer, batches[0], arms.reparametrized, layers_to_quantize, reporter, device)
+            changed = reparametrize(
+                recognizer, batches[0], arms.reparametrized, layers_to_quantize, reporter, device, run
+            )
         settled = config
         if config.target_bits is not None:
             table = sensitivities

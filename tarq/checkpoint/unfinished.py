@@ -28,7 +28,7 @@ from torch import Tensor
 
 from tarq import distributed
 from tarq.checkpoint.folder import CHECKSUMS
-from tarq.errors import OutputError, ResumeError
+from tarq.errors import CalibrationError, ConfigError, DataError, ModelError, OutputError, ResumeError
 from tarq.files import check_file, to_json, write_whole
 from tarq.report import Reporter
 
@@ -79,6 +79,7 @@ class UnfinishedRun:
         self.finished = 0
         self._sums: dict[str, str] = {}  # file to checksum, of the parts that were taken or kept
         self._earlier: list[tuple[str, str]] = []  # (file, checksum) of those still to be taken
+        self._held: list[tuple[str, Part]] = []  # still to be written
         self._head = ""
         self._open = False
         self._before, self._began = 0.0, time.monotonic()
@@ -93,7 +94,8 @@ class UnfinishedRun:
         """While open, parts are kept in a folder; those that an earlier run left there are taken.
 
         The folder stays afterwards, until the checkpoint is written (:func:`discard`). If the block is left by an
-        exception, a note at it says how far the run is; a folder that holds nothing yet is removed.
+        exception, a note at it says how far the run is. The folder is removed where it holds nothing yet, and after
+        errors of speech, model or settings, which the same run would end with again.
 
         Args:
             folder: made where there is none.
@@ -124,11 +126,21 @@ class UnfinishedRun:
         """A part that an earlier run has finished; None if this one has to make it."""
         return distributed.broadcast(lambda: self._take(name)) if self._open else None
 
-    def keep(self, name: str, part: Part) -> Part:
-        """Keep a part. A run does not fail because this does: a note then says that it cannot go on from here."""
+    def keep(self, name: str, part: Part, *, alone: bool = True) -> Part:
+        """Keep a part. A run does not fail because this does: a note then says that it cannot go on from here.
+
+        Args:
+            name: of its file.
+            part: itself.
+            alone: False for what is made again in no time: it is written only along with the next part.
+        """
         if self.folder is not None:
+            self._held.append((name, part))
+        if self.folder is not None and alone:
             try:
-                self._keep(self.folder / f"{name}.safetensors", part)
+                for held, each in self._held:
+                    self._keep(self.folder / f"{held}.safetensors", each)
+                self._held.clear()
             except (OSError, OutputError, safetensors.SafetensorError) as error:
                 folder, self.folder = self.folder, None
                 self.reporter.note(
@@ -187,9 +199,11 @@ class UnfinishedRun:
         self._sums = sums
 
     def _left(self, folder: Path, error: BaseException) -> None:
-        """An exception ends the run."""
+        """An exception ends the run; after some of them it could not go on."""
         done = progress(folder)
-        if done is not None and done.any:
+        if isinstance(error, CalibrationError | ConfigError | DataError | ModelError):
+            discard(folder)
+        elif done is not None and done.any:
             error.add_note(f"{done} are finished and kept in {folder}: the same call goes on from there")
         else:
             discard(folder)

@@ -101,6 +101,8 @@ def quantize(
             unfinished = unfinished_beside(out)
             if first:
                 check_unfinished(unfinished, None if resume else again)
+            if resume and not unfinished.exists():
+                reporter.note(f"{unfinished} is not there: the run starts from the beginning")
             where = where_to_run(device, dtype)
             speech: Any = load_speech(calibration or [], max_bad=config.max_bad, reporter=reporter)
             if config.needs_statistics:

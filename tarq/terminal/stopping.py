@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -41,7 +42,8 @@ def stopped_by_sigterm() -> Iterator[None]:
 def given_again(context: typer.Context, option: str) -> str:
     """The command line of a command with a further option, to be pasted into a shell."""
     given = [argument for argument in context.meta[GIVEN] if argument != option]
-    return command("tarq", context.info_name, *given, option)
+    line = command("tarq", context.info_name, *given, option)
+    return f"torchrun … -m {line}" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else line
 
 
 def unfinished_beside(out: Path) -> Path:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from tarq.checkpoint.unfinished import Part, UnfinishedRun
 from tarq.errors import ResumeError
 from tarq.linear import QuantLinear
-from tarq.report import LayerReport
+from tarq.report import LayerReport, counted
 from tarq.walk.identity import digest_of
 from tarq.walk.inputs import linear_of
 from tarq.walk.records import LayerRecords
@@ -36,7 +36,7 @@ class FinishedBlocks:
         """The walk begins."""
         self._going_through = self.run.finished > 0
         if self._going_through:
-            self.records.reporter.phase("through finished blocks", self.run.finished)
+            self.records.reporter.phase(f"through {counted(self.run.finished, 'finished block')}", self.run.finished)
         else:
             self.records.start()
 

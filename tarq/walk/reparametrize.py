@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import chain, combinations, islice
 from typing import ClassVar
@@ -18,12 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from tarq import distributed
+from tarq.checkpoint.unfinished import Part, UnfinishedRun
 from tarq.method.reparametrize import order_of, rotate_inputs, rotate_outputs, rotation_of
 from tarq.models.base import Recognizer
 from tarq.models.types import Batch
 from tarq.report import Reporter
 from tarq.walk.equivalence import blocks_on, equivalent, listed
-from tarq.walk.inputs import BlockInputs, groups_of, linear_of
+from tarq.walk.inputs import BlockInputs, groups_of, linear_of, offloaded
 
 #: Names that attentions give the size of their heads.
 _SIZES = ("head_dim", "head_size")
@@ -104,6 +105,9 @@ class SortedUnits(Change):
         return weight[:, order_of(weight)].contiguous()
 
 
+_KINDS: dict[str, type[Change]] = {kind.__name__: kind for kind in (RotatedHeads, SortedUnits)}
+
+
 @torch.no_grad()
 def reparametrize(
     recognizer: Recognizer,
@@ -112,6 +116,7 @@ def reparametrize(
     layers: Collection[str],
     reporter: Reporter,
     device: torch.device,
+    run: UnfinishedRun | None = None,
 ) -> dict[str, str]:
     """Give a full-precision model other weights; what it computes stays the same.
 
@@ -122,13 +127,31 @@ def reparametrize(
         layers: names of the Linears that will be quantized; a change that needs another one is left out.
         reporter: receives progress, and which layers could not be changed.
         device: where blocks go one at a time.
+        run: keeps which changes are made, or has those that an earlier run has found.
 
     Returns:
         Name of each changed Linear to a note for the report.
     """
     reporter.phase("reparametrizing")
-    notes: dict[str, str] = {}
-    left: set[str] = set()
+    run = run or UnfinishedRun()
+    part = run.take("other-weights")
+    if part is None:
+        part = run.keep("other-weights", _find_and_change(recognizer, batch, kinds, layers, device), alone=False)
+    else:
+        _change_again(recognizer, part, device)
+    notes = {name: _KINDS[kind].note for name, kind in part.record["changed"].items()}
+    if left := set(part.record["tried"]) - notes.keys():
+        reporter.note(f"not reparametrized, or the model might compute something else: {listed(left, notes)}")
+    return notes
+
+
+def _find_and_change(
+    recognizer: Recognizer, batch: Batch, kinds: Collection[str], layers: Collection[str], device: torch.device
+) -> Part:
+    """Find and make the changes of each block; which they are, by its name, and of which Linears they were tried."""
+    changes: dict[str, list[dict]] = {}
+    changed: dict[str, str] = {}
+    tried: set[str] = set()
     seen: list[list[Change]] = []
     found: list[Change] = []
     for name, block, arguments in blocks_on(recognizer, batch, device):
@@ -138,11 +161,19 @@ def reparametrize(
         found = distributed.broadcast(partial(_chosen, block, arguments, seen, known))
         for change in found:
             change.apply(block)
-            notes |= {f"{name}.{n}": change.note for n in change.names}
-        left |= {f"{name}.{n}" for change in chain.from_iterable(seen) for n in change.names}
-    if left := left - notes.keys():
-        reporter.note(f"not reparametrized, or the model might compute something else: {listed(left, notes)}")
-    return notes
+            changed |= {f"{name}.{n}": type(change).__name__ for n in change.names}
+        changes[name] = [{"kind": type(change).__name__} | asdict(change) for change in found]
+        tried |= {f"{name}.{n}" for change in chain.from_iterable(seen) for n in change.names}
+    return Part({}, {"changes": changes, "changed": changed, "tried": sorted(tried)})
+
+
+def _change_again(recognizer: Recognizer, part: Part, device: torch.device) -> None:
+    """Make the changes that an earlier run has found."""
+    for name, block in chain.from_iterable(stage.blocks for stage in recognizer.stages()):
+        with offloaded(block, device):
+            for change in part.record["changes"][name]:
+                fields = {key: tuple(value) if key == "makers" else value for key, value in change.items()}
+                _KINDS[fields.pop("kind")](**fields).apply(block)
 
 
 def _chosen(
