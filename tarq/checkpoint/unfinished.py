@@ -164,6 +164,8 @@ class UnfinishedRun:
             _check_same(folder, _read_run(folder, head), fields)
             self._earlier = earlier
         else:
+            if not head and any(folder.glob("*.safetensors")):  # or of a process that was killed while it discarded it
+                self.reporter.note(f"{folder / CHECKSUMS} is missing: what {folder} holds is made again")
             text = json.dumps(fields, indent=1) + "\n"
             head = f"{hashlib.sha256(text.encode()).hexdigest()}  {RUN}\n"
             write_whole(folder / RUN, text)
@@ -318,8 +320,6 @@ def _listed(folder: Path) -> tuple[str, list[tuple[str, str]]]:
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
-        if any(folder.glob("*.safetensors")):
-            raise ResumeError(f"{file} is missing, so nothing there can be verified: delete {folder}") from None
         return "", []
     except (OSError, ValueError) as error:
         raise ResumeError(f"{file} cannot be read ({error}): delete {folder}, and start over") from error
