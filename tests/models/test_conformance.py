@@ -358,3 +358,33 @@ def test_other_weights_of_a_family_compute_the_same(family, examples, tmp_path):
     with torch.no_grad():
         for batch, logits in zip(batches, expected, strict=True):
             torch.testing.assert_close(changed.logits(batch), logits, rtol=1e-3, atol=1e-3 * float(logits.abs().max()))
+
+
+def test_a_stopped_run_goes_on_to_the_same_result(family, utterances, tmp_path):
+    """Stopped in the last block: all others are taken from the folder, with what later ones read of them."""
+    source = family.make(tmp_path / "model")
+    speech = [replace(u, text="the house") for u in utterances]  # or the frames of CTC are too few
+    config = replace(CONFIG, samples=3)
+
+    def quantized(reporter=None, resume=tmp_path / "run"):
+        recognizer = tarq.load_recognizer(source)
+        report = tarq.quantize(recognizer, speech, config, reporter=reporter, resume=resume)
+        return recognizer, report
+
+    class Stops(Reporter):
+        def layer(self, record):
+            if record.name.startswith(f"{last}."):
+                raise KeyboardInterrupt
+
+    whole, expected = quantized(resume=None)
+    blocks = [name for stage in whole.stages() for name, _ in stage.blocks]
+    last = blocks[-1]
+    with pytest.raises(KeyboardInterrupt):
+        quantized(Stops())
+    assert len(list((tmp_path / "run").glob("[0-9]*"))) == len(blocks) - 1
+    resumed, report = quantized()
+    state = resumed.model.state_dict()
+    for name, tensor in whole.model.state_dict().items():
+        assert torch.equal(tensor, state[name]), name
+    assert report.layers == expected.layers
+    assert report.notes == expected.notes

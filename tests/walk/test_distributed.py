@@ -119,3 +119,40 @@ def test_other_commands_refuse_several_processes(monkeypatch):
     result = CliRunner().invoke(app, ["doctor"])
     assert result.exit_code == 2
     assert "doctor runs in one process" in " ".join(result.output.replace("│", " ").split())
+
+
+#: ``tarq quantize`` that both processes stop in the first block of the decoder, as a scheduler does.
+STOPS = """
+from tarq.terminal.cli import main
+from tarq.terminal.stopping import Terminated
+from tarq.walk.records import LayerRecords
+
+def quantized(self, stage, *others):
+    if stage == "decoder":
+        raise Terminated
+    original(self, stage, *others)
+
+original, LayerRecords.quantized = LayerRecords.quantized, quantized
+main()
+"""
+
+
+@pytest.mark.slow
+def test_a_run_of_two_processes_goes_on(model_folder, manifest, tmp_path, in_two):
+    """The first process keeps the blocks and tells the other; another number of processes is another run."""
+    job = ["--calibration", manifest, "--batch-size", 2, "--samples", 7, "--group-size", 32, "--solver", "kronecker"]
+    (tmp_path / "stops.py").write_text(STOPS)
+    in_two("-m", "tarq", "quantize", model_folder, tmp_path / "whole", *job)
+    out, left = tmp_path / "out", tmp_path / "out.unfinished"
+    stopped = in_two(tmp_path / "stops.py", "quantize", model_folder, out, *job, code=1)  # torchrun's own
+    assert stopped.stderr.count(f"2 of 4 blocks are finished and kept in {left}") == 1
+    assert stopped.stderr.count("go on with: torchrun … -m tarq quantize") == 1
+    alone = CliRunner().invoke(app, ["quantize", str(model_folder), str(out), *map(str, job), "--resume"])
+    assert "processes was 2, is 1" in " ".join(alone.output.split())
+    done = in_two("-m", "tarq", "quantize", model_folder, out, *job, "--resume")
+    assert "through 2 finished blocks" in done.stderr
+    assert not left.exists()
+    for file in ("model.safetensors", "config.json"):
+        assert (out / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
+    one, other = (json.loads((folder / "tarq_report.json").read_text()) for folder in (out, tmp_path / "whole"))
+    assert one["layers"] == other["layers"]
