@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
@@ -85,7 +86,7 @@ def quantize(
     with stopped_by_sigterm(), TerminalReporter(progress_console) as reporter:
         reporter.phase("starting")
         from tarq import api, distributed
-        from tarq.checkpoint.unfinished import check_unfinished
+        from tarq.checkpoint.unfinished import check_unfinished, progress
         from tarq.data.speech import load_speech
         from tarq.terminal.tables import show_report
 
@@ -101,8 +102,8 @@ def quantize(
             unfinished = unfinished_beside(out)
             if first:
                 check_unfinished(unfinished, None if resume else again)
-            if resume and not unfinished.exists():
-                reporter.note(f"{unfinished} is not there: the run starts from the beginning")
+                if resume and progress(unfinished) is None:
+                    reporter.note(f"{unfinished} is not there: the run starts from the beginning")
             where = where_to_run(device, dtype)
             speech: Any = load_speech(calibration or [], max_bad=config.max_bad, reporter=reporter)
             if config.needs_statistics:
@@ -112,7 +113,7 @@ def quantize(
             reporter.phase(f"loading {model}")
             recognizer = api.load_recognizer(model, **where, language=config.language, offload=offload)
             offload_device = where["device"] if offload else None
-            with how_to_go_on(unfinished, again):
+            with how_to_go_on(unfinished, again) if first else nullcontext():
                 report = api.quantize(
                     recognizer, speech or None, config, offload=offload_device, resume=unfinished, reporter=reporter
                 )
