@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from itertools import chain
 
 from torch import Tensor, nn
 
@@ -89,4 +88,4 @@ class FinishedBlocks:
 
 
 def _weights(block: nn.Module) -> str:
-    return digest_of(chain(block.named_parameters(), block.named_buffers()))
+    return digest_of(block.named_parameters())

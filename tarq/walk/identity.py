@@ -7,7 +7,7 @@ import json
 import os
 import platform
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -57,7 +57,8 @@ def identity(
         "processes": distributed.world_size(),
         "environment": everywhere[0] if alike else {f"of process {i}": each for i, each in enumerate(everywhere)},
         "setting": {name: value for name, value in config.to_dict().items() if name not in _FREE},
-        "sensitivities": sensitivities and _digest(asdict(row) for row in sensitivities),
+        "sensitivities": sensitivities
+        and _digest((r.names, r.weights, sorted(r.damage.items())) for r in sensitivities),
         "model": {
             "class": type(model).__name__,
             "config.json": _digest([settings]),
@@ -73,7 +74,7 @@ def digest_of(tensors: Iterable[tuple[str, Tensor]]) -> str:
     found = hashlib.sha256()
     for name, tensor in tensors:
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 
@@ -98,6 +99,10 @@ def _batch(batch: Batch) -> dict[str, str]:
         "transcript": digest_of(tokens.items()),
         "tags": digest_of([*((n, t) for n, t in tags.items() if t is not None), *_rows(batch.positions)]),
     }
+
+
+def _row(row: Sensitivity) -> list[Any]:
+    return [row.names, row.weights, sorted(row.damage.items())]
 
 
 def _rows(positions: dict[str, Positions]) -> Iterator[tuple[str, Tensor]]:

@@ -172,8 +172,8 @@ def _change_again(recognizer: Recognizer, part: Part, device: torch.device) -> N
     for name, block in chain.from_iterable(stage.blocks for stage in recognizer.stages()):
         with offloaded(block, device):
             for change in part.record["changes"][name]:
-                fields = {key: tuple(value) if key == "makers" else value for key, value in change.items()}
-                _KINDS[fields.pop("kind")](**fields).apply(block)
+                fields = {name: value for name, value in change.items() if name not in ("kind", "makers")}
+                _KINDS[change["kind"]](tuple(change["makers"]), **fields).apply(block)
 
 
 def _chosen(
