@@ -62,6 +62,7 @@ def identity(
         "model": {
             "class": type(model).__name__,
             "config.json": _digest([settings]),
+            "dtype": str(recognizer.dtype),
             "stored dtype": str(recognizer.stored_dtype),
             "weights": digest_of([*model.named_parameters(), *model.named_buffers()]),
         },
