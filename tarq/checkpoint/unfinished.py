@@ -168,8 +168,12 @@ class UnfinishedRun:
                 self.reporter.note(f"{folder / CHECKSUMS} is missing: what {folder} holds is made again")
             text = json.dumps(fields, indent=1) + "\n"
             head = f"{hashlib.sha256(text.encode()).hexdigest()}  {RUN}\n"
-            write_whole(folder / RUN, text)
-            write_whole(folder / CHECKSUMS, head)
+            try:
+                write_whole(folder / RUN, text)
+                write_whole(folder / CHECKSUMS, head)
+            except OutputError:
+                discard(folder)
+                raise
         self.folder, self._head = folder, head
 
     def _take(self, name: str) -> Part | None:
@@ -282,8 +286,8 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         os.close(handle)  # which unlocks it
-        for above in made if not folder.exists() else ():
-            with suppress(OSError):
+        for above in made:
+            with suppress(OSError):  # it holds something
                 above.rmdir()
 
 

@@ -228,6 +228,21 @@ def test_a_folder_that_cannot_be_written_is_named_at_once(tmp_path, monkeypatch)
         work(tmp_path / "run")
 
 
+@pytest.mark.parametrize("name", ["run.json", CHECKSUMS])
+def test_a_disk_that_is_full_already_ends_it_at_once(tmp_path, monkeypatch, name):
+    write = unfinished.write_whole
+
+    def write_or_not(path, content):
+        if path.name == name:
+            raise OutputError(f"could not write {path}: No space left on device; name another place")
+        write(path, content)
+
+    monkeypatch.setattr(unfinished, "write_whole", write_or_not)
+    with pytest.raises(OutputError, match=f"{name}: No space left on device"):
+        work(tmp_path / "new" / "run")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_disk_that_fills_up_does_not_end_the_run(tmp_path, monkeypatch):
     """It says once that it is not kept from here; what was kept before can be gone on from."""
     write = unfinished.write_whole
