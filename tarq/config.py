@@ -167,6 +167,8 @@ class Pool(Checked):
         ids: a file that names the calibration utterances, instead of drawing them: a pool's JSON (``tarq pool
             --json``), a checkpoint or its report, or a text file with one id per line.
         samples: calibration utterances drawn.
+        max_positions: positions that a layer's statistics are taken over at most; None for all. Where there are more,
+            random batches count, and the others only pass through, for later stages (:mod:`tarq.walk.counted`).
         transcripts: teacher-force on ``reference`` transcripts (the model's own where one is missing), or
             on the full-precision model's own hypotheses throughout (``self``).
         timestamps: teacher-force transcripts ``without`` timestamps, ``with`` those of their start and end, or
@@ -189,6 +191,15 @@ class Pool(Checked):
         optional=True,
     )
     samples: int = option(128, CALIBRATION, "Number of utterances to draw.", "int", low=1, high=10**9)
+    max_positions: int | None = option(
+        200_000,
+        CALIBRATION,
+        "Positions that a layer's statistics are taken over at most: more speech then serves decoders, which have few.",
+        "int",
+        low=1,
+        high=10**12,
+        optional=True,
+    )
     transcripts: Transcripts = option(
         "reference", CALIBRATION, "Transcripts to calibrate on: reference, or the model's own (self).", Transcripts
     )

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-#: What GPTQ and its kin are published with: the zero point is the middle code, and weights are rounded as they are.
-SYMMETRIC: dict[str, Any] = {"symmetric": True, "scale_rule": "absmax", "reparametrize": "none"}
+#: What every other method is published with: weights are rounded as they are, and all positions count.
+PUBLISHED: dict[str, Any] = {"reparametrize": "none", "max_positions": None}
+#: What GPTQ and its kin are published with besides: the zero point is the middle code.
+SYMMETRIC: dict[str, Any] = {"symmetric": True, "scale_rule": "absmax", **PUBLISHED}
 
 #: The fields that each named method sets; fields a preset omits keep their defaults. All methods share one code path.
 PRESETS: dict[str, dict[str, Any]] = {
@@ -17,6 +19,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "symmetric": False,
         "scale_rule": "mse",
         "reparametrize": "both",
+        "max_positions": 200_000,
     },
     "tarq": {"metric": "rarebal", "residual": "cross-fitted", "solver": "sweep", **SYMMETRIC},
     "gptq": {"metric": "plain", "residual": "none", "solver": "sweep", **SYMMETRIC},
@@ -39,7 +42,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "solver": "spqr",
         "symmetric": False,
         "scale_rule": "minmax",
-        "reparametrize": "none",
+        **PUBLISHED,
     },
     "awq": {"metric": "plain", "residual": "none", "solver": "clipped", "input_scales": "awq", **SYMMETRIC},
     "clipped": {"metric": "plain", "residual": "none", "solver": "clipped", **SYMMETRIC},
@@ -75,7 +78,7 @@ PRESETS: dict[str, dict[str, Any]] = {
         "residual": "paper",
         "symmetric": True,
         "scale_rule": "minmax",
-        "reparametrize": "none",
+        **PUBLISHED,
         "solver": "sweep",
         "damp": 0.01,
         "act_order": "none",

@@ -31,6 +31,7 @@ from tarq.recognizers import as_recognizer, shapes_of
 from tarq.report import Report, Reporter, peak_memory, versions
 from tarq.speech.calibration import calibration_set, with_transcripts
 from tarq.torch_defaults import torch_defaults
+from tarq.walk.counted import CountedBatches
 from tarq.walk.estimate import Plan, make_plan, too_few
 from tarq.walk.identity import identity
 from tarq.walk.plan import check_fits, check_weights
@@ -137,6 +138,10 @@ def quantize(
         names = {label: corpus.source for label, corpus in speech.items()}
         summary["source"] = names if isinstance(calibration, Mapping) else names["speech"]
         notes += left_out
+        counted = CountedBatches(batches, config.max_positions, arms.residual.folds, config.seed).summary()
+        for kind, count in counted.items():
+            summary["positions"][kind]["counted"] = count
+            notes.append(f"{kind}: statistics over {count:,} positions, max_positions being {config.max_positions:,}")
     for kind, given in (("metric", metric), ("residual", residual), ("solver", solver)):
         if given is not None:
             notes.append(f"{kind} given by the caller in place of the configuration's: {type(given).__name__}")

@@ -8,7 +8,7 @@ uncached outputs of finished children are recomputed. The result is the same to 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -49,6 +49,7 @@ class BlockActivations:
         names: the first Linear of each group whose input the block computes itself, in calling order.
         budget: for what is cached.
         device: where the block runs; caches stay with the hidden states.
+        counted: indices of the batches whose inputs will be read; the others only pass through. All by default.
     """
 
     def __init__(
@@ -59,15 +60,20 @@ class BlockActivations:
         names: Sequence[str],
         budget: MemoryBudget,
         device: torch.device,
+        counted: Container[int] | None = None,
     ) -> None:
         self.block, self.index, self.pairs, self.budget, self.device = block, index, pairs, budget, device
         self.originals: dict[str, nn.Module] = {}  # the original Linears, if the full-precision block must run again
-        full = [pair.full for pair in pairs if pair.full is not None]
+        read = [pair.index for pair in pairs if counted is None or pair.index in counted]
+        full = [pair.full for pair in pairs if pair.full is not None and pair.index in read]
         cached = self._fitting(names, full)
         self.recomputes = bool(full) and len(cached) < len(names)
         if cached or not self.recomputes:
             for pair in pairs:
-                self._run_full(pair, cached, advance=not self.recomputes)
+                if pair.index in read:
+                    self._run_full(pair, cached, advance=not self.recomputes)
+                elif not self.recomputes:
+                    self._run_full(pair, [], advance=True)
 
     def _fitting(self, names: Sequence[str], full: Sequence[StageInputs]) -> list[str]:
         """Those Linears whose full-precision inputs fit into the budget, the first ones first."""

@@ -167,6 +167,7 @@ def _estimate(
         out, width = layer.shape
         count = rows.get(layer.stage, rows["decoder"]) * samples
         multiplications += (paired + 1) * count * out * width  # each path once; the quantized one again per group
+        count = min(count, config.max_positions or count)
         parent = layer.name.rpartition(".")[0]
         if (parent, width) not in inputs:  # q, k and v share one set of moments
             inputs.add((parent, width))

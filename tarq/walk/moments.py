@@ -16,8 +16,10 @@ from tarq.method.moments import Moments
 from tarq.method.residuals import Layer
 from tarq.models.types import Stage
 from tarq.walk.activations import BlockActivations
+from tarq.walk.counted import CountedBatches
 from tarq.walk.inputs import Group
 from tarq.walk.observations import Observations
+from tarq.walk.paths import PathPair
 from tarq.walk.rows import RowCache
 
 
@@ -30,11 +32,19 @@ class GroupMoments:
         arms: metric, residual and solver.
         config: weight of padding, bands of the tail.
         observations: of the walk.
+        counted: the batches that are accumulated.
         device: where the sums live.
     """
 
-    def __init__(self, arms: Arms, config: TarqConfig, observations: Observations, device: torch.device) -> None:
-        self.arms, self.observations, self.device = arms, observations, device
+    def __init__(
+        self,
+        arms: Arms,
+        config: TarqConfig,
+        observations: Observations,
+        counted: CountedBatches,
+        device: torch.device,
+    ) -> None:
+        self.arms, self.observations, self.counted, self.device = arms, observations, counted, device
         self.rows = RowCache(arms.metric, config.padding_weight, arms.residual.folds, device)
         self.bands = config.tail_bands if arms.bands else 1
         self._shared: dict[tuple[int, str], list[Moments]] = {}
@@ -66,8 +76,10 @@ class GroupMoments:
         reader = group.first_reader
         if reader is not None and reader in self._shared:
             return self._shared[reader]
-        parts = self._accumulated(stage, activations, group, layers, waiting)
-        self._check_finite(layers, parts, activations)
+        positions = (stage.reads if group.place else None) or stage.name
+        pairs = [pair for pair in activations.pairs if pair.index in self.counted.of(positions)]
+        parts = self._accumulated(stage, activations, group, layers, waiting, pairs, positions)
+        self._check_finite(layers, parts, pairs)
         distributed.reduce(count for part in parts for count in part.counts.values())
         self._check_positions(layers, parts)
         # A single Linear is solved by one process alone; moments that other blocks read again are needed by all.
@@ -86,15 +98,16 @@ class GroupMoments:
         group: Group,
         layers: Sequence[Layer],
         waiting: Sequence[str],
+        pairs: Sequence[PathPair],
+        positions: str,
     ) -> list[Moments]:
-        """Moments of this process's batches: of each fold, for each band of the tail, in one pass.
+        """Moments of this process's batches that count: of each fold, for each band of the tail, in one pass.
 
         Each position goes to one fold and band, so several cost no more.
         """
         names, folds = [layer.name for layer in layers], self.arms.residual.folds
         parts = self.arms.moments(layers[0].weight.shape[1], self.device, self.bands)
-        positions = (stage.reads if group.place else None) or stage.name
-        for pair in activations.pairs:
+        for pair in pairs:
             x, x_full = activations.read(pair, group, waiting)
             x, x_full = x.flatten(0, -2), None if x_full is None else x_full.flatten(0, -2)
             rows = self.rows.of(positions, pair.index, pair.batch, pair.utterances_before)
@@ -113,9 +126,9 @@ class GroupMoments:
                 moments.update(x, x_full, tail, weight * (part_of == i))
         return parts
 
-    def _check_finite(self, layers: Sequence[Layer], parts: Sequence[Moments], activations: BlockActivations) -> None:
+    def _check_finite(self, layers: Sequence[Layer], parts: Sequence[Moments], pairs: Sequence[PathPair]) -> None:
         for bad in sorted({update for part in parts for update in part.bad_updates()}):
-            utterances = ", ".join(activations.pairs[bad].batch.ids)
+            utterances = ", ".join(pairs[bad].batch.ids)
             raise CalibrationError(
                 f"{_label(layers)}: NaN or infinite activations on utterances {utterances}; "
                 "check the audio and the model's dtype (float16 overflows: load it in float32 or bfloat16)"

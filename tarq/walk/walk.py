@@ -25,6 +25,7 @@ from tarq.models.base import Recognizer
 from tarq.models.types import Batch, Stage
 from tarq.report import Reporter
 from tarq.walk.activations import BlockActivations, MemoryBudget
+from tarq.walk.counted import CountedBatches
 from tarq.walk.finished import FinishedBlocks
 from tarq.walk.inputs import groups_in_stage, linear_of, offloaded
 from tarq.walk.moments import GroupMoments
@@ -83,9 +84,11 @@ class Walk:
         check_fits(planned)
         self.plan = {layer.name: layer for layer in planned if layer.group_size is not None}
         before = [0, *accumulate(len(batch.ids) for batch in batches)]
-        self.share = distributed.shard([(i, before[i], batch) for i, batch in enumerate(batches)])
         self.observations = Observations()
-        self.moments = GroupMoments(self.arms, config, self.observations, self.device)
+        self.counted = CountedBatches(batches, config.max_positions, self.arms.residual.folds, config.seed)
+        counted = [(i, before[i], batch) for i, batch in enumerate(batches) if self.counted.anywhere(i)]
+        self.share = distributed.shard(counted)
+        self.moments = GroupMoments(self.arms, config, self.observations, self.counted, self.device)
         self.solver = GroupSolver(recognizer, config, self.plan, self.arms, self.observations, self.device)
         self.solve = solve or self.solver.solve
         self.records = LayerRecords(self.plan, self.observations, reporter)
@@ -134,7 +137,7 @@ class Walk:
         groups = distributed.broadcast(lambda: groups_in_stage(block, index, pairs[0].quantized, self.device))
         own = [g.names[0] for g in groups if not g.place and any(f"{name}.{n}" in self.plan for n in g.names)]
         budget = MemoryBudget(self.config.activation_memory * 1e9)
-        activations = BlockActivations(block, index, pairs, own, budget, self.device)
+        activations = BlockActivations(block, index, pairs, own, budget, self.device, self.counted.of(stage.name))
         for i, group in enumerate(groups):
             within = {f"{name}.{n}": n for n in group.names if f"{name}.{n}" in self.plan}
             layers = [self._layer(full, linear_of(block, n)) for full, n in within.items()]

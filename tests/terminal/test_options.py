@@ -113,6 +113,7 @@ def test_every_field_can_be_set(monkeypatch, tmp_path):
         "input_scales": "awq", "reparametrize": "both", "tail_bands": 2,
         "tail_positions": "either", "frame_tags": "aligned", "padding_weight": 0.3, "tail_threshold": 4.0,
         "language": "de", "word_frequencies": "w.txt", "normalizer": "none", "ids": "ids.txt", "samples": 7,
+        "max_positions": 99,
         "transcripts": "self", "timestamps": "with", "max_bad": 2, "target_bits": 4.25, "seed": 5,
         "batch_size": 3, "activation_memory": 1.5,
     }  # fmt: skip
