@@ -102,10 +102,6 @@ def _batch(batch: Batch) -> dict[str, str]:
     }
 
 
-def _row(row: Sensitivity) -> list[Any]:
-    return [row.names, row.weights, sorted(row.damage.items())]
-
-
 def _rows(positions: dict[str, Positions]) -> Iterator[tuple[str, Tensor]]:
     for name, rows in sorted(positions.items()):
         for each in fields(rows):
