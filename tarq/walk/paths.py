@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -61,16 +61,14 @@ def stage_inputs(
         device: where blocks are moved to, one at a time, to be run.
     """
     capture = InputCapture(stage, device)
-    return [
-        PathPair(
-            index,
-            before,
-            batch,
-            capture(batch, output.full) if paired else None,
-            capture(batch, output.quantized),
-        )
-        for (index, before, batch), output in zip(share, previous, strict=True)
-    ]
+    pairs = []
+    for (index, before, batch), output in zip(share, previous, strict=True):
+        quantized = capture(batch, output.quantized)
+        full = None
+        if paired:  # up to the first block the paths are one
+            full = replace(quantized) if output.full is output.quantized else capture(batch, output.full)
+        pairs.append(PathPair(index, before, batch, full, quantized))
+    return pairs
 
 
 def stage_outputs(stage: Stage, pairs: list[PathPair]) -> list[StageOutput]:

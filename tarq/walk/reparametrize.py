@@ -134,7 +134,7 @@ def reparametrize(
     for name, block, arguments in blocks_on(recognizer, batch, device):
         named = {n.removeprefix(f"{name}.") for n in layers if n.startswith(f"{name}.")}
         before, seen = seen, list(_candidates(block, arguments, kinds, named))
-        known = found if seen == before else []
+        known = found if seen == before else [one[0] for one in seen if one]
         found = distributed.broadcast(partial(_chosen, block, arguments, seen, known))
         for change in found:
             change.apply(block)
@@ -150,8 +150,8 @@ def _chosen(
 ) -> list[Change]:
     """The first change of each list that leaves what the block computes as it is.
 
-    Blocks are mostly alike: ``known``, what one with the same candidates before it could take, is tried at once. Lists
-    it took nothing of are tried again: its rotary positions, say, this block may not have.
+    Blocks are mostly alike: ``known``, what one with the same candidates before it could take, or the first of each
+    list, is tried at once. Lists it took nothing of are tried again: its rotary positions, say, this block may not have.
     """
     taken = known if known and _same(block, arguments, known) else []
     others = (one for one in candidates if not set(one) & set(taken))
