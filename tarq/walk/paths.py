@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from tarq.models.types import Batch, Stage
+from tarq.walk.caching import Kept
 from tarq.walk.inputs import InputCapture, StageInputs
 
 
@@ -24,7 +25,7 @@ class PathPair:
         full: its state on the full-precision path, which is walked only if a residual compares with it.
         quantized: its state on the path that is quantized so far.
         cached_inputs: first Linear of each group of the current block to its full-precision input.
-        cached_outputs: finished child of the current block to its output on the quantized path, and its device.
+        cached_outputs: what parts of the current block came to on the quantized path (:mod:`tarq.walk.caching`).
     """
 
     index: int
@@ -33,7 +34,7 @@ class PathPair:
     full: StageInputs | None
     quantized: StageInputs
     cached_inputs: dict[str, Tensor] = field(default_factory=dict)
-    cached_outputs: dict[str, tuple[Any, torch.device]] = field(default_factory=dict)
+    cached_outputs: dict[str | int, Kept] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -151,7 +151,8 @@ def _chosen(
     """The first change of each list that leaves what the block computes as it is.
 
     Blocks are mostly alike: ``known``, what one with the same candidates before it could take, or the first of each
-    list, is tried at once. Lists it took nothing of are tried again: its rotary positions, say, this block may not have.
+    list, is tried at once. Lists it took nothing of are tried again: that block's rotary positions, say, this one may
+    not have.
     """
     taken = known if known and _same(block, arguments, known) else []
     others = (one for one in candidates if not set(one) & set(taken))
