@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -61,7 +63,8 @@ class Moments:
         self._bad: list[Tensor] = []
 
     def _zeros(self, *shape: int) -> dict[str, Tensor]:
-        return {subset: torch.zeros(shape, dtype=torch.float64, device=self.device) for subset in SUBSETS}
+        """Zeros of each subset, made when they are first asked for: an empty one takes no memory."""
+        return defaultdict(partial(torch.zeros, shape, dtype=torch.float64, device=self.device))
 
     @property
     def positions(self) -> dict[str, int]:
@@ -76,7 +79,8 @@ class Moments:
     def sums(self) -> Iterator[Tensor]:
         """Every running sum but the counts, in a fixed order; the sums of a set's parts add up to those of the set."""
         for sums in (self.mass, self.hessian, self.cross, self.drift, self.mean, self.mean_full):
-            yield from (sums or {}).values()
+            if sums is not None:
+                yield from (sums[subset] for subset in SUBSETS)
 
     @timed("gram")
     def update(self, x: Tensor, x_full: Tensor | None, tail: Tensor, weight: Tensor) -> None:
@@ -104,7 +108,7 @@ class Moments:
                 return
             products = dict(zip(SUBSETS, gram_split(rows, tail, other, weight, drift=drift), strict=True))
             for subset in present:
-                sums[subset] += products[subset].view_as(sums[subset])
+                _add(sums[subset], products[subset].view_as(sums[subset]))
                 finite.append(products[subset].diagonal().isfinite().all())
 
         for subset in present:
@@ -139,3 +143,11 @@ class Moments:
     def bad_updates(self) -> list[int]:
         """Which calls of :meth:`update`, counted from 0, brought NaN or infinite activations."""
         return torch.stack(self._bad).nonzero().flatten().tolist() if self._bad else []
+
+
+def _add(total: Tensor, product: Tensor) -> None:
+    """Add a float32 matrix or vector to a float64 one in place."""
+    # A CPU makes a float64 copy of it first: of a few rows it stays in the cache.
+    rows = 32 if total.device.type == "cpu" else len(total)
+    for to, more in zip(total.split(rows), product.split(rows), strict=True):
+        to += more

@@ -22,6 +22,7 @@ from tarq.method.reparametrize import order_of, rotate_inputs, rotate_outputs, r
 from tarq.models.base import Recognizer
 from tarq.models.types import Batch
 from tarq.report import Reporter
+from tarq.timing import timed
 from tarq.walk.equivalence import blocks_on, equivalent, listed
 from tarq.walk.inputs import BlockInputs, groups_of, linear_of
 
@@ -104,6 +105,7 @@ class SortedUnits(Change):
         return weight[:, order_of(weight)].contiguous()
 
 
+@timed("reparametrization")
 @torch.no_grad()
 def reparametrize(
     recognizer: Recognizer,
