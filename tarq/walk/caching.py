@@ -44,7 +44,7 @@ class Kept:
         copy: whether the block is known to write into it.
 
     Attributes:
-        size: bytes.
+        size: bytes taken from the budget.
         attentions: how many attentions were computed for it.
     """
 
@@ -54,7 +54,7 @@ class Kept:
         self.from_device, self.copy = tensors[0].device, copy
         self.value = moved(value, device, copy)
         self.written = [] if copy else [t._version for t in _tensors(self.value)]
-        self.size, self.attentions = sum(t.nbytes for t in tensors), 0
+        self.size, self.attentions = _held_bytes(value), 0
 
     def get(self) -> Any:
         """The value on the device it came from; None if it is void."""
@@ -127,7 +127,7 @@ class _Pass(TorchFunctionMode):
         if value is not None:
             return value
         value = compute()
-        if before is not None or (_tensors(value) and self.budget.take(sum(t.nbytes for t in _tensors(value)))):
+        if before is not None or (_tensors(value) and self.budget.take(_held_bytes(value))):
             self.cached[key] = Kept(value, self.cache_device, copy=before is not None)
         return value
 
@@ -136,3 +136,8 @@ def _tensors(value: Any) -> list[Tensor]:
     """The tensors of a tensor or of a tuple of tensors and None; empty for anything else."""
     found = [t for t in (value if isinstance(value, tuple) else (value,)) if t is not None]
     return found if all(isinstance(t, Tensor) for t in found) else []
+
+
+def _held_bytes(value: Any) -> int:
+    """What keeping it keeps in memory: of a view, all that it is a view of."""
+    return sum(t.untyped_storage().nbytes() for t in _tensors(value))

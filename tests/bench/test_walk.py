@@ -19,6 +19,7 @@ from tarq.terminal.cli import app
 PARTS = {
     "audio and features",
     "block inputs",
+    "reparametrization",
     "forward, full precision",
     "forward, quantized",
     "gram",
