@@ -3,6 +3,7 @@
 
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/empty.h>
+#include <ATen/ops/zeros.h>
 #include <torch/library.h>
 
 #include <array>
@@ -31,7 +32,12 @@ Float float_type(at::ScalarType type) {
 }
 
 tarq::GramRows rows_of(const at::Tensor& t) {
-  return {t.const_data_ptr(), float_type(t.scalar_type()), t.stride(0), t.size(1), nullptr, nullptr};
+  return {.data = t.const_data_ptr(),
+          .type = float_type(t.scalar_type()),
+          .stride = t.stride(0),
+          .columns = t.size(1),
+          .index = nullptr,
+          .weight = nullptr};
 }
 
 /// Mirrors the lower triangle of out [n, n] to the upper one. Squares pass through a buffer, so that every
@@ -57,9 +63,10 @@ void mirror(float* out, int64_t n) {
 /// mirrored.
 at::Tensor product(const tarq::GramRows& x, const tarq::GramRows& y, int64_t count, bool symmetric) {
   const int64_t n = x.columns, k = y.columns;
+  if (count == 0) return at::zeros({1, 1}, at::kFloat).expand({k, n});  // one number: it is only read
   at::Tensor out = at::empty({k, n}, at::kFloat);
-  if (count == 0 || n == 0 || k == 0) return out.zero_();
-  const tarq::GramKernel& kernel = tarq::gram_kernel(y.type, x.type, y.weight);
+  if (n == 0 || k == 0) return out;
+  const tarq::GramKernel& kernel = tarq::gram_kernel(y.type, x.type, y.weight, y.origin);
   const bool one_reading = symmetric && !y.weight, one_packing = one_reading && !kernel.two_layouts;
   const auto panels = [&](int64_t columns) { return (columns + kernel.panel - 1) / kernel.panel; };
   // Blocks of equal depth, give or take a few positions.
@@ -132,10 +139,12 @@ at::Tensor gram(const at::Tensor& x, const std::optional<at::Tensor>& y,
 
 std::tuple<at::Tensor, at::Tensor> gram_split(const at::Tensor& x, const std::optional<at::Tensor>& y,
                                               const std::optional<at::Tensor>& weight,
-                                              const at::Tensor& tail) {
+                                              const at::Tensor& tail, bool drift) {
   TORCH_CHECK(tail.scalar_type() == at::kBool && tail.dim() == 1 && tail.size(0) == x.size(0),
               "gram_split takes one bool per row");
   const Operands given(x, y, weight);
+  TORCH_CHECK(!drift || (y && given.y.scalar_type() == x.scalar_type() && given.y.sizes() == x.sizes()),
+              "the drift takes two matrices of one dtype and shape");
   const at::Tensor tags = tail.contiguous();
   const bool* in_tail = tags.const_data_ptr<bool>();
   const float* value = weight ? given.weight.const_data_ptr<float>() : nullptr;
@@ -150,13 +159,14 @@ std::tuple<at::Tensor, at::Tensor> gram_split(const at::Tensor& x, const std::op
     tarq::GramRows right = rows_of(given.x), left = rows_of(given.y);
     right.index = left.index = rows[s].data();
     if (weighted[s]) left.weight = value;
+    if (drift) left.origin = right.data, left.origin_stride = right.stride;
     return product(right, left, int64_t(rows[s].size()), given.symmetric);
   };
   return {subset(0), subset(1)};
 }
 
 std::string gram_isa(at::ScalarType type, bool weighted) {
-  return tarq::gram_kernel(float_type(type), float_type(type), weighted).isa;
+  return tarq::gram_kernel(float_type(type), float_type(type), weighted, false).isa;
 }
 
 }  // namespace

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..dispatch import define, use_reference
 from ..triton_runtime import installed
-from .reference import accumulator, gram_reference, gram_split_reference
+from .reference import accumulator, difference, gram_reference, gram_split_reference
 
 
 def _in_dtype_of(x: Tensor, y: Tensor | None) -> Tensor:
@@ -20,14 +20,16 @@ def _fake(x: Tensor, y: Tensor | None, weight: Tensor | None) -> Tensor:
     return x.new_empty((n if y is None else y.shape[1], n), dtype=accumulator(x))
 
 
-def _fake_split(x: Tensor, y: Tensor | None, weight: Tensor | None, tail: Tensor) -> tuple[Tensor, Tensor]:
+def _fake_split(
+    x: Tensor, y: Tensor | None, weight: Tensor | None, tail: Tensor, drift: bool = False
+) -> tuple[Tensor, Tensor]:
     return _fake(x, y, weight), _fake(x, y, weight)
 
 
 define("gram", "(Tensor x, Tensor? y, Tensor? weight) -> Tensor", gram_reference, _fake)
 define(
     "gram_split",
-    "(Tensor x, Tensor? y, Tensor? weight, Tensor tail) -> (Tensor, Tensor)",
+    "(Tensor x, Tensor? y, Tensor? weight, Tensor tail, bool drift=False) -> (Tensor, Tensor)",
     gram_split_reference,
     _fake_split,
 )
@@ -40,9 +42,12 @@ if installed():
         return gram_triton(_in_dtype_of(x, y), y, weight)
 
     @torch.library.impl("tarq::gram_split", "CUDA")
-    def _gram_split_cuda(x: Tensor, y: Tensor | None, weight: Tensor | None, tail: Tensor) -> tuple[Tensor, Tensor]:
+    def _gram_split_cuda(
+        x: Tensor, y: Tensor | None, weight: Tensor | None, tail: Tensor, drift: bool = False
+    ) -> tuple[Tensor, Tensor]:
         from .triton.launch import gram_split_triton
 
+        y = difference(y, x) if drift else y
         common, rare = gram_split_triton(_in_dtype_of(x, y), y, tail, weight)
         return common.clone(), rare.clone()  # an operator's results own their storage
 
@@ -74,28 +79,32 @@ def gram_split(
     y: Tensor | None = None,
     weight: Tensor | None = None,
     *,
+    drift: bool = False,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """:func:`gram` of the rows outside the tail and of those in it, each row read once (``H_C, H_T``).
 
-    With ``y`` the difference of the full-precision inputs and ``x`` these are ``H_Δ,C, H_Δ,T`` (arXiv 2605.27808, §4).
+    With ``y`` the full-precision inputs and ``drift`` these are ``H_Δ,C, H_Δ,T`` (arXiv 2605.27808, §4).
 
     Args:
         x, y, weight, backend: see :func:`gram`; a row of weight 0 is in neither, even if it is not finite.
         tail: [T] bool.
+        drift: take ``y − x``, computed in float32, in place of ``y``, which is of the shape and dtype of ``x`` then.
 
     Returns:
         Two matrices [k, n]: outside the tail, in the tail.
 
     Raises:
-        ValueError: as :func:`gram`, or ``tail`` is not one bool per row.
+        ValueError: as :func:`gram`, ``tail`` is not one bool per row, or there is no ``y`` to take a drift of.
     """
     _check(x, y, weight)
+    if drift and (y is None or y.shape != x.shape or y.dtype != x.dtype):
+        raise ValueError("a drift takes a second matrix of the first one's shape and dtype")
     if tail.dtype != torch.bool or tail.shape != x.shape[:1]:
         raise ValueError(f"tail must be bool [{x.shape[0]}], not {tail.dtype} {list(tail.shape)}")
     if use_reference(backend, "gram_split", x.device.type) or x.dtype == torch.float64:
-        return gram_split_reference(x, y, weight, tail)
-    return torch.ops.tarq.gram_split(x, y, weight, tail)
+        return gram_split_reference(x, y, weight, tail, drift)
+    return torch.ops.tarq.gram_split(x, y, weight, tail, drift)
 
 
 def _check(x: Tensor, y: Tensor | None, weight: Tensor | None) -> None:

@@ -148,9 +148,11 @@ def rebalance(
     lam_cross = lam if lam_cross is None else lam_cross
 
     def weighted_sum(sums: list[dict[str, Tensor]], weight: float) -> Tensor:
-        total = torch.add(sums[0]["common"], sums[0]["tail"], alpha=weight)
-        for each in sums[1:]:
-            total.add_(each["common"]).add_(each["tail"], alpha=weight)
+        terms = [(each[s], w) for each in sums for s, w in zip(SUBSETS, (1.0, weight), strict=True) if s in each]
+        (first, w), *others = terms or [(sums[0]["common"], 1.0)]
+        total = first * w
+        for other, w in others:
+            total.add_(other, alpha=w)
         return total
 
     def centre(total: Tensor, rows: Tensor | None, columns: Tensor | None, mass: Tensor) -> Tensor:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -61,7 +63,8 @@ class Moments:
         self._bad: list[Tensor] = []
 
     def _zeros(self, *shape: int) -> dict[str, Tensor]:
-        return {subset: torch.zeros(shape, dtype=torch.float64, device=self.device) for subset in SUBSETS}
+        """Zeros of each subset, made when they are first asked for: an empty one takes no memory."""
+        return defaultdict(partial(torch.zeros, shape, dtype=torch.float64, device=self.device))
 
     @property
     def positions(self) -> dict[str, int]:
@@ -76,7 +79,8 @@ class Moments:
     def sums(self) -> Iterator[Tensor]:
         """Every running sum but the counts, in a fixed order; the sums of a set's parts add up to those of the set."""
         for sums in (self.mass, self.hessian, self.cross, self.drift, self.mean, self.mean_full):
-            yield from (sums or {}).values()
+            if sums is not None:
+                yield from (sums[subset] for subset in SUBSETS)
 
     @timed("gram")
     def update(self, x: Tensor, x_full: Tensor | None, tail: Tensor, weight: Tensor) -> None:
@@ -91,32 +95,35 @@ class Moments:
         Raises:
             ValueError: paired moments without full-precision inputs.
         """
+        if self.paired and x_full is None:
+            raise ValueError("paired moments need the full-precision inputs")
         taken = weight != 0
-        in_subset = {"common": taken & ~tail, "tail": taken & tail}
-        # A NaN or an infinity in any row reaches the diagonal of the products.
+        members = {"common": taken & ~tail, "tail": taken & tail}
+        # A CPU can be asked which subset is empty, and need not add zeros; a GPU would have to be waited for.
+        present = [subset for subset in SUBSETS if x.device.type != "cpu" or bool(members[subset].any())]
         finite = []
-        for subset, product in zip(SUBSETS, gram_split(x, tail, weight=weight), strict=True):
-            finite.append(product.diagonal().isfinite().all())
-            self.hessian[subset] += product
-            self.counts[subset] += in_subset[subset].sum()
-            self.mass[subset] += torch.where(in_subset[subset], weight, 0).sum(dtype=torch.float64)
-        if self.cross is not None:
-            if x_full is None:
-                raise ValueError("paired moments need the full-precision inputs")
-            drift = x_full.float() - x.float()
-            x = x if x.dtype in (torch.bfloat16, torch.float16) else x.float()
-            for subset, product in zip(SUBSETS, gram_split(x, tail, drift, weight), strict=True):
-                finite.append(product.diagonal().isfinite().all())
-                self.cross[subset] += product
+
+        def add(sums: dict[str, Tensor] | None, rows: Tensor, other: Tensor | None = None, drift: bool = False) -> None:
+            if sums is None:
+                return
+            products = dict(zip(SUBSETS, gram_split(rows, tail, other, weight, drift=drift), strict=True))
+            for subset in present:
+                _add(sums[subset], products[subset].view_as(sums[subset]))
+                finite.append(products[subset].diagonal().isfinite().all())
+
+        for subset in present:
+            self.counts[subset] += members[subset].sum()
+            self.mass[subset] += torch.where(members[subset], weight, 0).sum(dtype=torch.float64)
+        add(self.hessian, x)
+        ones = torch.ones(len(x), 1, dtype=x.dtype, device=x.device)
+        add(self.mean, x, ones)
+        if x_full is not None:
+            add(self.cross, x, x_full, drift=True)
+            add(self.mean_full, x_full, ones)
             if self.drift is not None:
-                for subset, product in zip(SUBSETS, gram_split(drift, tail, weight=weight), strict=True):
-                    self.drift[subset] += product
-        self._bad.append(~torch.stack(finite).all())
-        for means, rows in ((self.mean, x), (self.mean_full, x_full)):
-            if means is not None and rows is not None:
-                ones = torch.ones(len(rows), 1, dtype=rows.dtype, device=rows.device)
-                for subset, product in zip(SUBSETS, gram_split(rows, tail, ones, weight), strict=True):
-                    means[subset] += product[0]
+                add(self.drift, x_full.float() - x.float())
+        # A NaN or an infinity in any row reaches the diagonal of the products.
+        self._bad.append(~torch.stack(finite).all() if finite else torch.tensor(False, device=self.device))
 
     def weigh_tail(self, weight: float, weighs_cross: bool = True) -> None:
         """Multiply the weight of every position in the tail, in H_Δ only where asked to."""
@@ -136,3 +143,11 @@ class Moments:
     def bad_updates(self) -> list[int]:
         """Which calls of :meth:`update`, counted from 0, brought NaN or infinite activations."""
         return torch.stack(self._bad).nonzero().flatten().tolist() if self._bad else []
+
+
+def _add(total: Tensor, product: Tensor) -> None:
+    """Add a float32 matrix or vector to a float64 one in place."""
+    # A CPU makes a float64 copy of it first: of a few rows it stays in the cache.
+    rows = 32 if total.device.type == "cpu" else len(total)
+    for to, more in zip(total.split(rows), product.split(rows), strict=True):
+        to += more

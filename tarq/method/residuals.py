@@ -251,11 +251,13 @@ def cross_fitted_alpha(weight: Tensor, folds: Sequence[Fold]) -> float:
     if len(folds) != 2:
         raise ValueError(f"cross-fitting takes two folds of the calibration set, not {len(folds)}")
     gain = scale = 0.0
-    for fitted, held_out in (folds, folds[::-1]):
-        if fitted.moments.cross is None or held_out.moments.cross is None or fitted.factor is None:
+    moved = [weight @ fold.moments.cross for fold in folds if fold.moments.cross is not None]
+    for fitted, held_out in ((0, 1), (1, 0)):
+        factor, hessian = folds[fitted].factor, folds[held_out].moments.hessian
+        if len(moved) < len(folds) or factor is None:
             raise ValueError("cross-fitting needs paired moments")
-        direction = fitted.factor.solve(weight @ fitted.moments.cross)
-        gain += inner(weight @ held_out.moments.cross, direction)
-        scale += inner(direction @ held_out.moments.hessian, direction)
+        direction = factor.solve(moved[fitted])
+        gain += inner(moved[held_out], direction)
+        scale += inner(direction @ hessian, direction)
     a = max(gain, 0.0) / (scale + _EPSILON)
     return 2 * a / (1 + a)

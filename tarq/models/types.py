@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -130,6 +130,21 @@ class Batch:
     positions: dict[str, Positions] = field(default_factory=dict)
     scored: Tensor | None = None
     target_zipf: Tensor | None = None
+
+    def first(self) -> Batch:
+        """The first example alone, as it is padded here."""
+
+        def cut(of: Any) -> dict[str, Any]:
+            values = {f.name: getattr(of, f.name) for f in fields(of)}
+            return {name: value[:1] for name, value in values.items() if isinstance(value, Tensor)}
+
+        return replace(
+            self,
+            **cut(self),
+            ids=self.ids[:1],
+            features={name: value[:1] for name, value in self.features.items()},
+            positions={name: replace(rows, **cut(rows)) for name, rows in self.positions.items()},
+        )
 
 
 @dataclass(frozen=True)

@@ -8,35 +8,17 @@ uncached outputs of finished children are recomputed. The result is the same to 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from tarq.linear import QuantLinear
 from tarq.timing import timed
-from tarq.walk.inputs import Group, StageInputs, capture_inputs, input_of, linear_of, moved, replaced_forward
+from tarq.walk.caching import MemoryBudget, caching_outputs
+from tarq.walk.inputs import Group, StageInputs, capture_inputs, input_of, linear_of
 from tarq.walk.paths import PathPair
-
-
-@dataclass
-class MemoryBudget:
-    """Memory for activations that are cached between a block's runs.
-
-    Attributes:
-        free: bytes left.
-    """
-
-    free: float
-
-    def take(self, size: int) -> bool:
-        """Reserve so many bytes; False if they are not free."""
-        fits = size <= self.free
-        self.free -= size if fits else 0
-        return fits
 
 
 class BlockActivations:
@@ -152,46 +134,6 @@ def finished_children(block: nn.Module, waiting: Iterable[str]) -> list[str]:
         for name, child in block.named_children()
         if name not in unfinished and any(isinstance(module, QuantLinear) for module in child.modules())
     ]
-
-
-@contextmanager
-def caching_outputs(
-    block: nn.Module,
-    names: Sequence[str],
-    cached: dict[str, tuple[Any, torch.device]],
-    budget: MemoryBudget,
-    cache_device: torch.device,
-) -> Iterator[None]:
-    """While open, these children of a block return their cached outputs of the same batch.
-
-    Args:
-        block: its children are called at most once per pass.
-        names: children whose output is final, since nothing in them or before them changes any more.
-        cached: child to its output and the device that was on; filled as the budget allows.
-        budget: for what is cached.
-        cache_device: where it is cached; it returns to the device it came from.
-    """
-
-    def cached_forward(name: str) -> Callable[[Callable], Callable]:
-        def replacement(forward: Callable) -> Callable:
-            def call(*args: Any, **kwargs: Any) -> Any:
-                if name in cached:
-                    value, device = cached[name]
-                    return moved(value, device, copy=True)  # the block may write into it
-                value = forward(*args, **kwargs)
-                tensors = [t for t in (value if isinstance(value, tuple) else (value,)) if t is not None]
-                if all(isinstance(t, Tensor) for t in tensors) and budget.take(sum(t.nbytes for t in tensors)):
-                    cached[name] = moved(value, cache_device, copy=True), tensors[0].device
-                return value
-
-            return call
-
-        return replacement
-
-    with ExitStack() as stack:
-        for name in names:
-            stack.enter_context(replaced_forward(block.get_submodule(name), cached_forward(name)))
-        yield
 
 
 @contextmanager

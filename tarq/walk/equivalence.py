@@ -21,8 +21,12 @@ _TOLERANCE = 1e-3
 def blocks_on(
     recognizer: Recognizer, batch: Batch, device: torch.device
 ) -> Iterator[tuple[str, nn.Module, BlockInputs]]:
-    """Each block by its name in the model, on the device, with its arguments on a batch."""
-    previous = None
+    """Each block by its name in the model, on the device, with its arguments on a batch's first example.
+
+    What leaves a block as it is does so on any example: one is enough, and blocks are run many times. Whatever else
+    stages start from than a :class:`Batch` is taken whole.
+    """
+    batch, previous = batch.first() if isinstance(batch, Batch) else batch, None
     for stage in recognizer.stages():
         inputs = InputCapture(stage, device)(batch, previous)
         for index, (name, block) in enumerate(stage.blocks):

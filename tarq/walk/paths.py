@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from tarq.models.types import Batch, Stage
+from tarq.walk.caching import Kept
 from tarq.walk.inputs import InputCapture, StageInputs
 
 
@@ -24,7 +25,7 @@ class PathPair:
         full: its state on the full-precision path, which is walked only if a residual compares with it.
         quantized: its state on the path that is quantized so far.
         cached_inputs: first Linear of each group of the current block to its full-precision input.
-        cached_outputs: finished child of the current block to its output on the quantized path, and its device.
+        cached_outputs: what parts of the current block came to on the quantized path (:mod:`tarq.walk.caching`).
     """
 
     index: int
@@ -33,7 +34,7 @@ class PathPair:
     full: StageInputs | None
     quantized: StageInputs
     cached_inputs: dict[str, Tensor] = field(default_factory=dict)
-    cached_outputs: dict[str, tuple[Any, torch.device]] = field(default_factory=dict)
+    cached_outputs: dict[str | int, Kept] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -61,16 +62,14 @@ def stage_inputs(
         device: where blocks are moved to, one at a time, to be run.
     """
     capture = InputCapture(stage, device)
-    return [
-        PathPair(
-            index,
-            before,
-            batch,
-            capture(batch, output.full) if paired else None,
-            capture(batch, output.quantized),
-        )
-        for (index, before, batch), output in zip(share, previous, strict=True)
-    ]
+    pairs = []
+    for (index, before, batch), output in zip(share, previous, strict=True):
+        quantized = capture(batch, output.quantized)
+        full = None
+        if paired:  # up to the first block the paths are one
+            full = replace(quantized) if output.full is output.quantized else capture(batch, output.full)
+        pairs.append(PathPair(index, before, batch, full, quantized))
+    return pairs
 
 
 def stage_outputs(stage: Stage, pairs: list[PathPair]) -> list[StageOutput]:

@@ -23,6 +23,7 @@ from tarq.method.reparametrize import order_of, rotate_inputs, rotate_outputs, r
 from tarq.models.base import Recognizer
 from tarq.models.types import Batch
 from tarq.report import Reporter
+from tarq.timing import timed
 from tarq.walk.equivalence import blocks_on, equivalent, listed
 from tarq.walk.inputs import BlockInputs, groups_of, linear_of, offloaded
 
@@ -108,6 +109,7 @@ class SortedUnits(Change):
 _KINDS: dict[str, type[Change]] = {kind.__name__: kind for kind in (RotatedHeads, SortedUnits)}
 
 
+@timed("reparametrization")
 @torch.no_grad()
 def reparametrize(
     recognizer: Recognizer,
@@ -157,7 +159,7 @@ def _find_and_change(
     for name, block, arguments in blocks_on(recognizer, batch, device):
         named = {n.removeprefix(f"{name}.") for n in layers if n.startswith(f"{name}.")}
         before, seen = seen, list(_candidates(block, arguments, kinds, named))
-        known = found if seen == before else []
+        known = found if seen == before else [one[0] for one in seen if one]
         found = distributed.broadcast(partial(_chosen, block, arguments, seen, known))
         for change in found:
             change.apply(block)
@@ -181,8 +183,9 @@ def _chosen(
 ) -> list[Change]:
     """The first change of each list that leaves what the block computes as it is.
 
-    Blocks are mostly alike: ``known``, what one with the same candidates before it could take, is tried at once. Lists
-    it took nothing of are tried again: its rotary positions, say, this block may not have.
+    Blocks are mostly alike: ``known``, what one with the same candidates before it could take, or the first of each
+    list, is tried at once. Lists it took nothing of are tried again: that block's rotary positions, say, this one may
+    not have.
     """
     taken = known if known and _same(block, arguments, known) else []
     others = (one for one in candidates if not set(one) & set(taken))

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(
 
 SCHEMAS = {
     "gram": "(Tensor x, Tensor? y, Tensor? weight) -> Tensor",
-    "gram_split": "(Tensor x, Tensor? y, Tensor? weight, Tensor tail) -> (Tensor, Tensor)",
+    "gram_split": "(Tensor x, Tensor? y, Tensor? weight, Tensor tail, bool drift=False) -> (Tensor, Tensor)",
     "group_quantize": (
         "(Tensor weight, Tensor upper, Tensor? order, int bits, int group_size, bool symmetric, str scale_rule, "
         "ScalarType scale_dtype) -> (Tensor, Tensor, Tensor, Tensor)"

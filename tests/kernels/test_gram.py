@@ -165,6 +165,22 @@ def test_a_float32_operand_beside_16_bit_rows(isa: str, dtype: torch.dtype):
         assert all(map(torch.equal, gram_split(x, tail, y, weight, backend="native"), copies))
 
 
+@native
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_drift_is_the_difference_in_float32(isa: str, dtype: torch.dtype):
+    """To the bit what the difference gives, had it been computed first."""
+    torch.manual_seed(6)
+    wide, tail = torch.randn(600, 150), torch.rand(600) < 0.2
+    x = wide.to(dtype)[:, :70]  # a view
+    y = (x.float() * (1 + 0.01 * torch.randn(600, 70))).to(dtype)
+    for weight in (None, torch.rand(600) * (torch.rand(600) < 0.5)):
+        result = gram_split(x, tail, y, weight, drift=True, backend="native")
+        first = gram_split(x, tail, y.float() - x.float(), weight, backend="native")
+        assert all(map(torch.equal, result, first))
+        reference = gram_split(x, tail, y, weight, drift=True, backend="reference")
+        torch.testing.assert_close(result, reference, rtol=1e-4, atol=1e-4)
+
+
 def activations(kind: str, rows: int, n: int) -> Tensor:
     """Inputs as Whisper's layers have them: columns a hundred times the others, means far from zero, constants."""
     x = torch.randn(rows, n)
@@ -298,6 +314,9 @@ def test_wrong_shapes_are_named():
         gram(x, weight=torch.ones(4))
     with pytest.raises(ValueError, match=r"tail must be bool \[3\]"):
         gram_split(x, torch.ones(3))
+    for rows, other in ((x, None), (x, torch.ones(3, 1)), (x.half(), x)):
+        with pytest.raises(ValueError, match="a drift takes a second matrix"):
+            gram_split(rows, torch.ones(3).bool(), other, drift=True)
 
 
 def test_references_split_what_is_whole():

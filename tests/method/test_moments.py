@@ -45,6 +45,22 @@ def test_moments_of_16_bit_inputs_keep_the_drift_in_float32(dtype):
         torch.testing.assert_close(moments.mean[subset], own.sum(0), rtol=1e-6, atol=1e-6)
 
 
+def test_sums_over_no_position_stay():
+    """Of a subset, and of all; the rows left out may hold anything."""
+    x = torch.randn(9, 4, generator=torch.Generator().manual_seed(2))
+    x[5:] = torch.nan
+    moments = Moments(4, paired=True, first=True, drift=True)
+    weight, none = (torch.arange(9) < 5).float(), torch.zeros(9, dtype=torch.bool)
+    moments.update(x, 1.1 * x, none, weight)
+    moments.update(x, x, none, torch.zeros(9))
+    moments.update(x[:5], 1.1 * x[:5], ~none[:5], weight[:5])
+    assert moments.positions == {"common": 5, "tail": 5}
+    assert not moments.bad_updates()
+    for sums in (moments.mass, moments.hessian, moments.cross, moments.drift, moments.mean, moments.mean_full):
+        assert torch.equal(sums["common"], sums["tail"])
+        assert sums["tail"].any()
+
+
 def test_unpaired_moments_hold_no_cross_moment():
     moments = Moments(4, paired=False)
     moments.update(torch.ones(3, 4), None, torch.zeros(3, dtype=torch.bool), torch.ones(3))

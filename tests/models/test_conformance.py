@@ -109,6 +109,9 @@ def test_logits_are_the_models_own_whatever_the_batch(recognizer, examples):
         for batch in batches_of(recognizer, examples):
             ours, theirs = recognizer.logits(batch), plain_logits(recognizer, batch)
             torch.testing.assert_close(recognizer.logits(batch, recognizer.encode(batch.features)), ours)
+            first, scored = batch.first(), batch.targets[0] != -100
+            torch.testing.assert_close(recognizer.logits(first)[0, scored], ours[0, scored], rtol=1e-3, atol=1e-3)
+            assert {len(rows.exists) for rows in first.positions.values()} == {1}
             for b, name in enumerate(batch.ids):
                 rows = batch.targets[b] != -100
                 torch.testing.assert_close(ours[b, rows], theirs[b, rows], rtol=1e-4, atol=1e-4)

@@ -5,6 +5,8 @@ import torch
 from tarq.kernels.group_quantize import round_to_nearest
 from tarq.kernels.scheme import Scheme
 from torch import nn
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tarq.linear import QuantLinear
 from tarq.walk.activations import BlockActivations, MemoryBudget, caching_outputs
@@ -108,6 +110,76 @@ def test_a_block_may_write_into_what_its_parts_returned(free):
                 assert torch.equal(input_of(block, last, inputs), expected)
     assert bool(cached) == bool(free)
     assert "forward" not in vars(block.first)
+
+
+class Attention(nn.Module):
+    """May be without Linears, and may write into what it attended to."""
+
+    def __init__(self, linears=True, writes=False):
+        super().__init__()
+        self.q, self.out = (nn.Linear(16, 16) if linears else nn.Identity() for _ in range(2))
+        self.writes = writes
+
+    def forward(self, x):
+        q = self.q(x)[:, None]
+        attended = F.scaled_dot_product_attention(q, q, q)[:, 0]
+        if self.writes:
+            attended *= 2
+        return (self.out(attended), None)
+
+
+class Attentions(TorchDispatchMode):
+    """Counts those that are really computed."""
+
+    computed = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.computed += "scaled_dot_product" in str(function)
+        return function(*args, **(kwargs or {}))
+
+
+class Attends(nn.Module):
+    """Attentions with Linears and between them one without, which runs twice."""
+
+    def __init__(self, writes):
+        super().__init__()
+        self.one, self.mix, self.two = Attention(writes=writes), Attention(False), Attention(writes=writes)
+
+    def forward(self, hidden):
+        hidden = hidden + self.one(hidden)[0]
+        hidden = hidden + self.mix(hidden)[0]
+        hidden = hidden + self.mix(hidden)[0]
+        return hidden + self.two(hidden)[0]
+
+
+@pytest.mark.parametrize("writes", [False, True])
+@pytest.mark.parametrize("free", [1e9, 2 * 5 * 16 * 4, 0])
+def test_an_attention_in_front_of_a_linear_is_not_computed_again(writes, free):
+    """Whichever attention of the block, and whatever the block does with it; the activations stay the same."""
+    names = ("one.q", "one.out", "two.q", "two.out")
+
+    def walk(budget):
+        torch.manual_seed(0)
+        block, pairs, read = Attends(writes), [], []
+        for i in range(2):
+            path = StageInputs(torch.randn(2, 5, 16), [((), {})])
+            pairs.append(PathPair(i, i, None, None, path))
+        with torch.no_grad():
+            memory = MemoryBudget(budget)
+            activations = BlockActivations(block, 0, pairs, names, memory, CPU)
+            for i, name in enumerate(names):
+                read += [activations.read(pair, Group((name,), None), names[i:])[0] for pair in pairs]
+                activations.replace(name, rounded(block.get_submodule(name)))
+            activations.advance()
+        assert all(not pair.cached_outputs for pair in pairs)
+        return read + [pair.quantized.hidden for pair in pairs]
+
+    expected = walk(0)
+    with Attentions() as attentions:
+        got = walk(free)
+    assert all(map(torch.equal, got, expected))
+    if free == 1e9:
+        assert attentions.computed == 2 * (6 if writes else 4)
 
 
 def test_a_budget_is_never_overdrawn():

@@ -22,6 +22,7 @@ struct Avx2 {
   static Vector splat(float value) { return _mm256_set1_ps(value); }
   static Vector dot(Vector sum, Vector y, Vector x) { return _mm256_fmadd_ps(y, x, sum); }
   static Vector multiply(Vector a, Vector b) { return _mm256_mul_ps(a, b); }
+  static Vector subtract(Vector a, Vector b) { return _mm256_sub_ps(a, b); }
   static Vector from_half(const uint16_t* from, Float type) {
     const __m128i half = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
     if (type == Float::f16) return _mm256_cvtph_ps(half);

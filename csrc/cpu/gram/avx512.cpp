@@ -21,6 +21,7 @@ struct Avx512 : Avx512Sums {
   static Vector splat(float value) { return _mm512_set1_ps(value); }
   static Vector dot(Vector sum, Vector y, Vector x) { return _mm512_fmadd_ps(y, x, sum); }
   static Vector multiply(Vector a, Vector b) { return _mm512_mul_ps(a, b); }
+  static Vector subtract(Vector a, Vector b) { return _mm512_sub_ps(a, b); }
   static Vector from_half(const uint16_t* from, Float type) {
     const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
     if (type == Float::f16) return _mm512_cvtph_ps(half);

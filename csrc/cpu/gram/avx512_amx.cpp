@@ -1,8 +1,8 @@
 // AMX: a tile instruction multiplies 16 columns by 16 columns, 32 positions deep, in bf16 with sums in fp32.
 //
 // A value is the sum of one to three bf16 parts, each the nearest number to what those before it leave: one
-// holds bf16, two hold fp16, three hold fp32 and whatever has been multiplied by a weight. Products of bf16
-// numbers are exact in fp32. Of the products of parts, those below 2^-24 of the whole are left out: six of
+// holds bf16, two hold fp16, three hold fp32, whatever has been multiplied by a weight, and differences.
+// Products of bf16 numbers are exact in fp32. Of the products of parts, those below 2^-24 of the whole are left out: six of
 // fp32's nine remain. The sums of 32 positions are made apart before they are added, so fewer roundings
 // follow each other than in the fp32 kernels. Parts and products below 2^-126 count as zeros, and numbers
 // that round to none of bf16 (the last 1/512 of fp32's range) as infinite.
@@ -34,13 +34,16 @@ __mmask16 first_columns(int64_t count) {
 
 /// The positions of one step; those past the last are rows of zeros.
 struct Positions {
-  const char* rows[kPositions];
+  const char *rows[kPositions], *origins[kPositions];
   float weights[kPositions];
 
   Positions(const GramRows& from, int64_t first, int64_t count, int64_t bytes) {
     for (int64_t i = 0; i < kPositions; ++i) {
       const int64_t t = first + (i < count ? i : 0), row = from.index ? from.index[t] : t;
-      rows[i] = i < count ? static_cast<const char*>(from.data) + row * from.stride * bytes : nullptr;
+      const auto at = [&](const void* data, int64_t stride) {
+        return data && i < count ? static_cast<const char*>(data) + row * stride * bytes : nullptr;
+      };
+      rows[i] = at(from.data, from.stride), origins[i] = at(from.origin, from.origin_stride);
       weights[i] = from.weight ? from.weight[row] : 1.0f;
     }
   }
@@ -54,17 +57,21 @@ __m256i load_half(const char* row, int64_t column, __mmask16 columns) {
   return row ? _mm256_maskz_loadu_epi16(columns, row + column * 2) : _mm256_setzero_si256();
 }
 
-template <Float type, bool weighted>
-__m512 load(const Positions& from, int64_t i, int64_t column, __mmask16 columns) {
-  const char* const row = from.rows[i];
-  __m512 v;
+template <Float type>
+__m512 load_float(const char* row, int64_t column, __mmask16 columns) {
   if constexpr (type == Float::f32)
-    v = row ? _mm512_maskz_loadu_ps(columns, row + column * 4) : _mm512_setzero_ps();
+    return row ? _mm512_maskz_loadu_ps(columns, row + column * 4) : _mm512_setzero_ps();
   else if constexpr (type == Float::f16)
-    v = _mm512_cvtph_ps(load_half<type>(row, column, columns));
+    return _mm512_cvtph_ps(load_half<type>(row, column, columns));
   else
-    v = _mm512_castsi512_ps(
+    return _mm512_castsi512_ps(
         _mm512_slli_epi32(_mm512_cvtepu16_epi32(load_half<type>(row, column, columns)), 16));
+}
+
+template <Float type, bool weighted, bool drift>
+__m512 load(const Positions& from, int64_t i, int64_t column, __mmask16 columns) {
+  __m512 v = load_float<type>(from.rows[i], column, columns);
+  if constexpr (drift) v = _mm512_sub_ps(v, load_float<type>(from.origins[i], column, columns));
   return weighted ? _mm512_mul_ps(v, _mm512_set1_ps(from.weights[i])) : v;
 }
 
@@ -76,7 +83,7 @@ __m512i interleave(__m512i halves) {
 }
 
 /// Sixteen columns of a step in `parts` tiles, as the right operand has them.
-template <Float type, bool weighted, int parts>
+template <Float type, bool weighted, bool drift, int parts>
 void split(const Positions& from, int64_t column, __mmask16 columns, char* to) {
   for (int64_t i = 0; i < kPositions; i += 2, to += 64) {
     if constexpr (parts == 1) {
@@ -84,8 +91,8 @@ void split(const Positions& from, int64_t column, __mmask16 columns, char* to) {
                     high = load_half<type>(from.rows[i + 1], column, columns);
       _mm512_store_si512(to, interleave(_mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1)));
     } else {
-      __m512 low = load<type, weighted>(from, i, column, columns),
-             high = load<type, weighted>(from, i + 1, column, columns);
+      __m512 low = load<type, weighted, drift>(from, i, column, columns),
+             high = load<type, weighted, drift>(from, i + 1, column, columns);
 #pragma GCC unroll 3
       for (int part = 0; part < parts; ++part) {
         const __m512i pairs = interleave(reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high, low)));
@@ -124,7 +131,7 @@ void transpose(const char* from, char* to) {
 }
 
 /// Step after step, so that rows are read along their columns.
-template <Float type, bool weighted, int parts>
+template <Float type, bool weighted, bool drift, int parts>
 void pack_parts(const GramRows& rows, int64_t first, int64_t positions, int64_t begin, int64_t end,
                 char* left, char* right) {
   alignas(64) char scratch[parts * kTileBytes];
@@ -135,7 +142,7 @@ void pack_parts(const GramRows& rows, int64_t first, int64_t positions, int64_t 
     for (int64_t p = begin; p < end; ++p) {
       const int64_t at = (p * steps + s) * parts * kTileBytes;
       char* const tiles = right ? right + at : scratch;
-      split<type, weighted, parts>(step, p * kPanel, first_columns(rows.columns - p * kPanel), tiles);
+      split<type, weighted, drift, parts>(step, p * kPanel, first_columns(rows.columns - p * kPanel), tiles);
       for (int part = 0; left && part < parts; ++part)
         transpose(tiles + part * kTileBytes, left + at + part * kTileBytes);
     }
@@ -162,10 +169,11 @@ void configure() {
 
 constexpr int parts_of(Float type) { return type == Float::f32 ? 3 : type == Float::f16 ? 2 : 1; }
 
-/// The kernel for rows of two types, those of the left operand with weights or without.
-template <Float left_type, Float right_type, bool weighted>
+/// The kernel for rows of two types, those of the left operand with weights or an origin or without.
+template <Float left_type, Float right_type, bool weighted, bool drift>
 struct Tiles {
-  static constexpr int right_parts = parts_of(right_type), left_parts = weighted ? 3 : parts_of(left_type);
+  static constexpr int right_parts = parts_of(right_type),
+                       left_parts = weighted || drift ? 3 : parts_of(left_type);
   static constexpr int64_t depth = left_parts == 1 ? 512 : 256;
   static constexpr int64_t cached = 512 * 1024;  // of left panels, a part of the L2 cache
   static constexpr int64_t rows_per_task = cached / (2 * left_parts * depth) / kPositions * kPositions;
@@ -177,9 +185,9 @@ struct Tiles {
                    void* left, void* right) {
     char *const l = static_cast<char*>(left), *const r = static_cast<char*>(right);
     if (r)  // both are wanted only of rows that are their own left operand, without weights
-      pack_parts<right_type, false, right_parts>(rows, first, positions, begin, end, l, r);
+      pack_parts<right_type, false, false, right_parts>(rows, first, positions, begin, end, l, r);
     else
-      pack_parts<left_type, weighted, left_parts>(rows, first, positions, begin, end, l, r);
+      pack_parts<left_type, weighted, drift, left_parts>(rows, first, positions, begin, end, l, r);
   }
 
   /// Adds one product of parts; `previous` says what the registers hold.
@@ -270,19 +278,24 @@ struct Tiles {
                                         .multiply = multiply};
 };
 
-template <Float left, Float right>
+template <Float left, Float right, bool drift = false>
 const GramKernel& of(bool weighted) {
-  return weighted ? Tiles<left, right, true>::kernel : Tiles<left, right, false>::kernel;
+  return weighted ? Tiles<left, right, true, drift>::kernel : Tiles<left, right, false, drift>::kernel;
+}
+
+template <Float right>
+const GramKernel& beside(Float left, bool weighted, bool drift) {
+  if (drift) return of<right, right, true>(weighted);
+  return left == right ? of<right, right>(weighted) : of<Float::f32, right>(weighted);
 }
 
 }  // namespace
 
-const GramKernel& gram_tiles(Float left, Float right, bool weighted);
-const GramKernel& gram_tiles(Float left, Float right, bool weighted) {
-  if (right == Float::f32) return of<Float::f32, Float::f32>(weighted);
-  if (right == Float::f16)
-    return left == Float::f32 ? of<Float::f32, Float::f16>(weighted) : of<Float::f16, Float::f16>(weighted);
-  return left == Float::f32 ? of<Float::f32, Float::bf16>(weighted) : of<Float::bf16, Float::bf16>(weighted);
+const GramKernel& gram_tiles(Float left, Float right, bool weighted, bool drift);
+const GramKernel& gram_tiles(Float left, Float right, bool weighted, bool drift) {
+  if (right == Float::f32) return beside<Float::f32>(left, weighted, drift);
+  if (right == Float::f16) return beside<Float::f16>(left, weighted, drift);
+  return beside<Float::bf16>(left, weighted, drift);
 }
 
 }  // namespace tarq

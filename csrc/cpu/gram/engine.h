@@ -24,7 +24,8 @@ inline int64_t row_of(const GramRows& rows, int64_t position) {
 }
 
 inline float weighted(const GramRows& rows, int64_t row, int64_t column) {
-  const float value = read(rows.data, rows.type, row * rows.stride + column);
+  float value = read(rows.data, rows.type, row * rows.stride + column);
+  if (rows.origin) value -= read(rows.origin, rows.type, row * rows.origin_stride + column);
   return rows.weight ? value * rows.weight[row] : value;
 }
 
@@ -33,17 +34,21 @@ inline uint16_t raw_bf16(const GramRows& rows, int64_t row, int64_t column) {
 }
 
 /// What a description of fp32 steps says of them beside its vectors `V`, which have load, splat, put,
-/// multiply and `from_half(from, type)`: fp16 or bf16 to fp32.
+/// multiply, subtract and `from_half(from, type)`: fp16 or bf16 to fp32.
 template <class V>
 struct FloatSteps : V {
   using Step = float;
   static constexpr bool pairs = false;
 
+  static typename V::Vector load_any(const void* data, Float type, int64_t at) {
+    return type == Float::f32 ? V::load(static_cast<const float*>(data) + at)
+                              : V::from_half(static_cast<const uint16_t*>(data) + at, type);
+  }
+
   static void pack_step(const GramRows& rows, int64_t row, int64_t, int64_t column, float* to) {
-    const int64_t at = row * rows.stride + column;
-    const auto v = rows.type == Float::f32
-                       ? V::load(static_cast<const float*>(rows.data) + at)
-                       : V::from_half(static_cast<const uint16_t*>(rows.data) + at, rows.type);
+    auto v = load_any(rows.data, rows.type, row * rows.stride + column);
+    if (rows.origin)
+      v = V::subtract(v, load_any(rows.origin, rows.type, row * rows.origin_stride + column));
     V::put(to, rows.weight ? V::multiply(v, V::splat(rows.weight[row])) : v);
   }
 };

@@ -25,6 +25,8 @@ struct GramRows {
   int64_t columns;
   const int64_t* index;  // row of each position, or null: position t is row t
   const float* weight;   // by row, or null: ones
+  const void* origin = nullptr;  // a matrix of the same type that is subtracted in fp32, or null
+  int64_t origin_stride = 0;
 };
 
 /// One depth's worth of packed operands and where their product goes.
@@ -59,7 +61,7 @@ struct GramKernel {
 };
 
 /// The best kernel that isa.h allows for rows of these types; `weighted`: those of the left operand have
-/// weights. Its rows are of the right one's type or fp32.
-const GramKernel& gram_kernel(Float left, Float right, bool weighted);
+/// weights; `drift`: they have an origin. They are of the right operand's type, or of fp32 and have none.
+const GramKernel& gram_kernel(Float left, Float right, bool weighted, bool drift);
 
 }  // namespace tarq

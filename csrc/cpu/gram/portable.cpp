@@ -9,7 +9,7 @@ namespace tarq {
 extern const GramKernel kGramAvx2;
 extern const GramKernel kGramAvx512;
 extern const GramKernel kGramAvx512Bf16;
-const GramKernel& gram_tiles(Float left, Float right, bool weighted);
+const GramKernel& gram_tiles(Float left, Float right, bool weighted, bool drift);
 #endif
 
 namespace {
@@ -50,14 +50,15 @@ constexpr GramKernel kGramPortable = make_gram_kernel<Portable>("scalar");
 
 }  // namespace
 
-const GramKernel& gram_kernel(Float left, Float right, bool weighted) {
+const GramKernel& gram_kernel(Float left, Float right, bool weighted, bool drift) {
 #if defined(__x86_64__)
-  if (bf16_tiles_chosen()) return gram_tiles(left, right, weighted);
-  if (left == Float::bf16 && right == Float::bf16 && !weighted && bf16_chosen()) return kGramAvx512Bf16;
+  if (bf16_tiles_chosen()) return gram_tiles(left, right, weighted, drift);
+  const bool bf16 = left == Float::bf16 && right == Float::bf16 && !weighted && !drift;
+  if (bf16 && bf16_chosen()) return kGramAvx512Bf16;
   if (isa_allowed(Isa::avx512)) return kGramAvx512;
   if (isa_allowed(Isa::avx2)) return kGramAvx2;
 #else
-  (void)left, (void)right, (void)weighted;
+  (void)left, (void)right, (void)weighted, (void)drift;
 #endif
   isa_allowed(Isa::scalar);  // refuses an unknown name
   return kGramPortable;
