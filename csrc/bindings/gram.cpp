@@ -138,8 +138,8 @@ at::Tensor gram(const at::Tensor& x, const std::optional<at::Tensor>& y,
 }
 
 std::tuple<at::Tensor, at::Tensor> gram_split(const at::Tensor& x, const std::optional<at::Tensor>& y,
-                                              const std::optional<at::Tensor>& weight,
-                                              const at::Tensor& tail, bool drift) {
+                                              const std::optional<at::Tensor>& weight, const at::Tensor& tail,
+                                              bool drift) {
   TORCH_CHECK(tail.scalar_type() == at::kBool && tail.dim() == 1 && tail.size(0) == x.size(0),
               "gram_split takes one bool per row");
   const Operands given(x, y, weight);

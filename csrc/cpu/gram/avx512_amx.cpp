@@ -2,10 +2,10 @@
 //
 // A value is the sum of one to three bf16 parts, each the nearest number to what those before it leave: one
 // holds bf16, two hold fp16, three hold fp32, whatever has been multiplied by a weight, and differences.
-// Products of bf16 numbers are exact in fp32. Of the products of parts, those below 2^-24 of the whole are left out: six of
-// fp32's nine remain. The sums of 32 positions are made apart before they are added, so fewer roundings
-// follow each other than in the fp32 kernels. Parts and products below 2^-126 count as zeros, and numbers
-// that round to none of bf16 (the last 1/512 of fp32's range) as infinite.
+// Products of bf16 numbers are exact in fp32. Of the products of parts, those below 2^-24 of the whole are
+// left out: six of fp32's nine remain. The sums of 32 positions are made apart before they are added, so
+// fewer roundings follow each other than in the fp32 kernels. Parts and products below 2^-126 count as zeros,
+// and numbers that round to none of bf16 (the last 1/512 of fp32's range) as infinite.
 //
 //        right panel:   [32 positions][parts][16 pairs of positions][16 columns][2]
 //        left panel:    [32 positions][parts][16 columns][32 positions]

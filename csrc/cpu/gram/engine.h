@@ -47,8 +47,7 @@ struct FloatSteps : V {
 
   static void pack_step(const GramRows& rows, int64_t row, int64_t, int64_t column, float* to) {
     auto v = load_any(rows.data, rows.type, row * rows.stride + column);
-    if (rows.origin)
-      v = V::subtract(v, load_any(rows.origin, rows.type, row * rows.origin_stride + column));
+    if (rows.origin) v = V::subtract(v, load_any(rows.origin, rows.type, row * rows.origin_stride + column));
     V::put(to, rows.weight ? V::multiply(v, V::splat(rows.weight[row])) : v);
   }
 };

@@ -23,8 +23,8 @@ struct GramRows {
   Float type;
   int64_t stride;  // elements from one row to the next; columns are contiguous
   int64_t columns;
-  const int64_t* index;  // row of each position, or null: position t is row t
-  const float* weight;   // by row, or null: ones
+  const int64_t* index;          // row of each position, or null: position t is row t
+  const float* weight;           // by row, or null: ones
   const void* origin = nullptr;  // a matrix of the same type that is subtracted in fp32, or null
   int64_t origin_stride = 0;
 };
