@@ -207,7 +207,7 @@ def test_options_override_the_preset(model_folder, manifest, tmp_path):
     assert config == TarqConfig(
         metric="random", residual=0.5, group_size=64, tail_positions="either", samples=4, ignore=("model.encoder",),
         padding_weight=0.1, symmetric=False, scale_rule="mse", scale_dtype="float16", solver="sweep",
-        reparametrize="none",
+        reparametrize="none", max_positions=None,
     )  # fmt: skip
 
 
