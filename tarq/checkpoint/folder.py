@@ -6,11 +6,9 @@ import ctypes
 import json
 import os
 import shutil
-import signal
 import socket
 import sys
 import tempfile
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatch
@@ -23,6 +21,7 @@ from safetensors import SafetensorError
 from tarq.errors import CheckpointError, OutputError
 from tarq.files import check_file, current_umask, sync_folder
 from tarq.report import FILE_NAME
+from tarq.signals import raised_on_sigterm
 
 #: SHA-256 of the weights, as ``sha256sum -c`` reads it.
 CHECKSUMS = "SHA256SUMS"
@@ -169,7 +168,7 @@ def replacing(path: Path) -> Iterator[Path]:
     path = path.resolve()  # a link is followed: its target is replaced
     scratch = None
     try:
-        with _exception_on_sigterm():
+        with raised_on_sigterm(lambda number: SystemExit(128 + number)):
             path.parent.mkdir(parents=True, exist_ok=True)
             _tidy(path)
             scratch = Path(tempfile.mkdtemp(prefix=f"{_mark(path)}{os.getpid()}.", suffix=".partial", dir=path.parent))
@@ -245,20 +244,3 @@ def _exchanged(new: Path, path: Path) -> bool:
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if sys.platform == "linux" else None
     here, exchange = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of linux/fs.h
     return rename is not None and rename(here, os.fsencode(new), here, os.fsencode(path), exchange) == 0
-
-
-@contextmanager
-def _exception_on_sigterm() -> Iterator[None]:
-    """Make SIGTERM raise :class:`SystemExit` within, unless another handler is installed."""
-    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-
-    def leave(number: int, _: Any) -> None:
-        raise SystemExit(128 + number)
-
-    if ours:
-        signal.signal(signal.SIGTERM, leave)
-    try:
-        yield
-    finally:
-        if ours:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)

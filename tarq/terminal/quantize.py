@@ -15,10 +15,11 @@ from tarq.errors import ConfigError
 from tarq.files import write_json
 from tarq.option import CALIBRATION, METHOD, RESOURCES, options
 from tarq.presets import PRESETS
+from tarq.signals import raised_on_sigterm
 from tarq.terminal.console import command, console, progress_console, say
 from tarq.terminal.options import OUTPUT, SPEECH, Device, Dtype, JsonFile, Overwrite, configured, where_to_run
 from tarq.terminal.progress import TerminalReporter
-from tarq.terminal.stopping import given_again, how_to_go_on, stopped_by_sigterm, unfinished_beside
+from tarq.terminal.stopping import Terminated, given_again, how_to_go_on, unfinished_beside
 
 Preset = StrEnum("Preset", {name.replace("-", "_"): name for name in PRESETS})  # type: ignore[misc]
 
@@ -83,7 +84,7 @@ def quantize(
         _dry_run(model, config, device, dtype, json_file, calibration or [])
         return
     again = given_again(context, "--resume")
-    with stopped_by_sigterm(), TerminalReporter(progress_console) as reporter:
+    with raised_on_sigterm(lambda number: Terminated()), TerminalReporter(progress_console) as reporter:
         reporter.phase("starting")
         from tarq import api, distributed
         from tarq.checkpoint.unfinished import check_unfinished, progress

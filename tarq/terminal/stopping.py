@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import os
-import signal
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 
 import typer
 
@@ -19,24 +16,7 @@ from tarq.terminal.console import command
 
 
 class Terminated(KeyboardInterrupt):
-    """Raised by SIGTERM, by which schedulers and systems ask a process to end."""
-
-
-@contextmanager
-def stopped_by_sigterm() -> Iterator[None]:
-    """While open, SIGTERM raises :class:`Terminated`, unless something else handles it."""
-    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise Terminated
-
-    if ours:
-        signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        if ours:
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    """Raised by SIGTERM."""
 
 
 def given_again(context: typer.Context, option: str) -> str:
