@@ -7,7 +7,6 @@ import torch
 from torch.nn import functional as F
 
 import tarq
-from tarq.data.corpora.registry import load_utterances
 from tarq.errors import CalibrationError, ModelError
 from tarq.linear import QuantLinear
 from tarq.method.arms import Arms
@@ -15,21 +14,10 @@ from tarq.method.metrics import Plain
 from tarq.method.residuals import LeastSquares, absorbed_mean
 from tarq.method.solvers import Sweep
 from tarq.report import Reporter
-from tarq.speech.calibration import calibration_set
 from tarq.walk.run import gather_moments, quantize_model
 
 CONFIG = tarq.TarqConfig(group_size=32, scale_dtype="float32", batch_size=3, samples=6)
 FC2 = "model.decoder.layers.1.fc2"
-
-
-@pytest.fixture
-def recognizer(model_folder):
-    return tarq.load_recognizer(model_folder)
-
-
-@pytest.fixture
-def batches(recognizer, manifest):
-    return calibration_set(recognizer, load_utterances(manifest), CONFIG, Reporter())[0]
 
 
 def run(recognizer, batches, config=CONFIG, **given):

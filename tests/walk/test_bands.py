@@ -18,11 +18,6 @@ from tarq.words.rarity import zipf
 CONFIG = tarq.TarqConfig.preset("tarq-bands", group_size=32, scale_dtype="float32", batch_size=3, samples=8)
 
 
-@pytest.fixture
-def recognizer(model_folder):
-    return tarq.load_recognizer(model_folder)
-
-
 @pytest.mark.parametrize(("threshold", "deepest"), [(3.0, 1), (4.0, 2)])
 def test_each_row_is_in_the_band_of_its_word(recognizer, manifest, threshold, deepest):
     """At Zipf 3 the last of three bands has no word here, which is told."""

@@ -6,10 +6,8 @@ import pytest
 import torch
 
 import tarq
-from tarq.data.corpora.registry import load_utterances
 from tarq.models.types import Batch, Positions
 from tarq.report import Reporter
-from tarq.speech.calibration import calibration_set
 from tarq.walk.counted import CountedBatches
 from tarq.walk.run import gather_moments, quantize_model
 
@@ -67,16 +65,6 @@ def test_every_fold_keeps_an_utterance():
         for folds in (2, 3):
             counted = CountedBatches(batches, 1, folds, seed).of("encoder")
             assert {index % folds for index in counted} == set(range(folds))
-
-
-@pytest.fixture
-def recognizer(model_folder):
-    return tarq.load_recognizer(model_folder)
-
-
-@pytest.fixture
-def batches(recognizer, manifest):
-    return calibration_set(recognizer, load_utterances(manifest), CONFIG, Reporter())[0]
 
 
 def limited(batches, share):

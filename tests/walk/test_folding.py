@@ -7,12 +7,10 @@ from torch import nn
 from torch.nn import functional as F
 
 import tarq
-from tarq.data.corpora.registry import load_utterances
 from tarq.method.awq import RATIOS, input_scales
 from tarq.method.registry import make_input_scales
 from tarq.method.smoothquant import smoothing_scales
 from tarq.report import Reporter
-from tarq.speech.calibration import calibration_set
 from tarq.walk.folding import find_scale_folds, fold_input_scales, scale_folds_of
 from tarq.walk.inputs import BlockInputs, capture_inputs
 
@@ -37,11 +35,6 @@ def uneven(recognizer):
             module.weight.data *= (2 * torch.rand(len(module.weight), generator=generator)).exp()
             module.bias.data += 0.1 * torch.randn(len(module.bias), generator=generator)
     return recognizer
-
-
-@pytest.fixture
-def batches(recognizer, manifest):
-    return calibration_set(recognizer, load_utterances(manifest), CONFIG, Reporter())[0]
 
 
 def test_whisper_can_take_the_scales_of_all_but_fc2_and_what_several_blocks_read(recognizer, batches):

@@ -16,11 +16,6 @@ from tarq.walk.run import quantize_model
 CONFIG = tarq.TarqConfig(group_size=32)
 
 
-@pytest.fixture
-def recognizer(model_folder):
-    return tarq.load_recognizer(model_folder)
-
-
 @pytest.mark.parametrize("options", [{}, {"bits": 3, "symmetric": False}, {"group_size": 96}])
 def test_the_plan_is_what_the_run_does(recognizer, manifest, options):
     config = dataclasses.replace(CONFIG, ignore=("model.decoder.layers.1.fc2",), **options)

@@ -24,11 +24,6 @@ class Notes(Reporter):
         self.notes.append(text)
 
 
-@pytest.fixture
-def recognizer(model_folder):
-    return tarq.load_recognizer(model_folder)
-
-
 def layers_of(model):
     return {n for n, m in model.named_modules() if isinstance(m, nn.Linear) and ".layers." in n}
 

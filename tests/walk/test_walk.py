@@ -24,16 +24,6 @@ from tarq.walk.run import gather_moments, quantize_model
 CONFIG = tarq.TarqConfig.preset("tarq", group_size=32, scale_dtype="float16", batch_size=3)
 
 
-@pytest.fixture
-def recognizer(model_folder):
-    return tarq.load_recognizer(model_folder)
-
-
-@pytest.fixture
-def batches(recognizer, manifest):
-    return calibration_set(recognizer, load_utterances(manifest), CONFIG, Reporter())[0]
-
-
 def arms(**given):
     """Those of the configuration, some replaced."""
     return Arms.of(CONFIG.to_dict(), **given)

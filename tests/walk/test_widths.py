@@ -16,11 +16,6 @@ CONFIG = tarq.TarqConfig(group_size=32, samples=6)
 Q = "model.decoder.layers.0.self_attn.q_proj"
 
 
-@pytest.fixture
-def recognizer(model_folder):
-    return tarq.load_recognizer(model_folder)
-
-
 def codes(recognizer):
     return {n: m.dequantize() for n, m in recognizer.model.named_modules() if isinstance(m, QuantLinear)}
 
