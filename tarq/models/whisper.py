@@ -16,6 +16,7 @@ from tarq.models.encoder_decoder import EncoderDecoder
 from tarq.models.features import check_fits
 from tarq.models.generation import new_tokens
 from tarq.models.types import Features, Positions, Prompted
+from tarq.models.whisper_decoding import Search, can_step, greedy
 
 #: Positions per encoder pass on a CPU: one window of 30 s, or several shorter ones. Activations within a block then
 #: stay in cache, and there are enough rows for matrix products to run at full speed.
@@ -163,6 +164,9 @@ class WhisperRecognizer(EncoderDecoder):
         begin = plain + 1  # <|0.00|>; the next ones are 20 ms apart
         before = [token for token in self.prefix(language) if token != plain]
         return with_prompt([*before, begin], ids, spans, [begin + frames, self.end_token])
+
+    def search(self, encoder_output: Tensor, pad: int) -> Search | None:
+        return greedy(encoder_output, pad) if can_step(self.model) else None
 
     def most_tokens(self, encoder_output: Tensor, prompt: int) -> int:
         # Whisper's own generate() counts max_length after the prompt.
