@@ -33,8 +33,8 @@ class QuantLinear(nn.Module):
 
     A ``w4_linear`` backend computes it (:mod:`tarq.kernels.w4_linear.backends`), chosen when the layer is packed,
     loaded or moved; ``TARQ_BACKEND`` is read then. ``backend`` names it; ``slow_because`` says why it is slow, if it
-    is. The built-in backends have kernels for 2, 3 and 4 bits; 8 bits are correct but slow, as every call expands the
-    weight.
+    is. The built-in backends have kernels for 2, 3 and 4 bits, and for 8 on a CPU; on a GPU 8 bits are correct but
+    slow, as every call expands the weight.
 
     Casting the module (``.to(dtype)``, ``.half()``, ``.bfloat16()``) casts the bias only. Scales keep the dtype
     they were saved in, because rounding them would change the weights; loading a state dict adopts the dtype
@@ -365,7 +365,7 @@ def _no_int8_kernel(layer: QuantLinear) -> str:
 def slow_layers(model: nn.Module) -> list[str]:
     """Notes about layers that are correct but slow, a sentence per reason.
 
-    Examples: 8 bits, which have no kernel; a GPU or a group size for which every call expands the weight.
+    Examples: 8 bits on a GPU, which have no kernel; a GPU or a group size for which every call expands the weight.
     """
     reasons = Counter(m.slow_because for m in model.modules() if isinstance(m, QuantLinear) and m.slow_because)
     return [f"{count} packed layers are slow: {reason}" for reason, count in reasons.items()]

@@ -1,4 +1,4 @@
-"""The backends of ``w4_linear`` that come with the package: C++ on a CPU, Triton on a GPU."""
+"""The backends of ``w4_linear`` that come with the package: C++ on a CPU, also for 8 bits, and Triton on a GPU."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from torch import Tensor
 
 from .. import dispatch, triton_runtime
 from . import op  # noqa: F401 (declares the operators)
-from .backends import Backend, Config, register
+from .backends import Backend, Config, get, register
+from .planes import Planes
 from .triton import layout
 from .weight import PackedWeight
 
@@ -91,3 +92,4 @@ def _launcher() -> Callable[[Tensor, PackedWeight], Tensor]:
 
 register(Triton())
 register(Cpp())
+register(Planes(get(Cpp.name)))
