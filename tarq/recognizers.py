@@ -21,6 +21,7 @@ from tarq.arguments import Device, checked_arguments
 from tarq.checkpoint.load import computing_dtype, load_model
 from tarq.checkpoint.source import check_named, check_no_adapter, expand_home, first_line, locate
 from tarq.errors import ModelError, TarqError
+from tarq.head import pack_head
 from tarq.models.base import Recognizer
 from tarq.models.features import check_settings
 from tarq.models.registry import adapt, family_of, model_class
@@ -53,6 +54,7 @@ def load_recognizer(
     device: Device = "cpu",
     language: str | None = None,
     int8_activations: bool = False,
+    packed_head: bool = False,
     offload: bool = False,
 ) -> Recognizer:
     """A model with its tokenizer and feature extractor, or with its processor where its prompts need one.
@@ -64,10 +66,13 @@ def load_recognizer(
         language: of the speech; by default the one that the checkpoint names, or English.
         int8_activations: round the inputs of layers of at most 4 bits to 8 bits, group by group: faster on a CPU, less
             exact.
+        packed_head: round the output head to 8 bits in memory (:mod:`tarq.head`): faster on a CPU at few rows a step.
+            Such a model is for transcribing; it cannot be saved.
         offload: keep the model in RAM, in the dtype it would have on ``device``; for :func:`quantize` with ``offload``.
 
     Raises:
-        ModelError: parts are missing, the family is not supported, or no layer can round its inputs.
+        ModelError: parts are missing, the family is not supported, no layer can round its inputs, or
+            the head cannot be packed.
         CheckpointError: the checkpoint is damaged.
     """
     source = expand_home(source)
@@ -76,6 +81,8 @@ def load_recognizer(
     recognizer = as_recognizer(source, language=language, dtype=dtype, device="cpu" if offload else device)
     if int8_activations and not (rounding := recognizer.use_int8_activations()):
         raise ModelError(f"{source}: int8_activations has no effect here: {rounding.note()}")
+    if packed_head:
+        pack_head(recognizer.model)
     return recognizer
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from tarq.checkpoint.folder import CHECKSUMS
 from tarq.errors import CheckpointError, TarqError
 from tarq.finite import is_finite, not_finite
+from tarq.head import has_packed_head
 from tarq.linear import QuantLinear
 
 #: Last part of a tensor's name to its dtypes, by safetensors' names; other tensors are floating point.
@@ -69,6 +70,16 @@ def check_apart(model: nn.Module, error: type[TarqError] = CheckpointError) -> N
                 f"{known} and {name} are one tensor, of a layer that is used in two places: a checkpoint cannot hold "
                 "it. Give each place a layer of its own (copy.deepcopy)"
             )
+
+
+def check_head(model: nn.Module) -> None:
+    """Check that the output head is the model's own.
+
+    Raises:
+        CheckpointError: it was packed for transcribing.
+    """
+    if has_packed_head(model):
+        raise CheckpointError("not saved: the output head was packed for transcribing; load it without packed_head")
 
 
 def check_layers(model: nn.Module, source: Any) -> None:

@@ -53,6 +53,7 @@ def save(
     check_writable(path, overwrite, source or None)
     group_size = common_group_size(model)
     quantization = quantization_config(model, group_size)
+    checks.check_head(model)
     checks.check_layers(model, "not saved")
     checks.check_apart(model)
     dtype = next(m.weight_scale.dtype for m in model.modules() if isinstance(m, QuantLinear))
