@@ -277,7 +277,8 @@ def check_calibration(calibration: Data | Mapping[str, Data] | None, config: Tar
     """Check that a run's calibration speech and word lists are usable, before a model is loaded.
 
     Raises:
-        DataError: a file of ids or of word frequencies is not usable, or a language has no frequencies.
+        DataError: a file of ids, of word frequencies or of words to protect is not usable, or a language has no
+            frequencies.
         ModelError: a method needs calibration speech and there is none.
         CalibrationError: of loaded speech there is less than the residual needs.
     """
@@ -286,6 +287,7 @@ def check_calibration(calibration: Data | Mapping[str, Data] | None, config: Tar
     ):
         raise ModelError(f"{config.method} needs calibration speech: pass a manifest or another corpus (--calibration)")
     config.frequencies()
+    config.protected()
     if config.ids is not None:
         read_ids(expanded(config.ids))
     if isinstance(calibration, Mapping) and all(isinstance(speech, Speech) for speech in calibration.values()):

@@ -137,7 +137,9 @@ def _force(
             if name == reference:
                 expected = logits
             else:
-                compared[name] = divergence(expected, logits, batch.targets, batch.rare_target, batch.target_zipf)
+                compared[name] = divergence(
+                    expected, logits, batch.targets, batch.rare_target, batch.target_zipf, batch.protected_target
+                )
             if decode:
                 transcripts[name] = models[name].decode_forced(batch, audio, logits, language)
     return _BatchOutputs(batch.ids, compared, transcripts)

@@ -40,10 +40,12 @@ def register(app: typer.Typer) -> None:
     "tail_threshold",
     "language",
     "word_frequencies",
+    "protect",
     "max_bad",
     "seed",
     "batch_size",
     seed="Random seed of the sample and the bootstrap.",
+    protect="File of words and names, one a line, to score by themselves too.",
 )
 def evaluate(
     models: Annotated[list[str], typer.Argument(metavar="MODEL", help="Models to score: folders or hub ids.")],

@@ -52,6 +52,7 @@ def show_evaluation(console: Console, evaluation: Evaluation, sizes: Mapping[str
 def show_set(console: Console, label: str, scores: SetScores, sizes: Mapping[str, int]) -> None:
     """One set: one column per model, then one row per pair of models; as many columns side by side as fit."""
     title = f"{label}: {_amounts(scores)} rare"
+    title += f", {sum(scores.protected['entries'].values())} protected" if scores.protected else ""
     title += f", {scores.entities} {'entity' if scores.entities == 1 else 'entities'}" if scores.entities else ""
     figures = [f for f in FIGURES if any(f.name in m.figures for m in scores.models.values())]
     for names in _pieces(list(scores.models), console.width):
@@ -101,6 +102,15 @@ def _pieces(columns: Sequence[T], width: int) -> list[list[T]]:
 def show_words(console: Console, scores: SetScores, examples: int) -> None:
     """Rare words lost and regained against full precision, with a few transcripts side by side."""
     for name, model in scores.models.items():
+        if model.protected_lost or model.protected_regained:
+            away, back = (
+                ", ".join(w.word for w in words) for words in (model.protected_lost, model.protected_regained)
+            )
+            console.print(
+                f"[bold]{escape(name)}[/] lost {len(model.protected_lost)} protected: {escape(away) or '–'}; "
+                f"regained {len(model.protected_regained)}: {escape(back) or '–'}",
+                highlight=False,
+            )
         if not model.lost and not model.regained:
             continue
         lost, regained = ", ".join(w.word for w in model.lost), ", ".join(w.word for w in model.regained)

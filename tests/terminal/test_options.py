@@ -46,7 +46,7 @@ def test_help_is_whole_at_80_columns(command, monkeypatch):
 @pytest.mark.parametrize("value", ["nan", "inf", "-1", "x", ""])
 def test_a_wrong_option_is_named_before_any_work(name, value, tmp_path):
     """Whatever the configuration refuses of a field, the command line refuses by the option's name, without a model."""
-    if value and (FIELDS[name].kind == "path" or (FIELDS[name].kind, len(value)) == ("language", 3)):
+    if value and (FIELDS[name].kind in ("path", "entries") or (FIELDS[name].kind, len(value)) == ("language", 3)):
         return  # any text may be a path, and any three letters a language
     option = f"--{name.replace('_', '-')}"
     result = runner.invoke(app, ["quantize", str(tmp_path / "no-model"), str(tmp_path / "out"), option, value])
@@ -112,7 +112,7 @@ def test_every_field_can_be_set(monkeypatch, tmp_path):
         "cost_ratio": 0.5, "max_lambda": 9.0, "residual": 0.5, "solver": "rtn", "damp": 0.1, "act_order": "static",
         "input_scales": "awq", "reparametrize": "both", "tail_bands": 2,
         "tail_positions": "either", "frame_tags": "aligned", "padding_weight": 0.3, "tail_threshold": 4.0,
-        "language": "de", "word_frequencies": "w.txt", "normalizer": "none", "ids": "ids.txt", "samples": 7,
+        "language": "de", "word_frequencies": "w.txt", "protect": "names.txt", "normalizer": "none", "ids": "ids.txt", "samples": 7,
         "max_positions": 99,
         "transcripts": "self", "timestamps": "with", "max_bad": 2, "target_bits": 4.25, "seed": 5,
         "batch_size": 3, "activation_memory": 1.5,
