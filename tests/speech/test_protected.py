@@ -109,7 +109,7 @@ def test_the_list_changes_what_is_quantized(model_folder, manifest):
 def test_a_bad_list_ends_a_run_before_its_model_is_read(tmp_path):
     path = tmp_path / "names.txt"
     path.write_bytes(b"\xe9")
-    with pytest.raises(DataError, match="names.txt:1: not UTF-8"):
+    with pytest.raises(DataError, match=r"names.txt:1: not UTF-8"):
         tarq.quantize(object(), "nowhere", tarq.TarqConfig.preset("tarq", protect=path))
 
 

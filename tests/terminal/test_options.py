@@ -17,7 +17,7 @@ from tarq.terminal.commands import PLACES
 
 runner = CliRunner()
 FIELDS = options(TarqConfig)
-COMMANDS = ("quantize", "evaluate", "report", "pool", "transcribe", "inspect", "demo", "bench", "doctor")
+COMMANDS = ("quantize", "evaluate", "report", "pool", "words", "transcribe", "inspect", "demo", "bench", "doctor")
 
 
 def plain(text: str) -> str:
@@ -72,6 +72,7 @@ def test_a_wrong_option_is_named_before_any_work(name, value, tmp_path):
         (["quantize", "m", "o", "--bits", "3,encoder=8,4"], "each place once"),
         (["demo", "--score", "x"], "--score"),
         (["bench", "--seconds", "nan"], "--seconds"),
+        (["words", "text", "--rows", "-1"], "--rows"),
         (["transcribe", "m", "a.wav", "--dtype", "int8"], "--dtype"),
         (["transcribe", "m", "a.wav", "--device", "gpu"], "--device"),
         (["quantize", "m", "o", "--method", "best"], "--method"),
@@ -160,7 +161,13 @@ def places() -> list:
 def test_an_empty_place_is_refused_by_name(name, parameter, blank, monkeypatch, tmp_path):
     """It would stand for the current folder, which here holds what could be taken or overwritten."""
     monkeypatch.chdir(tmp_path)
-    others = {"quantize": ["m", "o"], "evaluate": ["m", "--data", "d"], "report": ["r", "--out", "o"], "pool": ["s"]}
+    others = {
+        "quantize": ["m", "o"],
+        "evaluate": ["m", "--data", "d"],
+        "report": ["r", "--out", "o"],
+        "pool": ["s"],
+        "words": ["t"],
+    }
     words = (others | {"transcribe": ["m", "a"], "inspect": ["c"], "bench": [], "demo": [], "doctor": []})[name]
     if parameter.param_type_name == "option":
         words = [*words, parameter.opts[0], blank]
