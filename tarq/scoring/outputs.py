@@ -35,11 +35,13 @@ class SetOutputs:
             set's order; for all models but the reference.
         transcripts: model to utterance id to transcript; empty unless they were asked for.
         notes: what was left out.
+        forced: ids of the utterances that could be teacher-forced, in that order.
     """
 
     divergence: dict[str, dict[str, Divergence]]
     transcripts: dict[str, dict[str, str]]
     notes: list[str]
+    forced: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ def run_models(
     for outputs in batches:
         for name, texts in outputs.transcripts.items():
             transcripts[name] |= zip(outputs.ids, texts, strict=True)
-    return SetOutputs(_in_order(batches, forced), transcripts, notes)
+    return SetOutputs(_in_order(batches, forced), transcripts, notes, forced)
 
 
 def _pieces(utterances: Sequence[Utterance]) -> Iterator[list[CachedUtterance]]:

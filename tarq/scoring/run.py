@@ -19,6 +19,7 @@ from tarq.scoring.entities import EntityScores, score_entities
 from tarq.scoring.figures import Measured, ratios
 from tarq.scoring.outputs import SetOutputs, run_models
 from tarq.scoring.sets import ScoredSet, check_set
+from tarq.scoring.utterances import sums_by_utterance
 from tarq.scoring.words import ChangedWord, changed_words, hallucination_signs, score_words
 from tarq.words.frequencies import Frequencies, described
 from tarq.words.normalize import Normalizer
@@ -43,6 +44,7 @@ class ModelScores:
         lost, regained: rare words against the reference model.
         protected_lost, protected_regained: protected words likewise.
         breakdown: errors by kind of word and by band of frequency (:func:`tarq.scoring.breakdown.break_down`).
+        utterances: utterance id to its sums (:func:`tarq.scoring.utterances.sums_by_utterance`).
     """
 
     figures: dict[str, Interval] = field(default_factory=dict)
@@ -54,6 +56,7 @@ class ModelScores:
     protected_lost: list[ChangedWord] = field(default_factory=list)
     protected_regained: list[ChangedWord] = field(default_factory=list)
     breakdown: dict[str, Any] = field(default_factory=dict)
+    utterances: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -232,6 +235,7 @@ def _scores(
                 measured[reference] if reference is not None and name != reference else None,
                 breakdown.get(name, {}),
                 protected,
+                sums_by_utterance(measured[name], outputs.forced),
             )
             for name in models
         },
@@ -288,10 +292,11 @@ def _model_scores(
     full: Measured | None,
     breakdown: dict[str, Any],
     protected: Protected | None,
+    utterances: dict[str, dict[str, float]],
 ) -> ModelScores:
     """One model's scores; ``full`` is the reference model's, if there is another one."""
     if (words := measured.words) is None:
-        return ModelScores(figures)
+        return ModelScores(figures, utterances=utterances)
     counts = {
         "all": words.plain.totals(),
         "rare": words.rare[words.thresholds[0]].totals(),
@@ -316,6 +321,7 @@ def _model_scores(
         signs=asdict(hallucination_signs(words)),
         hypotheses=dict(zip(words.ids, words.texts, strict=True)),
         breakdown=breakdown,
+        utterances=utterances,
         **changed,
     )
 

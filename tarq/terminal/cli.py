@@ -11,7 +11,20 @@ import typer
 from typer.core import TyperGroup
 
 from tarq.errors import TarqError
-from tarq.terminal import bench, demo, doctor, evaluate, exits, inspect, pool, quantize, report, transcribe, words
+from tarq.terminal import (
+    bench,
+    compare,
+    demo,
+    doctor,
+    evaluate,
+    exits,
+    inspect,
+    pool,
+    quantize,
+    report,
+    transcribe,
+    words,
+)
 from tarq.terminal.commands import Command, without_types
 from tarq.terminal.console import console, lost_output, never_fail, say_error, say_note
 from tarq.terminal.exits import Exit
@@ -67,23 +80,32 @@ def say_notes(error: BaseException) -> None:
 
 
 class App(typer.Typer):
-    """Commands of this command line's own kind."""
+    """Commands of this command line's own kind, under the heading of the moment."""
+
+    panel = ""
 
     def command(self, *names: Any, **settings: Any) -> Any:
-        return super().command(*names, **{"cls": Command} | settings)
+        return super().command(*names, **{"cls": Command, "rich_help_panel": self.panel} | settings)
 
 
 app = App(
     cls=ErrorReportingGroup,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help=HELP,
     epilog=exits.HELP,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (quantize, evaluate, report, pool, words, transcribe, inspect, demo, bench, doctor):
-    module.register(app)
+#: Heading of the help to the commands below it.
+PANELS = {
+    "Models": (quantize, transcribe, inspect),
+    "Results": (evaluate, compare, report),
+    "Speech and words": (pool, words),
+    "This machine": (demo, bench, doctor),
+}
+for app.panel, modules in PANELS.items():
+    for module in modules:
+        module.register(app)
 
 
 def _version(wanted: bool) -> None:

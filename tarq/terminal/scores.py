@@ -22,7 +22,7 @@ T = TypeVar("T")
 CELL, NAME = 20, 20
 
 
-def _cell(figure: Figure, known: Interval | Difference | None, flips: bool = False) -> str:
+def cell(figure: Figure, known: Interval | Difference | None, flips: bool = False) -> str:
     """A value over its interval; those of a difference carry a sign, and are bold where the interval excludes 0."""
     if known is None or math.isnan(known.value):  # nothing to divide by
         return "–"
@@ -61,7 +61,7 @@ def show_set(console: Console, label: str, scores: SetScores, sizes: Mapping[str
         rows.add_row("S / D / I", *(_counts(scores.models[name].counts.get("all")) for name in names))
         for figure in figures:
             if figure.shown:
-                cells = [_cell(figure, scores.models[name].figures.get(figure.name)) for name in names]
+                cells = [cell(figure, scores.models[name].figures.get(figure.name)) for name in names]
                 rows.add_row(figure.title, *cells)
         console.print(rows)
     for unit in ("%", "nats") if scores.differences else ():
@@ -84,7 +84,7 @@ def show_differences(
     for some in _pieces(figures, console.width) if known else ():
         rows = table("", *(f.title for f in some), title=title)
         for pair, found in known.items():
-            rows.add_row(escape(pair), *(_cell(f, found.get(f.name), flips=True) for f in some))
+            rows.add_row(escape(pair), *(cell(f, found.get(f.name), flips=True) for f in some))
         console.print(rows)
 
 
@@ -136,13 +136,13 @@ def show_demo(console: Console, scores: SetScores, sizes: Mapping[str, int], ref
     full = next(iter(scores.models))
     for name, model in scores.models.items():
         changed = "–" if name == full else f"{len(model.lost)}, {len(model.regained)}"
-        cells = [_cell(figure, model.figures.get(figure.name)) for figure in words]
+        cells = [cell(figure, model.figures.get(figure.name)) for figure in words]
         rows.add_row(escape(name), size_text(sizes[name]), *cells, changed)
     console.print(rows)
     forced = [name for name in scores.models if name != full]
     rows = table("", *(figure.title for figure in rare), title="against full precision, nats per rare position")
     for name in forced:
-        rows.add_row(escape(name), *(_cell(figure, scores.models[name].figures.get(figure.name)) for figure in rare))
+        rows.add_row(escape(name), *(cell(figure, scores.models[name].figures.get(figure.name)) for figure in rare))
     console.print(rows)
     shown = {
         f"{other} − {base}": scores.differences[f"{other} − {base}"]
