@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     )
     from tarq.linear import QuantLinear
     from tarq.method.allocation import Sensitivity, allocate_bits
-    from tarq.report import Report
+    from tarq.report import Report, Reporter
     from tarq.reports.make import write_report
 
 _HOME = {
@@ -58,7 +58,7 @@ _HOME = {
     ),
     "linear": ("QuantLinear",),
     "method.allocation": ("Sensitivity", "allocate_bits"),
-    "report": ("Report",),
+    "report": ("Report", "Reporter"),
     "reports.make": ("write_report",),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
@@ -72,6 +72,7 @@ __all__ = [
     "OutputError",
     "QuantLinear",
     "Report",
+    "Reporter",
     "ResumeError",
     "Sensitivity",
     "TarqConfig",

@@ -13,6 +13,7 @@ from tarq.files import write_json, write_whole
 from tarq.option import CALIBRATION
 from tarq.terminal.console import command, console, progress_console
 from tarq.terminal.gates import MaxProtectedWer, MaxRareWer, MaxWer, end_by, gates_of
+from tarq.terminal.logfile import LogFile
 from tarq.terminal.options import (
     OUTPUT,
     SPEECH,
@@ -102,6 +103,7 @@ def evaluate(
             help="Also write every utterance to this CSV file: transcripts, errors, KL and ΔNLL of each model.",
         ),
     ] = None,
+    log_file: LogFile = None,
     max_wer: MaxWer = None,
     max_rare: MaxRareWer = None,
     max_protected: MaxProtectedWer = None,
@@ -115,7 +117,7 @@ def evaluate(
         raise typer.BadParameter("needs transcripts: leave --no-decode out", param_hint=gates[0].option)
     if max_protected is not None and config.protect is None:
         raise typer.BadParameter("needs a list of words: --protect FILE", param_hint="--max-protected-wer-increase")
-    with TerminalReporter(progress_console) as reporter:
+    with TerminalReporter(progress_console, log_file) as reporter:
         reporter.phase("starting")
         from tarq import api, distributed
         from tarq.checkpoint.source import check_named, expand_home

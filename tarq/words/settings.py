@@ -28,7 +28,7 @@ class Words(Checked):
             line has a ``language`` keeps its own.
         word_frequencies: a file of words and counts used in place of ``wordfreq``'s lists, in every language.
         protect: words and names whose positions are in the tail whatever their frequency: a file with one a line, or
-            a list of them (:mod:`tarq.words.protect`).
+            a list of them (:mod:`tarq.words.protect`). A metric that weighs the tail must be chosen with it.
         normalizer: text normaliser that splits transcripts into words: ``english``, ``basic`` or ``none``;
             ``auto`` is ``english`` for English and ``basic`` for other languages.
     """
@@ -55,7 +55,7 @@ class Words(Checked):
     protect: str | tuple[str, ...] | None = option(
         None,
         CALIBRATION,
-        "File of words and names, one a line, that count as rare whatever their frequency.",
+        "File of words and names, one a line, in the tail whatever their frequency; needs a metric such as rarebal.",
         "entries",
         optional=True,
     )

@@ -1,14 +1,20 @@
 """Words that a run is to protect: tagged whatever their frequency, counted, told, and scored by themselves."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import tarq
 from tarq.data.corpora.registry import load_utterances
-from tarq.errors import DataError
+from tarq.errors import ConfigError, DataError
+from tarq.presets import PRESETS
+from tarq.quantization import check_protect
 from tarq.report import Reporter
 from tarq.speech.calibration import calibration_set, make_examples
+from tarq.terminal.cli import app
 from tarq.words.settings import Words
 from tarq.words.transcripts import Rarity
 
@@ -111,6 +117,28 @@ def test_a_bad_list_ends_a_run_before_its_model_is_read(tmp_path):
     path.write_bytes(b"\xe9")
     with pytest.raises(DataError, match=r"names.txt:1: not UTF-8"):
         tarq.quantize(object(), "nowhere", tarq.TarqConfig.preset("tarq", protect=path))
+
+
+@pytest.mark.parametrize("method", PRESETS)
+def test_a_list_that_would_do_nothing_is_refused(method):
+    """By name, before anything is read; the metrics that do weigh the tail take it."""
+    config = tarq.TarqConfig.preset(method, protect=LISTED)
+    weighed = ("rarebal", "rarebal-bands", "rarebal-gated", "random", "common", "gradient")
+    if config.metric in weighed:
+        check_protect(config, config.arms())
+        return
+    with pytest.raises(ConfigError, match=rf"protect .*no effect.*metric {config.metric}.*--metric rarebal"):
+        tarq.quantize(object(), "nowhere", config)
+    with pytest.raises(ConfigError, match="no effect"):
+        tarq.plan("nowhere", config)
+    check_protect(dataclasses.replace(config, target_bits=4.5), config.arms())  # widths are chosen by the tail's loss
+
+
+def test_the_command_refuses_it_before_the_model(tmp_path):
+    (tmp_path / "n.txt").write_text("day")
+    said = CliRunner().invoke(app, ["quantize", "gone", str(tmp_path / "o"), "--protect", str(tmp_path / "n.txt")])
+    assert said.exit_code == 1
+    assert "has no effect here" in " ".join(said.output.split())
 
 
 @pytest.fixture(scope="module")
