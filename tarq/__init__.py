@@ -28,6 +28,7 @@ if TYPE_CHECKING:
         ResumeError,
         TarqError,
     )
+    from tarq.from_pretrained import TarqQuantConfig
     from tarq.linear import QuantLinear
     from tarq.method.allocation import Sensitivity, allocate_bits
     from tarq.report import Report, Reporter
@@ -56,6 +57,7 @@ _HOME = {
         "ResumeError",
         "TarqError",
     ),
+    "from_pretrained": ("TarqQuantConfig",),
     "linear": ("QuantLinear",),
     "method.allocation": ("Sensitivity", "allocate_bits"),
     "report": ("Report", "Reporter"),
@@ -77,6 +79,7 @@ __all__ = [
     "Sensitivity",
     "TarqConfig",
     "TarqError",
+    "TarqQuantConfig",
     "__version__",
     "allocate_bits",
     "evaluate",

@@ -85,7 +85,8 @@ class App(typer.Typer):
     panel = ""
 
     def command(self, *names: Any, **settings: Any) -> Any:
-        return super().command(*names, **{"cls": Command, "rich_help_panel": self.panel} | settings)
+        own: dict[str, Any] = {"cls": Command, "rich_help_panel": self.panel}
+        return super().command(*names, **own | settings)
 
 
 app = App(

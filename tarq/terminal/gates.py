@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,15 +18,16 @@ if TYPE_CHECKING:
 GATES = "Gates"
 
 
-def _option(name: str, words: str) -> type:
+def _option(name: str, words: str) -> Any:
     help = f"Exit with code {Exit.GATE} if {words} rises by more points than this against the first MODEL."
-    parse = number("float", -100, 10**6)
-    return Annotated[float | None, typer.Option(name, metavar="X", parser=parse, rich_help_panel=GATES, help=help)]  # type: ignore[return-value]
+    return typer.Option(name, metavar="X", parser=number("float", -100, 10**6), rich_help_panel=GATES, help=help)
 
 
-MaxWer = _option("--max-wer-increase", "the word error rate")
-MaxRareWer = _option("--max-rare-wer-increase", "the error rate on rare words")
-MaxProtectedWer = _option("--max-protected-wer-increase", "the error rate on words of --protect")
+MaxWer = Annotated[float | None, _option("--max-wer-increase", "the word error rate")]
+MaxRareWer = Annotated[float | None, _option("--max-rare-wer-increase", "the error rate on rare words")]
+MaxProtectedWer = Annotated[
+    float | None, _option("--max-protected-wer-increase", "the error rate on words of --protect")
+]
 
 
 def gates_of(wer: float | None, rare: float | None, protected: float | None) -> list[Gate]:
