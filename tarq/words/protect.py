@@ -18,7 +18,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cache, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -66,12 +66,11 @@ def protected_list(given: str | Sequence[str]) -> ProtectedList:
     return ProtectedList("", hashlib.sha256("\n".join(entries).encode()).hexdigest(), entries)
 
 
-@cache
 def load_protected(path: str | Path) -> ProtectedList:
     """Words and names to protect from a text file: one word, or one name of several words, per line.
 
     Blank lines, lines that begin with # and what follows " # " are left out. The text is UTF-8, or UTF-16 with its
-    byte-order mark. A file is read once.
+    byte-order mark.
 
     Raises:
         DataError: the file is missing, of another encoding, a table, or empty; names file and line.

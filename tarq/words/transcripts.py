@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 from tarq.words.frequencies import Frequencies
 from tarq.words.normalize import Normalizer
-from tarq.words.protect import Protected
+from tarq.words.protect import Protected, ProtectedList
 from tarq.words.rarity import rare_counts
 from tarq.words.settings import Words
 
@@ -26,6 +26,10 @@ class Rarity:
         self._languages: dict[str, tuple[Normalizer, Frequencies]] = {}
         self._counts: dict[tuple[str, str], tuple[int, int]] = {}
         self._protected: dict[str, Protected] = {}
+
+    @cached_property
+    def _listed(self) -> ProtectedList | None:
+        return self.words.protected()  # reads the file, once a run: it may be edited between two
 
     def of_language(self, language: str | None = None) -> tuple[Normalizer, Frequencies]:
         """The normaliser and the word frequencies of a language; by default the settings'.
@@ -61,8 +65,7 @@ class Rarity:
         Raises:
             DataError: the list is not usable, or there are no word frequencies for the language.
         """
-        given = self.words.protected()
-        if given is None:
+        if (given := self._listed) is None:
             return None
         language = language or self.words.language
         if language not in self._protected:

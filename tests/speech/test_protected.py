@@ -15,6 +15,7 @@ from tarq.quantization import check_protect
 from tarq.report import Reporter
 from tarq.speech.calibration import calibration_set, make_examples
 from tarq.terminal.cli import app
+from tarq.walk.identity import identity
 from tarq.words.settings import Words
 from tarq.words.transcripts import Rarity
 
@@ -139,6 +140,20 @@ def test_the_command_refuses_it_before_the_model(tmp_path):
     said = CliRunner().invoke(app, ["quantize", "gone", str(tmp_path / "o"), "--protect", str(tmp_path / "n.txt")])
     assert said.exit_code == 1
     assert "has no effect here" in " ".join(said.output.split())
+
+
+def test_a_run_goes_on_with_the_same_list_wherever_it_is_kept(recognizer, manifest, tmp_path):
+    """What tags its list gives decides, not the file's name."""
+    found = []
+    for name, entries in (("a", "day"), ("b", "day\n# the same"), ("a", "the river")):
+        path = tmp_path / name
+        path.write_text(entries)
+        config = tarq.TarqConfig(protect=path, metric="rarebal")
+        batches, _, _ = calibration_set(recognizer, load_utterances(manifest), config, Reporter())
+        found.append(identity(recognizer, batches, config, torch.device("cpu")))
+    assert found[0] == found[1]
+    assert found[0]["utterances"] != found[2]["utterances"]
+    assert found[0]["setting"] == found[2]["setting"]
 
 
 @pytest.fixture(scope="module")

@@ -1,8 +1,10 @@
 """The help in panels, shell completion, and exit codes that scripts can rely on."""
 
 import os
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from typer.main import get_command
@@ -74,3 +76,16 @@ def test_every_exit_code_is_in_the_help():
     for code in exits.Exit:
         assert f"{int(code)} " in exits.HELP
     assert len({int(code) for code in exits.Exit}) == len(exits.Exit)
+
+
+def test_the_page_has_every_exit_code_and_every_option_it_shows():
+    page = (Path(__file__).parents[2] / "docs" / "words.md").read_text()
+    table = page[page.index("| code |") :]
+    codes = {int(code) for row in re.findall(r"^\| ([\d, ]+) \|", table, re.M) for code in row.split(",")}
+    assert codes == {int(code) for code in exits.Exit}
+    commands = get_command(app).commands
+    shown = re.findall(r"^tarq (\w+) (.*?)(?: +# .*)?$", page, re.M)
+    assert {name for name, _ in shown} == {"words", "evaluate", "quantize", "compare"}
+    for name, rest in shown:
+        known = {option for p in commands[name].params for option in (*p.opts, *p.secondary_opts)}
+        assert set(re.findall(r"--[a-z-]+", rest)) <= known, (name, rest)

@@ -152,3 +152,15 @@ def test_what_occurs_is_told_and_what_does_not_is_named():
         "the normalizer leaves no word of these entries of the protected words: um",
     ]
     assert notes_on({"file": "n", "entries": {"a": 1}, "unusable": []}, "do not occur") == []
+
+
+def test_a_list_that_was_edited_is_read_again(tmp_path):
+    """By the next run; within one it stays the same."""
+    path = tmp_path / "names.txt"
+    path.write_text("ward")
+    words = Words(protect=path)
+    rarity = Rarity(words)
+    assert rarity.protected().entries == ["ward"]
+    path.write_text("house")
+    assert rarity.protected("de").entries == ["ward"]
+    assert Rarity(words).protected().entries == ["house"]
