@@ -28,9 +28,10 @@ if TYPE_CHECKING:
         ResumeError,
         TarqError,
     )
+    from tarq.from_pretrained import TarqQuantConfig
     from tarq.linear import QuantLinear
     from tarq.method.allocation import Sensitivity, allocate_bits
-    from tarq.report import Report
+    from tarq.report import Report, Reporter
     from tarq.reports.make import write_report
 
 _HOME = {
@@ -56,9 +57,10 @@ _HOME = {
         "ResumeError",
         "TarqError",
     ),
+    "from_pretrained": ("TarqQuantConfig",),
     "linear": ("QuantLinear",),
     "method.allocation": ("Sensitivity", "allocate_bits"),
-    "report": ("Report",),
+    "report": ("Report", "Reporter"),
     "reports.make": ("write_report",),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
@@ -72,10 +74,12 @@ __all__ = [
     "OutputError",
     "QuantLinear",
     "Report",
+    "Reporter",
     "ResumeError",
     "Sensitivity",
     "TarqConfig",
     "TarqError",
+    "TarqQuantConfig",
     "__version__",
     "allocate_bits",
     "evaluate",

@@ -22,7 +22,7 @@ from tarq.data.speech import Data, DrawnPool, draw, speech_by_label
 from tarq.errors import ConfigError, DataError, ModelError
 from tarq.files import expanded
 from tarq.models.base import Recognizer
-from tarq.quantization import check_calibration, plan, quantize
+from tarq.quantization import check_calibration, check_protect, plan, quantize
 from tarq.recognizers import as_recognizer, load, load_recognizer
 from tarq.report import Report, Reporter
 from tarq.scoring.run import Evaluation, evaluate_models
@@ -35,6 +35,7 @@ __all__ = [
     "as_recognizer",
     "check_calibration",
     "check_output",
+    "check_protect",
     "evaluate",
     "iter_transcripts",
     "load",

@@ -289,8 +289,9 @@ class TarqConfig(Resources, Pool, Words, Method, Lattice):
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
-        plain = {"ignore": list(self.ignore), "bits_for": dict(self.bits_for)}
-        return {name: getattr(self, name) for name in options(self)} | plain
+        plain: dict[type, Any] = {tuple: list, dict: dict}
+        values = {name: getattr(self, name) for name in options(self)}
+        return {name: plain.get(type(value), lambda same: same)(value) for name, value in values.items()}
 
     def part(self, kind: type[Part]) -> Part:
         """The settings of one concern alone: ``config.part(Words)``."""

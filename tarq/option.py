@@ -28,8 +28,8 @@ class Option:
         help: one or two sentences, for the command line.
         panel: the heading under which the command line lists it.
         kind: ``int``, ``float``, ``bool``, ``str``, ``choice``, ``path``, ``language``, ``names`` (a tuple of
-            strings), ``widths`` (a mapping from places in a model to whole numbers) or ``residual`` (a choice or a
-            float).
+            strings), ``entries`` (a path, or a tuple of strings), ``widths`` (a mapping from places in a model to
+            whole numbers) or ``residual`` (a choice or a float).
         choices: values of a ``choice``, an ``int`` or ``widths``, or the names of a ``residual``; empty for any.
         low: smallest number.
         high: largest number.
@@ -67,6 +67,7 @@ class Option:
             return f"a mapping from stages or layer names to {_either(self.choices)}"
         kinds = {"int": "a whole number", "float": "a number", "bool": "true or false", "path": "the path of a file"}
         kinds |= {"language": "a language code such as en or pt-BR", "names": "a list of layer names", "str": "a text"}
+        kinds |= {"entries": "the path of a file, or a list of words"}
         return f"{kinds[self.kind]} {self._range()}".strip() + (", or nothing" if self.optional else "")
 
     def _range(self) -> str:
@@ -119,6 +120,10 @@ def _names(option: Option, value: Any) -> tuple[str, ...] | None:
     return tuple(value) if all(isinstance(name, str) and name.strip() for name in value) else None
 
 
+def _entries(option: Option, value: Any) -> str | tuple[str, ...] | None:
+    return _names(option, value) if isinstance(value, list | tuple) else _path(option, value)
+
+
 def _widths(option: Option, value: Any) -> dict[str, int] | None:
     if not isinstance(value, Mapping):
         return None
@@ -137,6 +142,7 @@ _CHECKS: dict[str, Any] = {
     "path": _path,
     "language": _language,
     "names": _names,
+    "entries": _entries,
     "widths": _widths,
     "residual": lambda option, value: _choice(option, value) if isinstance(value, str) else _float(option, value),
 }

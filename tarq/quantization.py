@@ -99,6 +99,7 @@ def quantize(
             f"{model} is a name, and quantizing changes a model in place: give tarq.load_recognizer({model!r})"
         )
     arms = Arms.of(config.to_dict(), metric, residual, solver)
+    check_protect(config, arms)
     if resume is not None:
         _check_resumable(arms, metric=metric, residual=residual, solver=solver)
     measured = config.target_bits is not None and sensitivities is None
@@ -259,6 +260,7 @@ def plan(
         DataError: the calibration speech is not usable.
     """
     config = given_config(config)
+    check_protect(config, config.arms())
     available = None if calibration is None else _available(calibration, config)
     if isinstance(model, str | Path):
         recognizer = shapes_of(model, tokenizer, feature_extractor, processor)
@@ -277,7 +279,8 @@ def check_calibration(calibration: Data | Mapping[str, Data] | None, config: Tar
     """Check that a run's calibration speech and word lists are usable, before a model is loaded.
 
     Raises:
-        DataError: a file of ids or of word frequencies is not usable, or a language has no frequencies.
+        DataError: a file of ids, of word frequencies or of words to protect is not usable, or a language has no
+            frequencies.
         ModelError: a method needs calibration speech and there is none.
         CalibrationError: of loaded speech there is less than the residual needs.
     """
@@ -286,10 +289,26 @@ def check_calibration(calibration: Data | Mapping[str, Data] | None, config: Tar
     ):
         raise ModelError(f"{config.method} needs calibration speech: pass a manifest or another corpus (--calibration)")
     config.frequencies()
+    config.protected()
     if config.ids is not None:
         read_ids(expanded(config.ids))
     if isinstance(calibration, Mapping) and all(isinstance(speech, Speech) for speech in calibration.values()):
         check_enough(calibration, config, config.arms())
+
+
+def check_protect(config: TarqConfig, arms: Arms) -> None:
+    """Check that words to protect make a difference to a run.
+
+    Raises:
+        ConfigError: nothing in it asks which positions are in the tail.
+    """
+    if config.protect is None or arms.reads_tail or config.target_bits is not None:
+        return
+    raise ConfigError(
+        f"protect (--protect) has no effect here: the method weighs all positions alike (metric {config.metric}, "
+        f"solver {config.solver}); choose a metric that weighs the tail, such as rarebal (--metric rarebal), or leave "
+        "it out. evaluate scores the same words by themselves either way"
+    )
 
 
 def check_enough(speech: Mapping[str, Data], config: TarqConfig, arms: Arms) -> None:

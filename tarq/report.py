@@ -150,7 +150,11 @@ def peak_memory(device: torch.device) -> dict[str, int]:
 
 
 class Reporter:
-    """Receives progress; this one is silent, and subclasses override what they show."""
+    """Receives progress; this one is silent, and subclasses override what they show.
+
+    Pass one as ``reporter=`` to :func:`tarq.quantize`, :func:`tarq.evaluate`, :func:`tarq.transcribe` or
+    :func:`tarq.pool`. An exception that it raises ends the run, with nothing half-written.
+    """
 
     def phase(self, text: str, total: int | None = None) -> None:
         """A new phase of work begins, with ``total`` steps if known."""

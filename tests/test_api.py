@@ -224,3 +224,44 @@ def test_models_and_sets_to_evaluate_have_labels(model_folder, manifest):
         tarq.evaluate({"a": model_folder}, manifest)
     with pytest.raises(ConfigError, match="models must be a mapping"):
         tarq.evaluate(model_folder, {"a": manifest})
+
+
+def test_progress_is_told_to_a_reporter_of_ones_own(model_folder, manifest):
+    """Phases with their steps, every layer and every note; an exception of its own ends the run."""
+
+    class Seen(tarq.Reporter):
+        def __init__(self):
+            self.phases, self.layers, self.steps, self.notes = [], [], 0, []
+
+        def phase(self, text, total=None):
+            self.phases.append((text, total))
+
+        def start(self, layers):
+            self.phase("walk", layers)
+
+        def layer(self, record):
+            self.layers.append(record.name)
+
+        def advance(self, steps=1):
+            self.steps += steps
+
+        def note(self, text):
+            self.notes.append(text)
+
+    seen = Seen()
+    recognizer = tarq.load_recognizer(model_folder)
+    config = tarq.TarqConfig.preset("tarq", group_size=32, protect=["Zyx"])
+    report = tarq.quantize(recognizer, manifest, config, reporter=seen)
+    assert seen.layers == [layer.name for layer in report.layers]
+    assert ("walk", len(seen.layers)) in seen.phases
+    assert ("reading audio", 8) in seen.phases
+    assert seen.steps >= 8
+    assert seen.notes == report.notes
+    assert any("do not occur in the calibration speech" in note for note in seen.notes)
+
+    class Stopping(tarq.Reporter):
+        def layer(self, record):
+            raise InterruptedError("enough")
+
+    with pytest.raises(InterruptedError, match="enough"):
+        tarq.quantize(tarq.load_recognizer(model_folder), manifest, config, reporter=Stopping())

@@ -59,7 +59,7 @@ def load_manifest(source: Path, part: str | None = None, intake: Intake | None =
     if source.is_file() and part is not None:
         choose_part(source, "", {}, part)
     folders = (path.parent, *(path.parent / name for name in BESIDE if (path.parent / name).is_dir()))
-    rows = [utterance_of(row, folders, path, where, intake) for where, row in _rows(path, intake)]
+    rows = [utterance_of(row, folders, path, where, intake) for where, row in rows_of(path, intake)]
     return [utterance for utterance in rows if utterance is not None]
 
 
@@ -91,15 +91,20 @@ def _names_audio(path: Path) -> bool:
         if path.suffix.lower() in (".csv", ".tsv"):
             with path.open(encoding="utf-8-sig", newline="") as file:
                 return "audio" in fields_of(tuple(_split(file.readline(1 << 16), path)))
-        _, row = next(_rows(path, Intake()))
+        _, row = next(rows_of(path, Intake()))
     except (DataError, StopIteration, OSError, UnicodeDecodeError, csv.Error):
         return False
     return "audio" in fields_of(tuple(row))
 
 
-def _rows(path: Path, intake: Intake) -> Rows:
+def rows_of(path: Path, intake: Intake, needed: str = "audio") -> Rows:
+    """Rows of a table by its suffix, each with its location; broken ones go to the intake.
+
+    Args:
+        needed: the field that columns must have.
+    """
     if path.suffix.lower() in (".csv", ".tsv"):
-        return _table_rows(path, intake)
+        return _table_rows(path, intake, needed)
     return json_lines(path, intake) if path.suffix.lower() == ".jsonl" else _json_rows(path, intake)
 
 
@@ -214,7 +219,7 @@ def _delimiter(line: str, path: Path) -> str:
     return max((",", "\t", ";", "|"), key=line.count)
 
 
-def _table_rows(path: Path, intake: Intake) -> Rows:
+def _table_rows(path: Path, intake: Intake, needed: str) -> Rows:
     """Rows of a CSV or TSV file; in a TSV file every line is a row, whatever quotation marks it has."""
     text = read_text(path)
     first = text.partition("\n")[0]
@@ -228,10 +233,11 @@ def _table_rows(path: Path, intake: Intake) -> Rows:
     try:
         names = [_unquoted(name) for name in next(reader, [])]
         keys = fields_of(tuple(names))
-        if "audio" not in keys:
+        if needed not in keys:
+            what = "names the audio files" if needed == "audio" else f"holds the {needed}"
             raise DataError(
-                f"{path}: no column names the audio files; its first line has {', '.join(names[:12]) or 'nothing'}; "
-                f"known are {', '.join(SPELLINGS['audio'])}"
+                f"{path}: no column {what}; its first line has {', '.join(names[:12]) or 'nothing'}; "
+                f"known are {', '.join(SPELLINGS[needed])}"
             )
         if len(set(names)) < len(names):
             raise DataError(f"{path}: a column occurs twice in its first line, {', '.join(names)}; rename one of them")

@@ -71,6 +71,11 @@ class Arms:
         return self.solver.reads_audio or self.paired
 
     @property
+    def reads_tail(self) -> bool:
+        """Whether it matters which positions are in the tail."""
+        return bool(getattr(self.metric, "reads_tail", True)) and self.solves_by_audio
+
+    @property
     def paired(self) -> bool:
         """Whether the full-precision network is walked beside the quantized one."""
         return self.residual.paired or self.solver.paired

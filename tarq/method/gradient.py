@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -70,6 +71,8 @@ class Gradient(Guided):
 @dataclass(frozen=True)
 class GradientBalanced(Gradient):
     """The same of the loss in which rare and common targets weigh alike."""
+
+    reads_tail: ClassVar[bool] = True
 
     def target_weight(self, rare: Tensor, share: float) -> Tensor:
         if not 0 < share < 1:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -57,12 +57,14 @@ class Metric(Protocol):
         attention: ask for the attention each row is given: one pass over the calibration set.
         bands: ask that bands of the tail (``tail_bands`` of the configuration) have equal traces before
             :meth:`balance` sees them.
+        reads_tail: whether it matters to the weights which positions are in the tail.
     """
 
     activations: bool = False
     gradients: bool = False
     attention: bool = False
     bands: bool = False
+    reads_tail: ClassVar[bool] = True
 
     def assign(self, tail: Tensor, exists: Tensor, key: str) -> tuple[Tensor, Tensor | None]:
         """Whether each position of one utterance is in the tail, and its weight.
@@ -191,6 +193,8 @@ def rebalance(
 class Plain(Metric):
     """All positions weighted equally: GPTQ's metric."""
 
+    reads_tail: ClassVar[bool] = False
+
     def assign(self, tail: Tensor, exists: Tensor, key: str) -> tuple[Tensor, Tensor | None]:
         return torch.zeros_like(tail), None
 
@@ -273,6 +277,7 @@ class PositionWeights(Metric):
     """
 
     weights: Mapping[str, Tensor] | Callable[[str], Tensor]
+    reads_tail: ClassVar[bool] = False
 
     def assign(self, tail: Tensor, exists: Tensor, key: str) -> tuple[Tensor, Tensor | None]:
         try:

@@ -125,8 +125,8 @@ class AudioLanguageModel(Recognizer):
 
     def collate(self, examples: Sequence[Example]) -> Batch:
         features = self.stack([e.features for e in examples])
-        inputs, targets, rare, zipf, decoder = teacher_forced(examples, self.end_token)
-        audio = inputs == self.audio_token
+        forced = teacher_forced(examples, self.end_token)
+        audio = forced.inputs == self.audio_token
         valid = torch.tensor(self.valid_audio_tokens(examples, features))
         tower, projector = self.audio_positions(examples, features)
         # Only the transcript's rows are ever scored: logits of hundreds of audio rows would fill the memory.
@@ -141,15 +141,16 @@ class AudioLanguageModel(Recognizer):
         return Batch(
             ids=tuple(e.id for e in examples),
             features=features,
-            input_ids=inputs,
-            targets=targets.gather(1, column).masked_fill(~there, -100),
-            rare_target=rare.gather(1, column) & there,
-            target_zipf=zipf.gather(1, column).masked_fill(~there, math.nan),
+            input_ids=forced.inputs,
+            targets=forced.targets.gather(1, column).masked_fill(~there, -100),
+            rare_target=forced.rare.gather(1, column) & there,
+            target_zipf=forced.zipf.gather(1, column).masked_fill(~there, math.nan),
+            protected_target=None if forced.protected is None else forced.protected.gather(1, column) & there,
             scored=column,
             positions={
                 "encoder": tower,
                 "projector": projector,
-                "decoder": replace(decoder, audio=audio, padding=audio & (audio.cumsum(1) > valid[:, None])),
+                "decoder": replace(forced.positions, audio=audio, padding=audio & (audio.cumsum(1) > valid[:, None])),
             },
         )
 
@@ -163,7 +164,7 @@ class AudioLanguageModel(Recognizer):
         places = decoder.audio & ~decoder.padding
         tags = {"projector": torch.zeros_like(valid), "decoder": torch.zeros_like(places)}
         for b, scores in enumerate(self._alignment_scores(batch, places)):
-            rare = batch.rare_target[b, batch.targets[b] != -100][scores.argmax(0)]
+            rare = batch.tail_target[b, batch.targets[b] != -100][scores.argmax(0)]
             tags["projector"][b, valid[b]] = rare
             tags["decoder"][b, places[b]] = rare
         merged = encoder.tail.shape[1] // valid.shape[1]

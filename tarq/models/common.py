@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -26,13 +27,27 @@ def with_prompt(
     )
 
 
-def teacher_forced(examples: Sequence[Example], pad: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Positions]:
-    """Decoder sequences of examples side by side, padded on the right.
+@dataclass(frozen=True)
+class Forced:
+    """Decoder sequences side by side; all tensors are [B, T].
 
-    Returns:
-        input tokens [B, T]; next tokens [B, T] with −100 on prompt and padding; whether they belong to a rare
-        word; the Zipf score of their word, NaN without one; what the rows are.
+    Attributes:
+        inputs: tokens that are read.
+        targets: next tokens, −100 on prompt and padding.
+        rare, zipf, protected: of the target's word, as :class:`Batch` has them.
+        positions: what the rows are.
     """
+
+    inputs: Tensor
+    targets: Tensor
+    rare: Tensor
+    zipf: Tensor
+    protected: Tensor | None
+    positions: Positions
+
+
+def teacher_forced(examples: Sequence[Example], pad: int) -> Forced:
+    """Decoder sequences of examples side by side, padded on the right."""
 
     def padded(rows: Sequence[Tensor], value: float = 0) -> Tensor:
         return pad_sequence(list(rows), batch_first=True, padding_value=value)
@@ -43,12 +58,14 @@ def teacher_forced(examples: Sequence[Example], pad: int) -> tuple[Tensor, Tenso
         flags[-1] = True  # the model predicts the end token, but not the prompt
     exists = padded([torch.ones(len(i) - 1, dtype=torch.bool) for i in ids])
     none = torch.zeros_like(exists)
-    return (
-        padded([i[:-1] for i in ids], pad),
-        padded([i[1:].masked_fill(~t, -100) for i, t in zip(ids, is_target, strict=True)], -100),
-        padded([e.rare[1:] for e in examples]),
-        padded([e.zipf[1:] for e in examples], math.nan),
-        Positions(tail=padded([e.tail for e in examples]), exists=exists, padding=none, audio=none),
+    protected = [e.protected[1:] for e in examples if e.protected is not None]
+    return Forced(
+        inputs=padded([i[:-1] for i in ids], pad),
+        targets=padded([i[1:].masked_fill(~t, -100) for i, t in zip(ids, is_target, strict=True)], -100),
+        rare=padded([e.rare[1:] for e in examples]),
+        zipf=padded([e.zipf[1:] for e in examples], math.nan),
+        protected=padded(protected) if protected else None,
+        positions=Positions(tail=padded([e.tail for e in examples]), exists=exists, padding=none, audio=none),
     )
 
 

@@ -178,12 +178,15 @@ class CTCRecognizer(Recognizer):
         targets = torch.full((len(examples), rows), -100)
         rare = torch.zeros(len(examples), rows, dtype=torch.bool)
         zipf = torch.full((len(examples), rows), math.nan, dtype=torch.float64)
+        protected = None if examples[0].protected is None else torch.zeros_like(rare)
         for i, example in enumerate(examples):
             valid = scores[i, : example.frames].float().log_softmax(-1).cpu().numpy()
             tokens, states = forced_path(valid, example.prompted.ids, self.blank)
             targets[i, : example.frames] = torch.from_numpy(tokens)
             rare[i, : example.frames] = rare_frames(states, example.rare)
             zipf[i, : example.frames] = frame_zipf(states, example.zipf)
+            if protected is not None and example.protected is not None:
+                protected[i, : example.frames] = rare_frames(states, example.protected)
         frames = [e.frames for e in examples]
         positions = {"encoder": Positions.of_frames(frames, rows)}
         if self.model.config.model_type == "parakeet_ctc":
@@ -197,11 +200,12 @@ class CTCRecognizer(Recognizer):
             targets=targets,
             rare_target=rare,
             target_zipf=zipf,
+            protected_target=protected,
             positions=positions,
         )
 
     def frame_tags(self, batch: Batch) -> dict[str, Tensor]:
-        return {"encoder": batch.rare_target}
+        return {"encoder": batch.tail_target}
 
     def stages(self) -> list[Stage]:
         norm = getattr(self.encoder, "layer_norm", None)

@@ -61,18 +61,19 @@ class EncoderDecoder(Recognizer):
         return end_tokens(self.model, self.tokenizer)[0]
 
     def collate(self, examples: Sequence[Example]) -> Batch:
-        inputs, targets, rare, zipf, decoder = teacher_forced(examples, self.end_token)
+        forced = teacher_forced(examples, self.end_token)
         features = self.stack([e.features for e in examples])
         return Batch(
             ids=tuple(e.id for e in examples),
             features=features,
-            input_ids=inputs,
-            targets=targets,
-            rare_target=rare,
-            target_zipf=zipf,
+            input_ids=forced.inputs,
+            targets=forced.targets,
+            rare_target=forced.rare,
+            target_zipf=forced.zipf,
+            protected_target=forced.protected,
             positions={
                 "encoder": self.frame_positions([e.frames for e in examples], features),
-                "decoder": decoder,
+                "decoder": forced.positions,
             },
         )
 
@@ -102,7 +103,7 @@ class EncoderDecoder(Recognizer):
             places = (targets != -100).nonzero().flatten()
             frames = int(valid.sum())
             token = alignment_scores(weights[b][:, places, :frames], FRAMES_SMOOTHED).argmax(0)
-            tags[b, :frames] = batch.rare_target[b, places][token]
+            tags[b, :frames] = batch.tail_target[b, places][token]
         return {"encoder": tags}
 
     @property

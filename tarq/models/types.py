@@ -38,8 +38,9 @@ class Example:
         frames: encoder positions that lie within the audio.
         prompted: the transcript's tokens.
         rare: [S] bool, tokens that belong to a rare word.
-        tail: [S − 1] bool, decoder input positions tagged as rare.
+        tail: [S − 1] bool, decoder input positions tagged as rare or protected.
         zipf: [S] float64, Zipf score of the word that each token belongs to; NaN where it belongs to none.
+        protected: [S] bool, tokens of words that the run is to protect; None where it is given no list of them.
     """
 
     id: str
@@ -49,6 +50,7 @@ class Example:
     rare: Tensor
     tail: Tensor
     zipf: Tensor
+    protected: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,7 @@ class Batch:
         scored: [B, T] columns of ``input_ids`` that ``logits`` returns rows for, if it returns only some.
         target_zipf: [B, T] float64, Zipf score of the word that the target belongs to; NaN where it belongs to none.
             None if damage is not reported by word frequency.
+        protected_target: [B, T] bool, the target belongs to a protected word; None where no list of them is given.
     """
 
     ids: tuple[str, ...]
@@ -130,6 +133,12 @@ class Batch:
     positions: dict[str, Positions] = field(default_factory=dict)
     scored: Tensor | None = None
     target_zipf: Tensor | None = None
+    protected_target: Tensor | None = None
+
+    @property
+    def tail_target(self) -> Tensor:
+        """[B, T] bool, the target belongs to a word of the tail: a rare or a protected one."""
+        return self.rare_target if self.protected_target is None else self.rare_target | self.protected_target
 
     def first(self) -> Batch:
         """The first example alone, as it is padded here."""

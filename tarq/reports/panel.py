@@ -13,6 +13,7 @@ from tarq.scoring.figures import FIGURES as SCORED
 #: In the order of tables.
 _ORDER = (
     *("delta_nll_rare", "kl_rare", "delta_nll_common", "kl_common", "rare_wer", "wer"),
+    *("protected_wer", "protected_miss_rate", "delta_nll_protected", "kl_protected"),
     *("rare_miss_rate", "common_wer", "b_wer", "numeral_wer", "ne_wer", "ne_fnr"),
     *("insertions", "looping", "timestamp_shift"),
 )

@@ -14,6 +14,7 @@ from tarq.scoring.bootstrap import RESAMPLES, Ratio, resample
 from tarq.scoring.words import Counts, WordScores
 from tarq.words.bands import band_masks
 from tarq.words.normalize import Normalizer, primary_language
+from tarq.words.protect import Protected
 from tarq.words.rarity import is_rare, zipf
 
 #: Languages that capitalise other words than names, too.
@@ -21,22 +22,33 @@ CAPITALISED = ("de", "lb")
 _SENTENCE_END = re.compile(r"[.!?…:;\"“”«»]$")
 
 
-def by_kind(scores: WordScores, names: Sequence[frozenset[str]] | None = None) -> dict[str, Counts]:
-    """Counts over rare and common words, over those with a digit and over names.
+def by_kind(
+    scores: WordScores, names: Sequence[frozenset[str]] | None = None, protected: Protected | None = None
+) -> dict[str, Counts]:
+    """Counts over rare and common words, over protected ones, over those with a digit and over names.
 
     Insertions are charged as in rare-WER: to the reference word that follows them.
 
     Args:
         names: of each utterance (:func:`reference_names`); None where nothing marks them.
+        protected: where the words to protect are; None without a list of them.
     """
     words = [word for reference in scores.references for word in reference]
     rare = _mask(is_rare(word, scores.thresholds[0], scores.language) for word in words)
-    kinds = {"rare": rare, "common": ~rare, "numerals": _mask(any(map(str.isdigit, word)) for word in words)}
+    kinds = {"rare": rare, "common": ~rare}
+    if protected is not None:
+        kinds["protected"] = protected_mask(scores, protected)
+    kinds["numerals"] = _mask(any(map(str.isdigit, word)) for word in words)
     if names is not None:
         kinds["names"] = _mask(
             word in marked for reference, marked in zip(scores.references, names, strict=True) for word in reference
         )
     return {kind: scores.counts(chosen) for kind, chosen in kinds.items() if chosen.any()}
+
+
+def protected_mask(scores: WordScores, protected: Protected) -> NDArray[np.bool_]:
+    """Bool [reference words]: those that belong to a protected entry."""
+    return _mask(mark for reference in scores.references for mark in protected.marks(reference))
 
 
 def by_band(scores: WordScores) -> dict[str, Counts]:
@@ -89,13 +101,14 @@ def break_down(
     names: Sequence[frozenset[str]] | None,
     resamples: int = RESAMPLES,
     seed: int = 0,
+    protected: Protected | None = None,
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """Errors of every model by kind and by band, with intervals.
 
     Args:
         words: model to its words, all of the same references.
         reference: label of the full-precision model that changes are measured against, if there is one.
-        names: see :func:`by_kind`.
+        names, protected: see :func:`by_kind`.
 
     Returns:
         model → ``kinds`` and ``bands`` → name → S, D, I and words, ``rate`` with its interval, and ``change`` of the
@@ -104,7 +117,7 @@ def break_down(
     counts = {
         (model, part, name): found
         for model, scores in words.items()
-        for part, parts in (("kinds", by_kind(scores, names)), ("bands", by_band(scores)))
+        for part, parts in (("kinds", by_kind(scores, names, protected)), ("bands", by_band(scores)))
         for name, found in parts.items()
     }
     resampled = resample({key: Ratio(c.errors, c.words) for key, c in counts.items()}, resamples, seed)

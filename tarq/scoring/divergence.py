@@ -32,38 +32,48 @@ class Divergence:
     positions: NDArray[np.int64]
 
 
-def kinds_of_targets(targets: Tensor, rare: Tensor, zipf: Tensor | None = None) -> dict[str, Tensor]:
-    """What scored targets are: rare or common, and in which band of frequency.
+def kinds_of_targets(
+    targets: Tensor, rare: Tensor, zipf: Tensor | None = None, protected: Tensor | None = None
+) -> dict[str, Tensor]:
+    """What scored targets are: rare or common, protected, and in which band of frequency.
 
     Args:
         targets: [B, T] next tokens; −100 is not scored.
         rare: [B, T] bool, the target belongs to a rare word.
         zipf: [B, T] Zipf score of its word, NaN where it belongs to none; None for no bands.
+        protected: [B, T] bool, the target belongs to a protected word; None where no list of them is given.
 
     Returns:
-        ``rare``, ``common`` and the names of the parts (:data:`tarq.words.bands.NAMES`) to bool [B, T].
+        ``rare``, ``common``, ``protected`` and the names of the parts (:data:`tarq.words.bands.NAMES`) to bool [B, T].
     """
     scored = targets != -100
     kinds = {"rare": scored & rare, "common": scored & ~rare}
+    if protected is not None:
+        kinds["protected"] = scored & protected
     bands = {} if zipf is None else band_masks(zipf)
     return kinds | {band: scored & chosen for band, chosen in bands.items()}
 
 
 def divergence(
-    reference: Tensor, logits: Tensor, targets: Tensor, rare: Tensor, zipf: Tensor | None = None
+    reference: Tensor,
+    logits: Tensor,
+    targets: Tensor,
+    rare: Tensor,
+    zipf: Tensor | None = None,
+    protected: Tensor | None = None,
 ) -> dict[str, Divergence]:
     """Divergence of a model from full precision on one batch.
 
     Args:
         reference: [B, T, V] logits of the full-precision model.
         logits: [B, T, V] logits of the model.
-        targets, rare, zipf: what is scored (:func:`kinds_of_targets`).
+        targets, rare, zipf, protected: what is scored (:func:`kinds_of_targets`).
 
     Returns:
         Sums over the positions of each kind, one entry an utterance of the batch.
     """
     p, q = reference.float().log_softmax(-1), logits.to(reference.device).float().log_softmax(-1)
-    kinds = kinds_of_targets(targets, rare, zipf)
+    kinds = kinds_of_targets(targets, rare, zipf, protected)
     targets = targets.to(p.device)
     kl = (p.exp() * (p - q)).sum(-1).double()
     index = targets.clamp_min(0)[..., None]

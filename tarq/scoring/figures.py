@@ -23,11 +23,18 @@ class Measured:
         words: word scores, if the set was transcribed.
         entities: entity scores, if it has entities too.
         divergence: kind of target to sums; None for the reference model and without one.
+        protected: word errors on protected words; None where no list of them is given.
     """
 
     words: WordScores | None = None
     entities: EntityScores | None = None
     divergence: Mapping[str, Divergence] | None = None
+    protected: Counts | None = None
+
+    @property
+    def protected_divergence(self) -> Divergence | None:
+        """The sums on protected targets, if a list of them is given."""
+        return (self.divergence or {}).get("protected")
 
 
 @dataclass(frozen=True)
@@ -47,7 +54,7 @@ class Figure:
     name: str
     title: str
     unit: Literal["%", "nats"]
-    source: Literal["words", "entities", "divergence"]
+    source: Literal["words", "entities", "divergence", "protected", "protected_divergence"]
     ratio: Callable[[Any], Ratio]
     shown: bool = True
     compared: bool = False
@@ -111,12 +118,30 @@ FIGURES = (
     Figure(
         "looping", "looping %", "%", "words", lambda scores: Ratio(_looping(scores), [1] * len(scores.ids)), shown=False
     ),
+    Figure("protected_wer", "protected WER %", "%", "protected", lambda c: Ratio(c.errors, c.words), compared=True),
+    Figure("protected_miss_rate", "protected missed %", "%", "protected", lambda c: Ratio(c.misses, c.words)),
     Figure("ne_wer", "entity WER %", "%", "entities", lambda e: Ratio(e.errors, e.words), compared=True),
     Figure("ne_fnr", "entities missed %", "%", "entities", lambda e: Ratio(e.missed, e.mentions), compared=True),
     Figure("delta_nll_rare", "ΔNLL rare", "nats", "divergence", _mean("delta_nll", "rare"), compared=True),
     Figure("kl_rare", "KL rare", "nats", "divergence", _mean("kl", "rare"), compared=True),
     Figure("delta_nll_common", "ΔNLL common", "nats", "divergence", _mean("delta_nll", "common"), compared=True),
     Figure("kl_common", "KL common", "nats", "divergence", _mean("kl", "common"), compared=True),
+    Figure(
+        "delta_nll_protected",
+        "ΔNLL protected",
+        "nats",
+        "protected_divergence",
+        lambda d: Ratio(d.delta_nll, d.positions),
+        compared=True,
+    ),
+    Figure(
+        "kl_protected",
+        "KL protected",
+        "nats",
+        "protected_divergence",
+        lambda d: Ratio(d.kl, d.positions),
+        compared=True,
+    ),
 )
 
 #: Band of frequency, or no word, to the same damage there; in JSON and in reports only.

@@ -35,11 +35,13 @@ class SetOutputs:
             set's order; for all models but the reference.
         transcripts: model to utterance id to transcript; empty unless they were asked for.
         notes: what was left out.
+        forced: ids of the utterances that could be teacher-forced, in that order.
     """
 
     divergence: dict[str, dict[str, Divergence]]
     transcripts: dict[str, dict[str, str]]
     notes: list[str]
+    forced: Sequence[str] = ()
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ def run_models(
     for outputs in batches:
         for name, texts in outputs.transcripts.items():
             transcripts[name] |= zip(outputs.ids, texts, strict=True)
-    return SetOutputs(_in_order(batches, forced), transcripts, notes)
+    return SetOutputs(_in_order(batches, forced), transcripts, notes, forced)
 
 
 def _pieces(utterances: Sequence[Utterance]) -> Iterator[list[CachedUtterance]]:
@@ -137,7 +139,9 @@ def _force(
             if name == reference:
                 expected = logits
             else:
-                compared[name] = divergence(expected, logits, batch.targets, batch.rare_target, batch.target_zipf)
+                compared[name] = divergence(
+                    expected, logits, batch.targets, batch.rare_target, batch.target_zipf, batch.protected_target
+                )
             if decode:
                 transcripts[name] = models[name].decode_forced(batch, audio, logits, language)
     return _BatchOutputs(batch.ids, compared, transcripts)

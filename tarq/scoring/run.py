@@ -14,14 +14,16 @@ from tarq.files import to_json
 from tarq.models.base import Recognizer
 from tarq.report import Reporter
 from tarq.scoring.bootstrap import RESAMPLES, Difference, Interval, resample
-from tarq.scoring.breakdown import break_down, reference_names
+from tarq.scoring.breakdown import break_down, protected_mask, reference_names
 from tarq.scoring.entities import EntityScores, score_entities
 from tarq.scoring.figures import Measured, ratios
 from tarq.scoring.outputs import SetOutputs, run_models
 from tarq.scoring.sets import ScoredSet, check_set
+from tarq.scoring.utterances import sums_by_utterance
 from tarq.scoring.words import ChangedWord, changed_words, hallucination_signs, score_words
 from tarq.words.frequencies import Frequencies, described
 from tarq.words.normalize import Normalizer
+from tarq.words.protect import Protected, notes_on, occurrences
 from tarq.words.settings import Words
 from tarq.words.transcripts import Rarity
 
@@ -40,7 +42,9 @@ class ModelScores:
         signs: of hallucination.
         hypotheses: utterance id to transcript, as decoded.
         lost, regained: rare words against the reference model.
+        protected_lost, protected_regained: protected words likewise.
         breakdown: errors by kind of word and by band of frequency (:func:`tarq.scoring.breakdown.break_down`).
+        utterances: utterance id to its sums (:func:`tarq.scoring.utterances.sums_by_utterance`).
     """
 
     figures: dict[str, Interval] = field(default_factory=dict)
@@ -49,7 +53,10 @@ class ModelScores:
     hypotheses: dict[str, str] = field(default_factory=dict)
     lost: list[ChangedWord] = field(default_factory=list)
     regained: list[ChangedWord] = field(default_factory=list)
+    protected_lost: list[ChangedWord] = field(default_factory=list)
+    protected_regained: list[ChangedWord] = field(default_factory=list)
     breakdown: dict[str, Any] = field(default_factory=dict)
+    utterances: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -68,6 +75,7 @@ class SetScores:
         left_out: utterances left out while loading by a convention of their corpus, counted by reason.
         notes: what was left out or is unreliable.
         references: utterance id to transcript, normalised; of a set that was transcribed.
+        protected: of a list of words to protect, how often each entry occurs (:func:`tarq.words.protect.occurrences`).
     """
 
     utterances: int
@@ -84,6 +92,7 @@ class SetScores:
     notes: list[str] = field(default_factory=list)
     references: dict[str, str] = field(default_factory=dict)
     targets: dict[str, int] = field(default_factory=dict)
+    protected: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -136,6 +145,7 @@ def evaluate_models(
     for label, scored in sets.items():
         check_set(label, scored.utterances)
         words.frequencies(scored.language)  # fails now, not after the work is done
+    words.protected()
     _check_comparable(models, reference)
     for name, recognizer in models.items():
         recognizer.check_weights(name)
@@ -191,7 +201,10 @@ def _scores(
     thresholds = _thresholds(rarity.words)
     utterances = scored.utterances
     texts = [u.text or "" for u in utterances]
-    measured = {name: _measured(name, utterances, outputs, normalizer, frequencies, thresholds) for name in models}
+    protected = rarity.protected(scored.language)
+    measured = {
+        name: _measured(name, utterances, outputs, normalizer, frequencies, thresholds, protected) for name in models
+    }
     sums = {name: ratios(measured[name], thresholds) for name in models}
     resampled = resample(
         {(name, figure): ratio for name in models for figure, ratio in sums[name].items()}, resamples, seed
@@ -201,9 +214,11 @@ def _scores(
     entities = next((m.entities for m in measured.values() if m.entities is not None), None)
     words = {name: m.words for name, m in measured.items() if m.words is not None}
     names = reference_names(texts, normalizer, scored.language, [u.entities for u in utterances])
-    breakdown = break_down(words, reference, names, resamples, seed) if words else {}
+    breakdown = break_down(words, reference, names, resamples, seed, protected) if words else {}
+    listed = occurrences([(protected, text) for text in texts]) if protected is not None else {}
     scores = next(iter(words.values()), None)
     unreliable = _few_rare_words(rare) + _entities_left_out(utterances, entities)
+    unreliable += notes_on(listed, "do not occur in this set") if listed else []
     forced = next((m.divergence for m in measured.values() if m.divergence is not None), {})
     return SetScores(
         utterances=len(texts),
@@ -219,6 +234,8 @@ def _scores(
                 measured[name],
                 measured[reference] if reference is not None and name != reference else None,
                 breakdown.get(name, {}),
+                protected,
+                sums_by_utterance(measured[name], outputs.forced),
             )
             for name in models
         },
@@ -235,6 +252,7 @@ def _scores(
         notes=[*scored.notes, *scored.intake.notes(), *outputs.notes, *unreliable],
         references=dict(zip(scores.ids, map(" ".join, scores.references), strict=True)) if scores else {},
         targets={kind: int(sums.positions.sum()) for kind, sums in forced.items()},
+        protected=listed,
     )
 
 
@@ -245,6 +263,7 @@ def _measured(
     normalizer: Normalizer,
     frequencies: Frequencies,
     thresholds: Sequence[float],
+    protected: Protected | None,
 ) -> Measured:
     """Words, entities and divergence of one model, as far as requested."""
     divergence = outputs.divergence.get(name)
@@ -263,15 +282,21 @@ def _measured(
     entities = None
     if any(u.entities for u in utterances):
         entities = score_entities(references, texts, [u.entities for u in utterances], normalizer=normalizer)
-    return Measured(words, entities, divergence)
+    errors = None if protected is None else words.counts(protected_mask(words, protected))
+    return Measured(words, entities, divergence, errors)
 
 
 def _model_scores(
-    figures: dict[str, Interval], measured: Measured, full: Measured | None, breakdown: dict[str, Any]
+    figures: dict[str, Interval],
+    measured: Measured,
+    full: Measured | None,
+    breakdown: dict[str, Any],
+    protected: Protected | None,
+    utterances: dict[str, dict[str, float]],
 ) -> ModelScores:
     """One model's scores; ``full`` is the reference model's, if there is another one."""
     if (words := measured.words) is None:
-        return ModelScores(figures)
+        return ModelScores(figures, utterances=utterances)
     counts = {
         "all": words.plain.totals(),
         "rare": words.rare[words.thresholds[0]].totals(),
@@ -282,15 +307,22 @@ def _model_scores(
         counts["entities"] = {
             key: int(getattr(entities, key).sum()) for key in ("mentions", "missed", "words", "errors")
         }
-    lost, regained = changed_words(full.words, words) if full is not None and full.words is not None else ([], [])
+    if measured.protected is not None:
+        counts["protected"] = measured.protected.totals()
+    changed: dict[str, list[ChangedWord]] = {}
+    if full is not None and full.words is not None:
+        changed["lost"], changed["regained"] = changed_words(full.words, words)
+        if protected is not None:
+            mask = protected_mask(words, protected)
+            changed["protected_lost"], changed["protected_regained"] = changed_words(full.words, words, chosen=mask)
     return ModelScores(
         figures,
         counts=counts,
         signs=asdict(hallucination_signs(words)),
         hypotheses=dict(zip(words.ids, words.texts, strict=True)),
-        lost=lost,
-        regained=regained,
         breakdown=breakdown,
+        utterances=utterances,
+        **changed,
     )
 
 

@@ -335,7 +335,7 @@ def _times_in_a_row(words: Sequence[str], n: int) -> int:
 
 @dataclass(frozen=True)
 class ChangedWord:
-    """A rare reference word that one of two models got right and the other did not.
+    """A rare or protected reference word that one of two models got right and the other did not.
 
     Attributes:
         id: of the utterance.
@@ -352,13 +352,17 @@ class ChangedWord:
 
 
 def changed_words(
-    full_precision: WordScores, quantized: WordScores, threshold: float | None = None
+    full_precision: WordScores,
+    quantized: WordScores,
+    threshold: float | None = None,
+    chosen: NDArray[np.bool_] | None = None,
 ) -> tuple[list[ChangedWord], list[ChangedWord]]:
     """The rare words that quantization lost, and those it won, matched by their place in the reference.
 
     Args:
         full_precision, quantized: scores of two models on the same utterances, in the same order.
         threshold: Zipf score; the main one of ``full_precision`` by default.
+        chosen: bool [reference words], the words to look at in place of the rare ones.
 
     Returns:
         (lost, won): right in full precision only, right in the quantized model only; in reading order.
@@ -381,7 +385,7 @@ def changed_words(
         u = int(full_precision.utterance_of[row])
         position = int(positions[row])
         word = full_precision.references[u][position]
-        if is_rare(word, limit, full_precision.language):
+        if is_rare(word, limit, full_precision.language) if chosen is None else chosen[row]:
             hypotheses = (" ".join(scores.hypotheses[u]) for scores in (full_precision, quantized))
             changed = ChangedWord(full_precision.ids[u], position, word, *hypotheses)
             (lost if before[row] else won).append(changed)

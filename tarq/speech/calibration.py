@@ -23,6 +23,7 @@ from tarq.report import Reporter
 from tarq.speech.styles import in_style, transcript_styles
 from tarq.timing import timed
 from tarq.words.frequencies import described
+from tarq.words.protect import notes_on, occurrences
 from tarq.words.rarity import position_tags, token_scores, word_spans
 from tarq.words.settings import Words
 from tarq.words.transcripts import Rarity
@@ -111,7 +112,9 @@ def calibration_set(
     aligned = config.frame_tags == "aligned" or (config.frame_tags == "auto" and recognizer.frames_only)
     batches = _tagged(recognizer, made.examples, config.batch_size, aligned=aligned)
     for threshold in words.band_thresholds[1:]:
-        examples = [with_rare(example, threshold, config.tail_positions) for example in made.examples]
+        # Protected words are in the first band of the tail unless they are rare enough for a further one.
+        plain = [replace(example, protected=None) for example in made.examples]
+        examples = [with_rare(example, threshold, config.tail_positions) for example in plain]
         if not any(bool(example.rare.any()) for example in examples):
             notes.append(f"no word is below Zipf {threshold:g}: that band of the tail is empty")
         deeper = _tagged(recognizer, examples, config.batch_size, aligned=aligned)
@@ -122,6 +125,11 @@ def calibration_set(
     if "note" in frequencies:
         notes.append(frequencies["note"])
     languages = [language_of(u, words.language) for u in made.utterances]
+    matched = [(rarity.protected(language), text) for text, language in zip(made.texts, languages, strict=True)]
+    protected = [(matcher, text) for matcher, text in matched if matcher is not None]
+    listed = {"protected": occurrences(protected)} if protected else {}
+    if protected:
+        notes += notes_on(listed["protected"], "do not occur in the calibration speech and so are not protected")
     counts = [rarity.counts(text, language) for text, language in zip(made.texts, languages, strict=True)]
     total, rare = (sum(numbers) for numbers in zip(*counts, strict=True))
     summary = {
@@ -135,6 +143,7 @@ def calibration_set(
         "languages": dict(Counter(languages)),
         "rare_word_share": rare / total if total else 0.0,
         "word_frequencies": frequencies,
+        **listed,
         "pool": pool.summary(),
         "positions": count_positions(batches),
         **intake.to_dict(),
@@ -272,14 +281,23 @@ def make_example(
     # Tokens of the prompt and special ones stand for no characters, and so have no score: they are never rare.
     scores = token_scores(prompted.offsets, word_spans(text, *rarity.of_language(language)))
     zipf = torch.tensor(scores, dtype=torch.float64)
-    example = Example(id=name, features=features, frames=frames, prompted=prompted, rare=none, tail=none, zipf=zipf)
+    listed = rarity.protected(language)
+    protected = None
+    if listed is not None:
+        inside = token_scores(prompted.offsets, [(span, 0.0) for span in listed.spans(text)])
+        protected = torch.tensor([score == 0.0 for score in inside], dtype=torch.bool)
+    example = Example(
+        id=name, features=features, frames=frames, prompted=prompted, rare=none, tail=none, zipf=zipf,
+        protected=protected,
+    )  # fmt: skip
     return with_rare(example, rarity.words.tail_threshold, tail_positions)
 
 
 def with_rare(example: Example, threshold: float, tail_positions: TailPositions) -> Example:
-    """The example with those of its tokens tagged that belong to a word below a Zipf score."""
+    """The example with those of its tokens tagged that belong to a word below a Zipf score, or to a protected one."""
     rare = example.zipf < threshold
-    return replace(example, rare=rare, tail=position_tags(rare, tail_positions) if len(rare) else rare)
+    tail = rare if example.protected is None else rare | example.protected
+    return replace(example, rare=rare, tail=position_tags(tail, tail_positions) if len(tail) else tail)
 
 
 def _tagged(recognizer: Recognizer, examples: Sequence[Example], size: int, *, aligned: bool) -> list[Batch]:

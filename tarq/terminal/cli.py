@@ -11,17 +11,27 @@ import typer
 from typer.core import TyperGroup
 
 from tarq.errors import TarqError
-from tarq.terminal import bench, demo, doctor, evaluate, inspect, pool, quantize, report, transcribe
+from tarq.terminal import (
+    bench,
+    compare,
+    demo,
+    doctor,
+    evaluate,
+    exits,
+    inspect,
+    pool,
+    quantize,
+    report,
+    transcribe,
+    words,
+)
 from tarq.terminal.commands import Command, without_types
 from tarq.terminal.console import console, lost_output, never_fail, say_error, say_note
+from tarq.terminal.exits import Exit
 from tarq.terminal.stopping import Terminated
 from tarq.version import __version__
 
 HELP = "Tail-aware 4-bit quantization for speech recognizers."
-EPILOG = (
-    "Exit codes: 0 success; 1 an error, reported in one line (tarq --debug COMMAND, or TARQ_DEBUG=1, adds the "
-    "traceback); 2 an invalid option; 130 stopped with Ctrl-C, 143 by SIGTERM (tarq quantize --resume then goes on)."
-)
 
 
 class ErrorReportingGroup(TyperGroup):
@@ -34,7 +44,8 @@ class ErrorReportingGroup(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as error:
-            by, code = ("SIGTERM", 143) if isinstance(error, Terminated) else ("Ctrl-C", 130)
+            term = isinstance(error, Terminated)
+            by, code = ("SIGTERM", Exit.TERMINATED) if term else ("Ctrl-C", Exit.INTERRUPTED)
             say_error("stopped", f"by {by}; files are written whole or not at all, so none is incomplete")
             say_notes(error)
             raise typer.Exit(code) from error
@@ -42,7 +53,7 @@ class ErrorReportingGroup(TyperGroup):
             if type(error).__module__.startswith(("click", "typer")):  # usage errors and exits, reported by typer
                 raise
             report_error(error)
-            raise typer.Exit(1) from error
+            raise typer.Exit(Exit.ERROR) from error
 
 
 def report_error(error: Exception) -> None:
@@ -69,23 +80,33 @@ def say_notes(error: BaseException) -> None:
 
 
 class App(typer.Typer):
-    """Commands of this command line's own kind."""
+    """Commands of this command line's own kind, under the heading of the moment."""
+
+    panel = ""
 
     def command(self, *names: Any, **settings: Any) -> Any:
-        return super().command(*names, **{"cls": Command} | settings)
+        own: dict[str, Any] = {"cls": Command, "rich_help_panel": self.panel}
+        return super().command(*names, **own | settings)
 
 
 app = App(
     cls=ErrorReportingGroup,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help=HELP,
-    epilog=EPILOG,
+    epilog=exits.HELP,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for module in (quantize, evaluate, report, pool, transcribe, inspect, demo, bench, doctor):
-    module.register(app)
+#: Heading of the help to the commands below it.
+PANELS = {
+    "Models": (quantize, transcribe, inspect),
+    "Results": (evaluate, compare, report),
+    "Speech and words": (pool, words),
+    "This machine": (demo, bench, doctor),
+}
+for app.panel, modules in PANELS.items():
+    for module in modules:
+        module.register(app)
 
 
 def _version(wanted: bool) -> None:
@@ -118,7 +139,7 @@ def _root(
 
 
 def main() -> None:
-    """Entry point; see :data:`EPILOG` for the exit codes."""
+    """Entry point; see :mod:`tarq.terminal.exits` for the exit codes."""
     # Set before transformers is imported: its progress bars and warnings would mix with ours.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -129,7 +150,7 @@ def main() -> None:
     except SystemExit as end:
         if end.code in (0, None) and (reason := lost_output()):
             say_error("output", f"could not be printed: {reason}")
-            sys.exit(1)
+            sys.exit(Exit.ERROR)
         raise
 
 

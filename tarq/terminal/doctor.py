@@ -6,15 +6,19 @@ It guards every import of something that may be missing, since reporting that is
 from __future__ import annotations
 
 import importlib
+import os
 import platform
 import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
+from functools import cache
+from importlib.metadata import PackageNotFoundError, requires, version
 from types import ModuleType
 
 import typer
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 from tarq.files import write_json
 from tarq.terminal.console import console
@@ -22,6 +26,10 @@ from tarq.terminal.options import JsonFile
 from tarq.version import __version__
 
 OPERATIONS = ("gram", "group_quantize", "w4_linear")
+#: Operators whose kernels a run needs: those it calls, not only the ones that operations are named after.
+OPERATORS = {"gram": ("gram", "gram_split"), "group_quantize": ("group_quantize",), "group_refine": ("group_refine",)}
+#: Variables of the environment that change which code runs.
+VARIABLES = ("TARQ_BACKEND", "TARQ_CPU_ISA", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
 #: What tarq requires: distribution to the module it provides.
 NEEDED = {
     "torch": "torch",
@@ -35,6 +43,8 @@ NEEDED = {
     "langcodes": "langcodes",
     "soundfile": "soundfile",
     "soxr": "soxr",
+    "typer": "typer",
+    "rich": "rich",
 }
 #: What is optional: the module, what it is for, how to get it.
 OPTIONAL = {
@@ -98,6 +108,8 @@ def checks() -> Iterator[Check]:
     yield Check("instruction set", "ok", torch.backends.cpu.get_cpu_capability())
     threads = f"{torch.get_num_threads()} (torch.set_num_threads or OMP_NUM_THREADS changes it)"
     yield Check("threads", "ok", threads)
+    if set_here := [f"{name}={os.environ[name]}" for name in VARIABLES if os.environ.get(name)]:
+        yield Check("environment", "ok", ", ".join(set_here))
     yield _gpu(torch)
     yield from _operators(torch)
 
@@ -105,7 +117,11 @@ def checks() -> Iterator[Check]:
 def _package(name: str, module: str, otherwise: str, mend: str) -> Check:
     try:
         importlib.import_module(module)
-        return Check(name, "ok", version(name))
+        found = version(name)
+        if (wanted := _wanted(name)) and not wanted.contains(found, prereleases=True):
+            mend = f"pip install '{name}{wanted}'"
+            return Check(name, otherwise, f"{found} is installed, tarq needs {wanted}: {mend}")
+        return Check(name, "ok", found)
     except ModuleNotFoundError as error:
         if error.name == module:
             return Check(name, otherwise, f"not installed; {mend}")
@@ -115,6 +131,20 @@ def _package(name: str, module: str, otherwise: str, mend: str) -> Check:
     except Exception as error:  # a broken installation raises anything: a missing library, a wrong ABI
         reason = next(iter(str(error).splitlines()), type(error).__name__)
         return Check(name, otherwise, f"installed, but cannot be imported: {reason}")
+
+
+@cache
+def _requirements() -> dict[str, SpecifierSet]:
+    """What this installation of tarq says it requires, by name; empty where it is not installed but on the path."""
+    try:
+        stated = [Requirement(text) for text in requires("tarq") or ()]
+    except PackageNotFoundError:
+        return {}
+    return {r.name: r.specifier for r in stated if r.specifier}
+
+
+def _wanted(name: str) -> SpecifierSet | None:
+    return _requirements().get(name)
 
 
 def _other_audio_formats() -> list[Check]:
@@ -165,26 +195,38 @@ def _operators(torch: ModuleType) -> Iterator[Check]:
     else:
         mend = "build it with: pip install --no-build-isolation -e ."
         yield Check("compiled extension", "slow", f"{dispatch.EXTENSION_ERROR}; {mend}")
+    try:
+        named = dispatch.choice(None)
+    except Exception as error:  # an unknown name, which every operation will refuse
+        yield Check("operators", "missing", f"{error}; unset TARQ_BACKEND")
+        return
     for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
         place = "the CPU" if device == "cpu" else "CUDA"
-        for name in (*OPERATIONS[:2], "group_refine"):
-            if dispatch.has_native(name, device):
+        for name, operators in OPERATORS.items():
+            absent = next((operator for operator in operators if not dispatch.has_native(operator, device)), None)
+            if named == "reference":
+                yield Check(f"{name} on {place}", "slow", "the PyTorch reference: TARQ_BACKEND asks for it; unset it")
+            elif absent is None:
                 yield Check(f"{name} on {place}", "ok", "its own kernel")
             else:
-                why = dispatch.reason(name, device).removeprefix(": ") or "there is no kernel for it"
+                why = dispatch.reason(absent, device).removeprefix(": ") or "there is no kernel for it"
                 yield Check(f"{name} on {place}", "slow", f"the PyTorch reference: {why}")
-        yield _w4_linear(device, place)
+        yield _w4_linear(device, place, named)
 
 
-def _w4_linear(device: str, place: str) -> Check:
-    """The backend that 4-bit layers with groups of 128 get, and why the others cannot run."""
+def _w4_linear(device: str, place: str, named: str) -> Check:
+    """The backend that 4-bit layers with groups of 128 get, by name or by preference; why the others cannot run."""
     backends = importlib.import_module("tarq.kernels.w4_linear.backends")
     triton_runtime = importlib.import_module("tarq.kernels.triton_runtime")
     torch = importlib.import_module("torch")
     capability = triton_runtime.chip(torch.device(device))[0] if device == "cuda" else None
     layers = backends.Config(device, 4, 128, 1024, 1024, capability=capability)
     found = backends.survey(layers)
-    chosen, _, drawback = next(entry for entry in found if entry[1])
+    able = [entry for entry in found if entry[1] and named in (entry[0], "auto", "native")]
+    able = [entry for entry in able if named != "native" or entry[0] != "reference"]
+    if not able:
+        return Check(f"w4_linear on {place}", "missing", f"TARQ_BACKEND={named} cannot run here; unset it")
+    chosen, _, drawback = able[0]
     others = [f"{name} {why}" for name, able, why in found if not able]
     detail = "; ".join([f"{chosen}, {drawback}" if drawback else chosen, *others])
     return Check(f"w4_linear on {place}", "slow" if drawback else "ok", detail)

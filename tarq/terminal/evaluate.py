@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +12,8 @@ from tarq.config import TarqConfig
 from tarq.files import write_json, write_whole
 from tarq.option import CALIBRATION
 from tarq.terminal.console import command, console, progress_console
+from tarq.terminal.gates import MaxProtectedWer, MaxRareWer, MaxWer, end_by, gates_of
+from tarq.terminal.logfile import LogFile
 from tarq.terminal.options import (
     OUTPUT,
     SPEECH,
@@ -28,6 +31,7 @@ from tarq.terminal.options import (
 from tarq.terminal.progress import TerminalReporter
 
 if TYPE_CHECKING:
+    from tarq.data.utterance import Utterance
     from tarq.models.base import Recognizer
 
 
@@ -40,10 +44,12 @@ def register(app: typer.Typer) -> None:
     "tail_threshold",
     "language",
     "word_frequencies",
+    "protect",
     "max_bad",
     "seed",
     "batch_size",
     seed="Random seed of the sample and the bootstrap.",
+    protect="File of words and names, one a line, to score by themselves too.",
 )
 def evaluate(
     models: Annotated[list[str], typer.Argument(metavar="MODEL", help="Models to score: folders or hub ids.")],
@@ -87,10 +93,31 @@ def evaluate(
             help="Also write a page with figures, tables, and the utterances in which rare words changed to this file.",
         ),
     ] = None,
+    csv_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--csv",
+            metavar="FILE",
+            callback=writable,
+            rich_help_panel=OUTPUT,
+            help="Also write every utterance to this CSV file: transcripts, errors, KL and ΔNLL of each model.",
+        ),
+    ] = None,
+    log_file: LogFile = None,
+    max_wer: MaxWer = None,
+    max_rare: MaxRareWer = None,
+    max_protected: MaxProtectedWer = None,
 ) -> None:
     """Score models: WER, rare-WER, KL and ΔNLL, with paired intervals and the rare words lost."""
     config = TarqConfig(**chosen)
-    with TerminalReporter(progress_console) as reporter:
+    gates = gates_of(max_wer, max_rare, max_protected)
+    if gates and len(dict.fromkeys([*models, *([reference] if reference else [])])) < 2:
+        raise typer.BadParameter("needs a second model to compare with", param_hint=gates[0].option)
+    if gates and not decode:
+        raise typer.BadParameter("needs transcripts: leave --no-decode out", param_hint=gates[0].option)
+    if max_protected is not None and config.protect is None:
+        raise typer.BadParameter("needs a list of words: --protect FILE", param_hint="--max-protected-wer-increase")
+    with TerminalReporter(progress_console, log_file) as reporter:
         reporter.phase("starting")
         from tarq import api, distributed
         from tarq.checkpoint.source import check_named, expand_home
@@ -126,10 +153,14 @@ def evaluate(
                 decode=decode,
                 reporter=reporter,
             )
-            if first and (json_file or html_file):
+            if first and (json_file or html_file or csv_file):
                 found = result.to_dict() | _origin(recognizers, str(place["device"]))
                 if json_file:
                     write_json(json_file, found)
+                if csv_file:
+                    from tarq.scoring.utterances import utterances_csv
+
+                    write_whole(csv_file, utterances_csv(found, _texts(found, sets)))
                 if html_file:
                     from tarq.reports.make import evaluation_page
 
@@ -138,6 +169,21 @@ def evaluate(
                     write_whole(html_file, evaluation_page(found, speech_by_set))
     if first:
         show_evaluation(console, result, {label: r.linear_bytes() for label, r in recognizers.items()})
+    if gates:
+        labels = list(sources)
+        against, *others = labels if len(models) > 1 else [base or labels[-1], *labels]
+        differences = {label: scores.differences for label, scores in result.sets.items()}
+        end_by(gates, differences, [label for label in dict.fromkeys(others) if label != against], against)
+
+
+def _texts(found: dict[str, Any], sets: Mapping[str, Sequence[Utterance]]) -> dict[str, dict[str, str]]:
+    """Of each scored set the transcripts of its utterances; a set in several languages is scored as one for each."""
+    texts = {}
+    for label, scores in found["sets"].items():
+        known = next(speech for name, speech in sets.items() if label in (name, f"{name} ({scores['language']})"))
+        scored = {i for model in scores["models"].values() for i in model["utterances"]}
+        texts[label] = {u.id: u.text or "" for u in known if u.id in scored}
+    return texts
 
 
 def _origin(recognizers: dict[str, Recognizer], device: str) -> dict[str, Any]:

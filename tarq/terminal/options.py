@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 FIELDS = options(TarqConfig)
 #: Placeholder of a value in the help, by kind of field.
-METAVARS = {"int": "N", "float": "X", "path": "FILE", "language": "CODE", "names": "LAYER"}
+METAVARS = {"int": "N", "float": "X", "path": "FILE", "language": "CODE", "names": "LAYER", "entries": "FILE"}
 OUTPUT = "Output"
 #: The field that has no option of its own: its values come with ``--bits``.
 _BITS_FOR = "bits_for"

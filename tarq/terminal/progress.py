@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from types import TracebackType
 
 from rich.console import Console
@@ -16,6 +17,7 @@ from rich.text import Text
 
 from tarq.report import LayerReport, Reporter
 from tarq.terminal.console import progress_console
+from tarq.terminal.logfile import RunLog
 
 #: Seconds between lines without a terminal.
 INTERVAL = 20.0
@@ -43,9 +45,11 @@ class TerminalReporter(Reporter):
 
     Args:
         console: where to.
+        log_file: a file that gets a line for everything too.
     """
 
-    def __init__(self, console: Console | None = None) -> None:
+    def __init__(self, console: Console | None = None, log_file: Path | None = None) -> None:
+        self.log = RunLog(log_file)
         self.console = progress_console if console is None else console
         self.live = self.console.is_terminal
         self.progress = Progress(
@@ -77,12 +81,14 @@ class TerminalReporter(Reporter):
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.log.end(value)
         self.contexts.__exit__(kind, value, trace)
 
     def phase(self, text: str, total: int | None = None) -> None:
         if not self.bars_off and "transformers" in sys.modules:
             self.bars_off = True
             self.contexts.enter_context(_transformers_bars_off())
+        self.log.line("phase", text if total is None else f"{text} ({total})")
         self.text, self.total, self.done = text, total, 0
         self.began = self.reported = time.monotonic()
         self.progress.remove_task(self.task)
@@ -98,12 +104,14 @@ class TerminalReporter(Reporter):
         self.phase("quantizing", layers)
 
     def layer(self, record: LayerReport) -> None:
+        self.log.layer(record)
         loss = "" if record.loss is None else f" loss {record.loss:.1e}"
         detail = f"{shortened(record.name, 26)} λ {record.lam:.2f} α {record.alpha:.2f}{loss}"
         self.progress.update(self.task, advance=1, detail=escape(detail))
         self._report_periodically(1)
 
     def note(self, text: str) -> None:
+        self.log.line("note", text)
         self.console.print(f"[yellow]note[/] {escape(text)}", highlight=False, soft_wrap=not self.live)
 
     def _report_periodically(self, steps: int) -> None:

@@ -17,6 +17,7 @@ from tarq.option import CALIBRATION, METHOD, RESOURCES, options
 from tarq.presets import PRESETS
 from tarq.signals import raised_on_sigterm
 from tarq.terminal.console import command, console, progress_console, say
+from tarq.terminal.logfile import LogFile
 from tarq.terminal.options import OUTPUT, SPEECH, Device, Dtype, JsonFile, Overwrite, configured, where_to_run
 from tarq.terminal.progress import TerminalReporter
 from tarq.terminal.stopping import Terminated, given_again, how_to_go_on, unfinished_beside
@@ -77,14 +78,18 @@ def quantize(
         ),
     ] = False,
     json_file: JsonFile = None,
+    log_file: LogFile = None,
+    verbose: Annotated[
+        bool, typer.Option("--verbose", "-v", rich_help_panel=OUTPUT, help="Show a table of all layers at the end.")
+    ] = False,
 ) -> None:
     """Quantize a model and write a compressed-tensors checkpoint."""
     config = TarqConfig.preset(method.value, **chosen)
     if dry_run:
-        _dry_run(model, config, device, dtype, json_file, calibration or [])
+        _dry_run(model, config, device, dtype, json_file, calibration or [], log_file)
         return
     again = given_again(context, "--resume")
-    with raised_on_sigterm(lambda number: Terminated()), TerminalReporter(progress_console) as reporter:
+    with raised_on_sigterm(lambda number: Terminated()), TerminalReporter(progress_console, log_file) as reporter:
         reporter.phase("starting")
         from tarq import api, distributed
         from tarq.checkpoint.unfinished import check_unfinished, progress
@@ -99,6 +104,7 @@ def quantize(
                     f"the solver {config.solver} makes more than codes and scales, which no checkpoint can hold: "
                     "tarq.quantize runs it, to be measured"
                 )
+            api.check_protect(config, config.arms())
             api.check_output(out, model, overwrite=overwrite)
             unfinished = unfinished_beside(out)
             if first:
@@ -123,16 +129,22 @@ def quantize(
             if first and json_file:
                 write_json(json_file, asdict(report))
     if first:
-        show_report(console, report, layers=False)
+        show_report(console, report, layers=verbose)
         say(f"written to {out}")
         next_command = command("tarq", "evaluate", model, out, "--reference", model, "--data", "DATA")
         say(f"next: {next_command}")
 
 
 def _dry_run(
-    model: str, config: TarqConfig, device: str, dtype: str, json_file: Path | None, calibration: list[str]
+    model: str,
+    config: TarqConfig,
+    device: str,
+    dtype: str,
+    json_file: Path | None,
+    calibration: list[str],
+    log_file: Path | None,
 ) -> None:
-    with TerminalReporter(progress_console) as reporter:
+    with TerminalReporter(progress_console, log_file) as reporter:
         reporter.phase("starting")
         from tarq import api
         from tarq.data.speech import load_speech

@@ -22,7 +22,7 @@ T = TypeVar("T")
 CELL, NAME = 20, 20
 
 
-def _cell(figure: Figure, known: Interval | Difference | None, flips: bool = False) -> str:
+def cell(figure: Figure, known: Interval | Difference | None, flips: bool = False) -> str:
     """A value over its interval; those of a difference carry a sign, and are bold where the interval excludes 0."""
     if known is None or math.isnan(known.value):  # nothing to divide by
         return "–"
@@ -52,6 +52,7 @@ def show_evaluation(console: Console, evaluation: Evaluation, sizes: Mapping[str
 def show_set(console: Console, label: str, scores: SetScores, sizes: Mapping[str, int]) -> None:
     """One set: one column per model, then one row per pair of models; as many columns side by side as fit."""
     title = f"{label}: {_amounts(scores)} rare"
+    title += f", {sum(scores.protected['entries'].values())} protected" if scores.protected else ""
     title += f", {scores.entities} {'entity' if scores.entities == 1 else 'entities'}" if scores.entities else ""
     figures = [f for f in FIGURES if any(f.name in m.figures for m in scores.models.values())]
     for names in _pieces(list(scores.models), console.width):
@@ -60,7 +61,7 @@ def show_set(console: Console, label: str, scores: SetScores, sizes: Mapping[str
         rows.add_row("S / D / I", *(_counts(scores.models[name].counts.get("all")) for name in names))
         for figure in figures:
             if figure.shown:
-                cells = [_cell(figure, scores.models[name].figures.get(figure.name)) for name in names]
+                cells = [cell(figure, scores.models[name].figures.get(figure.name)) for name in names]
                 rows.add_row(figure.title, *cells)
         console.print(rows)
     for unit in ("%", "nats") if scores.differences else ():
@@ -83,7 +84,7 @@ def show_differences(
     for some in _pieces(figures, console.width) if known else ():
         rows = table("", *(f.title for f in some), title=title)
         for pair, found in known.items():
-            rows.add_row(escape(pair), *(_cell(f, found.get(f.name), flips=True) for f in some))
+            rows.add_row(escape(pair), *(cell(f, found.get(f.name), flips=True) for f in some))
         console.print(rows)
 
 
@@ -101,6 +102,15 @@ def _pieces(columns: Sequence[T], width: int) -> list[list[T]]:
 def show_words(console: Console, scores: SetScores, examples: int) -> None:
     """Rare words lost and regained against full precision, with a few transcripts side by side."""
     for name, model in scores.models.items():
+        if model.protected_lost or model.protected_regained:
+            away, back = (
+                ", ".join(w.word for w in words) for words in (model.protected_lost, model.protected_regained)
+            )
+            console.print(
+                f"[bold]{escape(name)}[/] lost {len(model.protected_lost)} protected: {escape(away) or '–'}; "
+                f"regained {len(model.protected_regained)}: {escape(back) or '–'}",
+                highlight=False,
+            )
         if not model.lost and not model.regained:
             continue
         lost, regained = ", ".join(w.word for w in model.lost), ", ".join(w.word for w in model.regained)
@@ -126,13 +136,13 @@ def show_demo(console: Console, scores: SetScores, sizes: Mapping[str, int], ref
     full = next(iter(scores.models))
     for name, model in scores.models.items():
         changed = "–" if name == full else f"{len(model.lost)}, {len(model.regained)}"
-        cells = [_cell(figure, model.figures.get(figure.name)) for figure in words]
+        cells = [cell(figure, model.figures.get(figure.name)) for figure in words]
         rows.add_row(escape(name), size_text(sizes[name]), *cells, changed)
     console.print(rows)
     forced = [name for name in scores.models if name != full]
     rows = table("", *(figure.title for figure in rare), title="against full precision, nats per rare position")
     for name in forced:
-        rows.add_row(escape(name), *(_cell(figure, scores.models[name].figures.get(figure.name)) for figure in rare))
+        rows.add_row(escape(name), *(cell(figure, scores.models[name].figures.get(figure.name)) for figure in rare))
     console.print(rows)
     shown = {
         f"{other} − {base}": scores.differences[f"{other} − {base}"]

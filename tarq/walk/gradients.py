@@ -86,7 +86,7 @@ def output_gradients(
         found.moments = {name: _zero_moments(linear) for name, linear in linears.items()}
     with _frozen(recognizer.model):
         for index, batch in batches:
-            seen = _backward(recognizer, batch, linears, arms.target_weight(batch.rare_target, rare_share), found)
+            seen = _backward(recognizer, batch, linears, arms.target_weight(batch.tail_target, rare_share), found)
             for name, pieces in seen.items():
                 rows = torch.cat(pieces).cpu()
                 if not bool(rows.isfinite().all()):
@@ -164,7 +164,7 @@ def _frozen(model: nn.Module) -> Iterator[None]:
 def rare_share(batches: Sequence[Batch]) -> float:
     """Share of rare targets in a calibration set."""
     every = sum(int((batch.targets != -100).sum()) for batch in batches)
-    return sum(int(batch.rare_target.sum()) for batch in batches) / max(every, 1)
+    return sum(int(batch.tail_target.sum()) for batch in batches) / max(every, 1)
 
 
 def _zero_moments(linear: nn.Module) -> Tensor:

@@ -25,7 +25,7 @@ from tarq.models.types import Batch, Positions
 from tarq.report import versions
 
 #: Settings that change no code, or only by the calibration set, which is compared itself.
-_FREE = ("activation_memory", "max_bad", "ids")
+_FREE = ("activation_memory", "max_bad", "ids", "protect")
 #: Files of a package that decide what it computes.
 _SOURCES = (".py", ".so", ".pyd", ".json")
 
@@ -94,7 +94,7 @@ def own_files() -> str:
 def _batch(batch: Batch) -> dict[str, str]:
     """Digests of a batch's audio, of its transcripts, and of how its rows are tagged."""
     tokens = {"input_ids": batch.input_ids, "targets": batch.targets}
-    tags = {"rare": batch.rare_target, "scored": batch.scored}
+    tags = {"rare": batch.rare_target, "protected": batch.protected_target, "scored": batch.scored}
     return {
         "audio": digest_of(sorted(batch.features.items())),
         "transcript": digest_of(tokens.items()),

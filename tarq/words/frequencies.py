@@ -42,7 +42,7 @@ class WordFrequencies:
 
     def zipf(self, word: str) -> float:
         """Zipf score of a word; 0.0 if the file lacks it. Case and punctuation around it do not matter."""
-        return self.scores.get(_key(word), 0.0)
+        return self.scores.get(look_up_form(word), 0.0)
 
 
 #: Source of Zipf scores: a language of wordfreq, or a file.
@@ -170,7 +170,7 @@ def _parsed(name: str, digest: str, text: str) -> WordFrequencies:
             raise DataError(
                 f"{name}:{place}: {line.strip()!r} is not a word and its count; write them with a tab between"
             )
-        if key := _key(word):
+        if key := look_up_form(word):
             numbers[key] = max(numbers.get(key, 0.0), number) if are_scores else numbers.get(key, 0.0) + number
     total = sum(numbers.values())
     if not total:
@@ -181,8 +181,8 @@ def _parsed(name: str, digest: str, text: str) -> WordFrequencies:
     return WordFrequencies(name, digest, total, scores)
 
 
-def _key(word: str) -> str:
-    """A word in the form for look-up: lower case, without surrounding punctuation."""
+def look_up_form(word: str) -> str:
+    """A word as lists are looked up: lower case, without surrounding punctuation; empty if nothing else is left."""
     characters = bare(unicodedata.normalize("NFC", word).casefold()).replace("’", "'")
     inside = [i for i, character in enumerate(characters) if in_word(character)]
     return characters[inside[0] : inside[-1] + 1] if inside else ""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from difflib import SequenceMatcher
 from functools import lru_cache
 
@@ -65,21 +65,34 @@ def rare_counts(
 
 
 def word_spans(text: str, normalizer: Normalizer, language: Frequencies = "en") -> list[tuple[Span, float]]:
-    """A transcript's words in its original text, each with its Zipf score.
+    """A transcript's words in its original text (:func:`located_words`), each with its Zipf score.
 
     Scores are those of the words that the evaluation counts, those of the normalised text ("nineteen eighty
-    four" → 1984). They are located in the raw text as follows: every raw word (split at white space and
-    dashes) is normalised on its own, and that sequence is aligned with the whole text's. Equal words map
-    one to one; where a run differs, all its raw words have the score of the rarest of its normalised words;
-    a raw word of several normalised words has that of the rarest ("O'Brien" → 0 brien). A raw word that the
-    whole lacks has none (a remark in parentheses; also the "one" of "one thousand" → 1000).
-
-    Returns:
-        [start, end) character spans, ascending and disjoint, without the punctuation around the words; NaN where
-        no word is counted. Dashes alone that join two words are a span, too: that of the more frequent one.
+    four" → 1984).
 
     Raises:
         DataError: see ``zipf``.
+    """
+    return located_words(text, normalizer, lambda words: [_score(word, language) for word in words])
+
+
+def located_words(
+    text: str, normalizer: Normalizer, score: Callable[[Sequence[str]], list[float]]
+) -> list[tuple[Span, float]]:
+    """A transcript's words in its original text, each with the score of the normalised words it stands for.
+
+    They are located as follows: every raw word (split at white space and dashes) is normalised on its own, and that
+    sequence is aligned with the whole text's. Equal words map one to one; where a run differs, all its raw words have
+    the lowest score of its normalised words; a raw word of several normalised words has the lowest of these ("O'Brien"
+    → 0 brien). A raw word that the whole lacks has none (a remark in parentheses; also the "one" of "one thousand" →
+    1000).
+
+    Args:
+        score: from the normalised words of the whole text to a score of each; NaN for none.
+
+    Returns:
+        [start, end) character spans, ascending and disjoint, without the punctuation around the words; NaN where
+        no word is counted. Dashes alone that join two words are a span, too: with the higher score of the two.
     """
     pieces = [match.span() for match in _PIECE.finditer(text)]
     alone: list[str] = []  # the pieces' normalised words …
@@ -89,29 +102,30 @@ def word_spans(text: str, normalizer: Normalizer, language: Frequencies = "en") 
         alone += words
         piece_of += [index] * len(words)
     whole = normalizer.words(text)
+    of_words = score(whole)
 
     scores = [math.nan] * len(pieces)
     for kind, i1, i2, j1, j2 in SequenceMatcher(None, alone, whole, autojunk=False).get_opcodes():
-        counted = [_score(word, language) for word in whole[j1:j2]]
+        counted = of_words[j1:j2]
         if kind == "equal":
             found = list(zip(piece_of[i1:i2], counted, strict=True))
         else:
             # A word that no single piece gives ("insert") belongs to the pieces around it.
             first, last = (i1 - 1, i1 + 1) if kind == "insert" else (i1, i2)
             found = [(index, _rarest(counted)) for index in piece_of[max(first, 0) : last]]
-        for index, score in found:
-            scores[index] = _rarest([scores[index], score])
+        for index, value in found:
+            scores[index] = _rarest([scores[index], value])
 
     spans: list[tuple[Span, float]] = []
-    for piece, score in zip(pieces, scores, strict=True):
+    for piece, own in zip(pieces, scores, strict=True):
         start, end = _trimmed(text, piece)
         if start == end:
             continue
         if spans:
             (_, before), other = spans[-1]
             if not text[before:start].strip(_DASHES):
-                spans.append(((before, start), math.nan if math.isnan(other + score) else max(other, score)))
-        spans.append(((start, end), score))
+                spans.append(((before, start), math.nan if math.isnan(other + own) else max(other, own)))
+        spans.append(((start, end), own))
     return spans
 
 

@@ -12,6 +12,7 @@ from tarq.words.normalize import Normalizer, get_normalizer, primary_language
 
 if TYPE_CHECKING:
     from tarq.words.frequencies import Frequencies
+    from tarq.words.protect import ProtectedList
 
 Normalization = Literal["auto", "english", "basic", "none"]
 
@@ -26,6 +27,8 @@ class Words(Checked):
         language: of the word frequencies and of the prompt of a multilingual model; an utterance whose manifest
             line has a ``language`` keeps its own.
         word_frequencies: a file of words and counts used in place of ``wordfreq``'s lists, in every language.
+        protect: words and names whose positions are in the tail whatever their frequency: a file with one a line, or
+            a list of them (:mod:`tarq.words.protect`). A metric that weighs the tail must be chosen with it.
         normalizer: text normaliser that splits transcripts into words: ``english``, ``basic`` or ``none``;
             ``auto`` is ``english`` for English and ``basic`` for other languages.
     """
@@ -47,6 +50,13 @@ class Words(Checked):
         CALIBRATION,
         "File of words and counts to use in place of wordfreq's list.",
         "path",
+        optional=True,
+    )
+    protect: str | tuple[str, ...] | None = option(
+        None,
+        CALIBRATION,
+        "File of words and names, one a line, in the tail whatever their frequency; needs a metric such as rarebal.",
+        "entries",
         optional=True,
     )
     normalizer: str = option(
@@ -90,3 +100,13 @@ class Words(Checked):
         from tarq.words.frequencies import frequencies  # wordfreq takes a while to import
 
         return frequencies(language or self.language, self.word_frequencies)
+
+    def protected(self) -> ProtectedList | None:
+        """The list of words to protect, read; None where none is given.
+
+        Raises:
+            DataError: the list is not usable.
+        """
+        from tarq.words.protect import protected_list
+
+        return None if self.protect is None else protected_list(self.protect)

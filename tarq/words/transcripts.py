@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 from tarq.words.frequencies import Frequencies
 from tarq.words.normalize import Normalizer
+from tarq.words.protect import Protected, ProtectedList
 from tarq.words.rarity import rare_counts
 from tarq.words.settings import Words
 
@@ -24,6 +25,11 @@ class Rarity:
         self.spelling = spelling
         self._languages: dict[str, tuple[Normalizer, Frequencies]] = {}
         self._counts: dict[tuple[str, str], tuple[int, int]] = {}
+        self._protected: dict[str, Protected] = {}
+
+    @cached_property
+    def _listed(self) -> ProtectedList | None:
+        return self.words.protected()  # reads the file, once a run: it may be edited between two
 
     def of_language(self, language: str | None = None) -> tuple[Normalizer, Frequencies]:
         """The normaliser and the word frequencies of a language; by default the settings'.
@@ -52,3 +58,16 @@ class Rarity:
             normalizer, frequencies = self.of_language(language)
             self._counts[key] = rare_counts(key[0], normalizer, self.words.tail_threshold, frequencies)
         return self._counts[key]
+
+    def protected(self, language: str | None = None) -> Protected | None:
+        """Where the words to protect are in transcripts of a language; None where no list of them is given.
+
+        Raises:
+            DataError: the list is not usable, or there are no word frequencies for the language.
+        """
+        if (given := self._listed) is None:
+            return None
+        language = language or self.words.language
+        if language not in self._protected:
+            self._protected[language] = Protected(given, self.of_language(language)[0])
+        return self._protected[language]

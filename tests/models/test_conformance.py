@@ -121,6 +121,24 @@ def test_logits_are_the_models_own_whatever_the_batch(recognizer, examples):
                 assert torch.equal(batch.targets[b, rows], alone.targets[0, alone.targets[0] != -100])
 
 
+def test_targets_know_which_word_is_protected(family, recognizer, utterances):
+    """In every family: those of the words on the list, however common, and frames aligned to them."""
+    listed = [u.text.split()[1] for u in utterances]
+    rarity = Rarity(Words(protect=listed))
+    made = make_examples(recognizer, utterances, rarity, Reporter())
+    for batch in batches_of(recognizer, made.examples):
+        for b, name in enumerate(batch.ids):
+            text = made.texts[[u.id for u in made.utterances].index(name)]
+            marked = batch.targets[b][batch.protected_target[b]].tolist()
+            if not family.generates:  # CTC emits a token for several frames, and blanks between
+                marked = [i for i, _ in itertools.groupby(marked) if i != recognizer.blank]
+            whole = {} if family.generates else {"group_tokens": False}
+            found = recognizer.tokenizer.decode(marked, **whole).split()
+            wanted = [word for word in text.split() if rarity.protected().marks([word])[0]]
+            assert "".join(found).casefold() == "".join(wanted).casefold() != ""
+        assert torch.equal(batch.tail_target, batch.rare_target | batch.protected_target)
+
+
 def test_targets_know_how_frequent_their_word_is(recognizer, utterances, examples):
     """Rare ones are those below the threshold; all scores are of words of the transcript, each of which has some."""
     texts = {u.id: u.text for u in utterances}

@@ -212,7 +212,8 @@ def test_every_figure_is_told_once(evaluation):
     model = evaluation.models["2 bits"]
     thresholds = {"rare_wer_zipf_2", "rare_wer_zipf_4"}
     banded = {figure.name for band in NAMES if evaluation.targets[band] for figure in BANDED[band]}
-    assert set(model.figures) == {f.name for f in FIGURES if f.source != "entities"} | thresholds | banded
+    asked = {f.name for f in FIGURES if f.source in ("words", "divergence")}  # neither entities nor protected words
+    assert set(model.figures) == asked | thresholds | banded
     wer = next(figure for figure in FIGURES if figure.name == "wer")
     assert (wer.text(0.12345), wer.text(-0.01, "+"), wer.text(float("nan"))) == ("12.35", "-1.00", "–")
     assert next(f for f in FIGURES if f.name == "kl_rare").text(0.01, "+") == "+0.0100"
@@ -228,7 +229,9 @@ def test_every_figure_is_the_ratio_its_name_says():
     }
     entities = score_entities(references, hypotheses, [["quokka"], ["northanger"]], normalizer=normalizer)
     words = score_words(references, hypotheses, normalizer=normalizer, thresholds=(3.0, 4.0))
-    found = ratios(Measured(words, entities, divergences), (3.0, 4.0))
+    divergences["protected"] = Divergence(np.array([0.3, 0.0]), np.array([-0.6, 0.0]), np.array([2, 0]))
+    protected = words.counts(np.array([word == "abbey" for some in words.references for word in some]))
+    found = ratios(Measured(words, entities, divergences, protected), (3.0, 4.0))
     values = {name: np.sum(ratio.numerator) / np.sum(ratio.denominator) for name, ratio in found.items()}
     assert values == pytest.approx({
         "wer": 5 / 9,  # one substitution, one deletion (abbey), three insertions
@@ -238,12 +241,16 @@ def test_every_figure_is_the_ratio_its_name_says():
         "insertions": 3 / 9,
         "looping": 0.0,
         "b_wer": 3 / 2,  # quokka, and the two that were inserted
+        "protected_wer": 1.0,  # abbey is lost
+        "protected_miss_rate": 1.0,
         "ne_wer": 1 / 2,
         "ne_fnr": 1 / 2,
         "delta_nll_rare": 1.2 / 4,
         "kl_rare": 0.8 / 4,
         "delta_nll_common": -0.2 / 4,
         "kl_common": 0.2 / 4,
+        "delta_nll_protected": -0.6 / 2,
+        "kl_protected": 0.3 / 2,
         "rare_wer_zipf_4": 2 / 3,  # and abbey
     })  # fmt: skip
 

@@ -17,7 +17,8 @@ from tarq.terminal.commands import PLACES
 
 runner = CliRunner()
 FIELDS = options(TarqConfig)
-COMMANDS = ("quantize", "evaluate", "report", "pool", "transcribe", "inspect", "demo", "bench", "doctor")
+COMMANDS = ("quantize", "evaluate", "compare", "report", "pool", "words", "transcribe", "inspect", "demo", "bench")
+COMMANDS += ("doctor",)
 
 
 def plain(text: str) -> str:
@@ -46,7 +47,7 @@ def test_help_is_whole_at_80_columns(command, monkeypatch):
 @pytest.mark.parametrize("value", ["nan", "inf", "-1", "x", ""])
 def test_a_wrong_option_is_named_before_any_work(name, value, tmp_path):
     """Whatever the configuration refuses of a field, the command line refuses by the option's name, without a model."""
-    if value and (FIELDS[name].kind == "path" or (FIELDS[name].kind, len(value)) == ("language", 3)):
+    if value and (FIELDS[name].kind in ("path", "entries") or (FIELDS[name].kind, len(value)) == ("language", 3)):
         return  # any text may be a path, and any three letters a language
     option = f"--{name.replace('_', '-')}"
     result = runner.invoke(app, ["quantize", str(tmp_path / "no-model"), str(tmp_path / "out"), option, value])
@@ -72,6 +73,7 @@ def test_a_wrong_option_is_named_before_any_work(name, value, tmp_path):
         (["quantize", "m", "o", "--bits", "3,encoder=8,4"], "each place once"),
         (["demo", "--score", "x"], "--score"),
         (["bench", "--seconds", "nan"], "--seconds"),
+        (["words", "text", "--rows", "-1"], "--rows"),
         (["transcribe", "m", "a.wav", "--dtype", "int8"], "--dtype"),
         (["transcribe", "m", "a.wav", "--device", "gpu"], "--device"),
         (["quantize", "m", "o", "--method", "best"], "--method"),
@@ -112,8 +114,8 @@ def test_every_field_can_be_set(monkeypatch, tmp_path):
         "cost_ratio": 0.5, "max_lambda": 9.0, "residual": 0.5, "solver": "rtn", "damp": 0.1, "act_order": "static",
         "input_scales": "awq", "reparametrize": "both", "tail_bands": 2,
         "tail_positions": "either", "frame_tags": "aligned", "padding_weight": 0.3, "tail_threshold": 4.0,
-        "language": "de", "word_frequencies": "w.txt", "normalizer": "none", "ids": "ids.txt", "samples": 7,
-        "max_positions": 99,
+        "language": "de", "word_frequencies": "w.txt", "protect": "names.txt", "normalizer": "none",
+        "ids": "ids.txt", "samples": 7, "max_positions": 99,
         "transcripts": "self", "timestamps": "with", "max_bad": 2, "target_bits": 4.25, "seed": 5,
         "batch_size": 3, "activation_memory": 1.5,
     }  # fmt: skip
@@ -161,7 +163,8 @@ def test_an_empty_place_is_refused_by_name(name, parameter, blank, monkeypatch, 
     """It would stand for the current folder, which here holds what could be taken or overwritten."""
     monkeypatch.chdir(tmp_path)
     others = {"quantize": ["m", "o"], "evaluate": ["m", "--data", "d"], "report": ["r", "--out", "o"], "pool": ["s"]}
-    words = (others | {"transcribe": ["m", "a"], "inspect": ["c"], "bench": [], "demo": [], "doctor": []})[name]
+    others |= {"transcribe": ["m", "a"], "inspect": ["c"], "words": ["t"], "compare": ["a", "b"]}
+    words = (others | {"bench": [], "demo": [], "doctor": []})[name]
     if parameter.param_type_name == "option":
         words = [*words, parameter.opts[0], blank]
         called = parameter.opts[0]

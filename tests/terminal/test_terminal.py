@@ -359,3 +359,35 @@ def test_doctor_calls_a_reference_slow(monkeypatch):
     to, shown = screen()
     tables.show_checks(to, list(found.values()))
     assert shown.getvalue().count("slow") >= 3
+
+
+def test_doctor_calls_an_old_version_what_it_is(monkeypatch):
+    """What is installed but too old does not run: it is no "ok"."""
+    real = doctor.version
+    monkeypatch.setattr(doctor, "version", lambda name: {"torch": "2.3.1", "datasets": "3.9"}.get(name) or real(name))
+    found = {check.name: check for check in doctor.checks()}
+    assert found["torch"].state == "missing"
+    assert found["torch"].detail == "2.3.1 is installed, tarq needs >=2.11: pip install 'torch>=2.11'"
+    assert found["datasets"].state == "absent"
+    assert found["numpy"].ok
+    assert {"typer", "rich"} <= set(found)
+
+
+def test_doctor_calls_a_forced_reference_slow(monkeypatch):
+    monkeypatch.setenv("TARQ_BACKEND", "reference")
+    found = {check.name: check for check in doctor.checks()}
+    assert found["environment"].detail.startswith("TARQ_BACKEND=reference")
+    for name in ("gram", "group_quantize", "group_refine", "w4_linear"):
+        assert found[f"{name} on the CPU"].state == "slow", name
+    monkeypatch.setenv("TARQ_BACKEND", "fast")
+    found = {check.name: check for check in doctor.checks()}
+    assert found["operators"].state == "missing"
+    assert "TARQ_BACKEND=fast" in found["operators"].detail
+
+
+def test_doctor_looks_at_the_operator_that_a_walk_calls(monkeypatch):
+    from tarq.kernels import dispatch
+
+    whole = dispatch.has_native
+    monkeypatch.setattr(dispatch, "has_native", lambda name, device: name != "gram_split" and whole(name, device))
+    assert {c.name: c for c in doctor.checks()}["gram on the CPU"].state == "slow"
