@@ -16,7 +16,18 @@ from tarq.version import __version__
 openmp.set_passive_wait()  # before anything imports torch
 
 if TYPE_CHECKING:
-    from tarq.api import evaluate, iter_transcripts, load, load_recognizer, plan, pool, quantize, save, transcribe
+    from tarq.api import (
+        evaluate,
+        iter_transcripts,
+        load,
+        load_recognizer,
+        plan,
+        pool,
+        quantize,
+        save,
+        timed_transcripts,
+        transcribe,
+    )
     from tarq.config import TarqConfig
     from tarq.errors import (
         CalibrationError,
@@ -30,8 +41,10 @@ if TYPE_CHECKING:
     )
     from tarq.linear import QuantLinear
     from tarq.method.allocation import Sensitivity, allocate_bits
+    from tarq.models.types import Segment, Word
     from tarq.report import Report
     from tarq.reports.make import write_report
+    from tarq.speech.transcript import Transcript
 
 _HOME = {
     "api": (
@@ -43,6 +56,7 @@ _HOME = {
         "pool",
         "quantize",
         "save",
+        "timed_transcripts",
         "transcribe",
     ),
     "config": ("TarqConfig",),
@@ -57,9 +71,11 @@ _HOME = {
         "TarqError",
     ),
     "linear": ("QuantLinear",),
+    "models.types": ("Segment", "Word"),
     "method.allocation": ("Sensitivity", "allocate_bits"),
     "report": ("Report",),
     "reports.make": ("write_report",),
+    "speech.transcript": ("Transcript",),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
@@ -73,9 +89,12 @@ __all__ = [
     "QuantLinear",
     "Report",
     "ResumeError",
+    "Segment",
     "Sensitivity",
     "TarqConfig",
     "TarqError",
+    "Transcript",
+    "Word",
     "__version__",
     "allocate_bits",
     "evaluate",
@@ -86,6 +105,7 @@ __all__ = [
     "pool",
     "quantize",
     "save",
+    "timed_transcripts",
     "transcribe",
     "write_report",
 ]

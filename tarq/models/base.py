@@ -291,6 +291,11 @@ class Recognizer(ModelWeights):
         }
         return f"{type(self.model).__name__} {lacks[ability]}"
 
+    @property
+    def word_times_note(self) -> str:
+        """What makes the times of words less exact for this checkpoint; empty if nothing does."""
+        return ""
+
     def timed(
         self, waveforms: Sequence[np.ndarray], language: str | None = None, words: bool = False
     ) -> Iterator[list[list[Segment]]]:

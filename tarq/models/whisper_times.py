@@ -93,6 +93,12 @@ class TimestampedWhisper(EncoderDecoder):
             return super().why_not(ability)
         return "" if self.timestamp_begin is not None else "this checkpoint of Whisper has no tokens for timestamps"
 
+    @property
+    def word_times_note(self) -> str:
+        if self._alignment_heads():
+            return ""
+        return "the generation config names no alignment heads of this decoder: words are timed by all its heads"
+
     def timed(
         self, waveforms: Sequence[np.ndarray], language: str | None = None, words: bool = False
     ) -> Iterator[list[list[Segment]]]:
