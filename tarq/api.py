@@ -176,7 +176,7 @@ def timed_transcripts(
     language: str | None = None,
     words: bool = False,
     times: bool = True,
-    long_form: str = "windows",
+    long_form: str | None = None,
     vad: bool = False,
     batch_size: int = 4,
     on_segment: Callable[[Path | Encoded, Segment], None] | None = None,
@@ -193,10 +193,12 @@ def timed_transcripts(
         times: False if windows will do as segments, which is faster: Whisper then writes no timestamps.
         words: with the times of words: Whisper by cross-attention, CTC models by their best path.
         long_form: how audio longer than the model's window is transcribed: ``"windows"`` cuts it at quiet places and
-            decodes several at once; ``"sequential"`` goes by Whisper's timestamps, as transformers' ``generate`` does.
+            decodes several at once; ``"sequential"`` goes by Whisper's timestamps, as transformers' ``generate`` does,
+            and is the default where the model writes timestamps.
         vad: leave out what is not speech, found by Silero VAD (the package ``silero-vad``).
         batch_size: windows decoded at once, and files read ahead.
-        on_segment: is called with the file and each segment as soon as it is known, in order.
+        on_segment: is called with the file and each segment as soon as it is known, in order; its text keeps the space
+            that separates it from the one before.
         reporter: receives progress.
         parts: ``tokenizer``, ``feature_extractor``, ``processor``; see :func:`transcribe`.
 

@@ -307,7 +307,7 @@ class Recognizer(ModelWeights):
             words: with the times of words.
 
         Yields:
-            what each step adds: per waveform the segments that are now final.
+            what each step adds: per waveform the segments that are now final, none once it is done.
 
         Raises:
             ModelError: the model computes NaN or infinity, has no such language or no word times.

@@ -23,6 +23,7 @@ class _Row:
     """What a model hears at once: a whole recording, or a window of it.
 
     Attributes:
+        place: its own index.
         file: index of the recording.
         waveform: [samples].
         start: seconds in the recording.
@@ -30,6 +31,7 @@ class _Row:
         language: of the speech; None for the recognizer's.
     """
 
+    place: int
     file: int
     waveform: NDArray[np.float32]
     start: float
@@ -42,15 +44,19 @@ class Step:
     """What is newly known of a recording.
 
     Attributes:
+        row: index of what the model hears at once.
         file: index of the recording.
         segments: in seconds of the recording, their texts with the space before them.
         until: seconds that are transcribed.
-        last: whether this is all of it.
+        done: whether this is all of the row.
+        last: whether this is all of the recording.
     """
 
+    row: int
     file: int
     segments: list[Segment]
     until: float
+    done: bool
     last: bool
 
 
@@ -73,13 +79,15 @@ def decoded(
         ModelError: the model computes NaN or infinity, or a language is not the model's.
     """
     size = int(recognizer.window * recognizer.sampling_rate)
+    own_times = config.timed and not recognizer.why_not("timestamps")
+    whole = own_times if config.long_form is None else config.long_form == "sequential"
     rows: list[_Row] = []
     for file, (waveform, language) in enumerate(zip(waveforms, languages, strict=True)):
-        pieces = [waveform] if config.long_form == "sequential" else windows(waveform, size, recognizer.sampling_rate)
+        pieces = [waveform] if whole else windows(waveform, size, recognizer.sampling_rate)
         first = 0
         for piece in pieces:
             start, first = first / recognizer.sampling_rate, first + len(piece)
-            rows.append(_Row(file, piece, start, first == len(waveform), language))
+            rows.append(_Row(len(rows), file, piece, start, first == len(waveform), language))
     batches = [
         alike[first : first + config.batch_size]
         for alike in (list(rows) for _, rows in groupby(rows, key=lambda row: row.language))
@@ -94,7 +102,7 @@ def decoded(
 
 
 def _heard(recognizer: Recognizer, batch: Sequence[_Row], config: Transcription) -> Iterator[Step]:
-    """The steps of rows of one language, of different recordings in any order."""
+    """The steps of rows of one language, in turn."""
     waveforms, rate = [row.waveform for row in batch], recognizer.sampling_rate
     ends = [row.start + len(row.waveform) / rate for row in batch]
     begun = [False] * len(batch)
@@ -104,7 +112,7 @@ def _heard(recognizer: Recognizer, batch: Sequence[_Row], config: Transcription)
         if placed and not begun[i]:  # windows are joined by a space; a model knows its own spaces only within one
             placed[0], begun[i] = replace(placed[0], text=f" {placed[0].text.lstrip()}"), True
         until = ends[i] if done else max((segment.end for segment in placed), default=batch[i].start)
-        return Step(batch[i].file, placed, until, done and batch[i].last)
+        return Step(batch[i].place, batch[i].file, placed, until, done, done and batch[i].last)
 
     if not config.timed:
         with torch.no_grad(), torch_defaults():
@@ -113,16 +121,14 @@ def _heard(recognizer: Recognizer, batch: Sequence[_Row], config: Transcription)
             yield of_row(i, [Segment(0.0, ends[i] - batch[i].start, text)], done=True)
         return
     timed = recognizer.timed(waveforms, batch[0].language, config.words)
-    while True:
+    open_rows = set(range(len(batch)))
+    while open_rows:
         with torch.no_grad(), torch_defaults():
-            found = next(timed, None)
-        if found is None:
-            break
-        for i, segments in enumerate(found):
-            if segments:
-                yield of_row(i, segments, done=False)
-    for i in range(len(batch)):
-        yield of_row(i, [], done=True)
+            found = next(timed, [[]] * len(batch))
+        for i in sorted(open_rows):
+            if not found[i]:
+                open_rows.remove(i)
+            yield of_row(i, found[i], done=not found[i])
 
 
 def _placed(segment: Segment, start: float) -> Segment:
@@ -131,13 +137,13 @@ def _placed(segment: Segment, start: float) -> Segment:
 
 
 def _in_order(steps: Iterable[Step]) -> Iterator[Step]:
-    """Steps of recordings one after the other: those of a later one wait until all before it are done."""
+    """Steps of rows one after the other: those of a later one wait until all before it are done."""
     waiting: dict[int, list[Step]] = {}
     at = 0
     for step in steps:
-        waiting.setdefault(step.file, []).append(step)
+        waiting.setdefault(step.row, []).append(step)
         while known := waiting.pop(at, None):
             yield from known
-            if not known[-1].last:
+            if not known[-1].done:
                 break
             at += 1

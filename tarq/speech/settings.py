@@ -12,6 +12,10 @@ from tarq.option import RESOURCES, Checked, option
 LongForm = Literal["windows", "sequential"]
 #: The value of ``language`` for which the model detects it.
 AUTO = "auto"
+#: Format of a transcript to the suffix of its files.
+SUFFIXES = {"text": ".txt", "srt": ".srt", "vtt": ".vtt", "json": ".json", "tsv": ".tsv"}
+#: Formats that have a place for the times of words.
+WITH_WORDS = ("json", "vtt")
 #: Heading of these options in the command line's help.
 PANEL = "Transcript"
 
@@ -27,7 +31,8 @@ class Transcription(Checked):
         times: segments by the model's own timestamps where it writes any; otherwise they are windows.
         words: with the times of words.
         long_form: how audio longer than a window is transcribed: ``windows`` cuts it at quiet places and decodes
-            several at once; ``sequential`` goes by the model's timestamps, one window after the other.
+            several at once; ``sequential`` goes by the model's timestamps, one window after the other. None is
+            ``sequential`` where the model writes timestamps anyway, otherwise ``windows``.
         vad: leave out what is not speech (Silero VAD).
     """
 
@@ -45,12 +50,13 @@ class Transcription(Checked):
     words: bool = option(
         False, PANEL, "Times of words too (Whisper and CTC models); for --format json or vtt, and --json.", "bool"
     )
-    long_form: LongForm = option(
-        "windows",
+    long_form: LongForm | None = option(
+        None,
         PANEL,
         "How audio longer than a window is transcribed: windows (cut at quiet places, several at once) or sequential "
-        "(by Whisper's own timestamps).",
+        "(by Whisper's own timestamps). Default: sequential if a format with times is asked of Whisper, else windows.",
         LongForm,
+        optional=True,
     )
     vad: bool = option(
         False, PANEL, "Leave out what is not speech, found by Silero VAD (pip install silero-vad).", "bool"

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from tarq.files import to_json
@@ -45,21 +45,16 @@ class Transcript:
             return to_json(self.to_dict()) + "\n"
         if kind == "text":
             return self.text + "\n"
-        return HEADERS[kind] + "".join(cues(kind, self.segments))
+        return HEADERS[kind] + "".join(cue(kind, i, segment) for i, segment in enumerate(self.segments, start=1))
 
 
-#: Format to the suffix of its files.
-SUFFIXES = {"text": ".txt", "srt": ".srt", "vtt": ".vtt", "json": ".json", "tsv": ".tsv"}
 #: What a file of cues begins with.
 HEADERS = {"srt": "", "vtt": "WEBVTT\n\n", "tsv": "start\tend\ttext\n"}
-#: Formats that have a place for the times of words.
-WITH_WORDS = ("json", "vtt")
 
 
-def cues(kind: str, segments: Iterable[Segment]) -> Iterator[str]:
-    """The segments as they stand in a file after its header, one by one."""
-    for number, segment in enumerate(segments, start=1):
-        yield _CUES[kind](number, segment)
+def cue(kind: str, number: int, segment: Segment) -> str:
+    """A segment as it stands in a file of cues; ``number`` counts them from 1."""
+    return _CUES[kind](number, segment)
 
 
 def _srt(number: int, segment: Segment) -> str:
@@ -106,16 +101,15 @@ def _clock(seconds: float, point: str) -> str:
 def transcript_of(segments: Iterable[Segment], language: str | None) -> Transcript:
     """From segments as a model writes them, each with the space before it, to a transcript."""
     kept = [segment for segment in segments if segment.text.strip()]
-    return Transcript("".join(segment.text for segment in kept).strip(), tuple(map(trimmed, kept)), language)
-
-
-def trimmed(segment: Segment) -> Segment:
-    """A segment in whole milliseconds, without spaces around its text."""
-    words = segment.words and tuple(Word(round(w.start, 3), round(w.end, 3), w.text) for w in segment.words)
-    return Segment(round(segment.start, 3), round(segment.end, 3), segment.text.strip(), words)
+    text = "".join(segment.text for segment in kept).strip()
+    return Transcript(text, tuple(replace(segment, text=segment.text.strip()) for segment in kept), language)
 
 
 def within(segment: Segment, seconds: float) -> Segment:
-    """A segment cut off where the recording ends: a model's last window may last longer."""
-    words = segment.words and tuple(Word(min(w.start, seconds), min(w.end, seconds), w.text) for w in segment.words)
-    return Segment(min(segment.start, seconds), min(segment.end, seconds), segment.text, words)
+    """A segment cut off where the recording ends (a model's last window may last longer), in whole milliseconds."""
+
+    def time(of: float) -> float:
+        return round(min(of, seconds), 3)
+
+    words = segment.words and tuple(Word(time(word.start), time(word.end), word.text) for word in segment.words)
+    return Segment(time(segment.start), time(segment.end), segment.text, words)

@@ -18,7 +18,7 @@ from tarq.models.types import Segment
 from tarq.report import Reporter
 from tarq.speech.decoding import decoded
 from tarq.speech.settings import AUTO, Transcription
-from tarq.speech.transcript import Transcript, transcript_of, trimmed, within
+from tarq.speech.transcript import Transcript, transcript_of, within
 from tarq.speech.voice import Speech, VoiceDetector
 from tarq.torch_defaults import torch_defaults
 
@@ -80,7 +80,8 @@ def timed_files(
         paths: audio of any length, format and sampling rate.
         config: how.
         reporter: receives each file; of a single one, each second.
-        on_segment: receives each segment as soon as it is known, in the order of files and times.
+        on_segment: receives each segment as soon as it is known, in the order of files and times; its text keeps the
+            space that separates it from the one before.
 
     Raises:
         ConfigError: the voice detector is not installed.
@@ -105,7 +106,7 @@ def timed_files(
                 for segment in map(recording.placed, step.segments):
                     segments.append(segment)
                     if on_segment is not None and segment.text.strip():
-                        on_segment(recording.file, trimmed(segment))
+                        on_segment(recording.file, segment)
                 if alone:
                     reporter.advance(round(step.until) - done)
                     done = round(step.until)
