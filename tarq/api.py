@@ -209,9 +209,8 @@ def timed_transcripts(
         ConfigError: an argument has a value that is not allowed, or the voice detector is not installed.
         ModelError: the model is not usable, or cannot do what is asked.
     """
-    config = Transcription(
-        language=language, batch_size=batch_size, times=times, words=words, long_form=long_form, vad=vad
-    )  # type: ignore[arg-type]
+    how: dict[str, Any] = {"times": times, "words": words, "long_form": long_form, "vad": vad}
+    config = Transcription(language=language, batch_size=batch_size, **how)
     files = audio_files(audio)
     recognizer = as_recognizer(model, **parts, language=None if language == AUTO else language)
     yield from timed_files(recognizer, files, config, reporter or Reporter(), on_segment)

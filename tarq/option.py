@@ -67,8 +67,8 @@ class Option:
         if self.kind == "widths":
             return f"a mapping from stages or layer names to {_either(self.choices)}"
         kinds = {"int": "a whole number", "float": "a number", "bool": "true or false", "path": "the path of a file"}
-        code = ", ".join(["a language code such as en or pt-BR", *self.choices])
-        kinds |= {"language": " or ".join(code.rsplit(", ", 1)), "names": "a list of layer names", "str": "a text"}
+        code = ", or ".join(["a language code such as en or pt-BR", *self.choices])
+        kinds |= {"language": code, "names": "a list of layer names", "str": "a text"}
         return f"{kinds[self.kind]} {self._range()}".strip() + (", or nothing" if self.optional else "")
 
     def _range(self) -> str:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import WhisperTimeStampLogitsProcessor
+from transformers import GenerationConfig, WhisperTimeStampLogitsProcessor
 
 from tarq.errors import ModelError
 from tarq.models.alignment import alignment_scores, token_starts
@@ -21,6 +22,9 @@ from tarq.models.encoder_decoder import FRAMES_SMOOTHED, EncoderDecoder
 from tarq.models.generation import end_tokens
 from tarq.models.types import Segment, Word
 from tarq.models.words import UNSPACED, characters, grouped, words_within
+
+#: The first timestamp's token, and what all of them look like.
+FIRST, TIMESTAMP = "<|0.00|>", re.compile(r"<\|\d+\.\d\d\|>")
 
 
 @dataclass
@@ -84,9 +88,17 @@ class TimestampedWhisper(EncoderDecoder):
     def timestamp_begin(self) -> int | None:
         """Id of ``<|0.00|>``, the first of the timestamps, which are a position apart; None if the model has none."""
         plain = getattr(self.model.generation_config, "no_timestamps_token_id", None)
-        if plain is None or plain + 1 + self.model.config.max_source_positions >= self.model.config.vocab_size:
+        last_id = (plain or 0) + 1 + self.model.config.max_source_positions
+        if plain is None or last_id >= self.model.config.vocab_size:
             return None
-        return plain + 1
+        # Tokenizers of 2022 do not know the timestamps; a model without any has other tokens in their place.
+        first = self._tokens_of_ids.get(plain + 1, FIRST)
+        last = self._tokens_of_ids.get(last_id, FIRST)
+        return plain + 1 if first == FIRST and TIMESTAMP.fullmatch(last) else None
+
+    @cached_property
+    def _tokens_of_ids(self) -> dict[int, str]:
+        return {i: token for token, i in self.vocabulary.items()}
 
     def why_not(self, ability: Ability) -> str:
         if ability not in ("timestamps", "words"):
@@ -159,9 +171,10 @@ class TimestampedWhisper(EncoderDecoder):
     def _tokens(self, states: Tensor, prompt: Sequence[int], begin: int) -> list[list[int]]:
         """Greedy tokens of windows with timestamps, without prompt and end token."""
         ends, generation = end_tokens(self.model, self.tokenizer), self.model.generation_config
-        rules = SimpleNamespace(
+        rules = GenerationConfig(
             no_timestamps_token_id=begin - 1,
             eos_token_id=ends[0],
+            bos_token_id=ends[0],  # which is taken where the end is token 0
             max_initial_timestamp_index=getattr(generation, "max_initial_timestamp_index", None),
         )
         processors = [WhisperTimeStampLogitsProcessor(rules, begin_index=len(prompt))]

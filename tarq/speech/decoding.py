@@ -124,7 +124,7 @@ def _heard(recognizer: Recognizer, batch: Sequence[_Row], config: Transcription)
     open_rows = set(range(len(batch)))
     while open_rows:
         with torch.no_grad(), torch_defaults():
-            found = next(timed, [[]] * len(batch))
+            found: list[list[Segment]] = next(timed, [[] for _ in batch])
         for i in sorted(open_rows):
             if not found[i]:
                 open_rows.remove(i)

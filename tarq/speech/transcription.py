@@ -91,11 +91,12 @@ def timed_files(
         reporter.note(note)
     detector = VoiceDetector() if config.vad else None
     alone = len(paths) == 1
-    reporter.phase(f"transcribing {paths[0].name}" if alone else "transcribing", None if alone else len(paths))
+    if not alone:
+        reporter.phase("transcribing", len(paths))
     for first in range(0, len(paths), config.batch_size):
         group = [_read(path, recognizer, reporter, detector) for path in paths[first : first + config.batch_size]]
         spoken = [one for one in group if len(one.waveform)]
-        _choose_languages(recognizer, spoken, config.language, reporter)
+        _choose_languages(recognizer, group, config.language, reporter)
         if alone and spoken:
             reporter.phase(f"transcribing {paths[0].name}", round(spoken[0].seconds))
         steps = decoded(recognizer, [one.waveform for one in spoken], config, [one.language for one in spoken])
@@ -162,8 +163,8 @@ def _choose_languages(
     """Set the language of each recording: the one asked for, a detected one, or the recognizer's."""
     told = None if recognizer.frames_only else recognizer.language
     for recording in recordings:
-        recording.language = language or told
-        if language == AUTO:
+        recording.language = (language or told) if language != AUTO else None
+        if language == AUTO and len(recording.waveform):
             with torch.no_grad(), torch_defaults():
                 (recording.language,) = recognizer.detect_language([recording.waveform])
             reporter.note(f"{recording.file.name}: language {recording.language}, detected")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import soxr
@@ -15,9 +14,15 @@ from tarq.models.types import Segment, Word
 
 #: The rate that the detector hears, in Hz.
 RATE = 16_000
-#: As faster-whisper sets the detector: pauses below two seconds stay, and what is kept begins and ends 0.4 s early and
-#: late.
-SETTINGS = {"threshold": 0.5, "min_speech_duration_ms": 0, "min_silence_duration_ms": 2000, "speech_pad_ms": 400}
+#: Seconds of silence that are kept before and after speech.
+KEPT = 0.4
+#: As faster-whisper sets the detector: pauses below two seconds stay.
+SETTINGS = {
+    "threshold": 0.5,
+    "min_speech_duration_ms": 0,
+    "min_silence_duration_ms": 2000,
+    "speech_pad_ms": round(KEPT * 1000),
+}
 
 
 @dataclass(frozen=True)
@@ -35,20 +40,35 @@ class Speech:
     moved: NDArray[np.float64]
 
     def in_recording(self, segment: Segment) -> Segment:
-        """A segment of ``waveform`` at its time in the recording."""
-        words = segment.words and tuple(Word(self._begin(w.start), self._end(w.end), w.text) for w in segment.words)
-        return Segment(self._begin(segment.start), self._end(segment.end), segment.text, words)
+        """A segment of ``waveform`` at its time in the recording.
 
-    def _begin(self, seconds: float) -> float:
-        return self._at(seconds, "right")
+        What crosses from one part to the next by less than the silence that was kept around speech belongs to the other
+        alone; a word belongs to the part of its middle.
+        """
+        first, last = self._part(segment.start), self._part(segment.end)
+        if first < last and self._ends[first] - segment.start < KEPT:
+            first += 1
+        if first < last and segment.end - self.starts[last] < KEPT:
+            last -= 1
+        words = segment.words
+        if words is not None:
+            parts = [self._part((word.start + word.end) / 2) for word in words]
+            words = tuple(
+                Word(self._time(word.start, part), self._time(word.end, part), word.text)
+                for word, part in zip(words, parts, strict=True)
+            )
+        return Segment(self._time(segment.start, first), self._time(segment.end, last), segment.text, words)
 
-    def _end(self, seconds: float) -> float:
-        """What ends where two parts meet belongs to the first."""
-        return self._at(seconds, "left")
+    @property
+    def _ends(self) -> NDArray[np.float64]:
+        return np.append(self.starts[1:], np.inf)
 
-    def _at(self, seconds: float, side: Any) -> float:
-        part = max(int(np.searchsorted(self.starts, seconds, side=side)) - 1, 0)
-        return seconds + float(self.moved[part])
+    def _part(self, seconds: float) -> int:
+        return max(int(np.searchsorted(self.starts, seconds, side="right")) - 1, 0)
+
+    def _time(self, seconds: float, part: int) -> float:
+        inside = min(max(seconds, float(self.starts[part])), float(self._ends[part]))
+        return inside + float(self.moved[part])
 
 
 class VoiceDetector:
