@@ -35,17 +35,17 @@ class Recording:
     place: Path
 
 
-def recordings(given: list[str]) -> list[Recording]:
+def recordings(given: Sequence[str]) -> list[Recording]:
     """Files as given, files in folders and files that match a pattern in sorted order, standard input; each once.
 
     Raises:
         DataError: a folder holds no audio, nothing matches a pattern, or it is an address.
     """
-    found: dict[Path | str, Recording] = {}
+    found: dict[str, Recording] = {}
     for name in given:
         for recording in _named(name):
             file = recording.file
-            found.setdefault(file.resolve() if isinstance(file, Path) else STANDARD_INPUT, recording)
+            found.setdefault(os.path.realpath(file) if isinstance(file, Path) else STANDARD_INPUT, recording)
     return list(found.values())
 
 
@@ -57,7 +57,7 @@ def _named(name: str) -> Iterator[Recording]:
     path = expanded(name)
     if name == STANDARD_INPUT:
         yield Recording(name, Encoded("standard input", sys.stdin.buffer.read()), Path(STDIN))
-    elif path.is_dir():
+    elif os.path.isdir(path):  # False too where it may not be looked at
         files = sorted(p for p in path.rglob("*") if p.suffix.lower() in suffixes and p.is_file())
         if not files:
             raise DataError(f"{path}: no audio in this folder; audio is found by its suffix: {' '.join(suffixes)}")
@@ -90,10 +90,10 @@ def output_files(
     """
     folder = expanded(folder)
     files = [folder / recording.place.with_name(recording.place.name + suffix) for recording in named]
-    taken = {} if json_file is None else {expanded(json_file).resolve(): "--json"}
-    sources = {recording.file.resolve(): recording.name for recording in named if isinstance(recording.file, Path)}
+    taken = {} if json_file is None else {os.path.realpath(expanded(json_file)): "--json"}
+    sources = {os.path.realpath(recording.file) for recording in named if isinstance(recording.file, Path)}
     for recording, file in zip(named, files, strict=True):
-        place = file.resolve()
+        place = os.path.realpath(file)
         if place in taken:
             raise OutputError(f"{file} would be written for both {taken[place]} and {recording.name}: rename one, or "
                               "transcribe them into folders of their own")  # fmt: skip

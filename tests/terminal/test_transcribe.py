@@ -190,6 +190,16 @@ def test_what_cannot_be_named_is_refused_before_the_model_is_loaded(asked, name,
     assert not asked.loaded
 
 
+def test_a_link_to_itself_is_one_more_broken_file(monkeypatch, tmp_path):
+    """It is read, and reported, like any other."""
+    from tarq.terminal.recordings import recordings
+
+    monkeypatch.chdir(tmp_path)
+    Path("loop.wav").symlink_to("loop.wav")
+    touch("a.wav")
+    assert [one.name for one in recordings(["loop.wav", "a.wav", "loop.wav"])] == ["loop.wav", "a.wav"]
+
+
 def test_a_broken_file_has_no_output_and_the_exit_code_is_1(asked):
     touch("a.wav", "broken.wav", "c.wav")
     result = transcribe(".", "--format", "srt", "--output", "out", code=1)
