@@ -145,7 +145,7 @@ WRONG = {
     "save": {"model": [None, {}], "path": [None, 5], "report": [{}, "report.json"], "overwrite": ["yes", None]},
     "transcribe": {"model": [5], "audio": [None, 5, {1: 2}], "language": [5], "reporter": [5], "batch_size": ["4"]},
     "iter_transcripts": {"model": [5], "audio": [None, object()], "language": [["en"]], "reporter": [5]},
-    "timed_transcripts": {"model": [5], "audio": [None, ["https://host/a.wav"]], "language": [["en"]], "words": ["yes"],
+    "timed_transcripts": {"model": [5], "audio": [None, [5]], "language": [["en"], "x"], "words": ["yes"],
                           "times": [1], "long_form": ["fast", 5], "vad": [None], "batch_size": [0, "4", True],
                           "on_segment": ["print"], "reporter": [5]},
     "evaluate": {"models": [None, {}, {1: "m"}, {"m": None}, ["m"]], "data": [None, {}, {"s": 5}, ["s"]],
