@@ -77,7 +77,7 @@ def test_three_minutes_are_transformers_own(folder, load, utterances):  # noqa: 
 @BOTH
 @pytest.mark.parametrize("load", [tarq.load_recognizer, quantized], ids=["full", "packed"])
 def test_words_are_where_they_are_spoken(folder, load, utterances):  # noqa: F811
-    """A word of one utterance only is timed within that utterance, give or take a syllable."""
+    """A word of one utterance only begins in it, and has its middle there: it lasts until the next one begins."""
     recognizer, some = load(folder), utterances[:4]
     found = heard(recognizer, recorded(some), words=True)
     words = [word for segment in found.segments for word in segment.words]
@@ -89,7 +89,8 @@ def test_words_are_where_they_are_spoken(folder, load, utterances):  # noqa: F81
     for word in words:
         at = [i for i, text in enumerate(texts) if re.sub(r"[^a-z]", "", word.text.lower()) in text]
         if len(at) == 1:
-            assert ends[at[0]] - 0.35 <= word.start <= word.end <= ends[at[0] + 1] + 0.35, word
+            assert ends[at[0]] - 0.3 <= word.start, word
+            assert (word.start + word.end) / 2 <= ends[at[0] + 1] + 0.3, word
             checked += 1
     assert checked > 40
 
