@@ -16,7 +16,18 @@ from tarq.version import __version__
 openmp.set_passive_wait()  # before anything imports torch
 
 if TYPE_CHECKING:
-    from tarq.api import evaluate, iter_transcripts, load, load_recognizer, plan, pool, quantize, save, transcribe
+    from tarq.api import (
+        evaluate,
+        iter_transcripts,
+        load,
+        load_recognizer,
+        plan,
+        pool,
+        quantize,
+        save,
+        timed_transcripts,
+        transcribe,
+    )
     from tarq.config import TarqConfig
     from tarq.errors import (
         CalibrationError,
@@ -31,8 +42,10 @@ if TYPE_CHECKING:
     from tarq.from_pretrained import TarqQuantConfig
     from tarq.linear import QuantLinear
     from tarq.method.allocation import Sensitivity, allocate_bits
+    from tarq.models.types import Segment, Word
     from tarq.report import Report, Reporter
     from tarq.reports.make import write_report
+    from tarq.speech.transcript import Transcript
 
 _HOME = {
     "api": (
@@ -44,6 +57,7 @@ _HOME = {
         "pool",
         "quantize",
         "save",
+        "timed_transcripts",
         "transcribe",
     ),
     "config": ("TarqConfig",),
@@ -59,9 +73,11 @@ _HOME = {
     ),
     "from_pretrained": ("TarqQuantConfig",),
     "linear": ("QuantLinear",),
+    "models.types": ("Segment", "Word"),
     "method.allocation": ("Sensitivity", "allocate_bits"),
     "report": ("Report", "Reporter"),
     "reports.make": ("write_report",),
+    "speech.transcript": ("Transcript",),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 
@@ -76,10 +92,13 @@ __all__ = [
     "Report",
     "Reporter",
     "ResumeError",
+    "Segment",
     "Sensitivity",
     "TarqConfig",
     "TarqError",
     "TarqQuantConfig",
+    "Transcript",
+    "Word",
     "__version__",
     "allocate_bits",
     "evaluate",
@@ -90,6 +109,7 @@ __all__ = [
     "pool",
     "quantize",
     "save",
+    "timed_transcripts",
     "transcribe",
     "write_report",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,15 @@ from tarq.data.speech import Data, DrawnPool, draw, speech_by_label
 from tarq.errors import ConfigError, DataError, ModelError
 from tarq.files import expanded
 from tarq.models.base import Recognizer
+from tarq.models.types import Segment
 from tarq.quantization import check_calibration, check_protect, plan, quantize
 from tarq.recognizers import as_recognizer, load, load_recognizer
 from tarq.report import Report, Reporter
 from tarq.scoring.run import Evaluation, evaluate_models
 from tarq.scoring.sets import read_sets
-from tarq.speech.transcription import audio_files, transcribe_files
+from tarq.speech.settings import AUTO, Transcription
+from tarq.speech.transcript import Transcript
+from tarq.speech.transcription import audio_files, timed_files, transcribe_files
 from tarq.torch_defaults import torch_defaults
 from tarq.words.settings import Words
 
@@ -44,6 +47,7 @@ __all__ = [
     "pool",
     "quantize",
     "save",
+    "timed_transcripts",
     "transcribe",
 ]
 
@@ -116,7 +120,7 @@ def transcribe(
         tokenizer: found where the model was loaded from when not given.
         feature_extractor: likewise.
         processor: likewise; see :func:`as_recognizer`.
-        language: of the speech; likewise.
+        language: of the speech, ``"auto"`` to detect it (multilingual Whisper); likewise.
         batch_size: windows per forward pass.
         reporter: receives progress.
 
@@ -143,6 +147,7 @@ def iter_transcripts(
     *,
     language: str | None = None,
     batch_size: int = 4,
+    on_segment: Callable[[Path | Encoded, Segment], None] | None = None,
     reporter: Reporter | None = None,
     **parts: Any,
 ) -> Iterator[tuple[Path | Encoded, str | DataError]]:
@@ -150,6 +155,7 @@ def iter_transcripts(
 
     Args:
         model, audio, language, batch_size, reporter: see :func:`transcribe`.
+        on_segment: is called with the file and the text of each window as soon as it is known, in order.
         parts: ``tokenizer``, ``feature_extractor``, ``processor``; likewise.
 
     Raises:
@@ -158,10 +164,57 @@ def iter_transcripts(
     if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise ConfigError(f"batch_size is {batch_size!r}: give a whole number of at least 1")
     files = audio_files(audio)
-    recognizer = as_recognizer(model, **parts, language=language)
-    reporter = reporter or Reporter()
-    reporter.phase("transcribing", len(files))
-    yield from transcribe_files(recognizer, files, batch_size, reporter)
+    recognizer = as_recognizer(model, **parts, language=None if language == AUTO else language)
+    detected = AUTO if language == AUTO else None
+    yield from transcribe_files(recognizer, files, batch_size, reporter or Reporter(), detected, on_segment)
+
+
+@checked_arguments("model", "audio")
+def timed_transcripts(
+    model: PreTrainedModel | Recognizer | str | Path,
+    audio: Iterable[Audio],
+    *,
+    language: str | None = None,
+    words: bool = False,
+    times: bool = True,
+    long_form: str | None = None,
+    vad: bool = False,
+    batch_size: int = 4,
+    on_segment: Callable[[Path | Encoded, Segment], None] | None = None,
+    reporter: Reporter | None = None,
+    **parts: Any,
+) -> Iterator[tuple[Path | Encoded, Transcript | DataError]]:
+    """Transcribe file by file with times: yields each file with its transcript, or with why it cannot be read.
+
+    Whisper writes timestamps, by which its segments are made; a segment of another model is a window of its audio.
+
+    Args:
+        model, audio: see :func:`transcribe`.
+        language: of the speech; ``"auto"`` detects it for each file (multilingual Whisper).
+        times: False if windows will do as segments, which is faster: Whisper then writes no timestamps.
+        words: with the times of words: Whisper by cross-attention, CTC models by their best path.
+        long_form: how audio longer than the model's window is transcribed: ``"windows"`` cuts it at quiet places and
+            decodes several at once; ``"sequential"`` goes by Whisper's timestamps, as transformers' ``generate`` does,
+            and is the default where the model writes timestamps.
+        vad: leave out what is not speech, found by Silero VAD (the package ``silero-vad``).
+        batch_size: windows decoded at once, and files read ahead.
+        on_segment: is called with the file and each segment as soon as it is known, in order; its text keeps the space
+            that separates it from the one before.
+        reporter: receives progress.
+        parts: ``tokenizer``, ``feature_extractor``, ``processor``; see :func:`transcribe`.
+
+    Yields:
+        each file and its transcript: text, segments with start and end in seconds, and the language.
+
+    Raises:
+        ConfigError: an argument has a value that is not allowed, or the voice detector is not installed.
+        ModelError: the model is not usable, or cannot do what is asked.
+    """
+    how: dict[str, Any] = {"times": times, "words": words, "long_form": long_form, "vad": vad}
+    config = Transcription(language=language, batch_size=batch_size, **how)
+    files = audio_files(audio)
+    recognizer = as_recognizer(model, **parts, language=None if language == AUTO else language)
+    yield from timed_files(recognizer, files, config, reporter or Reporter(), on_segment)
 
 
 @checked_arguments("models", "data", "config")

@@ -131,6 +131,8 @@ def _words(hint: Any) -> str:
         words = [_words(choice) for choice in choices if choice is not NoneType]
         return " or ".join([*dict.fromkeys(words), *(["None"] if NoneType in choices else [])])
     origin, inner = get_origin(hint), get_args(hint)
+    if origin is Callable:
+        return "a function"
     if origin is not None and issubclass(origin, Mapping):
         return f"a mapping from {_words(inner[0])} to {_words(inner[1])}"
     if origin is not None and issubclass(origin, Iterable):

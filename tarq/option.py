@@ -30,7 +30,8 @@ class Option:
         kind: ``int``, ``float``, ``bool``, ``str``, ``choice``, ``path``, ``language``, ``names`` (a tuple of
             strings), ``entries`` (a path, or a tuple of strings), ``widths`` (a mapping from places in a model to
             whole numbers) or ``residual`` (a choice or a float).
-        choices: values of a ``choice``, an ``int`` or ``widths``, or the names of a ``residual``; empty for any.
+        choices: values of a ``choice``, an ``int`` or ``widths``, the names of a ``residual``, words that a
+            ``language`` may be; empty for any.
         low: smallest number.
         high: largest number.
         optional: whether None is allowed.
@@ -66,7 +67,8 @@ class Option:
         if self.kind == "widths":
             return f"a mapping from stages or layer names to {_either(self.choices)}"
         kinds = {"int": "a whole number", "float": "a number", "bool": "true or false", "path": "the path of a file"}
-        kinds |= {"language": "a language code such as en or pt-BR", "names": "a list of layer names", "str": "a text"}
+        code = ", or ".join(["a language code such as en or pt-BR", *self.choices])
+        kinds |= {"language": code, "names": "a list of layer names", "str": "a text"}
         kinds |= {"entries": "the path of a file, or a list of words"}
         return f"{kinds[self.kind]} {self._range()}".strip() + (", or nothing" if self.optional else "")
 
@@ -110,7 +112,7 @@ def _path(option: Option, value: Any) -> str | None:
 
 def _language(option: Option, value: Any) -> str | None:
     shape = r"[A-Za-z]{2,3}([-_][A-Za-z0-9]{2,8})*"
-    return value if isinstance(value, str) and re.fullmatch(shape, value) else None
+    return value if isinstance(value, str) and (re.fullmatch(shape, value) or value in option.choices) else None
 
 
 def _names(option: Option, value: Any) -> tuple[str, ...] | None:

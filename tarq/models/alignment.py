@@ -35,6 +35,39 @@ def alignment_scores(attention: Tensor, smoothed: int) -> Tensor:
     return standard.mean(0)
 
 
+def token_starts(scores: NDArray[np.float64]) -> NDArray[np.int64]:
+    """The frame at which each token begins: dynamic time warping, as Whisper's word timestamps have it.
+
+    The path of the highest sum of scores leads from the first token and frame to the last ones, each step to the next
+    frame, the next token or both. It is found along anti-diagonals, all cells of which are known at once.
+
+    Args:
+        scores: [S, T] of :func:`alignment_scores`.
+
+    Returns:
+        [S] frames, none before its predecessor's.
+    """
+    tokens, frames = scores.shape
+    # Cell (i, j), from 1, is entry i of its anti-diagonal i + j.
+    before, last = np.full(tokens + 1, np.inf), np.full(tokens + 1, np.inf)
+    before[0] = 0.0
+    steps = np.zeros((tokens + frames + 1, tokens + 1), dtype=np.int8)  # 0 both, 1 the next token, 2 the next frame
+    for diagonal in range(2, tokens + frames + 1):
+        i = np.arange(max(1, diagonal - frames), min(tokens, diagonal - 1) + 1)
+        both, token, frame = before[i - 1], last[i - 1], last[i]
+        step = np.where((both < token) & (both < frame), 0, np.where((token < both) & (token < frame), 1, 2))
+        steps[diagonal, i] = step
+        before, last = last, np.full(tokens + 1, np.inf)
+        last[i] = np.choose(step, [both, token, frame]) - scores[i - 1, diagonal - i - 1]
+    starts = np.zeros(tokens, dtype=np.int64)
+    i, j = tokens, frames
+    while i > 0 and j > 0:
+        starts[i - 1] = j - 1
+        step = steps[i + j, i]
+        i, j = i - (step != 2), j - (step != 1)
+    return starts
+
+
 def forced_path(
     scores: NDArray[np.float32], ids: Sequence[int], blank: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

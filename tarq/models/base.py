@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from functools import cached_property
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from tarq.errors import ModelError
-from tarq.models.types import Batch, Example, Features, Prompted
+from tarq.models.types import Batch, Example, Features, Prompted, Segment
 from tarq.models.weights import ModelWeights
+
+#: What only some models can do when they transcribe: write timestamps, time words, detect the language.
+Ability = Literal["timestamps", "words", "language"]
 
 
 class Recognizer(ModelWeights):
@@ -278,6 +281,50 @@ class Recognizer(ModelWeights):
         features = [self.audio_inputs(w)[0] for w in waveforms]
         batches = [features] if self.pads else [[each] for each in features]
         return [text for batch in batches for text in self.decode(self.encode(self.stack(batch)), language)]
+
+    def why_not(self, ability: Ability) -> str:
+        """Why the model lacks an ability, as a sentence that begins with its name; empty if it has it."""
+        lacks = {
+            "timestamps": "writes no timestamps",
+            "words": "gives no word times: it has neither a CTC path nor attention that is known to follow the audio",
+            "language": "does not detect the language of speech",
+        }
+        return f"{type(self.model).__name__} {lacks[ability]}"
+
+    @property
+    def word_times_note(self) -> str:
+        """What makes the times of words less exact for this checkpoint; empty if nothing does."""
+        return ""
+
+    def timed(
+        self, waveforms: Sequence[np.ndarray], language: str | None = None, words: bool = False
+    ) -> Iterator[list[list[Segment]]]:
+        """Greedy transcripts as segments, in seconds from the start of each waveform; a whole waveform is one here.
+
+        Args:
+            waveforms: no longer than the window, or of any length where :meth:`why_not` of timestamps is empty.
+            language: of the speech; the recognizer's by default.
+            words: with the times of words.
+
+        Yields:
+            what each step adds: per waveform the segments that are now final, none once it is done.
+
+        Raises:
+            ModelError: the model computes NaN or infinity, has no such language or no word times.
+        """
+        if words:
+            raise ModelError(self.why_not("words"))
+        texts = self.transcribe(waveforms, language)
+        rate = self.sampling_rate
+        yield [[Segment(0.0, len(w) / rate, text)] for w, text in zip(waveforms, texts, strict=True)]
+
+    def detect_language(self, waveforms: Sequence[np.ndarray]) -> list[str]:
+        """The language code of each waveform, by its first window.
+
+        Raises:
+            ModelError: the model cannot.
+        """
+        raise ModelError(self.why_not("language"))
 
     def on_device(self, features: Features) -> dict[str, Tensor]:
         """Arguments on the model's device; floating ones in its dtype."""

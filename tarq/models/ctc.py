@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby, pairwise
 from typing import Any, ClassVar
 
@@ -14,11 +14,12 @@ from torch.nn.utils.rnn import pad_sequence
 
 from tarq.errors import ModelError
 from tarq.models.alignment import forced_path, frame_zipf, rare_frames
-from tarq.models.base import Recognizer
+from tarq.models.base import Ability, Recognizer
 from tarq.models.common import pad_waveform, require
 from tarq.models.features import check_fits
 from tarq.models.generation import require_finite
-from tarq.models.types import Batch, Example, Features, Positions, Prompted, Stage
+from tarq.models.types import Batch, Example, Features, Positions, Prompted, Segment, Stage
+from tarq.models.words import words_within
 
 #: Attribute of each model that holds its encoder.
 ENCODERS = {"wav2vec2": "wav2vec2.encoder", "hubert": "hubert.encoder", "parakeet_ctc": "encoder"}
@@ -230,9 +231,63 @@ class CTCRecognizer(Recognizer):
         return (self.encode(batch.features) if encoder_output is None else encoder_output)[0]
 
     def decode(self, encoder_output: tuple[Tensor, Tensor], language: str | None = None) -> list[str]:
+        return [self._text([token for token, _, _ in path]) for path in self._paths(encoder_output)]
+
+    def _text(self, ids: Sequence[int]) -> str:
+        return self.tokenizer.decode(ids, group_tokens=False, skip_special_tokens=True).strip()
+
+    def _paths(self, encoder_output: tuple[Tensor, Tensor]) -> list[list[tuple[int, int, int]]]:
+        """The tokens of each utterance's best path without blanks, each with its first frame and the one after its
+        last."""
         scores, frames = encoder_output
-        texts = []
+        paths = []
         for row, count in zip(require_finite(scores).argmax(-1).tolist(), frames.tolist(), strict=True):
-            ids = [token for token, _ in groupby(row[:count]) if token != self.blank]
-            texts.append(self.tokenizer.decode(ids, group_tokens=False, skip_special_tokens=True).strip())
-        return texts
+            first, path = 0, []
+            for token, run in groupby(row[:count]):
+                end = first + len(list(run))
+                path += [(token, first, end)] if token != self.blank else []
+                first = end
+            paths.append(path)
+        return paths
+
+    def why_not(self, ability: Ability) -> str:
+        return "" if ability == "words" else super().why_not(ability)
+
+    def timed(
+        self, waveforms: Sequence[np.ndarray], language: str | None = None, words: bool = False
+    ) -> Iterator[list[list[Segment]]]:
+        """A word lasts from the first frame of its first token to the last frame of its last one, on the best path."""
+        if not words:
+            yield from super().timed(waveforms, language)
+            return
+        rate = self.sampling_rate
+        found = []
+        for waveform in waveforms if not self.pads else [None]:
+            batch = list(waveforms) if waveform is None else [waveform]
+            inputs = self.stack([self.audio_inputs(each)[0] for each in batch])
+            for path, each in zip(self._paths(self.encode(inputs)), batch, strict=True):
+                seconds = len(each) / rate
+                text = self._text([token for token, _, _ in path])
+                found.append([Segment(0.0, seconds, text, words_within(self._words(path), 0.0, seconds))])
+        yield found
+
+    def _words(self, path: Sequence[tuple[int, int, int]]) -> list[tuple[str, float, float]]:
+        """Words of a path, each with start and end in seconds."""
+        delimiter = getattr(self.tokenizer, "word_delimiter_token_id", None)
+        special = set(self.tokenizer.all_special_ids)
+        runs: list[list[tuple[int, int, int]]] = [[]]
+        for token, first, end in path:
+            if token == delimiter or str(self.tokenizer.convert_ids_to_tokens(token)).startswith("\u2581"):
+                runs.append([])
+            if token != delimiter and token not in special:
+                runs[-1].append((token, first, end))
+        step = self._frame_seconds
+        spelled = [(self._text([token for token, _, _ in run]), run) for run in runs if run]
+        return [(text, run[0][1] * step, run[-1][2] * step) for text, run in spelled if text]
+
+    @property
+    def _frame_seconds(self) -> float:
+        encoder = getattr(self.model.config, "encoder_config", None)
+        if encoder is None:
+            return self.model.config.inputs_to_logits_ratio / self.sampling_rate
+        return encoder.subsampling_factor * self.feature_extractor.hop_length / self.sampling_rate

@@ -82,21 +82,7 @@ class EncoderDecoder(Recognizer):
 
         The row that predicts a token is the one that attends to its audio, so rows are tagged by their targets.
         """
-        before = self.model.config._attn_implementation
-        self.model.set_attn_implementation("eager")  # other implementations do not return attention weights
-        try:
-            attention = self.model(
-                encoder_outputs=self.model_output(self.encode(batch.features)),
-                decoder_input_ids=batch.input_ids.to(self.device),
-                use_cache=False,
-                output_attentions=True,
-            ).cross_attentions
-        finally:
-            self.model.set_attn_implementation(before)
-        every = [(layer, head) for layer, a in enumerate(attention) for head in range(a.shape[1])]
-        named = self._alignment_heads()
-        heads = [pair for pair in every if pair in named] or every
-        weights = torch.stack([attention[layer][:, head] for layer, head in heads], dim=1).float().cpu()
+        weights = self.alignment_attention(self.encode(batch.features), batch.input_ids)
         rows = batch.positions["encoder"]
         tags = torch.zeros_like(rows.tail)
         for b, (targets, valid) in enumerate(zip(batch.targets, rows.exists & ~rows.padding, strict=True)):
@@ -105,6 +91,32 @@ class EncoderDecoder(Recognizer):
             token = alignment_scores(weights[b][:, places, :frames], FRAMES_SMOOTHED).argmax(0)
             tags[b, :frames] = batch.tail_target[b, places][token]
         return {"encoder": tags}
+
+    def alignment_attention(self, encoder_output: Tensor, input_ids: Tensor) -> Tensor:
+        """The cross-attention of the heads that follow the audio, or of all if the checkpoint names none.
+
+        Args:
+            encoder_output: [B, T, width].
+            input_ids: [B, S] teacher-forced tokens.
+
+        Returns:
+            [B, heads, S, T] float32 weights, on the CPU.
+        """
+        before = self.model.config._attn_implementation
+        self.model.set_attn_implementation("eager")  # other implementations do not return attention weights
+        try:
+            attention = self.model(
+                encoder_outputs=self.model_output(encoder_output),
+                decoder_input_ids=input_ids.to(self.device),
+                use_cache=False,
+                output_attentions=True,
+            ).cross_attentions
+        finally:
+            self.model.set_attn_implementation(before)
+        every = [(layer, head) for layer, a in enumerate(attention) for head in range(a.shape[1])]
+        named = self._alignment_heads()
+        heads = [pair for pair in every if pair in named] or every
+        return torch.stack([attention[layer][:, head] for layer, head in heads], dim=1).float().cpu()
 
     @property
     def frame_tags_note(self) -> str:

@@ -158,11 +158,20 @@ def _short(value: Any) -> str:
     return text if len(text) <= 60 else text[:60] + " …"
 
 
-def generate(model: Any, tokenizer: Any, *, most: int, ends: Sequence[int], pad: int, **inputs: Any) -> Any:
+def generate(
+    model: Any,
+    tokenizer: Any,
+    *,
+    most: int,
+    ends: Sequence[int],
+    pad: int,
+    processors: Sequence[LogitsProcessor] = (),
+    **inputs: Any,
+) -> Any:
     """``generate`` as a greedy search that follows only the fields that decide a transcript.
 
     This is not the model's own ``generate``: Whisper's seeks through long audio by the timestamps in the text and needs
-    the features for that. The input here is one window, without timestamps.
+    the features for that. The input here is one window a row.
 
     Args:
         model: the model, whose generation configuration is read.
@@ -170,6 +179,7 @@ def generate(model: Any, tokenizer: Any, *, most: int, ends: Sequence[int], pad:
         most: largest number of tokens after the prompt.
         ends: tokens that end a transcript.
         pad: token that fills shorter rows.
+        processors: of the logits, after those of the configuration.
         inputs: of the model.
 
     Raises:
@@ -185,7 +195,8 @@ def generate(model: Any, tokenizer: Any, *, most: int, ends: Sequence[int], pad:
     # Arguments would not suffice: they are merged with the model's own configuration, which is checked as a whole.
     model.generation_config = GenerationConfig(**{name: value for name, value in fields.items() if value is not None})
     try:
-        return GenerationMixin.generate(model, logits_processor=LogitsProcessorList([FiniteLogits()]), **inputs)
+        every = LogitsProcessorList([FiniteLogits(), *processors])
+        return GenerationMixin.generate(model, logits_processor=every, **inputs)
     finally:
         model.generation_config = before
 

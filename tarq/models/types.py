@@ -1,4 +1,4 @@
-"""The types passed between utterances, models and the walk: prompts, examples, batches, positions, stages."""
+"""The types passed between utterances, models and the walk: prompts, examples, batches, positions, stages, segments."""
 
 from __future__ import annotations
 
@@ -176,3 +176,37 @@ class Stage:
     start: Callable[[Batch, Any], Any]
     finish: Callable[[Tensor], Tensor]
     reads: str | None = None
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word as it was heard.
+
+    Attributes:
+        start, end: seconds.
+        text: with its punctuation, without spaces around it.
+    """
+
+    start: float
+    end: float
+    text: str
+
+    def moved(self, seconds: float) -> Word:
+        """The same word, so much later."""
+        return Word(self.start + seconds, self.end + seconds, self.text)
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stretch of speech with its text.
+
+    Attributes:
+        start, end: seconds.
+        text: of the segment. What a model writes keeps the space that separates it from what came before.
+        words: with their times; None if they were not asked for.
+    """
+
+    start: float
+    end: float
+    text: str
+    words: tuple[Word, ...] | None = None

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from types import SimpleNamespace
+from typing import ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE
 
 from tarq.errors import ModelError
+from tarq.models.base import Ability
 from tarq.models.common import with_prompt
-from tarq.models.encoder_decoder import EncoderDecoder
 from tarq.models.features import check_fits
 from tarq.models.generation import new_tokens
 from tarq.models.types import Features, Positions, Prompted
 from tarq.models.whisper_decoding import Search, can_step, greedy
+from tarq.models.whisper_times import TimestampedWhisper
 
 #: Positions per encoder pass on a CPU: one window of 30 s, or several shorter ones. Activations within a block then
 #: stay in cache, and there are enough rows for matrix products to run at full speed.
@@ -26,16 +28,12 @@ ENCODED_AT_ONCE = 2048
 ENGLISH_TOKENS = 51864
 
 
-class WhisperRecognizer(EncoderDecoder):
+class WhisperRecognizer(TimestampedWhisper):
     """Encoder–decoder over fixed windows (30 s); transcripts are forced after Whisper's prompt."""
 
     model_classes: ClassVar = {"whisper": "WhisperForConditionalGeneration"}
     has_timestamps = True
     shift_free = (".k_proj",)
-
-    def __init__(self, model: nn.Module, *parts: Any) -> None:
-        super().__init__(model, *parts)
-        self.frame_stride = self.encoder.conv1.stride[0] * self.encoder.conv2.stride[0]
 
     @property
     def max_target_tokens(self) -> int:
@@ -113,6 +111,25 @@ class WhisperRecognizer(EncoderDecoder):
             raise ModelError(f"this model has no language {language!r}; it knows {', '.join(sorted(languages))}")
         return [languages[language], tasks[task]]
 
+    def why_not(self, ability: Ability) -> str:
+        if ability == "language":
+            return "" if self._multilingual else "this model transcribes English only, so it detects no language"
+        return super().why_not(ability)
+
+    def detect_language(self, waveforms: Sequence[np.ndarray]) -> list[str]:
+        """As transformers' ``detect_language``: the likeliest language token after the start."""
+        if reason := self.why_not("language"):
+            raise ModelError(reason)
+        size, languages = int(self.window * self.sampling_rate), self._languages()
+        features = [self.audio_inputs(waveform[:size])[0] for waveform in waveforms]
+        start = self.prefix(next(iter(languages)))[0]
+        ids = self.model.detect_language(
+            encoder_outputs=self.model_output(self.encode(self.stack(features))),
+            generation_config=SimpleNamespace(decoder_start_token_id=start, lang_to_id=languages),
+        )
+        codes = {token: code for code, token in languages.items()}
+        return [codes[token] for token in ids.tolist()]
+
     def _languages(self) -> dict[str, int]:
         """Language code to its token, by the generation configuration or else the tokenizer."""
         stated = getattr(self.model.generation_config, "lang_to_id", None)
@@ -157,12 +174,11 @@ class WhisperRecognizer(EncoderDecoder):
     def prompt(self, text: str, *, frames: int = 0, timestamps: bool = False, language: str | None = None) -> Prompted:
         if not timestamps:
             return super().prompt(text, language=language)
-        plain = getattr(self.model.generation_config, "no_timestamps_token_id", None)
-        if plain is None or plain + 1 + frames >= self.model.config.vocab_size:
+        begin = self.timestamp_begin
+        if begin is None:
             raise ModelError("this model has no tokens for timestamps: calibrate it without")
         ids, spans = self.tokens(text)
-        begin = plain + 1  # <|0.00|>; the next ones are 20 ms apart
-        before = [token for token in self.prefix(language) if token != plain]
+        before = [token for token in self.prefix(language) if token != begin - 1]
         return with_prompt([*before, begin], ids, spans, [begin + frames, self.end_token])
 
     def search(self, encoder_output: Tensor, pad: int) -> Search | None:

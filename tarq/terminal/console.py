@@ -109,6 +109,11 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
+def say_part(text: str) -> None:
+    """Print text verbatim without ending the line."""
+    print(text, end="", flush=True)
+
+
 def say_error(kind: str, text: str) -> None:
     """Print one line on standard error."""
     line = f"[red]error[/] {escape(f'{kind}: {text}')}"

@@ -12,7 +12,7 @@ import typer
 from tarq.config import TarqConfig
 from tarq.errors import ConfigError, OutputError
 from tarq.files import check_file, expanded
-from tarq.option import CALIBRATION, RESOURCES, Option, options
+from tarq.option import CALIBRATION, RESOURCES, Checked, Option, options
 from tarq.presets import PRESETS
 
 if TYPE_CHECKING:
@@ -89,31 +89,35 @@ Where = Annotated[
 SPEECH = "a corpus's file or folder, PATH:PART or hub:NAME:PART"
 
 
-def configured(*names: str, **helps: str) -> Callable[[Callable], Callable]:
+def configured(*names: str, of: type[Checked] = TarqConfig, **helps: str) -> Callable[[Callable], Callable]:
     """Replace a command's parameter ``chosen`` by one option per configuration field.
 
     The command receives in ``chosen`` the fields that the user gave, in their own types. Fields not given are absent,
     so that the preset or the default applies.
 
     Args:
-        names: fields of :class:`TarqConfig`.
+        names: fields of the configuration.
+        of: its class.
         helps: field to help text, where a command means something more specific than the field's own help.
     """
 
     named = [name for name in names if name != _BITS_FOR]
+    fields = options(of)
 
     def decorate(function: Callable) -> Callable:
         signature = inspect.signature(function, eval_str=True)
         parameters: list[inspect.Parameter] = []
         for parameter in signature.parameters.values():
-            made = [_parameter(name, helps.get(name)) for name in named] if parameter.name == "chosen" else [parameter]
+            made = (
+                [_parameter(name, of, helps.get(name)) for name in named] if parameter.name == "chosen" else [parameter]
+            )
             parameters += [p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in made]
 
         def command(**given: Any) -> Any:
             chosen = {name: given.pop(name) for name in named}
             if isinstance(chosen.get("bits"), dict):
                 chosen |= chosen.pop("bits")
-            chosen = {name: FIELDS[name].check(value) for name, value in chosen.items() if value not in (None, [])}
+            chosen = {name: fields[name].check(value) for name, value in chosen.items() if value not in (None, [])}
             return function(**given, chosen=chosen)
 
         command.__name__, command.__doc__, command.__module__ = (
@@ -128,15 +132,15 @@ def configured(*names: str, **helps: str) -> Callable[[Callable], Callable]:
     return decorate
 
 
-def _parameter(name: str, help: str | None) -> inspect.Parameter:
-    field = FIELDS[name]
+def _parameter(name: str, of: type[Checked], help: str | None) -> inspect.Parameter:
+    field = options(of)[name]
     text = help or field.help
-    text = text if "Default: " in text else f"{text} {_default(name)}".strip()
+    text = text if "Default: " in text else f"{text} {_default(name, of)}".strip()
     settings: dict[str, Any] = {"help": text, "rich_help_panel": field.panel, "show_default": False}
     kind: Any = str | None
     declarations = [f"--{name.replace('_', '-')}"]
     if field.kind == "bool":
-        kind, declarations = bool | None, ["--symmetric/--asymmetric"]
+        kind, declarations = bool | None, ["--symmetric/--asymmetric"] if name == "symmetric" else declarations
     elif field.kind == "names":
         kind, settings["metavar"] = list[str] | None, METAVARS["names"]
     else:
@@ -146,12 +150,12 @@ def _parameter(name: str, help: str | None) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 
 
-def _default(name: str) -> str:
-    if any(name in preset for method, preset in PRESETS.items() if method != "tarq-paper"):
+def _default(name: str, of: type[Checked]) -> str:
+    if of is TarqConfig and any(name in preset for method, preset in PRESETS.items() if method != "tarq-paper"):
         return "Default: the method's."
-    default = TarqConfig.__dataclass_fields__[name].default
+    default = of.__dataclass_fields__[name].default
     shown = f"{default:g}" if isinstance(default, float) else default
-    return "" if default is True or default in (None, ()) else f"Default: {shown}."
+    return "" if isinstance(default, bool) or default in (None, ()) else f"Default: {shown}."
 
 
 def parser(field: Option) -> Callable[[Any], Any]:

@@ -84,6 +84,10 @@ class TerminalReporter(Reporter):
         self.log.end(value)
         self.contexts.__exit__(kind, value, trace)
 
+    def make_way(self) -> None:
+        """End the display: what is printed line by line from now on shows the progress itself."""
+        self.progress.stop()
+
     def phase(self, text: str, total: int | None = None) -> None:
         if not self.bars_off and "transformers" in sys.modules:
             self.bars_off = True

@@ -6,7 +6,8 @@ import pytest
 import tarq
 from tarq.errors import DataError
 from tarq.report import Reporter
-from tarq.speech.transcription import transcribe_waveforms, windows
+from tarq.speech.transcription import transcribe_waveforms
+from tarq.speech.windows import windows
 
 
 def test_short_audio_is_one_window():

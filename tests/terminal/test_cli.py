@@ -58,9 +58,11 @@ def test_quantize_inspect_evaluate_transcribe(model_folder, manifest, tmp_path):
     assert one["models"]["tarq"]["figures"]["kl_rare"]["value"] > 0
 
     audio = manifest.parent / "u0.wav"
-    run("transcribe", tmp_path / "tarq", audio, audio, "--json", tmp_path / "texts.json")
+    other = tmp_path / "same.wav"
+    other.write_bytes(audio.read_bytes())
+    run("transcribe", tmp_path / "tarq", audio, other, audio, "--json", tmp_path / "texts.json")
     texts = json.loads((tmp_path / "texts.json").read_text())
-    assert [t["audio"] for t in texts] == [str(audio)] * 2
+    assert [t["audio"] for t in texts] == [str(audio), str(other)]  # each file once
     assert texts[0]["text"] == texts[1]["text"]
     run("transcribe", tmp_path / "tarq", audio, "--int8-activations")
     out = run(
