@@ -36,7 +36,7 @@ def pack_head(model: nn.Module) -> QuantLinear:
     _, slow = select(Config(weight.device.type, SCHEME.bits, SCHEME.group_size, weight.shape[1], len(weight)))
     if slow:
         raise ModelError(f"packed_head gains nothing here: {slow}; leave it out")
-    codes, scales, _ = round_to_nearest(weight, SCHEME, torch.float32)
+    codes, scales, _ = round_to_nearest(weight.float(), SCHEME, torch.float32)
     packed = QuantLinear.from_codes(codes, scales, None, SCHEME, head.bias).eval()
     model.set_submodule(name, packed)
     return packed

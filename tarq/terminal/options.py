@@ -78,6 +78,14 @@ Int8 = Annotated[
         help="Round the inputs of layers of 4 bits or fewer to 8 bits: faster on a CPU, less exact.",
     ),
 ]
+PackedHead = Annotated[
+    bool,
+    typer.Option(
+        "--packed-head",
+        rich_help_panel=RESOURCES,
+        help="Round the output head to 8 bits in memory: faster on a CPU, where few windows are decoded at once.",
+    ),
+]
 Where = Annotated[
     list[str] | None,
     typer.Option(

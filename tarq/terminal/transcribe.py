@@ -19,6 +19,7 @@ from tarq.terminal.options import (
     Dtype,
     Int8,
     JsonFile,
+    PackedHead,
     configured,
     parser,
     round_inputs,
@@ -77,6 +78,7 @@ def transcribe(
     device: Device = "auto",
     dtype: Dtype = "auto",
     int8: Int8 = False,
+    packed_head: PackedHead = False,
     json_file: JsonFile = None,
 ) -> None:
     """Transcribe audio and print each transcript as it comes. Unreadable files are reported; exit code 1 then."""
@@ -108,7 +110,7 @@ def transcribe(
         where = where_to_run(device, dtype)
         reporter.phase(f"loading {model}")
         language = None if config.language == AUTO else config.language
-        recognizer = api.load_recognizer(model, **where, language=language)
+        recognizer = api.load_recognizer(model, **where, language=language, packed_head=packed_head)
         if int8:
             round_inputs({model: recognizer}, reporter)
         if target.streams and sys.stdout.isatty():

@@ -20,17 +20,20 @@ def folder(tmp_path_factory):
     return make_whisper(tmp_path_factory.mktemp("model") / "whisper", encoder=1, decoder=1)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.no_grad()
-def test_logits_are_near_and_the_embedding_is_as_it_was(folder):
-    plain, packed = tarq.load_recognizer(folder), tarq.load_recognizer(folder, packed_head=True)
+def test_logits_are_near_and_the_embedding_is_as_it_was(folder, dtype):
+    plain, packed = (tarq.load_recognizer(folder, dtype=dtype, packed_head=way) for way in (False, True))
     head = packed.model.get_output_embeddings()
     assert isinstance(head, QuantLinear)
     assert (head.scheme.bits, head.backend) == (8, "planes")
     weight = plain.model.get_input_embeddings().weight
     assert torch.equal(packed.model.model.decoder.embed_tokens.weight, plain.model.model.decoder.embed_tokens.weight)
     # A step of absmax over a group is 1 / 127 of its largest weight.
-    assert (head.dequantize(torch.float32) - plain.model.proj_out.weight).abs().max() <= weight.abs().max() / 253
-    states = torch.randn(2, 5, plain.model.config.d_model)
+    assert (
+        head.dequantize(torch.float32) - plain.model.proj_out.weight.float()
+    ).abs().max() <= weight.abs().max() / 253
+    states = torch.randn(2, 5, plain.model.config.d_model).to(dtype)
     near, exact = head(states), plain.model.proj_out(states)
     assert 0 < ((near - exact).norm() / exact.norm()).item() < 0.02
 
