@@ -163,8 +163,8 @@ def _operators(torch: ModuleType) -> Iterator[Check]:
         found = f"tarq._C, for {', '.join(torch.ops.tarq.cpu_isas())}"
         yield Check("compiled extension", "slow" if refused else "ok", f"{found}; {refused}" if refused else found)
     else:
-        mend = "build it with: pip install --no-build-isolation -e ."
-        yield Check("compiled extension", "slow", f"{dispatch.EXTENSION_ERROR}; {mend}")
+        mend = f"build it with: {dispatch.extension.build_command()}"
+        yield Check("compiled extension", "slow", f"not used: {dispatch.EXTENSION_ERROR}; {mend}")
     for device in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
         place = "the CPU" if device == "cpu" else "CUDA"
         for name in (*OPERATIONS[:2], "group_refine"):
