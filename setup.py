@@ -1,8 +1,8 @@
 """Build of the C++ (and, with an NVIDIA GPU and nvcc, CUDA) extension ``tarq._C``.
 
 Everything declarative is in ``pyproject.toml``. What needs code is here: which packages there are
-(``kernels/`` installs as ``tarq.kernels``), what the extension is built from, and the requirements, since an extension runs only with
-the minor version of torch that it was built with.
+(``kernels/`` installs as ``tarq.kernels``), what the extension is built from, and the requirements, since an
+extension runs only with the minor version of torch that it was built with.
 
 Environment:
     TARQ_SKIP_EXTENSION=1  leave the extension out; the slow PyTorch references run instead, and say so
@@ -81,7 +81,7 @@ def files(pattern: str) -> list[str]:
 
 
 def extension() -> dict:
-    """``setup()`` arguments that build ``tarq._C``, and the torch that the result requires; without it any torch does."""
+    """``setup()`` arguments that build ``tarq._C``, and what the result requires: without it any torch does."""
     if os.environ.get("TARQ_SKIP_EXTENSION") == "1":
         print("tarq: extension left out: TARQ_SKIP_EXTENSION=1")
         return {"install_requires": ["torch>=2.11", *REQUIREMENTS]}
@@ -96,9 +96,9 @@ def extension() -> dict:
             compiler = (os.environ.get("CXX") or "c++").split()[0]
             if shutil.which(compiler) is None:
                 raise SystemExit(
-                    f"tarq: there is no C++ compiler ({compiler}) to build the extension with: install one (apt install "
-                    "g++), or leave the extension out with TARQ_SKIP_EXTENSION=1: tarq then runs on its PyTorch references, "
-                    "which are slow"
+                    f"tarq: there is no C++ compiler ({compiler}) to build the extension with: install one (apt "
+                    "install g++), or leave the extension out with TARQ_SKIP_EXTENSION=1: tarq then runs on its "
+                    "PyTorch references, which are slow"
                 )
             if self.inplace or getattr(self, "editable_mode", False):
                 for earlier in ROOT.glob("tarq/_C*.so"):  # under another name it would be loaded in place of this one

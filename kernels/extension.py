@@ -1,7 +1,8 @@
 """Loads the compiled extension ``tarq._C``, if it was built for the torch that is installed.
 
-torch's C++ interface changes between its minor versions: an extension built for another one may fail to load, or load and
-crash. So the file says which torch it was built with (``csrc/bindings/module.cpp``), and this is read before it is loaded.
+torch's C++ interface changes between its minor versions: an extension built for another one may fail to load, or load
+and crash. So the file says which torch it was built with (``csrc/bindings/module.cpp``), and this is read before it is
+loaded.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def load() -> str | None:
         if built is not None and release(built) != release(torch.__version__):
             reason = f"it was built for torch {release(built)}, and this is torch {torch.__version__}"
             warnings.warn(
-                f"tarq's compiled extension is not used: {reason}. Everything runs on the slow PyTorch references. Mend: "
+                f"tarq's compiled extension is not used: {reason}. The slow PyTorch references run instead. Mend: "
                 f"pip install 'torch=={release(built)}.*', or {build_command()}",
                 RuntimeWarning,
                 stacklevel=2,

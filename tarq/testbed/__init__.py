@@ -1,7 +1,7 @@
 """The testbed: a small recognizer and its synthetic speech.
 
-Its files are a package of their own, ``tarq_testbed``, so that tarq's wheel is small: ``pip install 'tarq[testbed]'``. A checkout
-has them in ``testbed/``. ``benchmarks/testbed/`` has the recipe that made them, and their description.
+Its files are a package of their own, ``tarq_testbed``, so that tarq's wheel is small: ``pip install 'tarq[testbed]'``.
+A checkout has them in ``testbed/``. ``benchmarks/testbed/`` has the recipe that made them, and their description.
 """
 
 from __future__ import annotations
