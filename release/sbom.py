@@ -81,8 +81,8 @@ def page(made: dict[str, Any]) -> str:
         [
             "# Licences",
             "",
-            "tarq is under Apache-2.0. An installation also has these packages, with the licences that they state; their",
-            "files are not part of tarq's wheel. Written by `make sbom`.",
+            "tarq is under Apache-2.0. An installation also has these packages, with the licences that they state;",
+            "their files are not part of tarq's wheel. Written by `make sbom`.",
             "",
             "| package | version | licence |",
             "|---|---|---|",
