@@ -80,10 +80,11 @@ def test_the_readme_is_short():
 
 def test_every_page_is_in_the_sites_navigation():
     def paths(entry):
-        return [entry] if isinstance(entry, str) else [p for one in entry for p in paths(one)]
+        if isinstance(entry, dict):
+            entry = [*entry.values()]
+        return [entry] if isinstance(entry, str) else [path for one in entry for path in paths(one)]
 
-    nav = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
-    flat = {path for entry in nav for path in (paths(entry) if isinstance(entry, str) else paths(*entry.values()))}
+    flat = set(paths(yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]))
     assert {str(page.relative_to(ROOT)) for page in PAGES} <= flat
     assert all((ROOT / path).is_file() for path in flat)
 
