@@ -38,8 +38,8 @@ wheel: $(VENV)/.torch  ## build the wheels of tarq and of its testbed into dist/
 wheel-check: install wheel  ## install the wheels in a fresh venv without a compiler, run tarq demo there
 	TARQ_WHEELS=dist $(BIN)/python -P -m pytest -q tests/packaging/test_wheel.py
 
-$(VENV)/.docs: $(VENV)/.torch pyproject.toml
-	@$(BIN)/python -m pip install -q "mkdocs-material>=9.5" "mkdocstrings[python]>=0.27"
+$(VENV)/.docs: $(VENV)/.torch constraints.txt
+	@$(BIN)/python -m pip install -q mkdocs-material "mkdocstrings[python]"
 	@touch $@
 
 # The site mirrors the repository, so that a link works in both: what pages refer to is linked into one folder.
