@@ -100,10 +100,13 @@ def extension() -> dict:
                     "install g++), or leave the extension out with TARQ_SKIP_EXTENSION=1: tarq then runs on its "
                     "PyTorch references, which are slow"
                 )
-            if self.inplace or getattr(self, "editable_mode", False):
-                for earlier in ROOT.glob("tarq/_C*.so"):  # under another name it would be loaded in place of this one
-                    earlier.unlink()
+            in_place = self.inplace or getattr(self, "editable_mode", False)
             super().run()
+            made = Path(self.get_ext_filename("tarq._C")).name
+            if in_place and (ROOT / "tarq" / made).exists():
+                for earlier in ROOT.glob("tarq/_C*.so"):  # under another name it would be loaded in place of this one
+                    if earlier.name != made:
+                        earlier.unlink()
 
     sources = files("csrc/cpu/**/*.cpp") + [f for f in files("csrc/bindings/*.cpp") if not f.endswith("_cuda.cpp")]
     # -g0: a third of the compile time. No -march: each instruction set is its own file, chosen at run time.
