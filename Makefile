@@ -8,7 +8,7 @@ export HF_HUB_DISABLE_PROGRESS_BARS := 1
 
 CXX_SOURCES := $(wildcard $(foreach depth,* */*,csrc/$(depth)/*.cpp csrc/$(depth)/*.h csrc/$(depth)/*.cu))
 
-.PHONY: install demo study-quick test test-all test-assets sanitize cuda-build triton-build gpu-check lint format bench testbed testbed-check clean help
+.PHONY: install wheel wheel-check docs sbom figures demo study-quick test test-all test-assets sanitize cuda-build triton-build gpu-check lint format bench testbed testbed-check clean help
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -27,6 +27,37 @@ $(VENV)/.installed: $(VENV)/.torch setup.py pyproject.toml constraints.txt $(CXX
 	@$(BIN)/python -m pip install -v --no-build-isolation -e ".[dev]" >build/install.log 2>&1 || { cat build/install.log; exit 1; }
 	@grep -ho 'tarq: .* left out.*' build/install.log | sort -u || true
 	@touch $@
+
+# What an earlier build left in build/lib would go into the wheel as well.
+wheel: $(VENV)/.torch  ## build the wheels of tarq and of its testbed into dist/
+	@rm -rf build/lib* build/bdist* testbed/build dist && mkdir -p dist build
+	$(BIN)/python -m pip wheel -v --no-build-isolation --no-deps -w dist . >build/wheel.log 2>&1 || { cat build/wheel.log; exit 1; }
+	$(BIN)/python -m pip wheel -q --no-build-isolation --no-deps -w dist ./testbed
+	@ls -l dist
+
+wheel-check: install wheel  ## install the wheels in a fresh venv without a compiler, run tarq demo there
+	TARQ_WHEELS=dist $(BIN)/python -P -m pytest -q tests/packaging/test_wheel.py
+
+$(VENV)/.docs: $(VENV)/.torch constraints.txt
+	@$(BIN)/python -m pip install -q mkdocs-material "mkdocstrings[python]"
+	@touch $@
+
+# The site mirrors the repository, so that a link works in both: what pages refer to is linked into one folder.
+SITE := README.md CHANGELOG.md CONTRIBUTING.md LICENSE CITATION.cff docs benchmarks examples kernels tarq
+docs: $(VENV)/.docs  ## build the site into build/site; a broken link fails
+	@rm -rf build/site build/site-source && mkdir -p build/site-source && ln -s $(abspath $(SITE)) build/site-source
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build -q --strict
+
+build/release/.tools: constraints.txt
+	$(PYTHON) -m venv build/release/venv
+	build/release/venv/bin/python -m pip install -q cyclonedx-bom pip-tools
+	@touch $@
+
+sbom: install build/release/.tools  ## write the bill of materials, requirements with hashes, docs/licences.md
+	@$(BIN)/python release/sbom.py build/release/venv/bin/python
+
+figures: install  ## draw README's figure again from the kept results
+	@$(BIN)/python -m benchmarks.study.figure
 
 demo: install  ## quantize the packaged model three ways, save, reload, transcribe and score
 	@$(BIN)/tarq demo

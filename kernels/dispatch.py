@@ -11,7 +11,6 @@ several named backends (``kernels/w4_linear/backends.py``); the other operations
 
 from __future__ import annotations
 
-import importlib
 import os
 import warnings
 from collections.abc import Callable
@@ -21,6 +20,7 @@ from importlib.util import find_spec
 import torch
 
 from ..errors import TarqError
+from . import extension
 
 #: Names valid for every operation: the best available, plain PyTorch, anything but plain PyTorch.
 BACKENDS = ("auto", "reference", "native")
@@ -45,17 +45,8 @@ def refused(text: str, argument: str | None) -> BackendError:
     return BackendArgumentError(text) if argument else BackendError(text)
 
 
-def _load_extension() -> str | None:
-    """Import ``tarq._C``, whose import registers the native kernels; return why it is missing, else None."""
-    try:
-        importlib.import_module("tarq._C")
-    except ImportError as error:
-        return str(error)
-    return None
-
-
-#: Why the compiled extension is missing (the import error's text), or None.
-EXTENSION_ERROR: str | None = _load_extension()
+#: Why the compiled extension is missing or not used, or None.
+EXTENSION_ERROR: str | None = extension.load()
 
 #: Operators with CUDA kernels in Triton, and in the extension; others have none.
 TRITON = ("gram", "gram_split", "group_refine", "w4_linear", "w4_linear_k_blocks")
@@ -139,5 +130,4 @@ def reason(name: str, device: str) -> str:
         return ""
     if EXTENSION_ERROR is None:
         return ": the compiled extension was built without CUDA"
-    build = "pip install --no-build-isolation -e ."
-    return f": the compiled extension is not available ({EXTENSION_ERROR}); build it with: {build}"
+    return f": the compiled extension is not available ({EXTENSION_ERROR}); build it with: {extension.build_command()}"

@@ -54,3 +54,40 @@ def test_an_example_runs(name, arms, capsys):
     assert default != own
     if name == "own_solver":
         assert own < default
+
+
+#: Examples of use, and what each prints with a figure in it.
+USES = {
+    "quantize_own_data": (r"plan: 64 of \d+ layers will be packed; problems: none", r"saved: 64 layers packed, 16 utt"),
+    "evaluate_checkpoint": (
+        r"24 utterances, [1-9]\d* rare words of \d+",
+        r"kl_rare: \+0\.\d+ \[",
+        r"rare words lost: ",
+    ),
+    "transcribe_files": (r"backends: \{'\w+': 64\}", r"test-00000.ogg: \w+ \w+"),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", USES)
+def test_an_example_of_use_runs(name, capsys, monkeypatch):
+    path = EXAMPLES / f"{name}.py"
+    assert len(path.read_text().splitlines()) < 40
+    monkeypatch.setattr("sys.argv", [str(path)])
+    runpy.run_path(str(path), run_name="__main__")
+    printed = capsys.readouterr().out
+    for pattern in USES[name]:
+        assert re.search(pattern, printed), printed
+
+
+@pytest.mark.slow
+def test_the_notebook_runs(tmp_path):
+    nbformat, nbclient = pytest.importorskip("nbformat"), pytest.importorskip("nbclient")
+    notebook = nbformat.read(EXAMPLES / "first_model.ipynb", as_version=4)
+    assert not any(
+        cell.get("outputs") for cell in notebook.cells
+    )  # what is kept is the program, not one machine's output
+    nbclient.NotebookClient(notebook, timeout=500, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    printed = "".join(out.get("text", "") for cell in notebook.cells for out in cell.get("outputs", []))
+    assert re.search(r"default \{.*'kl_rare': 0\.\d+", printed), printed
+    assert printed.count("heard: ") == 3

@@ -135,7 +135,7 @@ def test_what_is_cheap_is_told_before_a_model_is_loaded(manifest, tmp_path):
     model, out, gone = tmp_path / "no-model", tmp_path / "out", tmp_path / "gone"
     for arguments, said in (
         (("quantize", model, out, "--calibration", gone), "gone"),
-        (("quantize", model, out), "calibration speech"),
+        (("quantize", model, out, "--language", "de"), "calibration speech"),
         (("quantize", model, out, "--calibration", manifest, "--language", "sw"), "language 'sw'"),
         (("quantize", model, out, "--calibration", manifest, "--ids", gone), "gone"),
         (("quantize", model, manifest, "--calibration", manifest), "manifest.jsonl"),

@@ -22,7 +22,7 @@ from text import unseen_words
 from tarq.words.rarity import is_rare
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGED = ROOT / "tarq" / "testbed"
+PACKAGED = ROOT / "testbed" / "tarq_testbed"
 RESULT = ROOT / "benchmarks" / "results" / "testbed.json"
 WORK = ROOT / "build" / "testbed"
 CLIPS = {"calibration": ["calibration"], "test": ["test", "test-unseen-voices"]}

@@ -193,8 +193,8 @@ def _operators(torch: ModuleType) -> Iterator[Check]:
         found = f"tarq._C, for {', '.join(torch.ops.tarq.cpu_isas())}"
         yield Check("compiled extension", "slow" if refused else "ok", f"{found}; {refused}" if refused else found)
     else:
-        mend = "build it with: pip install --no-build-isolation -e ."
-        yield Check("compiled extension", "slow", f"{dispatch.EXTENSION_ERROR}; {mend}")
+        mend = f"build it with: {dispatch.extension.build_command()}"
+        yield Check("compiled extension", "slow", f"not used: {dispatch.EXTENSION_ERROR}; {mend}")
     try:
         named = dispatch.choice(None)
     except Exception as error:  # an unknown name, which every operation will refuse

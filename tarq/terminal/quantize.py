@@ -37,7 +37,12 @@ def quantize(
     context: typer.Context,
     calibration: Annotated[
         list[str] | None,
-        typer.Option(metavar="SPEECH", rich_help_panel=CALIBRATION, help=f"Transcribed speech: {SPEECH} (repeatable)."),
+        typer.Option(
+            metavar="SPEECH",
+            rich_help_panel=CALIBRATION,
+            help=f"Transcribed speech: {SPEECH} (repeatable). "
+            "Default: synthetic English speech of the testbed, for a first try.",
+        ),
     ] = None,
     method: Annotated[
         Preset,
@@ -94,7 +99,8 @@ def quantize(
         from tarq import api, distributed
         from tarq.checkpoint.unfinished import check_unfinished, progress
         from tarq.data.speech import load_speech
-        from tarq.terminal.tables import show_report
+        from tarq.terminal.first_run import NOTE, packaged_speech
+        from tarq.terminal.tables import say_estimate, show_report
 
         with distributed.process_group() as first:
             console.quiet = reporter.console.quiet = not first
@@ -112,7 +118,14 @@ def quantize(
                 if resume and progress(unfinished) is None:
                     reporter.note(f"{unfinished} is not there: the run starts from the beginning")
             where = where_to_run(device, dtype)
-            speech: Any = load_speech(calibration or [], max_bad=config.max_bad, reporter=reporter)
+            unaided = not calibration and config.needs_statistics
+            speech: Any
+            if unaided:
+                speech, config = packaged_speech(config)
+                reporter.note(NOTE)
+                say_estimate(console, api.plan(model, config, device=where["device"], calibration=speech))
+            else:
+                speech = load_speech(calibration or [], max_bad=config.max_bad, reporter=reporter)
             if config.needs_statistics:
                 api.check_calibration(speech, config)
             if len(speech) == 1:
@@ -124,6 +137,7 @@ def quantize(
                 report = api.quantize(
                     recognizer, speech or None, config, offload=offload_device, resume=unfinished, reporter=reporter
                 )
+                report.notes += [NOTE] * unaided
                 reporter.phase(f"writing {out}")
                 api.save(recognizer, out, report, overwrite=overwrite, resume=unfinished)
             if first and json_file:

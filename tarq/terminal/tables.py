@@ -183,6 +183,13 @@ def show_plan(console: Console, plan: Plan) -> None:
     _show_widths(console, plan.layers)
     for part in plan.parts:
         console.print(part, markup=False, highlight=False)
+    say_estimate(console, plan)
+    for problem in plan.problems:
+        console.print(f"[red]does not fit[/] {escape(problem)}", highlight=False)
+
+
+def say_estimate(console: Console, plan: Plan) -> None:
+    """What a run will take, in time and memory."""
     e = plan.estimate
     fewer = f" (all there are of the {e.asked} asked for)" if e.utterances < e.asked else ""
     speech = f" on {counted(e.utterances, 'utterance')}{fewer} of {e.utterance_seconds:g} s" if e.utterances else ""
@@ -191,8 +198,6 @@ def show_plan(console: Console, plan: Plan) -> None:
         f"takes about {_minutes(e.seconds)}{speech} and {gigabytes(e.ram_bytes)} of RAM{there}; estimated from the "
         "shapes and the measured speed of one matrix product, the time to within a factor of two"
     )
-    for problem in plan.problems:
-        console.print(f"[red]does not fit[/] {escape(problem)}", highlight=False)
 
 
 def _show_widths(console: Console, layers: Sequence[LayerReport] | Sequence[PlannedLayer]) -> None:

@@ -1,13 +1,14 @@
-"""The testbed that comes with the package: a small recognizer and its synthetic speech.
+"""The testbed: a small recognizer and its synthetic speech.
 
-``benchmarks/testbed/`` has the recipe that made it, and its description.
+Its files are a package of their own, ``tarq_testbed``, so that tarq's wheel is small: ``pip install 'tarq[testbed]'``.
+A checkout has them in ``testbed/``. ``benchmarks/testbed/`` has the recipe that made them, and their description.
 """
 
 from __future__ import annotations
 
 import hashlib
 from functools import cache
-from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 
 from tarq.data.manifests import load_manifest
@@ -16,6 +17,8 @@ from tarq.errors import DataError
 
 #: Every packaged file with its SHA-256, in sha256sum's format.
 CHECKSUMS = "SHA256SUMS"
+#: The package that holds them.
+PACKAGE = "tarq_testbed"
 
 
 def model() -> Path:
@@ -46,8 +49,18 @@ def test_set() -> list[Utterance]:
 
 
 def root() -> Path:
-    """The folder the packaged files are in."""
-    return Path(str(files(__name__)))
+    """The folder the packaged files are in: in a checkout the one beside ``tarq/``, else the installed package.
+
+    Raises:
+        DataError: neither is there.
+    """
+    beside = Path(__file__).resolve().parents[2] / "testbed" / PACKAGE
+    if (beside / CHECKSUMS).is_file():
+        return beside
+    found = find_spec(PACKAGE)
+    if found is None or found.origin is None:
+        raise DataError("the testbed is not installed: pip install 'tarq[testbed]'")
+    return Path(found.origin).parent
 
 
 @cache
