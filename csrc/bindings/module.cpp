@@ -5,7 +5,8 @@
 #include <Python.h>
 #include <torch/version.h>
 
-// Read from the file before it is loaded (kernels/extension.py): what is built with one torch need not run with another.
+// Read from the file before it is loaded (kernels/extension.py): what is built with one torch need not run
+// with another.
 extern "C" __attribute__((used)) const char tarq_built_with[] = "tarq._C built with torch " TORCH_VERSION;
 
 extern "C" PyObject* PyInit__C() {

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.models.whisper.modeling_whisper import WhisperAttention, WhisperDecoder, WhisperDecoderLayer
 
@@ -111,13 +111,13 @@ def greedy(encoder_output: Tensor, pad: int) -> Search:
     return search
 
 
-def _heads(x: Tensor, attention: nn.Module, *, contiguous: bool = True) -> Tensor:
+def _heads(x: Tensor, attention: Any, *, contiguous: bool = True) -> Tensor:
     """[B, S, width] as [B, heads, S, width of a head]."""
     split = x.view(*x.shape[:2], attention.num_heads, attention.head_dim).transpose(1, 2)
     return split.contiguous() if contiguous else split
 
 
-def _attend(attention: nn.Module, x: Tensor, keys: Tensor, values: Tensor, *, causal: bool = False) -> Tensor:
+def _attend(attention: Any, x: Tensor, keys: Tensor, values: Tensor, *, causal: bool = False) -> Tensor:
     # Queries are scaled before the product, in the model's order: elsewhere it rounds otherwise.
     queries = _heads(attention.q_proj(x) * attention.scaling, attention)
     mixed = scaled_dot_product_attention(queries, keys, values, is_causal=causal, scale=1.0)
