@@ -26,7 +26,9 @@ runner = CliRunner()
 #: Starts ``tarq`` in processes forked from this one, which has imported everything and computed nothing.
 PROGRAM = """
 import os
+import signal
 import sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has what it runs in the background ignore it
 import tarq.api, tarq.terminal.tables
 from transformers.models.whisper import feature_extraction_whisper, modeling_whisper
 from tarq.terminal.cli import main
