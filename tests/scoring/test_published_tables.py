@@ -71,7 +71,7 @@ def test_the_readme_shows_what_was_measured(model):
     if model == "base":
         more = table_of(transcribed, "1 draw of 367 calibration utterances")
         known["the same, 367 utterances"] = more["refined"]
-    assert [ROWS.get(name, name) for name in shown] == list(known)
+    assert list(shown)[: len(ROWS)] == list(ROWS)
     for name, figures in shown.items():
         for figure, values in figures.items():
             expected = known[ROWS.get(name, name)][COLUMNS.get(figure, figure)]

@@ -28,7 +28,7 @@ def test_a_run_is_in_the_log_layer_by_layer(model_folder, manifest, tmp_path):
     quantize = ("quantize", model_folder, tmp_path / "out", "--method", "rtn", "--group-size", 32, "--log-file", log)
     out = run(*quantize)
     found = lines(log)
-    assert found[0].startswith("start tarq ")
+    assert found[0].startswith("start tarq")
     assert found[-1] == "end done"
     assert sum(line.startswith("layer model.") for line in found) == 32
     assert "phase quantizing (32)" in found
