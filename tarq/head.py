@@ -8,7 +8,6 @@ from torch import nn
 from tarq.errors import ModelError
 from tarq.kernels.group_quantize import round_to_nearest
 from tarq.kernels.scheme import Scheme
-from tarq.kernels.w4_linear import Config, select
 from tarq.linear import QuantLinear
 
 #: Rounded to nearest, 8.125 bits a weight.
@@ -32,12 +31,10 @@ def pack_head(model: nn.Module) -> QuantLinear:
         kind = "is packed already" if isinstance(head, QuantLinear) else "has no head that is a Linear"
         raise ModelError(f"packed_head: {type(model).__name__} {kind}; leave it out")
     name = next(name for name, module in model.named_modules() if module is head)
-    weight = head.weight.detach()
-    _, slow = select(Config(weight.device.type, SCHEME.bits, SCHEME.group_size, weight.shape[1], len(weight)))
-    if slow:
-        raise ModelError(f"packed_head gains nothing here: {slow}; leave it out")
-    codes, scales, _ = round_to_nearest(weight.float(), SCHEME, torch.float32)
+    codes, scales, _ = round_to_nearest(head.weight.detach().float(), SCHEME, torch.float32)
     packed = QuantLinear.from_codes(codes, scales, None, SCHEME, head.bias).eval()
+    if packed.slow_because:
+        raise ModelError(f"packed_head gains nothing here: {packed.slow_because}; leave it out")
     model.set_submodule(name, packed)
     return packed
 
