@@ -45,6 +45,8 @@ def test_the_testbed_page_shows_what_was_measured():
 
 #: README's rows, with their names on the page of the study.
 ROWS = {"full precision": "full precision", "GPTQ": "gptq", "tarq's default": "refined"}
+#: Rows of the page that README leaves out: one draw.
+ON_THE_PAGE_ALONE = {"gptq, zero points"}
 #: Its columns likewise, where they differ.
 COLUMNS = {"rare-word errors": "rare WER %", "word errors": "WER %"}
 
@@ -71,7 +73,7 @@ def test_the_readme_shows_what_was_measured(model):
     if model == "base":
         more = table_of(transcribed, "1 draw of 367 calibration utterances")
         known["the same, 367 utterances"] = more["refined"]
-    assert list(shown)[: len(ROWS)] == list(ROWS)
+    assert [ROWS.get(name, name) for name in shown] == [name for name in known if name not in ON_THE_PAGE_ALONE]
     for name, figures in shown.items():
         for figure, values in figures.items():
             expected = known[ROWS.get(name, name)][COLUMNS.get(figure, figure)]

@@ -262,7 +262,7 @@ def test_an_error_of_a_process_of_its_own(tmp_path):
 
 def test_a_method_that_needs_speech_says_so(model_folder, tmp_path):
     out = plain(run("quantize", model_folder, tmp_path / "o", "--language", "de", code=1))
-    assert "calibration" in out
+    assert "calibration speech" in out
 
 
 def test_a_json_file_that_cannot_be_written_is_refused_before_the_work(tmp_path):

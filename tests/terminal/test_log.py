@@ -1,6 +1,7 @@
 """``--log-file`` and ``-v``."""
 
 import re
+import sys
 
 from typer.testing import CliRunner
 
@@ -23,12 +24,13 @@ def lines(path):
     return [line.split(" ", 1)[1] for line in found]
 
 
-def test_a_run_is_in_the_log_layer_by_layer(model_folder, manifest, tmp_path):
+def test_a_run_is_in_the_log_layer_by_layer(model_folder, manifest, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["tarq", "quantize", "a model"])
     log = tmp_path / "run.log"
     quantize = ("quantize", model_folder, tmp_path / "out", "--method", "rtn", "--group-size", 32, "--log-file", log)
     out = run(*quantize)
     found = lines(log)
-    assert found[0].startswith("start tarq")
+    assert found[0] == "start tarq quantize 'a model'"
     assert found[-1] == "end done"
     assert sum(line.startswith("layer model.") for line in found) == 32
     assert "phase quantizing (32)" in found
